@@ -1,0 +1,135 @@
+//! The only way to change the catalog: `apply`, deterministic and total.
+//!
+//! The same commands in the same order give the same states and replies on every replica. Leaves out
+//! everything that needs a clock or I/O.
+
+use crate::command::{Command, Reply};
+use crate::model::limit::{QUERIES_MAX, TOPICS_MAX};
+use crate::model::{Name, QueryId, TopicId};
+use crate::query::{Query, QueryState};
+use crate::relation::Relation;
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum CatalogError {
+    /// The name is taken.
+    #[error("relation \"{0}\" already exists")]
+    Exists(Name),
+    /// No relation has the id (it was dropped meanwhile).
+    #[error("topic {0} does not exist")]
+    NoRelation(TopicId),
+    /// No query has the id.
+    #[error("query {0} does not exist")]
+    NoQuery(QueryId),
+    /// Others read it.
+    #[error("cannot drop \"{name}\" because other objects depend on it")]
+    InUse {
+        /// The relation.
+        name: Name,
+        /// The queries that read it.
+        readers: Vec<Name>,
+    },
+    /// The query was terminated; it cannot change any more.
+    #[error("query \"{0}\" was terminated")]
+    Terminated(Name),
+    /// A limit is reached.
+    #[error("limit of {limit} {what} is reached")]
+    Limit {
+        /// What is counted.
+        what: String,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// Applies `command` to `state`.
+///
+/// # Errors
+/// [`CatalogError`]; the state is then unchanged.
+pub fn apply(state: &mut State, command: Command) -> Result<Reply, CatalogError> {
+    let reply = match command {
+        Command::CreateRelation { relation, query } => create(state, *relation, query.map(|q| *q)),
+        Command::DropRelation { id, cascade } => drop_relation(state, id, cascade),
+        Command::SetQueryState { id, state: to } => set_query_state(state, id, to),
+    }?;
+    state.version += 1;
+    Ok(reply)
+}
+
+fn create(state: &mut State, mut relation: Relation, query: Option<Query>) -> Result<Reply, CatalogError> {
+    if state.relations.values().any(|r| r.name == relation.name) {
+        return Err(CatalogError::Exists(relation.name));
+    }
+    if state.relations.len() >= TOPICS_MAX {
+        return Err(CatalogError::Limit { what: "topics".to_owned(), limit: TOPICS_MAX });
+    }
+    if query.is_some() && state.queries.len() >= QUERIES_MAX {
+        return Err(CatalogError::Limit { what: "continuous queries".to_owned(), limit: QUERIES_MAX });
+    }
+    if let Some(source) = query.iter().flat_map(|q| &q.sources).find(|source| !state.relations.contains_key(source)) {
+        return Err(CatalogError::NoRelation(*source));
+    }
+    state.topic_last = state.topic_last.next();
+    relation.id = state.topic_last;
+    relation.query = None;
+    let mut query_id = None;
+    if let Some(mut query) = query {
+        state.query_last = state.query_last.next();
+        query.id = state.query_last;
+        query.sink = relation.id;
+        relation.query = Some(query.id);
+        query_id = Some(query.id);
+        state.queries.insert(query.id, Arc::new(query));
+    }
+    let topic = relation.id;
+    state.relations.insert(topic, Arc::new(relation));
+    Ok(Reply::Created { topic, query: query_id })
+}
+
+fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply, CatalogError> {
+    let relation = state.relations.get(&id).cloned().ok_or(CatalogError::NoRelation(id))?;
+    let mut doomed = BTreeSet::from([id]);
+    let mut readers = Vec::new();
+    // Each pass adds the sinks of queries that read something doomed, until nothing is added.
+    loop {
+        let more: Vec<TopicId> = state
+            .queries
+            .values()
+            .filter(|q| q.state != QueryState::Terminated && !doomed.contains(&q.sink))
+            .filter(|q| q.sources.iter().any(|source| doomed.contains(source)))
+            .map(|q| {
+                readers.push(q.name.clone());
+                q.sink
+            })
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        doomed.extend(more);
+    }
+    if !cascade && !readers.is_empty() {
+        return Err(CatalogError::InUse { name: relation.name.clone(), readers });
+    }
+    let queries: Vec<QueryId> = state.queries.values().filter(|q| doomed.contains(&q.sink)).map(|q| q.id).collect();
+    for query in &queries {
+        state.queries.remove(query);
+    }
+    let relations = doomed
+        .into_iter()
+        .filter_map(|id| state.relations.remove(&id).map(|relation| (id, relation.name.clone())))
+        .collect();
+    Ok(Reply::Dropped { relations, queries })
+}
+
+fn set_query_state(state: &mut State, id: QueryId, to: QueryState) -> Result<Reply, CatalogError> {
+    let query = state.queries.get_mut(&id).ok_or(CatalogError::NoQuery(id))?;
+    if query.state == QueryState::Terminated {
+        return Err(CatalogError::Terminated(query.name.clone()));
+    }
+    Arc::make_mut(query).state = to;
+    Ok(Reply::Changed)
+}

@@ -1,0 +1,58 @@
+//! The commands that change the catalog, and their replies.
+//!
+//! Each is one entry of shard 0. Leaves out validation of SQL, done before a command is proposed; `apply`
+//! re-checks only what concurrent commands may have changed. Serialised by `persist`.
+
+use crate::model::{Name, QueryId, TopicId};
+use crate::query::{Query, QueryState};
+use crate::relation::Relation;
+use serde::{Deserialize, Serialize};
+
+/// One change. Ids inside definitions are ignored on creation: `apply` allocates them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Adds a stream or table and, with `query`, the continuous query that writes it.
+    CreateRelation {
+        /// The definition; `id` and `query` are set by `apply`.
+        relation: Box<Relation>,
+        /// The query; `id` and `sink` are set by `apply`.
+        query: Option<Box<Query>>,
+    },
+    /// Removes a relation and the query that writes it.
+    DropRelation {
+        /// The relation, by id, so that a name created anew meanwhile is not hit.
+        id: TopicId,
+        /// Also drop every relation whose query reads it, transitively.
+        cascade: bool,
+    },
+    /// Changes the state of a query.
+    SetQueryState {
+        /// The query.
+        id: QueryId,
+        /// The state from now on.
+        state: QueryState,
+    },
+}
+
+/// What `apply` did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The relation and query now exist under these ids.
+    Created {
+        /// The relation's id.
+        topic: TopicId,
+        /// The query's id, if one came with it.
+        query: Option<QueryId>,
+    },
+    /// These are gone, in the order they were dropped.
+    Dropped {
+        /// Ids and names of relations.
+        relations: Vec<(TopicId, Name)>,
+        /// Ids of queries.
+        queries: Vec<QueryId>,
+    },
+    /// The query has the state.
+    Changed,
+}

@@ -1,0 +1,50 @@
+//! Every limit of the product, each with its reason. Reaching one is an error with words, never growth.
+
+use super::size::ByteSize;
+
+/// Bytes in an identifier; PostgreSQL's `NAMEDATALEN - 1`, so that every client's buffers hold it.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Columns of a relation; PostgreSQL's own bound, which drivers rely on.
+pub const COLUMNS_MAX: usize = 1_600;
+/// Partitions of one topic: each costs a reader slot in every subscription of the topic.
+pub const PARTITIONS_MAX: u32 = 10_000;
+/// Topics of a node; the catalog is held in memory and sent whole to planners.
+pub const TOPICS_MAX: usize = 100_000;
+/// Continuous queries of a node; each has a task and state.
+pub const QUERIES_MAX: usize = 10_000;
+/// Shards of a node; each has a Raft core with its own timers.
+pub const SHARDS_MAX: u32 = 1_024;
+/// Bytes of one event, encoded; an entry must fit in memory on every replica several times over.
+pub const EVENT_BYTES_MAX: ByteSize = ByteSize::new(32 << 20);
+/// Bytes of one SQL statement: text is parsed whole, in several times its size of memory.
+pub const STATEMENT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one frontend message outside COPY; a larger length is a broken or hostile client.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Nesting of expressions and sub-queries; the planner recurses, and a stack overflow kills the process.
+pub const NESTING_MAX: usize = 200;
+/// Parameters of a prepared statement; the wire format counts them in 16 bits.
+pub const PARAMETERS_MAX: usize = 65_535;
+/// Bytes of all rows of one statement (COPY included): they are committed as one Raft entry.
+pub const STATEMENT_ROWS_BYTES_MAX: ByteSize = ByteSize::new(512 << 20);
+/// Bytes after which an entry takes no further waiting statement; bounds latency under load.
+pub const ENTRY_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
+/// Bytes of appends waiting for one shard before writers are held back.
+pub const APPEND_QUEUE_BYTES_MAX: ByteSize = ByteSize::new(256 << 20);
+/// Statements waiting for one shard before writers are held back.
+pub const APPEND_QUEUE_STATEMENTS_MAX: usize = 65_536;
+/// Rows of one stored batch; large enough to amortise per-batch cost, small enough for a cache.
+pub const BATCH_ROWS_MAX: usize = 65_536;
+/// Sessions at once; each holds buffers and a task.
+pub const SESSIONS_MAX: usize = 10_000;
+/// Seconds a client may take to finish its start-up handshake.
+pub const STARTUP_SECONDS_MAX: u64 = 30;
+/// Prepared statements of one session.
+pub const PREPARED_MAX: usize = 10_000;
+/// Open cursors and portals of one session.
+pub const PORTALS_MAX: usize = 1_000;
+/// Bytes of one query's input taken into one step: bounds the memory and the latency of a step.
+pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(16 << 20);
+/// Rows of one step's input, for the same reason.
+pub const STEP_ROWS_TARGET: usize = 262_144;
+/// Elements of a list literal or `IN` list; each becomes an expression node.
+pub const LIST_ITEMS_MAX: usize = 100_000;

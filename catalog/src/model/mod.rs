@@ -1,0 +1,19 @@
+//! The vocabulary: identifiers, offsets, times, sizes, names, limits and SQLSTATEs as types.
+//!
+//! Every id, offset, time and size that crosses a function is one of these. Leaves out anything that
+//! needs I/O. Used by every layer.
+
+pub mod id;
+pub mod limit;
+pub mod name;
+pub mod offset;
+pub mod size;
+pub mod sqlstate;
+pub mod time;
+
+pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StepNumber, Term, TopicId};
+pub use name::Name;
+pub use offset::Offset;
+pub use size::{ByteSize, RowCount};
+pub use sqlstate::SqlState;
+pub use time::{Span, Timestamp};

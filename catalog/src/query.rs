@@ -1,0 +1,87 @@
+//! Definitions of continuous queries.
+//!
+//! The catalog keeps the SQL text and a fingerprint of the pipeline, never a serialised plan. Leaves out
+//! progress, which is state of the shard that runs the query. A crash does nothing to it.
+
+use crate::model::{Name, QueryId, Span, SqlState, Timestamp, TopicId};
+use serde::{Deserialize, Serialize};
+
+/// What a continuous query is doing, as far as the catalog decides it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryState {
+    /// It takes steps.
+    Running,
+    /// `PAUSE QUERY` stopped it; `RESUME QUERY` goes on where it was.
+    Paused,
+    /// It failed and waits for `RESUME QUERY`.
+    Error {
+        /// The SQLSTATE of the failure.
+        sqlstate: SqlState,
+        /// One line: the fact.
+        message: String,
+    },
+    /// `TERMINATE QUERY` ended it for good; what it wrote stays.
+    Terminated,
+}
+
+impl QueryState {
+    /// The word shown to users.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Error { .. } => "error",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+/// Where a query begins to read inputs that already hold events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OffsetReset {
+    /// At the oldest stored event (backfill).
+    #[default]
+    Earliest,
+    /// After the newest.
+    Latest,
+}
+
+/// The `WITH` options of a continuous query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryOptions {
+    /// Where it begins.
+    pub auto_offset_reset: OffsetReset,
+    /// After how long without events a partition no longer holds back the watermark.
+    pub idle_timeout: Span,
+}
+
+impl Default for QueryOptions {
+    fn default() -> Self {
+        Self { auto_offset_reset: OffsetReset::Earliest, idle_timeout: Span::from_secs(10) }
+    }
+}
+
+/// A continuous query: reads relations, writes one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Its id, never reused.
+    pub id: QueryId,
+    /// Its name; that of its sink for `CREATE … AS SELECT`.
+    pub name: Name,
+    /// The SELECT, canonical text, from which the pipeline is planned anew at each start.
+    pub sql: String,
+    /// What it reads.
+    pub sources: Vec<TopicId>,
+    /// What it writes.
+    pub sink: TopicId,
+    /// Identifies the pipeline's operators and their state layout.
+    pub fingerprint: String,
+    /// Its state.
+    pub state: QueryState,
+    /// Its options.
+    pub options: QueryOptions,
+    /// When it was created.
+    pub created_at: Timestamp,
+}

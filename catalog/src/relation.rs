@@ -1,0 +1,90 @@
+//! Definitions of streams and tables, each backed by exactly one topic.
+//!
+//! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
+
+use crate::model::{Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
+use crate::schema::Schema;
+use arrow_schema::SchemaRef;
+use serde::{Deserialize, Serialize};
+
+/// How a topic is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RelationKind {
+    /// Independent events, append-only.
+    Stream,
+    /// A changelog: the latest row per primary key; without a key, every row.
+    Table,
+}
+
+/// Compression of a topic's sealed segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Buffers as they are: mapped and read without a copy.
+    #[default]
+    None,
+    /// LZ4 frames per buffer.
+    Lz4,
+    /// Zstandard per buffer.
+    Zstd,
+}
+
+/// The `WITH` options of a topic that have an effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicOptions {
+    /// Number of partitions, at least 1.
+    pub partitions: u32,
+    /// Compression of segments.
+    pub compression: Compression,
+}
+
+impl Default for TopicOptions {
+    fn default() -> Self {
+        Self { partitions: 1, compression: Compression::None }
+    }
+}
+
+/// A stream or table and its topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relation {
+    /// The id of the topic; never reused.
+    pub id: TopicId,
+    /// The name in schema `public`.
+    pub name: Name,
+    /// Stream or table.
+    pub kind: RelationKind,
+    /// The columns.
+    pub schema: Schema,
+    /// Position of the column that gives the event time; else `rowtime` of the INSERT, else arrival.
+    pub timestamp: Option<usize>,
+    /// The delay of `WATERMARK FOR`, when declared.
+    pub watermark_delay: Option<Span>,
+    /// Topic options.
+    pub options: TopicOptions,
+    /// The shard that replicates the partitions; all partitions of a topic share one.
+    pub shard: ShardId,
+    /// The continuous query that writes it, if it was made by `CREATE … AS SELECT`.
+    pub query: Option<QueryId>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The statement that made it, canonical.
+    pub sql: String,
+}
+
+impl Relation {
+    /// True for tables with a key: their stored batches carry `rowtombstone`.
+    pub fn has_tombstones(&self) -> bool {
+        self.kind == RelationKind::Table && self.schema.columns.iter().any(|column| column.is_key)
+    }
+
+    /// The Arrow schema of stored batches.
+    pub fn stored_schema(&self) -> SchemaRef {
+        self.schema.stored(self.has_tombstones())
+    }
+
+    /// Every partition of the topic.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionId> + use<> {
+        (0..self.options.partitions).map(PartitionId::new)
+    }
+}

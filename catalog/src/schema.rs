@@ -1,0 +1,244 @@
+//! Columns and SQL types, and the one mapping from SQL types to Arrow types.
+//!
+//! Stored batches have the relation's columns in order, then the hidden columns named here. Leaves out
+//! literals and casts, which are SQL's. A crash does nothing to it.
+
+use crate::model::Name;
+use arrow_schema::{DataType, Field, IntervalUnit, Schema as ArrowSchema, SchemaRef, TimeUnit};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// The stored event time: `Timestamp(µs, UTC)`, never null, the first column after the relation's own.
+pub const ROWTIME: &str = "rowtime";
+/// True on a tombstone: `Boolean`, never null, after `rowtime`, stored for tables only.
+pub const ROWTOMBSTONE: &str = "rowtombstone";
+/// The pseudo-column of the partition, `Int32`, computed by readers.
+pub const ROWPARTITION: &str = "rowpartition";
+/// The pseudo-column of the offset, `Int64`, computed by readers.
+pub const ROWOFFSET: &str = "rowoffset";
+/// Key of the field metadata that names the SQL type where Arrow's is wider (`uuid`, `json`, `varchar(n)` …).
+pub const TYPE_METADATA: &str = "millstream.type";
+
+/// A SQL type of a column.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SqlType {
+    /// `boolean`
+    Boolean,
+    /// `smallint`
+    SmallInt,
+    /// `integer`
+    Integer,
+    /// `bigint`
+    BigInt,
+    /// `real`
+    Real,
+    /// `double precision`
+    Double,
+    /// `numeric(precision, scale)`; plain `numeric` is (38, 10)
+    Numeric {
+        /// Digits in all, 1 to 38.
+        precision: u8,
+        /// Digits after the point, 0 to `precision`.
+        scale: i8,
+    },
+    /// `text`
+    Text,
+    /// `varchar(n)`; n counts characters
+    Varchar(u32),
+    /// `char(n)`, blank-padded; n counts characters
+    Char(u32),
+    /// `bytea`
+    Bytea,
+    /// `date`
+    Date,
+    /// `time`
+    Time,
+    /// `timestamp`
+    Timestamp,
+    /// `timestamptz`
+    TimestampTz,
+    /// `interval`
+    Interval,
+    /// `uuid`
+    Uuid,
+    /// `json`
+    Json,
+    /// `jsonb`
+    Jsonb,
+    /// `T[]`
+    Array(Box<SqlType>),
+}
+
+impl SqlType {
+    /// The Arrow type of stored values.
+    pub fn arrow(&self) -> DataType {
+        match self {
+            Self::Boolean => DataType::Boolean,
+            Self::SmallInt => DataType::Int16,
+            Self::Integer => DataType::Int32,
+            Self::BigInt => DataType::Int64,
+            Self::Real => DataType::Float32,
+            Self::Double => DataType::Float64,
+            Self::Numeric { precision, scale } => DataType::Decimal128(*precision, *scale),
+            Self::Text | Self::Varchar(_) | Self::Char(_) | Self::Json | Self::Jsonb => DataType::Utf8,
+            Self::Bytea => DataType::Binary,
+            Self::Date => DataType::Date32,
+            Self::Time => DataType::Time64(TimeUnit::Microsecond),
+            Self::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
+            Self::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            Self::Interval => DataType::Interval(IntervalUnit::MonthDayNano),
+            Self::Uuid => DataType::FixedSizeBinary(16),
+            Self::Array(item) => DataType::List(Arc::new(item.field("item", true))),
+        }
+    }
+
+    /// A field of this type, with [`TYPE_METADATA`] where the Arrow type alone would lose the SQL type.
+    pub fn field(&self, name: &str, nullable: bool) -> Field {
+        let field = Field::new(name, self.arrow(), nullable);
+        match self {
+            Self::Varchar(_) | Self::Char(_) | Self::Json | Self::Jsonb | Self::Uuid => {
+                field.with_metadata(HashMap::from([(TYPE_METADATA.to_owned(), self.to_string())]))
+            }
+            _ => field,
+        }
+    }
+
+    /// The SQL type of an Arrow field: its metadata if present, else the type whose Arrow type it is.
+    ///
+    /// `None` for Arrow types no SQL type stands for (dictionaries, unions, structs, maps).
+    pub fn of(field: &Field) -> Option<Self> {
+        if let Some(text) = field.metadata().get(TYPE_METADATA)
+            && let Some(found) = Self::of_metadata(text)
+        {
+            return Some(found);
+        }
+        Self::of_arrow(field.data_type())
+    }
+
+    /// The SQL type shown for an Arrow type without metadata.
+    pub fn of_arrow(data_type: &DataType) -> Option<Self> {
+        Some(match data_type {
+            DataType::Null | DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Self::Text,
+            DataType::Boolean => Self::Boolean,
+            DataType::Int8 | DataType::Int16 | DataType::UInt8 => Self::SmallInt,
+            DataType::Int32 | DataType::UInt16 => Self::Integer,
+            DataType::Int64 | DataType::UInt32 => Self::BigInt,
+            DataType::UInt64 => Self::Numeric { precision: 20, scale: 0 },
+            DataType::Float16 | DataType::Float32 => Self::Real,
+            DataType::Float64 => Self::Double,
+            DataType::Decimal32(p, s) | DataType::Decimal64(p, s) | DataType::Decimal128(p, s) => {
+                Self::Numeric { precision: *p, scale: *s }
+            }
+            DataType::Decimal256(_, s) => Self::Numeric { precision: 38, scale: *s },
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+                Self::Bytea
+            }
+            DataType::Date32 | DataType::Date64 => Self::Date,
+            DataType::Time32(_) | DataType::Time64(_) => Self::Time,
+            DataType::Timestamp(_, None) => Self::Timestamp,
+            DataType::Timestamp(_, Some(_)) => Self::TimestampTz,
+            DataType::Interval(_) | DataType::Duration(_) => Self::Interval,
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+                Self::Array(Box::new(Self::of(item)?))
+            }
+            _ => return None,
+        })
+    }
+
+    fn of_metadata(text: &str) -> Option<Self> {
+        let length = |prefix: &str| -> Option<u32> { text.strip_prefix(prefix)?.strip_suffix(')')?.parse().ok() };
+        match text {
+            "uuid" => Some(Self::Uuid),
+            "json" => Some(Self::Json),
+            "jsonb" => Some(Self::Jsonb),
+            _ => length("character varying(").map(Self::Varchar).or_else(|| length("character(").map(Self::Char)),
+        }
+    }
+}
+
+impl fmt::Display for SqlType {
+    /// PostgreSQL's `format_type` spelling.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boolean => f.write_str("boolean"),
+            Self::SmallInt => f.write_str("smallint"),
+            Self::Integer => f.write_str("integer"),
+            Self::BigInt => f.write_str("bigint"),
+            Self::Real => f.write_str("real"),
+            Self::Double => f.write_str("double precision"),
+            Self::Numeric { precision, scale } => write!(f, "numeric({precision},{scale})"),
+            Self::Text => f.write_str("text"),
+            Self::Varchar(n) => write!(f, "character varying({n})"),
+            Self::Char(n) => write!(f, "character({n})"),
+            Self::Bytea => f.write_str("bytea"),
+            Self::Date => f.write_str("date"),
+            Self::Time => f.write_str("time without time zone"),
+            Self::Timestamp => f.write_str("timestamp without time zone"),
+            Self::TimestampTz => f.write_str("timestamp with time zone"),
+            Self::Interval => f.write_str("interval"),
+            Self::Uuid => f.write_str("uuid"),
+            Self::Json => f.write_str("json"),
+            Self::Jsonb => f.write_str("jsonb"),
+            Self::Array(item) => write!(f, "{item}[]"),
+        }
+    }
+}
+
+/// One column of a relation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name, unique in the relation.
+    pub name: Name,
+    /// Its type.
+    pub sql_type: SqlType,
+    /// False for `NOT NULL` and for primary-key columns of declared tables.
+    pub is_nullable: bool,
+    /// Part of the partitioning key (`KEY`), or of the primary key of a table.
+    pub is_key: bool,
+    /// SQL text of the default, canonical; `None` means NULL.
+    pub default: Option<String>,
+    /// A key column that a derived table has although its SELECT does not list it; not in `SELECT *`.
+    pub is_hidden: bool,
+}
+
+/// The ordered columns of a relation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schema {
+    /// The columns, in declaration order.
+    pub columns: Vec<Column>,
+}
+
+impl Schema {
+    /// The position and column of `name`.
+    pub fn find(&self, name: &str) -> Option<(usize, &Column)> {
+        self.columns.iter().enumerate().find(|(_, column)| column.name.as_str() == name)
+    }
+
+    /// Positions of the key columns, in declaration order.
+    pub fn key(&self) -> Vec<usize> {
+        (0..self.columns.len()).filter(|i| self.columns[*i].is_key).collect()
+    }
+
+    /// The schema of stored batches: the columns, then `rowtime`, then `rowtombstone` if `has_tombstones`.
+    ///
+    /// Non-key columns of a relation with tombstones are nullable here whatever they were declared:
+    /// a tombstone has only its key.
+    pub fn stored(&self, has_tombstones: bool) -> SchemaRef {
+        let mut fields: Vec<Field> = self
+            .columns
+            .iter()
+            .map(|column| {
+                let is_nullable = column.is_nullable || (has_tombstones && !column.is_key);
+                column.sql_type.field(column.name.as_str(), is_nullable)
+            })
+            .collect();
+        fields.push(SqlType::TimestampTz.field(ROWTIME, false));
+        if has_tombstones {
+            fields.push(Field::new(ROWTOMBSTONE, DataType::Boolean, false));
+        }
+        Arc::new(ArrowSchema::new(fields))
+    }
+}

@@ -1,0 +1,62 @@
+//! An immutable view of the catalog with a version, handed to planners and sessions.
+//!
+//! Cloning is one reference count. Leaves out how it is kept current: replication swaps it after each
+//! applied command.
+
+use crate::model::{QueryId, TopicId};
+use crate::query::Query;
+use crate::relation::Relation;
+use crate::state::State;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A view of the catalog at one version.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: State,
+    by_name: HashMap<String, TopicId>,
+    queries_by_name: HashMap<String, QueryId>,
+}
+
+impl Snapshot {
+    /// A view of `state`.
+    pub fn new(state: State) -> Self {
+        let by_name = state.relations.values().map(|r| (r.name.as_str().to_owned(), r.id)).collect();
+        let queries_by_name = state.queries.values().map(|q| (q.name.as_str().to_owned(), q.id)).collect();
+        Self { inner: Arc::new(Inner { state, by_name, queries_by_name }) }
+    }
+
+    /// Grows with each change; equal versions of one node are equal catalogs.
+    pub fn version(&self) -> u64 {
+        self.inner.state.version
+    }
+    /// The stream or table named `name` (already folded).
+    pub fn relation(&self, name: &str) -> Option<&Arc<Relation>> {
+        self.relation_by_id(*self.inner.by_name.get(name)?)
+    }
+    /// The stream or table with `id`.
+    pub fn relation_by_id(&self, id: TopicId) -> Option<&Arc<Relation>> {
+        self.inner.state.relations.get(&id)
+    }
+    /// The query named `name`.
+    pub fn query(&self, name: &str) -> Option<&Arc<Query>> {
+        self.query_by_id(*self.inner.queries_by_name.get(name)?)
+    }
+    /// The query with `id`.
+    pub fn query_by_id(&self, id: QueryId) -> Option<&Arc<Query>> {
+        self.inner.state.queries.get(&id)
+    }
+    /// Every relation, by id.
+    pub fn relations(&self) -> impl Iterator<Item = &Arc<Relation>> {
+        self.inner.state.relations.values()
+    }
+    /// Every query, by id.
+    pub fn queries(&self) -> impl Iterator<Item = &Arc<Query>> {
+        self.inner.state.queries.values()
+    }
+}

@@ -1,0 +1,4 @@
+//! The SQL dialect of Millstream: text to plan to operators.
+//!
+//! Pure: no I/O, no runtime, no clock. Owns parsing, binding, planning, bounded execution over ports, and
+//! the operators of continuous queries. Leaves out storage, sessions and the wire; the engine calls it.

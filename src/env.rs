@@ -1,0 +1,81 @@
+//! The seam to the world: clock, tasks and threads. Files have their own seam, `storage::disk`.
+//!
+//! Owns the only calls to the system clock and to task spawning, so that a whole node can run under
+//! simulated time. Leaves out randomness (nothing of ours needs it) and sockets (the server's listeners).
+
+use millstream_catalog::model::Timestamp;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::task::JoinHandle;
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync + fmt::Debug + 'static {
+    /// Wall-clock time; may step back.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the seam itself")]
+    fn now(&self) -> Timestamp {
+        let micros = match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+            Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |m| -m),
+        };
+        Timestamp::from_micros(micros)
+    }
+}
+
+/// The clock of this process, shared.
+pub fn system_clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock)
+}
+
+/// A monotonic reading, for durations in metrics and deadlines.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+/// Time since `start`.
+pub fn elapsed(start: Instant) -> Duration {
+    instant().saturating_duration_since(start)
+}
+
+/// Starts a task on the current runtime. `name` appears in traces.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    use tracing::Instrument as _;
+    tokio::spawn(future.instrument(tracing::debug_span!("task", name)))
+}
+
+/// Runs blocking or long work on the runtime's blocking threads.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub fn spawn_blocking<F, R>(work: F) -> JoinHandle<R>
+where
+    F: FnOnce() -> R + Send + 'static,
+    R: Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+}
+
+/// Starts a named thread.
+///
+/// # Errors
+/// When the system has no more threads.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
+pub fn thread<F>(name: &str, work: F) -> std::io::Result<std::thread::JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}

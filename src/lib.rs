@@ -1,0 +1,3 @@
+//! Millstream: a replicated event log, a streaming SQL engine and a PostgreSQL server in one process.
+
+pub mod env;
