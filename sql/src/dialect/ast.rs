@@ -1,0 +1,694 @@
+//! The statements of Millstream, after parsing and before any name is looked up.
+//!
+//! Owns the shapes; `SELECT`s, expressions and type names inside them are sqlparser's. Unquoted
+//! identifiers are already folded to lower case. Every location in sqlparser's spans is on line 1, with
+//! the column counted in characters from the start of the whole text: [`Position::of`] makes it ours.
+//! Leaves out types and options checks (`bind`). Built by `dialect::parse`; a crash does nothing to it.
+
+use millstream_catalog::RelationKind;
+use millstream_catalog::model::{Name, RowCount, Span};
+use sqlparser::ast;
+use std::fmt;
+
+/// A place in the text: characters from 1; 0 is unknown. All positions are equal, so that two statements
+/// that say the same compare equal wherever they stand.
+#[derive(Debug, Clone, Copy, Default, Eq)]
+pub struct Position(usize);
+
+impl Position {
+    /// Nowhere in particular.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// Wraps a count of characters from 1.
+    pub const fn new(position: usize) -> Self {
+        Self(position)
+    }
+
+    /// The count of characters from 1; 0 is unknown.
+    pub const fn get(self) -> usize {
+        self.0
+    }
+
+    /// Where a part of a statement parsed by this crate begins.
+    pub fn of(span: sqlparser::tokenizer::Span) -> Self {
+        Self(usize::try_from(span.start.column).unwrap_or(0))
+    }
+}
+
+impl PartialEq for Position {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl From<Position> for usize {
+    fn from(position: Position) -> Self {
+        position.0
+    }
+}
+
+/// One statement of a text, with its source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// What it says.
+    pub statement: Statement,
+    /// Its own source text, from its first token to its last, without the semicolon.
+    pub text: String,
+    /// Characters of the whole text before it.
+    pub start: usize,
+}
+
+/// A statement.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Statement {
+    /// `CREATE STREAM | TOPIC | TABLE name (…)`
+    CreateRelation(Box<CreateRelation>),
+    /// `CREATE STREAM | TABLE name AS SELECT …`
+    CreateAs(Box<CreateAs>),
+    /// `DROP STREAM | TOPIC | TABLE …`
+    Drop(Drop),
+    /// `INSERT INTO …`
+    Insert(Box<Insert>),
+    /// `COPY …`
+    Copy(Box<Copy>),
+    /// `SELECT`, `VALUES`, `TABLE`, `WITH … SELECT`
+    Select(Box<Select>),
+    /// `EXPLAIN …`
+    Explain(Explain),
+    /// `EXPLAIN QUERY name`
+    ExplainQuery(Ident),
+    /// `SHOW …`
+    Show(Show),
+    /// `DESCRIBE [EXTENDED] name`
+    Describe(Describe),
+    /// `PAUSE | RESUME | TERMINATE QUERY name`
+    Query(QueryControl),
+    /// `FLUSH`
+    Flush,
+    /// `SET …`
+    Set(Set),
+    /// `RESET name`; `None` is `RESET ALL`
+    Reset(Option<String>),
+    /// `DISCARD …`
+    Discard(Discard),
+    /// `BEGIN`, `START TRANSACTION`
+    Begin(TransactionModes),
+    /// `COMMIT`, `END`
+    Commit(Chain),
+    /// `ROLLBACK`, `ABORT`
+    Rollback(Chain),
+    /// `SAVEPOINT name`
+    Savepoint(Ident),
+    /// `RELEASE [SAVEPOINT] name`
+    Release(Ident),
+    /// `ROLLBACK TO [SAVEPOINT] name`
+    RollbackTo(Ident),
+    /// `SET TRANSACTION …`
+    SetTransaction(TransactionModes),
+    /// `SET SESSION CHARACTERISTICS AS TRANSACTION …`
+    SetSessionCharacteristics(TransactionModes),
+    /// `DECLARE name CURSOR FOR …`
+    Declare(Box<Declare>),
+    /// `FETCH …`
+    Fetch(Fetch),
+    /// `MOVE …`: `FETCH` without the rows
+    Move(Fetch),
+    /// `CLOSE name`; `None` is `CLOSE ALL`
+    Close(Option<Ident>),
+    /// `PREPARE name AS …`
+    Prepare(Box<Prepare>),
+    /// `EXECUTE name (…)`
+    Execute(Execute),
+    /// `DEALLOCATE name`; `None` is `DEALLOCATE ALL`
+    Deallocate(Option<Ident>),
+}
+
+/// A name as used in a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ident {
+    /// The name, folded if it was unquoted.
+    pub name: Name,
+    /// Where it stands.
+    pub position: Position,
+}
+
+impl Ident {
+    /// The text of the name.
+    pub fn as_str(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+impl fmt::Display for Ident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+/// A name that a schema may precede. `public.` is taken away while parsing, so `None` is `public` or the search path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QualifiedName {
+    /// The schema, unless it is `public`.
+    pub schema: Option<Name>,
+    /// The name in it.
+    pub name: Name,
+    /// Where it stands.
+    pub position: Position,
+}
+
+/// The word for a stream or table in the statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// `STREAM`
+    Stream,
+    /// `TOPIC`: a stream, in Kafka's word
+    Topic,
+    /// `TABLE`
+    Table,
+}
+
+impl ObjectKind {
+    /// How the topic is read.
+    pub fn relation_kind(self) -> RelationKind {
+        match self {
+            Self::Stream | Self::Topic => RelationKind::Stream,
+            Self::Table => RelationKind::Table,
+        }
+    }
+
+    /// The keyword.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Stream => "STREAM",
+            Self::Topic => "TOPIC",
+            Self::Table => "TABLE",
+        }
+    }
+}
+
+/// `CREATE STREAM | TOPIC | TABLE name (columns) WITH (options)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateRelation {
+    /// The word used.
+    pub kind: ObjectKind,
+    /// Its name.
+    pub name: Ident,
+    /// An existing relation of the name is left alone.
+    pub if_not_exists: bool,
+    /// The columns, in order.
+    pub columns: Vec<ColumnDef>,
+    /// The columns of a table-level `PRIMARY KEY (…)`.
+    pub primary_key: Option<Vec<Ident>>,
+    /// `WATERMARK FOR column AS column - INTERVAL '…'`.
+    pub watermark: Option<Watermark>,
+    /// `WITH (…)`.
+    pub options: WithOptions,
+}
+
+/// A column of a `CREATE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnDef {
+    /// Its name.
+    pub name: Ident,
+    /// Its type as written; `bind::types` gives the meaning.
+    pub data_type: ast::DataType,
+    /// Where the type stands.
+    pub type_position: Position,
+    /// `KEY` or `PRIMARY KEY`.
+    pub key: ColumnKey,
+    /// `NOT NULL`.
+    pub is_not_null: bool,
+    /// `DEFAULT expr`.
+    pub default: Option<ast::Expr>,
+    /// Where the `DEFAULT` or the `KEY` stands.
+    pub constraint_position: Position,
+}
+
+/// The key word on a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnKey {
+    /// None.
+    No,
+    /// `KEY`: part of a stream's partitioning key.
+    Key,
+    /// `PRIMARY KEY`: part of a table's primary key.
+    PrimaryKey,
+}
+
+/// `WATERMARK FOR column AS column - INTERVAL 'delay'`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watermark {
+    /// The event-time column.
+    pub column: Ident,
+    /// How far time stays behind the highest event.
+    pub delay: Span,
+}
+
+/// `WITH (name = value, …)`, in the order written; names are lower case and unique.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WithOptions(pub Vec<WithOption>);
+
+impl WithOptions {
+    /// The option of that name.
+    pub fn find(&self, name: &str) -> Option<&WithOption> {
+        self.0.iter().find(|option| option.name == name)
+    }
+
+    /// True without options.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One `name = value`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WithOption {
+    /// Lower case; dots of quoted names (`'auto.offset.reset'`) become underscores.
+    pub name: String,
+    /// The value.
+    pub value: OptionValue,
+    /// Where the name stands.
+    pub position: Position,
+    /// Where the value stands.
+    pub value_position: Position,
+}
+
+/// A literal after `=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OptionValue {
+    /// `'text'`, unquoted.
+    Text(String),
+    /// A number as written, sign included.
+    Number(String),
+    /// A bare word in lower case: `true`, `earliest`, `lz4`.
+    Word(String),
+}
+
+impl OptionValue {
+    /// The text of the value, whichever way it was written.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Number(text) | Self::Word(text) => text,
+        }
+    }
+}
+
+/// `CREATE STREAM | TABLE name WITH (…) AS SELECT …`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateAs {
+    /// The word used.
+    pub kind: ObjectKind,
+    /// Its name, which is the query's too.
+    pub name: Ident,
+    /// An existing relation of the name is left alone.
+    pub if_not_exists: bool,
+    /// `WITH (…)`: options of the topic and of the query.
+    pub options: WithOptions,
+    /// What it computes.
+    pub select: Select,
+}
+
+/// `DROP STREAM | TOPIC | TABLE [IF EXISTS] names [CASCADE]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drop {
+    /// The word used.
+    pub kind: ObjectKind,
+    /// What to drop.
+    pub names: Vec<Ident>,
+    /// Names that are not there are no error.
+    pub if_exists: bool,
+    /// Queries that read them are dropped too.
+    pub cascade: bool,
+}
+
+/// `INSERT INTO name (columns) … RETURNING …`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Insert {
+    /// Where the rows go.
+    pub name: Ident,
+    /// The named columns; `None` is all, in order.
+    pub columns: Option<Vec<Ident>>,
+    /// The rows.
+    pub source: InsertSource,
+    /// `RETURNING`; empty without.
+    pub returning: Vec<ast::SelectItem>,
+}
+
+/// Where the rows of an `INSERT` come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InsertSource {
+    /// `VALUES`: at least one row, all of one length; [`is_default`] tells `DEFAULT`.
+    Values(Vec<Vec<ast::Expr>>),
+    /// `DEFAULT VALUES`: one row of defaults.
+    DefaultValues,
+    /// A pull query.
+    Select(Box<Select>),
+}
+
+/// True for the word `DEFAULT` in place of a value.
+pub fn is_default(expr: &ast::Expr) -> bool {
+    matches!(expr, ast::Expr::Identifier(ident) if ident.quote_style.is_none() && ident.value == "default")
+}
+
+/// `COPY … FROM STDIN` or `COPY … TO STDOUT`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Copy {
+    /// Which way, and what.
+    pub direction: CopyDirection,
+    /// The options, all of them effective.
+    pub options: CopyOptions,
+}
+
+/// Which way a `COPY` goes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CopyDirection {
+    /// From the client into a relation.
+    FromStdin {
+        /// Where the rows go.
+        name: Ident,
+        /// The columns of the data, in its order; `None` is all.
+        columns: Option<Vec<Ident>>,
+    },
+    /// A relation's rows to the client.
+    TableToStdout {
+        /// What to read.
+        name: QualifiedName,
+        /// Which columns; `None` is all.
+        columns: Option<Vec<Ident>>,
+    },
+    /// A query's rows to the client.
+    SelectToStdout(Box<Select>),
+}
+
+/// The format of copy data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CopyFormat {
+    /// PostgreSQL's text format.
+    #[default]
+    Text,
+    /// Comma-separated values, as PostgreSQL has them.
+    Csv,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The first line of copy data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CopyHeader {
+    /// It is data.
+    #[default]
+    No,
+    /// It has column names, which are skipped on input.
+    Yes,
+    /// It has column names, which must be the expected ones (input only).
+    Match,
+}
+
+/// Columns an option of `COPY` applies to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CopyColumns {
+    /// None: the option was not given.
+    #[default]
+    None,
+    /// `*`
+    All,
+    /// Those named.
+    Named(Vec<Ident>),
+}
+
+/// The options of `COPY`, checked against each other, with the format's defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopyOptions {
+    /// `FORMAT`
+    pub format: CopyFormat,
+    /// `DELIMITER`: one byte; tab for text, comma for csv.
+    pub delimiter: u8,
+    /// `NULL`: `\N` for text, empty for csv.
+    pub null: String,
+    /// `HEADER`
+    pub header: CopyHeader,
+    /// `QUOTE`: one byte, csv only.
+    pub quote: u8,
+    /// `ESCAPE`: one byte, csv only; the quote unless given.
+    pub escape: u8,
+    /// `FORCE_QUOTE`, csv output only.
+    pub force_quote: CopyColumns,
+    /// `FORCE_NOT_NULL`, csv input only.
+    pub force_not_null: CopyColumns,
+    /// `FORCE_NULL`, csv input only.
+    pub force_null: CopyColumns,
+}
+
+impl CopyOptions {
+    /// The defaults of a format.
+    pub fn of(format: CopyFormat) -> Self {
+        let (delimiter, null) = match format {
+            CopyFormat::Text => (b'\t', "\\N"),
+            CopyFormat::Csv | CopyFormat::Json => (b',', ""),
+        };
+        Self {
+            format,
+            delimiter,
+            null: null.to_owned(),
+            header: CopyHeader::No,
+            quote: b'"',
+            escape: b'"',
+            force_quote: CopyColumns::None,
+            force_not_null: CopyColumns::None,
+            force_null: CopyColumns::None,
+        }
+    }
+}
+
+/// A query with its streaming clauses, which stand beside sqlparser's part.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Select {
+    /// The query without the clauses below.
+    pub query: Box<ast::Query>,
+    /// `WINDOW TUMBLING (…)` of the outermost SELECT.
+    pub window: Option<WindowClause>,
+    /// `EMIT …`: a push or continuous query. Without, a pull query.
+    pub emit: Option<Emit>,
+    /// `WITH (…)` after `EMIT`.
+    pub options: WithOptions,
+    /// `LIMIT n` after `EMIT`: the subscription ends after that many rows.
+    pub limit: Option<RowCount>,
+}
+
+/// `WINDOW …` as ksqlDB has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WindowClause {
+    /// The kind and its lengths.
+    pub kind: WindowKind,
+    /// `GRACE PERIOD`.
+    pub grace: Option<Span>,
+    /// Where `WINDOW` stands.
+    pub position: Position,
+}
+
+/// The kinds of windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowKind {
+    /// Fixed, adjacent windows aligned to the epoch.
+    Tumbling {
+        /// The length, positive.
+        size: Span,
+    },
+}
+
+/// `EMIT …`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Emit {
+    /// What is emitted.
+    pub kind: EmitKind,
+    /// Where `EMIT` stands.
+    pub position: Position,
+}
+
+/// What a push or continuous query emits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmitKind {
+    /// A new form of each changed row.
+    Changes,
+}
+
+/// `EXPLAIN [ANALYZE] [VERBOSE] statement`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explain {
+    /// The statement runs, and what it did is shown.
+    pub analyze: bool,
+    /// More of the plan is shown.
+    pub verbose: bool,
+    /// A `SELECT`, `INSERT … SELECT` or `CREATE … AS SELECT`.
+    pub statement: Box<Parsed>,
+}
+
+/// `SHOW …`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Show {
+    /// `SHOW STREAMS`
+    Streams,
+    /// `SHOW TABLES`
+    Tables,
+    /// `SHOW TOPICS`
+    Topics,
+    /// `SHOW QUERIES`
+    Queries,
+    /// `SHOW FUNCTIONS`
+    Functions,
+    /// `SHOW NODES`
+    Nodes,
+    /// `SHOW ALL`: every setting
+    All,
+    /// `SHOW name`: one setting, in lower case
+    Setting(String),
+}
+
+/// `DESCRIBE [EXTENDED] name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Describe {
+    /// Options, partitions and queries are shown too.
+    pub extended: bool,
+    /// The relation.
+    pub name: QualifiedName,
+}
+
+/// `PAUSE | RESUME | TERMINATE QUERY name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryControl {
+    /// What to do.
+    pub action: QueryAction,
+    /// Which query.
+    pub name: Ident,
+}
+
+/// What may be done to a continuous query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryAction {
+    /// Stop taking steps.
+    Pause,
+    /// Go on where it was.
+    Resume,
+    /// End for good.
+    Terminate,
+}
+
+/// `SET [SESSION | LOCAL] name = value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// For how long.
+    pub scope: SetScope,
+    /// The setting, in lower case; dots of ksqlDB's names become underscores.
+    pub name: String,
+    /// The value.
+    pub value: SetValue,
+    /// Where the name stands.
+    pub position: Position,
+}
+
+/// For how long a `SET` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetScope {
+    /// Until the session ends.
+    Session,
+    /// Until the transaction ends.
+    Local,
+}
+
+/// The value of a `SET`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SetValue {
+    /// `DEFAULT`
+    Default,
+    /// One or more values, quotes taken away; several are PostgreSQL's list settings.
+    Values(Vec<String>),
+}
+
+/// `DISCARD …`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// Everything of the session.
+    All,
+    /// Cached plans.
+    Plans,
+    /// Cached sequence values.
+    Sequences,
+    /// Temporary tables.
+    Temp,
+}
+
+/// The modes of a transaction. Isolation is always read committed; other levels are refused while parsing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TransactionModes {
+    /// `READ ONLY` or `READ WRITE`, if given.
+    pub access: Option<TransactionAccess>,
+}
+
+/// What a transaction may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionAccess {
+    /// Writes are refused (25006).
+    ReadOnly,
+    /// Writes are taken.
+    ReadWrite,
+}
+
+/// `AND [NO] CHAIN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chain {
+    /// The session leaves the transaction.
+    No,
+    /// A new transaction with the same modes begins.
+    Yes,
+}
+
+/// `DECLARE name [NO SCROLL] CURSOR [WITH HOLD] FOR select`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Declare {
+    /// The cursor.
+    pub name: Ident,
+    /// `WITH HOLD`: it outlives the transaction.
+    pub hold: bool,
+    /// What it reads.
+    pub select: Select,
+}
+
+/// `FETCH count FROM cursor [WITH (timeout = '…')]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// The cursor.
+    pub cursor: Ident,
+    /// How many rows.
+    pub count: FetchCount,
+    /// After how long an answer may be short.
+    pub timeout: Option<Span>,
+}
+
+/// How many rows a `FETCH` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchCount {
+    /// Exactly so many, unless the query or the timeout ends; at least 1.
+    Rows(RowCount),
+    /// What is ready now; of a pull query, all that is left.
+    All,
+}
+
+/// `PREPARE name [(types)] AS statement`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepare {
+    /// Its name.
+    pub name: Ident,
+    /// The declared parameter types, as written, with their places.
+    pub types: Vec<(ast::DataType, Position)>,
+    /// A `SELECT` or `INSERT`.
+    pub statement: Parsed,
+}
+
+/// `EXECUTE name [(arguments)]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Execute {
+    /// The prepared statement.
+    pub name: Ident,
+    /// The arguments.
+    pub arguments: Vec<ast::Expr>,
+}

@@ -1,0 +1,89 @@
+//! The one error of the SQL layer: what PostgreSQL clients see.
+//!
+//! Owns the fields of an error report and their constructors. Leaves out the wire encoding (server) and
+//! the mapping of DataFusion's errors (`exec`). Built wherever SQL is refused; a crash does nothing to it.
+
+use millstream_catalog::model::SqlState;
+use millstream_catalog::model::name::NameError;
+use std::fmt;
+
+/// Why a statement was refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqlError {
+    /// The code clients decide by.
+    pub sqlstate: SqlState,
+    /// One line, lower case, no full stop: the fact, names in double quotes.
+    pub message: String,
+    /// The values behind the fact.
+    pub detail: Option<String>,
+    /// The next step.
+    pub hint: Option<String>,
+    /// Characters from the start of the text that was sent, 1-based, as PostgreSQL counts.
+    pub position: Option<usize>,
+}
+
+/// The result of the SQL layer.
+pub type Result<T, E = SqlError> = std::result::Result<T, E>;
+
+impl SqlError {
+    /// An error with a code and a message only.
+    pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
+        Self { sqlstate, message: message.into(), detail: None, hint: None, position: None }
+    }
+
+    /// `0A000`: `what` (a clause or statement, as in "EMIT FINAL") is not supported; `hint` names the alternative.
+    pub fn unsupported(what: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::new(SqlState::FeatureNotSupported, format!("{what} is not supported")).hint(hint)
+    }
+
+    /// `42601`, with PostgreSQL's words for the place.
+    pub fn syntax(message: impl Into<String>) -> Self {
+        Self::new(SqlState::SyntaxError, message)
+    }
+
+    /// `XX000`: a defect of ours, not of the statement.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(SqlState::InternalError, message)
+    }
+
+    /// With the values behind the fact.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// With the next step.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// With the place, in characters from 1; zero means unknown and sets nothing.
+    #[must_use]
+    pub fn at(mut self, position: impl Into<usize>) -> Self {
+        let position = position.into();
+        self.position = (position > 0).then_some(position);
+        self
+    }
+}
+
+impl fmt::Display for SqlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SqlError {}
+
+impl From<NameError> for SqlError {
+    fn from(error: NameError) -> Self {
+        let sqlstate = match error {
+            NameError::Empty => SqlState::SyntaxError,
+            NameError::TooLong(_) => SqlState::NameTooLong,
+            NameError::Control => SqlState::InvalidName,
+        };
+        Self::new(sqlstate, error.to_string())
+    }
+}
