@@ -1,0 +1,282 @@
+//! The seam to the file system: every file, directory and lock of a node goes through [`Disk`].
+//!
+//! Owns the only calls to `std::fs`. Leaves out what is in the files, and retries: every error goes up as it
+//! is. [`RealDisk`] is the machine's, [`FaultDisk`](super::FaultDisk) one in memory that loses what was not synced.
+//!
+//! What a crash may do, and every caller must survive: a write not followed by [`DiskFile::sync_data`] is kept,
+//! lost, or kept in some of its 512-byte sectors; a created, renamed or removed name not followed by
+//! [`Disk::sync_dir`] of its directory is kept or lost, each by itself.
+#![allow(clippy::disallowed_methods)]
+
+use super::error::StorageError;
+use super::mmap;
+use arrow::buffer::Buffer;
+use std::any::Any;
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskEntry {
+    /// The last part of the path; names that are not UTF-8 are shown with replacement characters.
+    pub name: String,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+}
+
+/// Files and directories. Blocking; call it from threads that may block.
+pub trait Disk: Send + Sync + fmt::Debug + 'static {
+    /// Opens an existing file for reading and writing.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or the system's error.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Creates a file, or empties an existing one. The name is durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The system's error.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Renames a file, replacing what has the name `to`; atomic, durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The system's error.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file; maps and open handles of it stay valid. Durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The system's error.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// What is in a directory, sorted by name.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such directory, or the system's error.
+    fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>>;
+
+    /// Creates a directory and its parents; no error if it exists.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Whether the path names a file or directory.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// The bytes of a sealed file, read-only and without a copy. The file must never be written again;
+    /// removing it is fine.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or the system's error.
+    fn map(&self, path: &Path) -> io::Result<Buffer>;
+
+    /// Takes the directory for this process until the guard is dropped or the process ends.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] when another process (or guard) has it.
+    fn lock(&self, dir: &Path) -> Result<DirLock, StorageError>;
+}
+
+/// An open file. Concurrent calls are fine; overlapping writes are the caller's business.
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Fills `bytes` from `position` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends before, or the system's error.
+    fn read_at(&self, bytes: &mut [u8], position: u64) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `position`, growing the file as needed.
+    ///
+    /// # Errors
+    /// `StorageFull`, or the system's error; part of the bytes may have been written.
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()>;
+
+    /// Makes everything written so far (and the length) durable.
+    ///
+    /// # Errors
+    /// The system's error; then it is unknown what is durable, and asking again proves nothing.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Bytes in the file.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file has no bytes.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Cuts or zero-extends the file.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+}
+
+/// Keeps a directory taken; see [`Disk::lock`].
+pub struct DirLock {
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl DirLock {
+    /// A guard that releases what `held` holds when dropped.
+    pub(super) fn new(held: impl Any + Send + Sync) -> Self {
+        Self { _held: Box::new(held) }
+    }
+}
+
+impl fmt::Debug for DirLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DirLock")
+    }
+}
+
+/// Name of the lock file in a data directory.
+const LOCK_NAME: &str = "lock";
+
+/// The machine's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entries.push(DiskEntry { name, is_dir: entry.file_type()?.is_dir() });
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Buffer> {
+        mmap::map(&File::open(path)?)
+    }
+
+    fn lock(&self, dir: &Path) -> Result<DirLock, StorageError> {
+        let refused = |source| StorageError::io("lock the data directory", source);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(dir.join(LOCK_NAME));
+        let file = file.map_err(refused)?;
+        match file.try_lock() {
+            Ok(()) => Ok(DirLock::new(file)),
+            Err(TryLockError::WouldBlock) => Err(StorageError::Locked),
+            Err(TryLockError::Error(source)) => Err(refused(source)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, bytes: &mut [u8], position: u64) -> io::Result<()> {
+        self.0.read_exact_at(bytes, position)
+    }
+
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_renamed_listed_mapped_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk;
+        let sub = dir.path().join("a/b");
+        disk.create_dir_all(&sub).unwrap();
+        let file = disk.create(&sub.join("x")).unwrap();
+        file.write_at(b"world", 5).unwrap();
+        file.write_at(b"hello", 0).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(file.len().unwrap(), 10);
+        disk.rename(&sub.join("x"), &sub.join("y")).unwrap();
+        disk.sync_dir(&sub).unwrap();
+        assert_eq!(disk.list(&sub).unwrap(), [DiskEntry { name: "y".into(), is_dir: false }]);
+        assert!(disk.list(dir.path()).unwrap()[0].is_dir);
+        let map = disk.map(&sub.join("y")).unwrap();
+        disk.remove(&sub.join("y")).unwrap();
+        assert_eq!(map.as_slice(), b"helloworld");
+        assert!(!disk.exists(&sub.join("y")).unwrap());
+        let mut bytes = [0; 20];
+        assert_eq!(file.read_at(&mut bytes, 0).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        disk.create(&sub.join("empty")).unwrap();
+        assert!(disk.map(&sub.join("empty")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn second_lock_of_a_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = RealDisk.lock(dir.path()).unwrap();
+        assert!(matches!(RealDisk.lock(dir.path()), Err(StorageError::Locked)));
+        drop(lock);
+        RealDisk.lock(dir.path()).unwrap();
+    }
+}

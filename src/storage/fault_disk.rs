@@ -1,0 +1,554 @@
+//! A disk in memory that does everything a real one may do at the worst moment.
+//!
+//! Owns the model: files are sectors of 512 bytes with a durable state and unsynced writes on top, directories
+//! a durable state and unsynced changes on top. At a [`crash`](FaultDisk::crash) each sector written since its
+//! file's last sync keeps one of the states it went through, and each unsynced change of a directory happens or
+//! does not. Faults are injected: an operation after which everything fails (the power is off), failing syncs, a full disk, flipped
+//! bits. Same seed and same calls ⇒ same bytes. Used by tests of every layer; leaves out speed.
+//!
+//! Directories themselves are durable at once, and the disk has no links but names.
+
+use super::disk::{DirLock, Disk, DiskEntry, DiskFile};
+use super::error::StorageError;
+use arrow::buffer::Buffer;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes a disk writes atomically.
+const SECTOR_BYTES: u64 = 512;
+
+type FileId = u64;
+
+/// A disk in memory with seeded faults. Clones share the disk.
+#[derive(Clone)]
+pub struct FaultDisk {
+    state: Arc<Mutex<State>>,
+}
+
+/// An unsynced change of a file.
+#[derive(Debug, Clone)]
+enum Change {
+    Write { position: u64, bytes: Vec<u8>, is_stranded: bool },
+    Length { len: u64, is_stranded: bool },
+}
+
+#[derive(Debug, Clone, Default)]
+struct Node {
+    durable: Vec<u8>,
+    current: Vec<u8>,
+    changes: Vec<Change>,
+}
+
+/// An unsynced change of a directory.
+#[derive(Debug, Clone)]
+enum Naming {
+    Link(PathBuf, FileId),
+    Unlink(PathBuf),
+    Rename(PathBuf, FileId),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    nodes: BTreeMap<FileId, Node>,
+    node_next: FileId,
+    dirs: BTreeSet<PathBuf>,
+    names: BTreeMap<PathBuf, FileId>,
+    names_durable: BTreeMap<PathBuf, FileId>,
+    namings: Vec<Naming>,
+    locked: BTreeSet<PathBuf>,
+    steps: u64,
+    steps_max: Option<u64>,
+    syncs_until_failure: Option<u64>,
+    capacity: Option<u64>,
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound.max(1)
+    }
+}
+
+impl fmt::Debug for FaultDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("FaultDisk").field("steps", &state.steps).field("names", &state.names.keys()).finish()
+    }
+}
+
+impl Default for FaultDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FaultDisk {
+    /// An empty disk without faults.
+    pub fn new() -> Self {
+        let mut state = State::default();
+        state.dirs.insert(PathBuf::from("/"));
+        state.dirs.insert(PathBuf::new());
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Changing operations so far: writes, syncs, creations, renames, removals, changes of length.
+    pub fn steps(&self) -> u64 {
+        self.state.lock().steps
+    }
+
+    /// Lets `steps` more changing operations through; from then on every operation fails, reads too.
+    pub fn fail_after(&self, steps: u64) {
+        let mut state = self.state.lock();
+        state.steps_max = Some(state.steps + steps);
+    }
+
+    /// Lets `syncs` more file syncs succeed and fails the one after; what it should have made durable never will be.
+    pub fn fail_sync_after(&self, syncs: u64) {
+        self.state.lock().syncs_until_failure = Some(syncs);
+    }
+
+    /// Bounds the sum of all file lengths; `None` lifts the bound.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.state.lock().capacity = bytes;
+    }
+
+    /// Bytes in all files.
+    pub fn bytes_used(&self) -> u64 {
+        self.state.lock().bytes_used()
+    }
+
+    /// Flips one bit of a file, now and for ever.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown file, `UnexpectedEof` for a position past its end.
+    pub fn flip_bit(&self, path: &Path, position: u64, bit: u8) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let id = state.find(path)?;
+        let node = state.node(id)?;
+        let at = to_usize(position);
+        let mask = 1_u8 << (bit % 8);
+        *node.current.get_mut(at).ok_or(io::ErrorKind::UnexpectedEof)? ^= mask;
+        if let Some(byte) = node.durable.get_mut(at) {
+            *byte ^= mask;
+        }
+        Ok(())
+    }
+
+    /// The power fails: what a new start finds, decided by `seed`. No faults are armed on the new disk, and
+    /// handles into the old one do not reach it.
+    pub fn crash(&self, seed: u64) -> Self {
+        let state = self.state.lock();
+        let mut random = Random(seed);
+        let mut names = state.names_durable.clone();
+        // A crash is one of three kinds, so that "nothing lost" and "all lost" are as common as mixtures.
+        let policy = random.below(4);
+        for naming in &state.namings {
+            if keeps(&mut random, policy) {
+                naming.apply(&mut names);
+            }
+        }
+        let mut nodes = BTreeMap::new();
+        for id in names.values() {
+            if let Some(node) = state.nodes.get(id) {
+                let bytes = node.survive(&mut random, policy);
+                nodes.insert(*id, Node { current: bytes.clone(), durable: bytes, changes: Vec::new() });
+            }
+        }
+        let survivor = State {
+            nodes,
+            node_next: state.node_next,
+            dirs: state.dirs.clone(),
+            names_durable: names.clone(),
+            names,
+            ..State::default()
+        };
+        Self { state: Arc::new(Mutex::new(survivor)) }
+    }
+}
+
+fn keeps(random: &mut Random, policy: u64) -> bool {
+    match policy {
+        0 => false,
+        1 => true,
+        _ => random.below(2) == 0,
+    }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+impl Naming {
+    fn apply(&self, names: &mut BTreeMap<PathBuf, FileId>) {
+        match self {
+            Self::Link(path, id) => {
+                names.insert(path.clone(), *id);
+            }
+            Self::Unlink(path) => {
+                names.remove(path);
+            }
+            Self::Rename(to, id) => {
+                names.retain(|_, other| other != id);
+                names.insert(to.clone(), *id);
+            }
+        }
+    }
+
+    fn is_in(&self, dir: &Path) -> bool {
+        match self {
+            Self::Link(path, _) | Self::Unlink(path) | Self::Rename(path, _) => path.parent() == Some(dir),
+        }
+    }
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write { position, bytes: written, .. } => {
+                let start = to_usize(*position);
+                let end = start.saturating_add(written.len());
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[start..end].copy_from_slice(written);
+            }
+            Self::Length { len, .. } => bytes.resize(to_usize(*len), 0),
+        }
+    }
+
+    fn sectors(&self) -> std::ops::Range<u64> {
+        match self {
+            Self::Write { position, bytes, .. } => {
+                position / SECTOR_BYTES..(position + bytes.len() as u64).div_ceil(SECTOR_BYTES)
+            }
+            Self::Length { .. } => 0..0,
+        }
+    }
+
+    fn is_stranded(&self) -> bool {
+        match self {
+            Self::Write { is_stranded, .. } | Self::Length { is_stranded, .. } => *is_stranded,
+        }
+    }
+
+    fn strand(&mut self) {
+        match self {
+            Self::Write { is_stranded, .. } | Self::Length { is_stranded, .. } => *is_stranded = true,
+        }
+    }
+}
+
+impl Node {
+    /// Makes every change durable that no failed sync has stranded.
+    fn sync(&mut self) {
+        let changes = std::mem::take(&mut self.changes);
+        for change in changes {
+            if change.is_stranded() {
+                self.changes.push(change);
+            } else {
+                change.apply(&mut self.durable);
+            }
+        }
+    }
+
+    /// What a crash leaves: each touched sector in one of the states it went through.
+    fn survive(&self, random: &mut Random, policy: u64) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        // How many of the changes to a sector reached the disk, by sector.
+        let mut kept: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut touched: BTreeMap<u64, u64> = BTreeMap::new();
+        for sector in self.changes.iter().flat_map(Change::sectors) {
+            *touched.entry(sector).or_default() += 1;
+        }
+        for (sector, count) in touched {
+            let keep = match policy {
+                0 => 0,
+                1 => count,
+                _ => random.below(count + 1),
+            };
+            kept.insert(sector, keep);
+        }
+        for change in &self.changes {
+            match change {
+                Change::Length { .. } => {
+                    if keeps(random, policy) {
+                        change.apply(&mut bytes);
+                    }
+                }
+                Change::Write { position, bytes: written, is_stranded } => {
+                    for sector in change.sectors() {
+                        let Some(left) = kept.get_mut(&sector).filter(|left| **left > 0) else { continue };
+                        *left -= 1;
+                        let start = (sector * SECTOR_BYTES).max(*position);
+                        let end = ((sector + 1) * SECTOR_BYTES).min(position + written.len() as u64);
+                        let part = written[to_usize(start - position)..to_usize(end - position)].to_vec();
+                        Change::Write { position: start, bytes: part, is_stranded: *is_stranded }.apply(&mut bytes);
+                    }
+                }
+            }
+        }
+        bytes
+    }
+}
+
+impl State {
+    /// Counts a changing operation; fails when the power is off.
+    fn step(&mut self) -> io::Result<()> {
+        self.check_power()?;
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn check_power(&self) -> io::Result<()> {
+        match self.steps_max {
+            Some(max) if self.steps >= max => Err(io::Error::other("the power is off")),
+            _ => Ok(()),
+        }
+    }
+
+    fn find(&self, path: &Path) -> io::Result<FileId> {
+        self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn node(&mut self, id: FileId) -> io::Result<&mut Node> {
+        self.nodes.get_mut(&id).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn check_parent(&self, path: &Path) -> io::Result<()> {
+        match path.parent() {
+            Some(parent) if self.dirs.contains(parent) => Ok(()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let id = self.find(from)?;
+        self.check_parent(to)?;
+        let naming = Naming::Rename(to.to_owned(), id);
+        naming.apply(&mut self.names);
+        self.namings.push(naming);
+        Ok(())
+    }
+
+    fn bytes_used(&self) -> u64 {
+        self.names.values().filter_map(|id| self.nodes.get(id)).map(|node| node.current.len() as u64).sum()
+    }
+
+    /// Of a file that shall grow to `len`: the length the disk has room for.
+    fn room(&self, len_old: u64, len: u64) -> u64 {
+        match self.capacity {
+            Some(capacity) => len.min(len_old.max(len_old + capacity.saturating_sub(self.bytes_used()))),
+            None => len,
+        }
+    }
+
+    fn write(&mut self, id: FileId, bytes: &[u8], position: u64) -> io::Result<()> {
+        let end = position + bytes.len() as u64;
+        let len = self.node(id)?.current.len() as u64;
+        let room = if end > len { self.room(len, end) } else { end };
+        let fits = &bytes[..to_usize(room.saturating_sub(position)).min(bytes.len())];
+        let node = self.node(id)?;
+        if !fits.is_empty() {
+            let change = Change::Write { position, bytes: fits.to_vec(), is_stranded: false };
+            change.apply(&mut node.current);
+            node.changes.push(change);
+        }
+        if room < end { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync(&mut self, id: FileId) -> io::Result<()> {
+        if let Some(left) = self.syncs_until_failure {
+            self.syncs_until_failure = left.checked_sub(1);
+            if left == 0 {
+                self.node(id)?.changes.iter_mut().for_each(Change::strand);
+                return Err(io::Error::other("sync failed"));
+            }
+        }
+        self.node(id)?.sync();
+        Ok(())
+    }
+
+    fn sync_dir(&mut self, dir: &Path) {
+        let namings = std::mem::take(&mut self.namings);
+        let (synced, pending): (Vec<_>, Vec<_>) = namings.into_iter().partition(|naming| naming.is_in(dir));
+        for naming in synced {
+            naming.apply(&mut self.names_durable);
+        }
+        self.namings = pending;
+    }
+}
+
+impl Disk for FaultDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let state = self.state.lock();
+        state.check_power()?;
+        let id = state.find(path)?;
+        Ok(Arc::new(FaultFile { state: self.state.clone(), id }))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.check_parent(path)?;
+        let id = match state.names.get(path).copied() {
+            Some(id) => {
+                let change = Change::Length { len: 0, is_stranded: false };
+                let node = state.node(id)?;
+                change.apply(&mut node.current);
+                node.changes.push(change);
+                id
+            }
+            None => {
+                let id = state.node_next;
+                state.node_next += 1;
+                state.nodes.insert(id, Node::default());
+                state.names.insert(path.to_owned(), id);
+                state.namings.push(Naming::Link(path.to_owned(), id));
+                id
+            }
+        };
+        Ok(Arc::new(FaultFile { state: self.state.clone(), id }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.find(path)?;
+        let naming = Naming::Unlink(path.to_owned());
+        naming.apply(&mut state.names);
+        state.namings.push(naming);
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
+        let state = self.state.lock();
+        state.check_power()?;
+        if !state.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let within = |path: &&PathBuf| path.parent() == Some(dir);
+        let files = state.names.keys().filter(within).map(|path| DiskEntry { name: name(path), is_dir: false });
+        let dirs = state.dirs.iter().filter(within).map(|path| DiskEntry { name: name(path), is_dir: true });
+        let mut entries: Vec<_> = files.chain(dirs).filter(|entry| !entry.name.is_empty()).collect();
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.check_power()?;
+        state.dirs.extend(dir.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.sync_dir(dir);
+        Ok(())
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        let state = self.state.lock();
+        state.check_power()?;
+        Ok(state.names.contains_key(path) || state.dirs.contains(path))
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Buffer> {
+        let mut state = self.state.lock();
+        state.check_power()?;
+        let id = state.find(path)?;
+        Ok(Buffer::from(Bytes::copy_from_slice(&state.node(id)?.current)))
+    }
+
+    fn lock(&self, dir: &Path) -> Result<DirLock, StorageError> {
+        if !self.state.lock().locked.insert(dir.to_owned()) {
+            return Err(StorageError::Locked);
+        }
+        Ok(DirLock::new(FaultLock { state: self.state.clone(), dir: dir.to_owned() }))
+    }
+}
+
+struct FaultLock {
+    state: Arc<Mutex<State>>,
+    dir: PathBuf,
+}
+
+impl Drop for FaultLock {
+    fn drop(&mut self) {
+        self.state.lock().locked.remove(&self.dir);
+    }
+}
+
+struct FaultFile {
+    state: Arc<Mutex<State>>,
+    id: FileId,
+}
+
+impl fmt::Debug for FaultFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultFile").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl DiskFile for FaultFile {
+    fn read_at(&self, bytes: &mut [u8], position: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.check_power()?;
+        let node = state.node(self.id)?;
+        let start = to_usize(position);
+        let stored = node.current.get(start..start.saturating_add(bytes.len()));
+        bytes.copy_from_slice(stored.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.write(self.id, bytes, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.sync(self.id)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let mut state = self.state.lock();
+        state.check_power()?;
+        Ok(state.node(self.id)?.current.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        let len_old = state.node(self.id)?.current.len() as u64;
+        if len > len_old && state.room(len_old, len) < len {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let change = Change::Length { len, is_stranded: false };
+        let node = state.node(self.id)?;
+        change.apply(&mut node.current);
+        node.changes.push(change);
+        Ok(())
+    }
+}

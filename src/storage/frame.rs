@@ -1,0 +1,1 @@
+//! The frame: one record of the write-ahead log as bytes.
