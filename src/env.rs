@@ -79,3 +79,16 @@ where
 {
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
 }
+
+/// Starts a runtime of its own with `threads` named threads.
+///
+/// # Errors
+/// When the system has no more threads.
+pub fn runtime(name: &str, threads: usize, stack_bytes: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name.to_owned())
+        .thread_stack_size(stack_bytes)
+        .enable_all()
+        .build()
+}

@@ -69,6 +69,10 @@ states! {
     InvalidCursorState = "24000",
     /// `25001`
     ActiveSqlTransaction = "25001",
+    /// `25006`
+    ReadOnlySqlTransaction = "25006",
+    /// `3B001`
+    InvalidSavepoint = "3B001",
     /// `25P01`
     NoActiveSqlTransaction = "25P01",
     /// `25P02`

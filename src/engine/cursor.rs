@@ -1,0 +1,179 @@
+//! A session's cursors: named results that are read in parts.
+//!
+//! A cursor over a subscription waits until a FETCH is full, because drivers take a short answer for the
+//! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
+
+use crate::engine::{BatchStream, ResultColumn, Rows, RowsTag};
+use crate::env;
+use arrow::array::RecordBatch;
+use futures::{FutureExt, StreamExt};
+use millstream_catalog::model::limit::PORTALS_MAX;
+use millstream_catalog::model::{RowCount, Span, SqlState};
+use millstream_sql::SqlError;
+use millstream_sql::dialect::FetchCount;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// The cursors of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Cursors {
+    open: HashMap<String, Cursor>,
+}
+
+#[derive(Debug)]
+struct Cursor {
+    columns: Arc<[ResultColumn]>,
+    is_push: bool,
+    /// `WITH HOLD`: outlives its transaction.
+    hold: bool,
+    source: Arc<Mutex<Source>>,
+}
+
+/// What is left of a cursor's rows.
+struct Source {
+    stream: BatchStream,
+    rest: Option<RecordBatch>,
+    is_done: bool,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("is_done", &self.is_done).finish_non_exhaustive()
+    }
+}
+
+/// How far one FETCH goes.
+#[derive(Debug, Clone, Copy)]
+struct Goal {
+    /// Rows still wanted.
+    rows: u64,
+    /// Give what is there instead of waiting.
+    ready_only: bool,
+    /// Give what is there once this moment has passed.
+    deadline: Option<Instant>,
+}
+
+impl Cursors {
+    /// `DECLARE`.
+    ///
+    /// # Errors
+    /// 42P03 when the name is taken, 53400 over the limit.
+    pub(crate) fn declare(&mut self, name: &str, rows: Rows, hold: bool) -> Result<(), SqlError> {
+        if self.open.contains_key(name) {
+            return Err(SqlError::new(SqlState::DuplicateCursor, format!("cursor \"{name}\" already exists")));
+        }
+        if self.open.len() >= PORTALS_MAX {
+            return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open cursors")
+                .detail(format!("a session may have {PORTALS_MAX}")));
+        }
+        let source = Source { stream: rows.stream, rest: None, is_done: false };
+        let cursor =
+            Cursor { columns: rows.columns, is_push: rows.is_push, hold, source: Arc::new(Mutex::new(source)) };
+        self.open.insert(name.to_owned(), cursor);
+        Ok(())
+    }
+
+    /// The columns of a cursor, for Describe.
+    pub(crate) fn columns(&self, name: &str) -> Option<Arc<[ResultColumn]>> {
+        self.open.get(name).map(|cursor| Arc::clone(&cursor.columns))
+    }
+
+    /// `FETCH`: rows that come as the cursor's source gives them.
+    ///
+    /// # Errors
+    /// 34000 when there is no such cursor.
+    pub(crate) fn fetch(
+        &self,
+        name: &str,
+        count: FetchCount,
+        timeout: Option<Span>,
+        tag: &'static str,
+    ) -> Result<Rows, SqlError> {
+        let cursor = self.find(name)?;
+        let rows = match count {
+            FetchCount::Rows(rows) => rows.value(),
+            FetchCount::All => u64::MAX,
+        };
+        let timeout = timeout.filter(|_| cursor.is_push).and_then(|span| u64::try_from(span.micros()).ok());
+        let goal = Goal {
+            rows,
+            ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
+            deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
+        };
+        let source = Arc::clone(&cursor.source);
+        let stream = futures::stream::unfold((source, goal), |(source, mut goal)| async move {
+            let batch = source.lock().await.take(&mut goal).await?;
+            Some((batch, (source, goal)))
+        });
+        let columns = Arc::clone(&cursor.columns);
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push: false, stream: Box::pin(stream) })
+    }
+
+    fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
+        self.open
+            .get(name)
+            .ok_or_else(|| SqlError::new(SqlState::InvalidCursorName, format!("cursor \"{name}\" does not exist")))
+    }
+
+    /// `CLOSE name`.
+    ///
+    /// # Errors
+    /// 34000 when there is no such cursor.
+    pub(crate) fn close(&mut self, name: &str) -> Result<(), SqlError> {
+        self.find(name)?;
+        self.open.remove(name);
+        Ok(())
+    }
+
+    /// `CLOSE ALL`.
+    pub(crate) fn close_all(&mut self) {
+        self.open.clear();
+    }
+
+    /// The end of a transaction: cursors without hold end with it.
+    pub(crate) fn end_transaction(&mut self) {
+        self.open.retain(|_, cursor| cursor.hold);
+    }
+}
+
+impl Source {
+    /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended.
+    async fn take(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
+        if goal.rows == 0 {
+            return None;
+        }
+        if self.rest.is_none() && !self.is_done {
+            match self.wait(goal).await? {
+                Ok(batch) => self.rest = Some(batch),
+                Err(error) => {
+                    self.is_done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        let batch = self.rest.take()?;
+        let rows = RowCount::of(batch.num_rows()).value();
+        if rows <= goal.rows {
+            goal.rows -= rows;
+            return Some(Ok(batch));
+        }
+        let wanted = goal.rows as usize;
+        self.rest = Some(batch.slice(wanted, batch.num_rows() - wanted));
+        goal.rows = 0;
+        Some(Ok(batch.slice(0, wanted)))
+    }
+
+    async fn wait(&mut self, goal: &Goal) -> Option<Result<RecordBatch, SqlError>> {
+        let next = match (goal.ready_only, goal.deadline) {
+            (true, _) => self.stream.next().now_or_never()?,
+            (false, Some(deadline)) => {
+                tokio::time::timeout_at(deadline.into(), self.stream.next()).await.ok()?
+            }
+            (false, None) => self.stream.next().await,
+        };
+        self.is_done = next.is_none();
+        next
+    }
+}

@@ -1,0 +1,185 @@
+//! Sessions, statements and continuous queries over the replicated log.
+//!
+//! Owns what happens between the text of a statement and its rows: sessions, transactions, cursors, writes,
+//! pull and push queries, and the tasks of continuous queries. Leaves out the wire (server), SQL itself
+//! (sql), durability (replication, storage). The server, the demo and embedding programs call it. After a
+//! crash everything here is rebuilt from the catalog and the log.
+
+mod compute;
+mod copy;
+mod cursor;
+mod ddl;
+mod describe;
+mod outcome;
+mod prepare;
+mod pull;
+mod push;
+mod query;
+mod registry;
+mod session;
+mod settings;
+mod system_view;
+mod table;
+mod transaction;
+mod write;
+
+pub use copy::{CopyIn, CopyOut};
+pub use millstream_catalog::model::SqlState;
+pub use millstream_catalog::{Column, SqlType};
+pub use millstream_sql::SqlError;
+pub use millstream_sql::dialect::{Parsed, Statement};
+pub use millstream_sql::exec::BatchStream;
+pub use millstream_sql::plan::ResultColumn;
+/// Formats of values on the wire and in copy data.
+pub use millstream_sql::{copy as formats, types};
+pub use outcome::{Notice, Outcome, Param, Result, Rows, RowsTag, TransactionStatus, Via};
+pub use prepare::Prepared;
+pub use registry::{SessionId, SessionRow};
+pub use session::{Session, SessionOptions};
+pub use settings::SERVER_VERSION;
+
+use crate::env::Clock;
+use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard};
+use crate::storage::disk::Disk;
+use crate::storage::error::StorageError;
+use compute::Compute;
+use millstream_catalog::model::{ByteSize, NodeId, ShardId};
+use millstream_catalog::{Relation, Snapshot};
+use query::Supervisor;
+use registry::Registry;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use table::Tables;
+use tokio_util::sync::CancellationToken;
+use write::Spreader;
+
+/// How an engine is opened.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The data directory; created if missing.
+    pub data_dir: PathBuf,
+    /// Data shards of a new directory; of an old one, at least as many as it has.
+    pub shards: u32,
+    /// Bytes in memory per shard before they are rewritten as segments.
+    pub seal_bytes: ByteSize,
+    /// Threads that plan and run queries.
+    pub query_threads: usize,
+}
+
+/// A node's engine: one per data directory, shared by all its sessions.
+pub struct Engine {
+    config: EngineConfig,
+    clock: Arc<dyn Clock>,
+    replication: Replication,
+    tables: Tables,
+    registry: Registry,
+    spreader: Spreader,
+    compute: Compute,
+    queries: Supervisor,
+    shutdown: CancellationToken,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the data directory, recovers everything in it, and starts its continuous queries.
+    ///
+    /// # Errors
+    /// When the directory is in use, damaged or of a newer format, or the disk fails.
+    pub async fn open(config: EngineConfig, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let replication = ReplicationConfig {
+            data_dir: config.data_dir.clone(),
+            node: NodeId::new(1),
+            shards: config.shards,
+            seal_bytes: config.seal_bytes,
+        };
+        let replication = Replication::start(replication, disk, Arc::clone(&clock)).await.map_err(replication_error)?;
+        let engine = Arc::new(Self {
+            compute: Compute::start(config.query_threads)?,
+            config,
+            clock,
+            replication,
+            tables: Tables::default(),
+            registry: Registry::default(),
+            spreader: Spreader::default(),
+            queries: Supervisor::default(),
+            shutdown: CancellationToken::new(),
+        });
+        engine.reconcile().await?;
+        query::start(&engine).await?;
+        Ok(engine)
+    }
+
+    /// A new session.
+    ///
+    /// # Errors
+    /// 53300 when there are too many.
+    pub fn session(self: &Arc<Self>, options: SessionOptions) -> Result<Session> {
+        Session::open(self, options)
+    }
+
+    /// Cancels the statement of the session with this id and secret, if there is one.
+    pub fn cancel(&self, id: SessionId) {
+        self.registry.cancel(id);
+    }
+
+    /// Stops continuous queries, then replication; what was acknowledged is on disk. Sessions get 57P01.
+    pub async fn shutdown(&self) {
+        self.shutdown.cancel();
+        query::stop(self).await;
+        self.replication.shutdown().await;
+        self.compute.stop();
+    }
+
+    /// Cancelled when the engine shuts down.
+    pub fn shutdown_token(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    /// Completes when the log cannot be written any more, with the reason.
+    pub async fn failed(&self) -> String {
+        self.replication.failed().await
+    }
+
+    /// The number of open sessions.
+    pub fn session_count(&self) -> usize {
+        self.registry.rows().len()
+    }
+
+    pub(crate) fn catalog(&self) -> Snapshot {
+        self.replication.catalog().snapshot()
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    pub(crate) fn replication(&self) -> &Replication {
+        &self.replication
+    }
+
+    pub(crate) fn shard(&self, id: ShardId) -> Result<&Arc<Shard>> {
+        self.replication
+            .shard(id)
+            .ok_or_else(|| SqlError::new(SqlState::NoLeader, format!("shard {id} is not on this node")))
+    }
+
+    pub(crate) fn shard_of(&self, relation: &Relation) -> Result<&Arc<Shard>> {
+        self.shard(relation.shard)
+    }
+}
+
+/// What a client is told of a failure of the log's readers.
+pub(crate) fn storage_error(error: StorageError) -> SqlError {
+    SqlError::new(error.sqlstate(), error.to_string())
+}
+
+/// What a client is told of a failed write.
+pub(crate) fn replication_error(error: ReplicationError) -> SqlError {
+    SqlError::new(error.sqlstate(), error.to_string())
+}

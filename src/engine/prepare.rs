@@ -1,0 +1,102 @@
+//! Prepared statements: a statement with its parameter types and result columns.
+//!
+//! An INSERT of values keeps its plan, so that executing it again never meets the planner. Leaves out names
+//! of prepared statements (`session`). A crash forgets them.
+
+use crate::engine::Result;
+use millstream_catalog::model::{SqlState, TopicId};
+use millstream_catalog::{Relation, SqlType};
+use millstream_sql::SqlError;
+use millstream_sql::bind::insert::InsertPlan;
+use millstream_sql::dialect::{Parsed, Statement};
+use millstream_sql::plan::{PlannedSelect, ResultColumn};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// A statement that can be executed, many times.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) parsed: Parsed,
+    pub(crate) params: Vec<SqlType>,
+    pub(crate) columns: Option<Arc<[ResultColumn]>>,
+    /// The version of the catalog it was planned with.
+    pub(crate) version: u64,
+    pub(crate) plan: Plan,
+}
+
+/// What of the planning is kept.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Planned when it runs.
+    Late,
+    /// Rows for one relation.
+    Insert(InsertTarget),
+    /// A pull query; its first execution takes the plan, later ones plan anew to see what was committed since.
+    Select(Mutex<Option<PlannedSelect>>),
+}
+
+/// Where an INSERT of values goes.
+#[derive(Debug)]
+pub(crate) struct InsertTarget {
+    pub(crate) relation: Arc<Relation>,
+    pub(crate) plan: InsertPlan,
+    pub(crate) returning: Vec<Returned>,
+}
+
+/// One column of `RETURNING`.
+#[derive(Debug, Clone)]
+pub(crate) struct Returned {
+    pub(crate) column: ResultColumn,
+    pub(crate) source: ReturnedSource,
+}
+
+/// Where a returned column comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReturnedSource {
+    /// The stored column at this position, `rowtime` included.
+    Stored(usize),
+    /// `rowpartition`
+    Partition,
+    /// `rowoffset`
+    Offset,
+}
+
+impl Prepared {
+    /// The parameters' types, `$1` first.
+    pub fn params(&self) -> &[SqlType] {
+        &self.params
+    }
+
+    /// The columns of its rows; `None` when it gives none.
+    pub fn columns(&self) -> Option<&Arc<[ResultColumn]>> {
+        self.columns.as_ref()
+    }
+
+    /// The statement.
+    pub fn statement(&self) -> &Statement {
+        &self.parsed.statement
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        &self.parsed.text
+    }
+
+    pub(crate) fn check_param_count(&self, given: usize) -> Result<()> {
+        if given == self.params.len() {
+            return Ok(());
+        }
+        Err(SqlError::new(
+            SqlState::ProtocolViolation,
+            format!("bind message supplies {given} parameters, but prepared statement requires {}", self.params.len()),
+        ))
+    }
+
+    /// The relation an INSERT plan was made for.
+    pub(crate) fn insert_topic(&self) -> Option<TopicId> {
+        match &self.plan {
+            Plan::Insert(target) => Some(target.relation.id),
+            _ => None,
+        }
+    }
+}

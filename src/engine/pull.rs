@@ -1,0 +1,273 @@
+//! Bounded reads: the log, tables and system views as one source for a statement, and running the plan.
+//!
+//! A statement sees one consistent cut of each shard, taken when it begins. Leaves out planning (sql) and
+//! how rows are stored (storage). Reads only; a crash ends the statement.
+
+use crate::engine::table::Tables;
+use crate::engine::{storage_error, system_view};
+use crate::engine::{Engine, Result};
+use crate::replication::Shard;
+use crate::storage::partition::Partitions;
+use crate::storage::scan::ScanRequest as StorageScan;
+use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, ShardId, SqlState};
+use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION};
+use millstream_catalog::{Relation, RelationKind};
+use millstream_sql::SqlError;
+use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Least rows per unit of parallelism: below, a second thread costs more than it brings.
+const PARALLEL_ROWS_MIN: u64 = 65_536;
+
+/// What one statement reads.
+#[derive(Debug)]
+pub(crate) struct LogSource {
+    engine: Arc<Engine>,
+    session: Option<system_view::SessionView>,
+    shards: HashMap<ShardId, (Arc<Partitions>, EntryIndex)>,
+}
+
+impl LogSource {
+    /// Fixes the cut of every shard.
+    pub(crate) fn new(engine: &Arc<Engine>, session: Option<system_view::SessionView>) -> Self {
+        let cut = |shard: &Arc<Shard>| {
+            let partitions = shard.partitions();
+            let applied = partitions.applied();
+            (shard.id(), (partitions, applied))
+        };
+        Self {
+            engine: Arc::clone(engine),
+            session,
+            shards: engine.replication().shards().iter().map(cut).collect(),
+        }
+    }
+
+    fn shard(&self, relation: &Relation) -> Result<(&Arc<Partitions>, EntryIndex)> {
+        self.shards.get(&relation.shard).map(|(partitions, cut)| (partitions, *cut)).ok_or_else(|| {
+            SqlError::new(SqlState::NoLeader, format!("shard {} of relation \"{}\" is not here", relation.shard, relation.name))
+        })
+    }
+
+    fn scan_log(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
+        let (partitions, cut) = self.shard(relation)?;
+        let layout = Arc::new(Layout::new(&request.projection, &relation.stored_schema()));
+        let mut iterators: Vec<BatchIter> = Vec::new();
+        let wanted: Vec<PartitionId> = relation.partitions().filter(|id| request.wants(*id)).collect();
+        for id in &wanted {
+            let Some(partition) = partitions.get(relation.id, *id) else { continue };
+            let view = partition.view();
+            let range = intersect(view.offset_start()..view.offset_end_at(cut), request.offsets.as_ref());
+            let units = (request.parallelism.max(1) / wanted.len().max(1)).max(1);
+            for offsets in divide(range, units) {
+                let storage = StorageScan {
+                    offsets,
+                    rowtime: (request.rowtime.0.is_some() || request.rowtime.1.is_some()).then_some(request.rowtime),
+                    projection: Some(layout.stored.clone()),
+                    batch_rows: BATCH_ROWS_MAX,
+                };
+                let metrics = Arc::clone(&request.metrics);
+                let mut scan = view.scan(storage);
+                let layout = Arc::clone(&layout);
+                let partition = *id;
+                iterators.push(limited(request.limit, move || match scan.next() {
+                    Some(Ok(stored)) => Some(layout.arrange(partition, stored.offset_start, &stored.batch)),
+                    Some(Err(error)) => Some(Err(storage_error(error))),
+                    None => {
+                        metrics.add_read(scan.segments_read());
+                        metrics.add_skipped(scan.segments_skipped());
+                        None
+                    }
+                }));
+            }
+        }
+        Ok(iterators)
+    }
+
+    fn scan_table(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
+        let (partitions, cut) = self.shard(relation)?;
+        let rows = self.engine.tables().rows(relation, partitions, cut)?;
+        let stored = relation.stored_schema();
+        let layout = Layout::new(&request.projection, &stored);
+        let offset_column = stored.fields().len();
+        let mut iterators: Vec<BatchIter> = Vec::new();
+        for (partition, batches) in rows.partitions {
+            if !request.wants(partition) {
+                continue;
+            }
+            let arranged: Vec<Result<RecordBatch>> =
+                batches.iter().map(|batch| layout.arrange_with(partition, batch, batch.column(offset_column))).collect();
+            let mut arranged = arranged.into_iter();
+            iterators.push(limited(request.limit, move || arranged.next()));
+        }
+        Ok(iterators)
+    }
+}
+
+trait Wants {
+    fn wants(&self, partition: PartitionId) -> bool;
+}
+
+impl Wants for ScanRequest {
+    fn wants(&self, partition: PartitionId) -> bool {
+        self.partitions.as_ref().is_none_or(|wanted| wanted.contains(&partition))
+    }
+}
+
+/// An iterator over `next` that stops once `limit` rows came.
+fn limited(limit: Option<usize>, mut next: impl FnMut() -> Option<Result<RecordBatch>> + Send + 'static) -> BatchIter {
+    let mut left = limit.unwrap_or(usize::MAX);
+    Box::new(std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let batch = next()?;
+        if let Ok(batch) = &batch {
+            left = left.saturating_sub(batch.num_rows());
+        }
+        Some(batch)
+    }))
+}
+
+fn intersect(range: Range<Offset>, wanted: Option<&Range<Offset>>) -> Range<Offset> {
+    match wanted {
+        None => range,
+        Some(wanted) => {
+            let start = range.start.max(wanted.start);
+            start..range.end.min(wanted.end).max(start)
+        }
+    }
+}
+
+/// Cuts `range` into at most `units` parts of at least [`PARALLEL_ROWS_MIN`] rows.
+fn divide(range: Range<Offset>, units: usize) -> Vec<Range<Offset>> {
+    let rows = range.end.since(range.start).value();
+    let units = (rows / PARALLEL_ROWS_MIN).clamp(1, units as u64);
+    // Whole batches: a batch cut in two would be decoded twice.
+    let step = rows.div_ceil(units).next_multiple_of(BATCH_ROWS_MAX as u64).max(1);
+    let cut = |unit: u64| range.start.plus(RowCount::new((step * unit).min(rows)));
+    (0..units).map(|unit| cut(unit)..cut(unit + 1)).filter(|part| part.start < part.end).collect()
+}
+
+/// How stored columns and pseudo-columns make up the requested ones.
+#[derive(Debug)]
+struct Layout {
+    columns: Vec<ScanColumn>,
+    /// Stored columns read, in order; `columns` refers to them by their stored index.
+    stored: Vec<usize>,
+    schema: SchemaRef,
+}
+
+impl Layout {
+    fn new(columns: &[ScanColumn], stored_schema: &Schema) -> Self {
+        let mut stored: Vec<usize> =
+            columns.iter().filter_map(|c| if let ScanColumn::Stored(i) = c { Some(*i) } else { None }).collect();
+        stored.sort_unstable();
+        stored.dedup();
+        let field = |column: &ScanColumn| match column {
+            ScanColumn::Stored(i) => Arc::clone(&stored_schema.fields()[*i]),
+            ScanColumn::RowPartition => Arc::new(Field::new(ROWPARTITION, DataType::Int32, false)),
+            ScanColumn::RowOffset => Arc::new(Field::new(ROWOFFSET, DataType::Int64, false)),
+        };
+        let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+        Self { columns: columns.to_vec(), stored, schema }
+    }
+
+    /// Requested columns from a batch that has just the `stored` ones.
+    fn arrange(&self, partition: PartitionId, start: Offset, batch: &RecordBatch) -> Result<RecordBatch> {
+        let rows = batch.num_rows();
+        let start = start.value() as i64;
+        let column = |column: &ScanColumn| -> ArrayRef {
+            match column {
+                ScanColumn::Stored(i) => {
+                    let at = self.stored.partition_point(|stored| stored < i);
+                    Arc::clone(batch.column(at))
+                }
+                ScanColumn::RowPartition => partition_column(partition, rows),
+                ScanColumn::RowOffset => Arc::new(Int64Array::from_iter_values(start..start + rows as i64)),
+            }
+        };
+        self.batch(self.columns.iter().map(column).collect(), rows)
+    }
+
+    /// Requested columns from a batch that has every stored column, and the offsets beside it.
+    fn arrange_with(&self, partition: PartitionId, batch: &RecordBatch, offsets: &ArrayRef) -> Result<RecordBatch> {
+        let rows = batch.num_rows();
+        let column = |column: &ScanColumn| -> ArrayRef {
+            match column {
+                ScanColumn::Stored(i) => Arc::clone(batch.column(*i)),
+                ScanColumn::RowPartition => partition_column(partition, rows),
+                ScanColumn::RowOffset => Arc::clone(offsets),
+            }
+        };
+        self.batch(self.columns.iter().map(column).collect(), rows)
+    }
+
+    fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
+            .map_err(|error| SqlError::internal(format!("stored columns do not fit their schema: {error}")))
+    }
+}
+
+fn partition_column(partition: PartitionId, rows: usize) -> ArrayRef {
+    Arc::new(Int32Array::from_value(partition.value() as i32, rows))
+}
+
+impl RelationSource for LogSource {
+    fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>> {
+        match relation.has_tombstones() {
+            true => self.scan_table(relation, &request),
+            false => self.scan_log(relation, &request),
+        }
+    }
+
+    fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount> {
+        if relation.has_tombstones() {
+            return None;
+        }
+        debug_assert!(relation.kind == RelationKind::Stream || relation.schema.key().is_empty());
+        let (partitions, cut) = self.shard(relation).ok()?;
+        let count = |id| {
+            partitions.get(relation.id, id).map_or(RowCount::ZERO, |partition| {
+                let view = partition.view();
+                view.offset_end_at(cut).since(view.offset_start())
+            })
+        };
+        Some(relation.partitions().map(count).fold(RowCount::ZERO, RowCount::plus))
+    }
+
+    fn system_views(&self) -> Vec<(String, SchemaRef)> {
+        system_view::schemas()
+    }
+
+    fn system_view(&self, name: &str) -> Result<RecordBatch> {
+        system_view::rows(&self.engine, self.session.as_ref(), name)
+    }
+}
+
+impl Engine {
+    /// The tables kept in memory.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_divided_at_whole_batches_and_covers_every_offset() {
+        let range = |a, b| Offset::new(a)..Offset::new(b);
+        assert_eq!(divide(range(5, 5), 4), vec![]);
+        assert_eq!(divide(range(5, 10), 4), vec![range(5, 10)]);
+        assert_eq!(divide(range(0, 131_072), 2), vec![range(0, 65_536), range(65_536, 131_072)]);
+        assert_eq!(divide(range(0, 131_073), 2), vec![range(0, 131_072), range(131_072, 131_073)]);
+        assert_eq!(divide(range(0, 10_000_000), 2).len(), 2);
+    }
+}

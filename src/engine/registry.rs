@@ -1,0 +1,160 @@
+//! The sessions of this node: their ids, what they run, and how to cancel it.
+//!
+//! Leaves out the sessions themselves, which their connections own. Called by sessions, by cancel requests
+//! and by `millstream.sessions`. A crash forgets all of it.
+
+use crate::env;
+use millstream_catalog::model::limit::SESSIONS_MAX;
+use millstream_catalog::model::{SqlState, Timestamp};
+use millstream_sql::SqlError;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use tokio_util::sync::CancellationToken;
+
+/// What a client must show to cancel a session's statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// The number shown as `pg_backend_pid()`.
+    pub pid: i32,
+    /// A number only the client was told.
+    pub secret: i32,
+}
+
+/// One open session, as others see it.
+#[derive(Debug)]
+pub struct SessionEntry {
+    /// Its id.
+    pub id: SessionId,
+    /// The user it came with.
+    pub user: String,
+    /// The address of the client.
+    pub client: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    activity: Mutex<Activity>,
+}
+
+#[derive(Debug, Default)]
+struct Activity {
+    application_name: String,
+    statement: Option<String>,
+    interrupt: CancellationToken,
+}
+
+/// A copy of a session's entry for the system view.
+#[derive(Debug, Clone)]
+pub struct SessionRow {
+    /// The pid.
+    pub pid: i32,
+    /// The user.
+    pub user: String,
+    /// `application_name`.
+    pub application_name: String,
+    /// The client's address.
+    pub client: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// The statement it runs, if any.
+    pub statement: Option<String>,
+}
+
+impl SessionEntry {
+    /// Marks the beginning of a statement; the token is cancelled by a cancel request from now on.
+    pub fn begin(&self, text: &str) -> CancellationToken {
+        let mut activity = self.activity.lock();
+        activity.statement = Some(text.chars().take(1_000).collect());
+        activity.interrupt = CancellationToken::new();
+        activity.interrupt.clone()
+    }
+
+    /// Marks the end of a statement.
+    pub fn end(&self) {
+        self.activity.lock().statement = None;
+    }
+
+    /// Remembers `application_name` for the system view.
+    pub fn rename(&self, application_name: &str) {
+        application_name.clone_into(&mut self.activity.lock().application_name);
+    }
+}
+
+/// Every open session.
+#[derive(Debug)]
+pub struct Registry {
+    sessions: Mutex<HashMap<i32, Arc<SessionEntry>>>,
+    pid_last: AtomicI32,
+    secrets: RandomState,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { sessions: Mutex::default(), pid_last: AtomicI32::new(0), secrets: RandomState::new() }
+    }
+}
+
+impl Registry {
+    /// Adds a session.
+    ///
+    /// # Errors
+    /// 53300 when there are as many as the limit allows.
+    pub fn open(&self, user: &str, application_name: &str, client: &str, now: Timestamp) -> Result<Arc<SessionEntry>, SqlError> {
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= SESSIONS_MAX {
+            return Err(SqlError::new(SqlState::TooManyConnections, "sorry, too many clients already"));
+        }
+        let mut pid = self.pid_last.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+        while pid == 0 || sessions.contains_key(&pid) {
+            pid = self.pid_last.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+        }
+        // SipHash under a random key of this process, over values that do not repeat.
+        let secret = self.secrets.hash_one((pid, now.micros(), env::instant())) as i32;
+        let entry = Arc::new(SessionEntry {
+            id: SessionId { pid, secret },
+            user: user.to_owned(),
+            client: client.to_owned(),
+            started_at: now,
+            activity: Mutex::new(Activity { application_name: application_name.to_owned(), ..Activity::default() }),
+        });
+        sessions.insert(pid, Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Removes a session.
+    pub fn close(&self, id: SessionId) {
+        self.sessions.lock().remove(&id.pid);
+    }
+
+    /// Cancels what the session runs; says nothing when the id or secret is wrong, as PostgreSQL does.
+    pub fn cancel(&self, id: SessionId) {
+        let entry = self.sessions.lock().get(&id.pid).cloned();
+        if let Some(entry) = entry
+            && entry.id.secret == id.secret
+        {
+            entry.activity.lock().interrupt.cancel();
+        }
+    }
+
+    /// Every session, by pid.
+    pub fn rows(&self) -> Vec<SessionRow> {
+        let sessions = self.sessions.lock();
+        let mut rows: Vec<SessionRow> = sessions
+            .values()
+            .map(|entry| {
+                let activity = entry.activity.lock();
+                SessionRow {
+                    pid: entry.id.pid,
+                    user: entry.user.clone(),
+                    application_name: activity.application_name.clone(),
+                    client: entry.client.clone(),
+                    started_at: entry.started_at,
+                    statement: activity.statement.clone(),
+                }
+            })
+            .collect();
+        rows.sort_by_key(|row| row.pid);
+        rows
+    }
+}

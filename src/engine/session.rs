@@ -1,0 +1,474 @@
+//! A session: settings, transaction, cursors and prepared statements of one client, and running statements.
+//!
+//! One client owns one session and runs one statement at a time. Leaves out the protocol (server) and what
+//! each statement does (the files beside). A crash or a lost connection forgets it; its uncommitted writes
+//! with it.
+
+use crate::engine::cursor::Cursors;
+use crate::engine::registry::{SessionEntry, SessionId};
+use crate::engine::settings::{SetScope, Settings};
+use crate::engine::system_view::SessionView;
+use crate::engine::transaction::{Pending, Transaction};
+use crate::engine::{
+    Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via, replication_error,
+};
+use millstream_catalog::SqlType;
+use millstream_catalog::model::limit::PREPARED_MAX;
+use millstream_catalog::model::{Span, SqlState};
+use millstream_sql::SqlError;
+use millstream_sql::dialect::{self, Chain, Discard, Parsed, Statement, TransactionAccess, TransactionModes};
+use millstream_sql::plan::PlanSettings;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What a client says of itself when it connects.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// The user; not empty.
+    pub user: String,
+    /// The database; any name is accepted, there is one.
+    pub database: String,
+    /// The client's address, for `millstream.sessions`.
+    pub client: String,
+    /// Settings given at start-up. A time zone other than UTC is passed over: the client is told that it is UTC.
+    pub settings: Vec<(String, String)>,
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) entry: Arc<SessionEntry>,
+    pub(crate) user: String,
+    pub(crate) database: String,
+    pub(crate) settings: Settings,
+    pub(crate) transaction: Transaction,
+    pub(crate) cursors: Cursors,
+    statements: HashMap<String, Arc<Prepared>>,
+    notices: Vec<Notice>,
+    reported: Vec<(String, String)>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.engine.registry.close(self.entry.id);
+    }
+}
+
+impl Session {
+    pub(crate) fn open(engine: &Arc<Engine>, options: SessionOptions) -> Result<Self> {
+        let mut settings = Settings::default();
+        for (name, value) in &options.settings {
+            let result = settings.set(name, value, SetScope::Session);
+            if !name.eq_ignore_ascii_case("timezone") {
+                result?;
+            }
+        }
+        settings.force("session_authorization", &options.user);
+        let application_name = settings.show("application_name")?;
+        let entry = engine.registry.open(&options.user, &application_name, &options.client, engine.clock().now())?;
+        Ok(Self {
+            engine: Arc::clone(engine),
+            entry,
+            user: options.user,
+            database: options.database,
+            settings,
+            transaction: Transaction::default(),
+            cursors: Cursors::default(),
+            statements: HashMap::new(),
+            notices: Vec::new(),
+            reported: Vec::new(),
+        })
+    }
+
+    /// What a cancel request must show.
+    pub fn id(&self) -> SessionId {
+        self.entry.id
+    }
+
+    /// The settings a client is told at start-up.
+    pub fn reported_settings(&self) -> Vec<(String, String)> {
+        self.settings.reported()
+    }
+
+    /// Marks the beginning of a statement. The token is cancelled when the client asks for it; whoever runs
+    /// the statement then drops its future or stream and reports 57014.
+    pub fn begin_statement(&self, text: &str) -> CancellationToken {
+        self.entry.begin(text)
+    }
+
+    /// Marks the end of a statement: its last row is delivered.
+    pub fn end_statement(&self) {
+        self.entry.end();
+    }
+
+    /// `statement_timeout`; `None` is no limit. The server applies it to everything but waiting for copy data.
+    pub fn statement_timeout(&self) -> Option<Span> {
+        self.settings.statement_timeout()
+    }
+
+    /// `fetch_timeout`: a row-limited Execute of a push query may come short after it, but never empty.
+    pub fn fetch_timeout(&self) -> Option<Span> {
+        self.settings.fetch_timeout()
+    }
+
+    /// Takes a text apart into statements.
+    ///
+    /// # Errors
+    /// 42601 and the other codes of a text that cannot be parsed, with the position.
+    pub async fn parse(&self, sql: &str) -> Result<Vec<Parsed>> {
+        dialect::parse(sql)
+    }
+
+    /// The transaction, as ReadyForQuery reports it.
+    pub fn transaction_status(&self) -> TransactionStatus {
+        self.transaction.status()
+    }
+
+    /// Notices since the last call, oldest first.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Settings the client must be told of since the last call.
+    pub fn take_reported(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.reported)
+    }
+
+    /// The columns of a cursor: a portal and a cursor of one name are one thing.
+    pub fn cursor_columns(&self, name: &str) -> Option<Arc<[ResultColumn]>> {
+        self.cursors.columns(name)
+    }
+
+    /// Keeps a prepared statement under `name`; the empty name is replaced each time.
+    ///
+    /// # Errors
+    /// 42P05 when the name is taken, 53400 over the limit.
+    pub fn store_statement(&mut self, name: &str, prepared: Arc<Prepared>) -> Result<()> {
+        if !name.is_empty() {
+            if self.statements.contains_key(name) {
+                return Err(SqlError::new(
+                    SqlState::DuplicatePreparedStatement,
+                    format!("prepared statement \"{name}\" already exists"),
+                ));
+            }
+            if self.statements.len() >= PREPARED_MAX {
+                return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many prepared statements")
+                    .detail(format!("a session may have {PREPARED_MAX}")));
+            }
+        }
+        self.statements.insert(name.to_owned(), prepared);
+        Ok(())
+    }
+
+    /// The prepared statement `name`.
+    ///
+    /// # Errors
+    /// 26000 when there is none.
+    pub fn statement(&self, name: &str) -> Result<Arc<Prepared>> {
+        self.statements.get(name).cloned().ok_or_else(|| {
+            SqlError::new(SqlState::InvalidSqlStatementName, format!("prepared statement \"{name}\" does not exist"))
+        })
+    }
+
+    /// Forgets the prepared statement `name`; no error when there is none, as Close has it.
+    pub fn close_statement(&mut self, name: &str) {
+        self.statements.remove(name);
+    }
+
+    /// Begins a text of several statements: without a BEGIN in it, they commit together at its end.
+    pub fn begin_implicit(&mut self) {
+        self.transaction.begin_implicit();
+    }
+
+    /// Ends such a text: commits what it wrote, or forgets it after an error.
+    ///
+    /// # Errors
+    /// When the commit fails.
+    pub async fn end_implicit(&mut self, is_ok: bool) -> Result<()> {
+        if !self.transaction.is_implicit() {
+            return Ok(());
+        }
+        let pending = self.transaction.end();
+        self.cursors.end_transaction();
+        match pending {
+            Some(pending) if is_ok => self.commit(pending).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Prepares a statement; `param_types` are the client's own declarations, `None` where it leaves them open.
+    ///
+    /// # Errors
+    /// Whatever planning finds.
+    pub async fn prepare(&mut self, parsed: Parsed, param_types: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
+        self.check_not_failed(&parsed.statement)?;
+        let result = self.plan(parsed, param_types).await;
+        if result.is_err() {
+            self.transaction.fail();
+        }
+        result
+    }
+
+    /// Runs a prepared statement.
+    ///
+    /// # Errors
+    /// Of the statement; in a transaction block the block has then failed.
+    ///
+    /// # Cancellation
+    /// Dropping the future stops the statement. A write that was under way may or may not happen.
+    pub async fn execute(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
+        let result = match self.check_not_failed(&prepared.parsed.statement) {
+            Ok(()) => self.dispatch(prepared, params, via).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.transaction.fail();
+        }
+        result
+    }
+
+    /// For whoever delivers rows: an error or a cancellation after the statement returned fails the block too.
+    pub fn fail_transaction(&mut self) {
+        self.transaction.fail();
+    }
+
+    async fn dispatch(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
+        prepared.check_param_count(params.len())?;
+        match &prepared.parsed.statement {
+            Statement::Select(select) if select.emit.is_some() => self.push_query(select, prepared, params, via).await,
+            Statement::Select(select) => self.pull_query(select, prepared, params).await.map(Outcome::Rows),
+            Statement::Insert(insert) => self.insert(insert, prepared, params).await,
+            Statement::Copy(copy) => self.copy(copy).await,
+            Statement::CreateRelation(create) => self.create_relation(create).await,
+            Statement::CreateAs(create) => self.create_as(create).await,
+            Statement::Drop(drop) => self.drop_relations(drop).await,
+            Statement::Query(control) => self.control_query(control).await,
+            Statement::Flush => self.flush().await,
+            Statement::Explain(explain) => self.explain(explain).await,
+            Statement::ExplainQuery(name) => self.explain_query(name).await,
+            Statement::Show(show) => self.show(show),
+            Statement::Describe(describe) => self.describe(describe),
+            Statement::Declare(declare) => self.declare(declare).await,
+            Statement::Fetch(fetch) => self.fetch(fetch).map(Outcome::Rows),
+            Statement::Move(fetch) => self.move_cursor(fetch).await,
+            Statement::Prepare(prepare) => self.prepare_named(prepare).await,
+            Statement::Execute(execute) => Box::pin(self.execute_named(execute, via)).await,
+            other => self.control(other).await,
+        }
+    }
+
+    /// Statements that change only the session.
+    async fn control(&mut self, statement: &Statement) -> Result<Outcome> {
+        let tag = match statement {
+            Statement::Set(set) => self.set(set)?,
+            Statement::Reset(name) => self.reset(name.as_deref())?,
+            Statement::Discard(what) => self.discard(*what)?,
+            Statement::Begin(modes) => self.begin(*modes),
+            Statement::Commit(chain) => return self.commit_block(*chain).await,
+            Statement::Rollback(chain) => self.rollback_block(*chain),
+            Statement::Savepoint(name) => {
+                self.check_in_block("SAVEPOINT")?;
+                self.transaction.save(name.as_str());
+                "SAVEPOINT"
+            }
+            Statement::Release(name) => {
+                self.check_in_block("RELEASE SAVEPOINT")?;
+                self.transaction.release(name.as_str())?;
+                "RELEASE"
+            }
+            Statement::RollbackTo(name) => {
+                self.check_in_block("ROLLBACK TO SAVEPOINT")?;
+                self.transaction.rollback_to(name.as_str())?;
+                "ROLLBACK"
+            }
+            Statement::SetTransaction(modes) => {
+                if let Some(access) = modes.access {
+                    self.transaction.set_read_only(access == TransactionAccess::ReadOnly);
+                }
+                "SET"
+            }
+            Statement::SetSessionCharacteristics(modes) => {
+                if modes.access == Some(TransactionAccess::ReadOnly) {
+                    return Err(SqlError::unsupported("a read-only session", "use BEGIN READ ONLY"));
+                }
+                "SET"
+            }
+            Statement::Close(name) => {
+                match name {
+                    Some(name) => self.cursors.close(name.as_str())?,
+                    None => self.cursors.close_all(),
+                }
+                if name.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" }
+            }
+            Statement::Deallocate(name) => {
+                match name {
+                    Some(name) => {
+                        self.statement(name.as_str())?;
+                        self.close_statement(name.as_str());
+                    }
+                    None => self.statements.clear(),
+                }
+                if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }
+            }
+            other => return Err(SqlError::internal(format!("no executor for {}", other.word()))),
+        };
+        Ok(Outcome::Command { tag: tag.to_owned() })
+    }
+
+    fn set(&mut self, set: &dialect::Set) -> Result<&'static str> {
+        let scope = match (set.scope, self.transaction.is_explicit()) {
+            (dialect::SetScope::Local, false) => {
+                self.notify("WARNING", SqlState::NoActiveSqlTransaction, "SET LOCAL can only be used in transaction blocks");
+                return Ok("SET");
+            }
+            (dialect::SetScope::Local, true) => SetScope::Local,
+            (dialect::SetScope::Session, true) => SetScope::InTransaction,
+            (dialect::SetScope::Session, false) => SetScope::Session,
+        };
+        let report = match &set.value {
+            dialect::SetValue::Default => self.settings.reset(&set.name),
+            dialect::SetValue::Values(values) => self.settings.set(&set.name, &values.join(", "), scope),
+        };
+        let report = report.map_err(|error| error.at(set.position))?;
+        self.report(report);
+        Ok("SET")
+    }
+
+    fn reset(&mut self, name: Option<&str>) -> Result<&'static str> {
+        match name {
+            Some(name) => {
+                let report = self.settings.reset(name)?;
+                self.report(report);
+            }
+            None => {
+                self.settings.reset_all();
+                self.reported = self.settings.reported();
+            }
+        }
+        Ok("RESET")
+    }
+
+    fn report(&mut self, changed: Option<(String, String)>) {
+        if let Some((name, value)) = changed {
+            if name == "application_name" {
+                self.entry.rename(&value);
+            }
+            self.reported.push((name, value));
+        }
+    }
+
+    fn discard(&mut self, what: Discard) -> Result<&'static str> {
+        Ok(match what {
+            Discard::All => {
+                if self.transaction.is_explicit() {
+                    return Err(SqlError::new(
+                        SqlState::ActiveSqlTransaction,
+                        "DISCARD ALL cannot run inside a transaction block",
+                    ));
+                }
+                self.cursors.close_all();
+                self.statements.clear();
+                self.reset(None)?;
+                "DISCARD ALL"
+            }
+            // Plans are not cached beyond prepared statements; sequences and temporary tables do not exist.
+            Discard::Plans => "DISCARD PLANS",
+            Discard::Sequences => "DISCARD SEQUENCES",
+            Discard::Temp => "DISCARD TEMP",
+        })
+    }
+
+    fn begin(&mut self, modes: TransactionModes) -> &'static str {
+        if !self.transaction.begin(modes.access == Some(TransactionAccess::ReadOnly)) {
+            self.notify("WARNING", SqlState::ActiveSqlTransaction, "there is already a transaction in progress");
+        }
+        "BEGIN"
+    }
+
+    async fn commit_block(&mut self, chain: Chain) -> Result<Outcome> {
+        if !self.transaction.is_explicit() {
+            self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
+        }
+        let is_failed = self.transaction.is_failed();
+        let pending = self.transaction.end();
+        self.cursors.end_transaction();
+        self.settings.end_transaction(!is_failed);
+        if chain == Chain::Yes {
+            self.transaction.begin(false);
+        }
+        if let Some(pending) = pending {
+            self.commit(pending).await?;
+        }
+        let tag = if is_failed { "ROLLBACK" } else { "COMMIT" };
+        Ok(Outcome::Command { tag: tag.to_owned() })
+    }
+
+    fn rollback_block(&mut self, chain: Chain) -> &'static str {
+        if !self.transaction.is_explicit() {
+            self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
+        }
+        self.transaction = Transaction::default();
+        self.cursors.end_transaction();
+        self.settings.end_transaction(false);
+        self.reported.extend(self.settings.reported());
+        if chain == Chain::Yes {
+            self.transaction.begin(false);
+        }
+        "ROLLBACK"
+    }
+
+    pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
+        let shard = Arc::clone(self.engine.shard(pending.shard)?);
+        shard.append(pending.writes).await.map_err(replication_error)?;
+        Ok(())
+    }
+
+    fn check_not_failed(&self, statement: &Statement) -> Result<()> {
+        let ends = matches!(statement, Statement::Commit(_) | Statement::Rollback(_) | Statement::RollbackTo(_));
+        if self.transaction.is_failed() && !ends {
+            return Err(SqlError::new(
+                SqlState::InFailedSqlTransaction,
+                "current transaction is aborted, commands ignored until end of transaction block",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_in_block(&self, word: &str) -> Result<()> {
+        if self.transaction.is_explicit() {
+            return Ok(());
+        }
+        Err(SqlError::new(
+            SqlState::NoActiveSqlTransaction,
+            format!("{word} can only be used in transaction blocks"),
+        ))
+    }
+
+    pub(crate) fn notify(&mut self, severity: &'static str, sqlstate: SqlState, message: impl Into<String>) {
+        self.notices.push(Notice { severity, sqlstate, message: message.into(), hint: None });
+    }
+
+    pub(crate) fn notify_hint(&mut self, message: impl Into<String>, hint: impl Into<String>) {
+        self.notices.push(Notice {
+            severity: "NOTICE",
+            sqlstate: SqlState::SuccessfulCompletion,
+            message: message.into(),
+            hint: Some(hint.into()),
+        });
+    }
+
+    pub(crate) fn view(&self) -> SessionView {
+        SessionView { settings: self.settings.clone() }
+    }
+
+    pub(crate) fn plan_settings(&self) -> PlanSettings {
+        PlanSettings {
+            user: self.user.clone(),
+            database: self.database.clone(),
+            backend_pid: self.entry.id.pid,
+            ..PlanSettings::default()
+        }
+    }
+}

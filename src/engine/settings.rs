@@ -1,0 +1,342 @@
+//! Session settings: names, defaults, what values are accepted, and which are reported to the client.
+//!
+//! A value without an effect is refused rather than remembered. Leaves out where settings are read: the
+//! session passes typed values to planning and execution. A crash forgets them, as a lost connection does.
+
+use millstream_catalog::model::{SqlState, Span};
+use millstream_sql::SqlError;
+use std::collections::BTreeMap;
+
+/// The version drivers parse: PostgreSQL's number first.
+pub const SERVER_VERSION: &str = concat!("15.0 (Millstream ", env!("CARGO_PKG_VERSION"), ")");
+
+/// What a setting accepts.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Any text.
+    Text,
+    /// One of these words, in any case; the first spelling that matches is stored.
+    Word(&'static [&'static str]),
+    /// A time in milliseconds, or with a unit; 0 switches it off.
+    Time,
+    /// A whole number within bounds.
+    Number(i64, i64),
+    /// Cannot be set.
+    Fixed,
+}
+
+struct Definition {
+    name: &'static str,
+    default: &'static str,
+    kind: Kind,
+    is_reported: bool,
+    description: &'static str,
+}
+
+const fn define(
+    name: &'static str,
+    default: &'static str,
+    kind: Kind,
+    is_reported: bool,
+    description: &'static str,
+) -> Definition {
+    Definition { name, default, kind, is_reported, description }
+}
+
+const UTC: &[&str] = &["UTC", "Etc/UTC", "GMT", "Z", "0", "+00", "+00:00"];
+const READ_COMMITTED: &[&str] = &["read committed", "read uncommitted"];
+
+/// Every setting, by name in lower case.
+const SETTINGS: &[Definition] = &[
+    define("application_name", "", Kind::Text, true, "name of the client program"),
+    define("auto_offset_reset", "latest", Kind::Word(&["latest", "earliest"]), false, "where a push query begins"),
+    define("bytea_output", "hex", Kind::Word(&["hex"]), false, "output format of bytea"),
+    define("client_encoding", "UTF8", Kind::Word(&["UTF8", "UTF-8", "unicode"]), true, "encoding of the client"),
+    define(
+        "client_min_messages",
+        "notice",
+        Kind::Word(&["notice", "warning", "error", "debug1", "debug2", "debug3", "debug4", "debug5", "log"]),
+        false,
+        "least severity of messages sent to the client",
+    ),
+    define(
+        "datestyle",
+        "ISO, MDY",
+        Kind::Word(&["ISO, MDY", "ISO", "ISO,MDY", "ISO, US", "MDY"]),
+        true,
+        "format of dates",
+    ),
+    define("default_transaction_isolation", "read committed", Kind::Word(READ_COMMITTED), false, "isolation"),
+    define("default_transaction_read_only", "off", Kind::Word(&["off", "false", "0", "no"]), true, "always off"),
+    define("extra_float_digits", "1", Kind::Number(1, 3), false, "floats are printed so that they read back exactly"),
+    define("fetch_timeout", "0", Kind::Time, false, "how long a FETCH waits for rows; 0 waits until it is full"),
+    define("in_hot_standby", "off", Kind::Fixed, true, "always off"),
+    define("integer_datetimes", "on", Kind::Fixed, true, "always on"),
+    define("intervalstyle", "postgres", Kind::Word(&["postgres"]), true, "format of intervals"),
+    define("is_superuser", "on", Kind::Fixed, true, "whether the user may do everything"),
+    define("max_identifier_length", "63", Kind::Fixed, false, "bytes of a name"),
+    define("search_path", "\"$user\", public", Kind::Text, false, "schemas searched for unqualified names"),
+    define("server_encoding", "UTF8", Kind::Fixed, true, "encoding of stored text"),
+    define("server_version", SERVER_VERSION, Kind::Fixed, true, "version"),
+    define("server_version_num", "150000", Kind::Fixed, false, "version as a number"),
+    define("session_authorization", "", Kind::Fixed, true, "user of the session"),
+    define("standard_conforming_strings", "on", Kind::Word(&["on", "true", "1", "yes"]), true, "always on"),
+    define("statement_timeout", "0", Kind::Time, false, "longest time of a statement; 0 is no limit"),
+    define("timezone", "UTC", Kind::Word(UTC), true, "time zone of output; always UTC"),
+    define("transaction_isolation", "read committed", Kind::Word(READ_COMMITTED), false, "isolation"),
+    define("transaction_read_only", "off", Kind::Word(&["off", "false", "0", "no"]), false, "always off"),
+];
+
+/// A setting as `SHOW ALL` and `millstream.settings` list it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingRow {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value in this session.
+    pub value: String,
+    /// What it does.
+    pub description: &'static str,
+}
+
+/// The settings of one session.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    changed: BTreeMap<&'static str, String>,
+    /// Values as they were before the transaction, for `SET` rolled back and `SET LOCAL`.
+    before: BTreeMap<&'static str, Option<String>>,
+    local: BTreeMap<&'static str, Option<String>>,
+}
+
+fn find(name: &str) -> Result<&'static Definition, SqlError> {
+    let folded = name.to_ascii_lowercase().replace('.', "_");
+    SETTINGS.iter().find(|definition| definition.name == folded).ok_or_else(|| {
+        SqlError::new(SqlState::UndefinedObject, format!("unrecognized configuration parameter \"{name}\""))
+            .hint("SHOW ALL lists the settings")
+    })
+}
+
+/// Parses `'1s'`, `'500ms'`, `'2 min'`, or a bare number of milliseconds.
+fn parse_time(text: &str) -> Option<Span> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let number: f64 = digits.parse().ok()?;
+    let micros_per_unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "ms" | "millisecond" | "milliseconds" => 1e3,
+        "us" => 1.0,
+        "s" | "sec" | "second" | "seconds" => 1e6,
+        "min" | "minute" | "minutes" => 60e6,
+        "h" | "hour" | "hours" => 3_600e6,
+        "d" | "day" | "days" => 86_400e6,
+        _ => return None,
+    };
+    let micros = number * micros_per_unit;
+    (micros <= 2_147_483_647_000.0).then(|| Span::from_micros(micros as i64))
+}
+
+impl Definition {
+    fn check(&self, value: &str) -> Result<String, SqlError> {
+        let invalid = || {
+            SqlError::new(
+                SqlState::InvalidParameterValue,
+                format!("invalid value for parameter \"{}\": \"{value}\"", self.name),
+            )
+        };
+        match self.kind {
+            Kind::Text => Ok(value.to_owned()),
+            Kind::Word(words) => {
+                let wanted = value.replace(' ', "").to_ascii_lowercase();
+                if words.iter().any(|word| word.replace(' ', "").to_ascii_lowercase() == wanted) {
+                    let has_synonyms = !matches!(self.name, "client_min_messages" | "auto_offset_reset");
+                    return Ok(if has_synonyms { words[0].to_owned() } else { value.to_ascii_lowercase() });
+                }
+                Err(invalid().hint(format!("accepted: {}", words.join("; "))))
+            }
+            Kind::Time => parse_time(value).map(|_| value.to_owned()).ok_or_else(|| {
+                invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\"")
+            }),
+            Kind::Number(least, last) => match value.trim().parse::<i64>() {
+                Ok(number) if (least..=last).contains(&number) => Ok(number.to_string()),
+                Ok(_) => Err(invalid().hint(format!("accepted: {least} to {last}"))),
+                Err(_) => Err(invalid()),
+            },
+            Kind::Fixed => Err(SqlError::new(
+                SqlState::ObjectInUse,
+                format!("parameter \"{}\" cannot be changed", self.name),
+            )),
+        }
+    }
+}
+
+impl Settings {
+    /// The value of `name`.
+    ///
+    /// # Errors
+    /// 42704 when there is no such setting.
+    pub fn show(&self, name: &str) -> Result<String, SqlError> {
+        let definition = find(name)?;
+        Ok(self.value(definition))
+    }
+
+    fn value(&self, definition: &Definition) -> String {
+        self.changed.get(definition.name).map_or_else(|| definition.default.to_owned(), Clone::clone)
+    }
+
+    fn get(&self, name: &'static str) -> String {
+        find(name).map(|definition| self.value(definition)).unwrap_or_default()
+    }
+
+    /// Sets `name`; returns the value to report when the client wants to know of it.
+    ///
+    /// # Errors
+    /// 42704 for an unknown name, 22023 for a value that would have no effect, 55006 for a fixed one.
+    pub fn set(&mut self, name: &str, value: &str, scope: SetScope) -> Result<Option<(String, String)>, SqlError> {
+        let definition = find(name)?;
+        let value = definition.check(value)?;
+        let old = self.changed.insert(definition.name, value.clone());
+        match scope {
+            SetScope::Session => {}
+            SetScope::InTransaction => {
+                self.before.entry(definition.name).or_insert(old);
+            }
+            SetScope::Local => {
+                self.local.entry(definition.name).or_insert(old);
+            }
+        }
+        Ok(definition.is_reported.then(|| (reported_name(definition.name), value)))
+    }
+
+    /// Sets a value without checks: for what the server itself decides (`session_authorization`).
+    pub fn force(&mut self, name: &str, value: &str) {
+        if let Ok(definition) = find(name) {
+            self.changed.insert(definition.name, value.to_owned());
+        }
+    }
+
+    /// Back to the default.
+    ///
+    /// # Errors
+    /// 42704 for an unknown name.
+    pub fn reset(&mut self, name: &str) -> Result<Option<(String, String)>, SqlError> {
+        let definition = find(name)?;
+        if !matches!(definition.kind, Kind::Fixed) {
+            self.changed.remove(definition.name);
+        }
+        Ok(definition.is_reported.then(|| (reported_name(definition.name), self.value(definition))))
+    }
+
+    /// Everything that can be set, back to the defaults.
+    pub fn reset_all(&mut self) {
+        self.changed.retain(|name, _| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed)));
+    }
+
+    /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back.
+    pub fn end_transaction(&mut self, is_committed: bool) {
+        let local = std::mem::take(&mut self.local);
+        let before = std::mem::take(&mut self.before);
+        let undo = if is_committed { BTreeMap::new() } else { before };
+        for (name, old) in local.into_iter().chain(undo) {
+            match old {
+                Some(value) => self.changed.insert(name, value),
+                None => self.changed.remove(name),
+            };
+        }
+    }
+
+    /// Every setting with its value.
+    pub fn all(&self) -> Vec<SettingRow> {
+        let row = |definition: &Definition| SettingRow {
+            name: definition.name,
+            value: self.value(definition),
+            description: definition.description,
+        };
+        SETTINGS.iter().map(row).collect()
+    }
+
+    /// The settings a client is told at start-up and whenever they change: PostgreSQL's spelling and value.
+    pub fn reported(&self) -> Vec<(String, String)> {
+        SETTINGS
+            .iter()
+            .filter(|definition| definition.is_reported)
+            .map(|definition| (reported_name(definition.name), self.value(definition)))
+            .collect()
+    }
+
+    /// `statement_timeout`, `None` when off.
+    pub fn statement_timeout(&self) -> Option<Span> {
+        parse_time(&self.get("statement_timeout")).filter(|span| *span > Span::ZERO)
+    }
+
+    /// `fetch_timeout`, `None` when off.
+    pub fn fetch_timeout(&self) -> Option<Span> {
+        parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
+    }
+
+    /// Whether an anonymous push query begins at the oldest event.
+    pub fn starts_at_earliest(&self) -> bool {
+        self.get("auto_offset_reset") == "earliest"
+    }
+}
+
+/// How long a `SET` lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetScope {
+    /// Until the session ends.
+    Session,
+    /// As `Session`, but undone if the surrounding transaction is rolled back.
+    InTransaction,
+    /// Until the transaction ends.
+    Local,
+}
+
+/// PostgreSQL's capitalisation, which some drivers compare exactly.
+fn reported_name(name: &str) -> String {
+    match name {
+        "datestyle" => "DateStyle",
+        "intervalstyle" => "IntervalStyle",
+        "timezone" => "TimeZone",
+        other => other,
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_without_effect_are_refused() {
+        let mut settings = Settings::default();
+        for (name, value, code) in [
+            ("timezone", "Europe/Berlin", "22023"),
+            ("datestyle", "German", "22023"),
+            ("nonsense", "1", "42704"),
+            ("server_version", "16", "55006"),
+            ("statement_timeout", "5 lightyears", "22023"),
+            ("extra_float_digits", "0", "22023"),
+        ] {
+            let error = settings.set(name, value, SetScope::Session).unwrap_err();
+            assert_eq!(error.sqlstate.code(), code, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_rolled_back_set_is_undone_and_a_local_one_ends_with_its_transaction() {
+        let mut settings = Settings::default();
+        settings.set("statement_timeout", "1s", SetScope::Session).unwrap();
+        settings.set("statement_timeout", "2s", SetScope::InTransaction).unwrap();
+        settings.end_transaction(false);
+        assert_eq!(settings.show("statement_timeout").unwrap(), "1s");
+        settings.set("statement_timeout", "3s", SetScope::Local).unwrap();
+        assert_eq!(settings.statement_timeout(), Some(Span::from_secs(3)));
+        settings.end_transaction(true);
+        assert_eq!(settings.statement_timeout(), Some(Span::from_secs(1)));
+    }
+
+    #[test]
+    fn kafka_style_names_are_synonyms() {
+        let mut settings = Settings::default();
+        settings.set("auto.offset.reset", "Earliest", SetScope::Session).unwrap();
+        assert!(settings.starts_at_earliest());
+    }
+}

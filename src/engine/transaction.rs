@@ -1,0 +1,192 @@
+//! A session's transaction: what it has written but not committed, and whether it failed.
+//!
+//! Writes are held back until COMMIT and then appended as one entry, so they become visible together or
+//! not at all. Leaves out cursors (`cursor`) and the append (`replication`). A crash before COMMIT forgets
+//! them, as it must.
+
+use crate::engine::TransactionStatus;
+use crate::replication::PartitionWrite;
+use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
+use millstream_catalog::model::{ShardId, SqlState};
+use millstream_sql::SqlError;
+
+/// Why writes are held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Block {
+    /// Each statement commits by itself.
+    #[default]
+    None,
+    /// Several statements in one text: they commit together at its end.
+    Implicit,
+    /// `BEGIN … COMMIT`.
+    Explicit,
+}
+
+/// A session's transaction.
+#[derive(Debug, Default)]
+pub(crate) struct Transaction {
+    block: Block,
+    is_failed: bool,
+    is_read_only: bool,
+    savepoints: Vec<(String, usize)>,
+    shard: Option<ShardId>,
+    writes: Vec<PartitionWrite>,
+    bytes: usize,
+}
+
+/// Writes to append at the end of a transaction.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    /// Where.
+    pub(crate) shard: ShardId,
+    /// What, in statement order.
+    pub(crate) writes: Vec<PartitionWrite>,
+}
+
+impl Transaction {
+    /// As ReadyForQuery reports it.
+    pub(crate) fn status(&self) -> TransactionStatus {
+        match (self.block, self.is_failed) {
+            (Block::Explicit, true) => TransactionStatus::Failed,
+            (Block::Explicit, false) => TransactionStatus::Open,
+            _ => TransactionStatus::Idle,
+        }
+    }
+
+    /// True when writes are held back.
+    pub(crate) fn is_open(&self) -> bool {
+        self.block != Block::None
+    }
+
+    /// True within `BEGIN … COMMIT`.
+    pub(crate) fn is_explicit(&self) -> bool {
+        self.block == Block::Explicit
+    }
+
+    /// Whether any write waits for COMMIT.
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    /// `BEGIN`. False when a block was open already.
+    pub(crate) fn begin(&mut self, is_read_only: bool) -> bool {
+        let was_explicit = self.is_explicit();
+        self.block = Block::Explicit;
+        self.is_read_only = is_read_only;
+        !was_explicit
+    }
+
+    /// `SET TRANSACTION READ ONLY | READ WRITE`.
+    pub(crate) fn set_read_only(&mut self, is_read_only: bool) {
+        self.is_read_only = is_read_only;
+    }
+
+    /// The beginning of a text with several statements.
+    pub(crate) fn begin_implicit(&mut self) {
+        if self.block == Block::None {
+            self.block = Block::Implicit;
+        }
+    }
+
+    /// Whether the block is the text's own, to be ended with it.
+    pub(crate) fn is_implicit(&self) -> bool {
+        self.block == Block::Implicit
+    }
+
+    /// A statement failed: of an explicit block only its end is accepted from now on.
+    pub(crate) fn fail(&mut self) {
+        if self.is_explicit() {
+            self.is_failed = true;
+        }
+    }
+
+    /// Whether a statement failed in an explicit block.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.is_failed
+    }
+
+    /// 25006 in a read-only transaction.
+    pub(crate) fn check_writable(&self, word: &str) -> Result<(), SqlError> {
+        if self.is_read_only && self.is_explicit() {
+            return Err(SqlError::new(
+                SqlState::ReadOnlySqlTransaction,
+                format!("cannot execute {word} in a read-only transaction"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Holds `writes` back.
+    ///
+    /// # Errors
+    /// 0A000 when they go to another shard than earlier ones, 54000 over the limit of a transaction.
+    pub(crate) fn hold(&mut self, shard: ShardId, writes: Vec<PartitionWrite>) -> Result<(), SqlError> {
+        if self.shard.is_some_and(|held| held != shard) && self.has_writes() {
+            return Err(SqlError::unsupported(
+                "a transaction over topics of several shards",
+                "write them in separate transactions, or start the server with --shards 1",
+            ));
+        }
+        self.bytes += writes.iter().map(|w| w.batch.get_array_memory_size()).sum::<usize>();
+        if self.bytes > STATEMENT_ROWS_BYTES_MAX.as_usize() {
+            return Err(SqlError::new(SqlState::ProgramLimitExceeded, "transaction is too large")
+                .detail(format!("a transaction may write {STATEMENT_ROWS_BYTES_MAX} bytes"))
+                .hint("commit more often"));
+        }
+        self.shard = Some(shard);
+        self.writes.extend(writes);
+        Ok(())
+    }
+
+    /// `SAVEPOINT name`.
+    pub(crate) fn save(&mut self, name: &str) {
+        self.savepoints.push((name.to_owned(), self.writes.len()));
+    }
+
+    /// `RELEASE name`.
+    ///
+    /// # Errors
+    /// 3B001 when there is none of that name.
+    pub(crate) fn release(&mut self, name: &str) -> Result<(), SqlError> {
+        let at = self.find(name)?;
+        self.savepoints.truncate(at);
+        Ok(())
+    }
+
+    /// `ROLLBACK TO name`: forgets later writes, keeps the savepoint.
+    ///
+    /// # Errors
+    /// 3B001 when there is none of that name.
+    pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
+        let at = self.find(name)?;
+        let writes = self.savepoints[at].1;
+        self.savepoints.truncate(at + 1);
+        self.writes.truncate(writes);
+        self.is_failed = false;
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<usize, SqlError> {
+        self.savepoints.iter().rposition(|(saved, _)| saved == name).ok_or_else(|| {
+            SqlError::new(SqlState::InvalidSavepoint, format!("savepoint \"{name}\" does not exist"))
+        })
+    }
+
+    /// Writes to commit so far, the block staying open: before a statement that cannot be held back.
+    pub(crate) fn take_writes(&mut self) -> Option<Pending> {
+        let writes = std::mem::take(&mut self.writes);
+        self.savepoints.clear();
+        self.bytes = 0;
+        let shard = self.shard.take()?;
+        (!writes.is_empty()).then_some(Pending { shard, writes })
+    }
+
+    /// Ends the block; gives what is to be appended, nothing when it failed.
+    pub(crate) fn end(&mut self) -> Option<Pending> {
+        let mut ended = std::mem::take(self);
+        if ended.is_failed {
+            return None;
+        }
+        ended.take_writes()
+    }
+}
