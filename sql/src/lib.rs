@@ -5,5 +5,9 @@
 
 pub mod dialect;
 pub mod error;
+pub mod exec;
+pub mod function;
+pub mod plan;
+pub mod ports;
 
 pub use error::SqlError;

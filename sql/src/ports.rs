@@ -1,0 +1,102 @@
+//! What SQL needs from the world: stored events and system views, as one port.
+//!
+//! Owns the request and the shapes of what comes back; leaves out where rows are kept. `exec` calls it while a query
+//! runs; the engine implements it over storage. Holds nothing, so a crash does nothing to it.
+
+use crate::error::SqlError;
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::Relation;
+use millstream_catalog::model::{Offset, PartitionId, RowCount, Timestamp};
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Batches of one unit of parallelism, in the order of the request's projection.
+///
+/// Synchronous: one `next` reads and decodes at most one batch.
+pub type BatchIter = Box<dyn Iterator<Item = Result<RecordBatch, SqlError>> + Send>;
+
+/// One column of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScanColumn {
+    /// The column at this position of `relation.stored_schema()`.
+    Stored(usize),
+    /// `rowpartition`: `Int32`, never null.
+    RowPartition,
+    /// `rowoffset`: `Int64`, never null.
+    RowOffset,
+}
+
+/// Which rows and columns a scan wants. Every bound may be answered with more rows than asked: the query filters again.
+/// Of a table with a key the bounds apply to its current rows: an older version of a row never comes back because the
+/// newer one is out of bounds.
+///
+/// `rowoffset >= 10 AND rowoffset < 20 AND rowtime <= t` is `offsets: Some(10..20)`, `rowtime: (None, Some(t))`.
+#[derive(Debug, Clone, Default)]
+pub struct ScanRequest {
+    /// The columns of each batch, in this order; may be empty: batches then have rows but no columns.
+    pub projection: Vec<ScanColumn>,
+    /// Offsets wanted in every partition, half-open.
+    pub offsets: Option<Range<Offset>>,
+    /// Partitions wanted; `None` is all.
+    pub partitions: Option<Vec<PartitionId>>,
+    /// The least and the greatest event time wanted, both inclusive.
+    pub rowtime: (Option<Timestamp>, Option<Timestamp>),
+    /// Each iterator may stop after this many rows. Given only when no filter follows.
+    pub limit: Option<usize>,
+    /// How many iterators are useful at most; fewer or more are allowed.
+    pub parallelism: usize,
+    /// Counts what was read and skipped, for `EXPLAIN ANALYZE`.
+    pub metrics: Arc<ScanMetrics>,
+}
+
+/// What a scan read and what it could skip. Written by the source, read after the query ended.
+#[derive(Debug, Default)]
+pub struct ScanMetrics {
+    segments_read: AtomicU64,
+    segments_skipped: AtomicU64,
+}
+
+impl ScanMetrics {
+    /// Adds segments that were read.
+    pub fn add_read(&self, segments: u64) {
+        self.segments_read.fetch_add(segments, Ordering::Relaxed);
+    }
+    /// Adds segments that offsets or statistics ruled out.
+    pub fn add_skipped(&self, segments: u64) {
+        self.segments_skipped.fetch_add(segments, Ordering::Relaxed);
+    }
+    /// Segments read so far.
+    pub fn segments_read(&self) -> u64 {
+        self.segments_read.load(Ordering::Relaxed)
+    }
+    /// Segments skipped so far.
+    pub fn segments_skipped(&self) -> u64 {
+        self.segments_skipped.load(Ordering::Relaxed)
+    }
+}
+
+/// Stored events and system views, as of one moment.
+///
+/// One source serves one statement: every scan through it sees the same committed rows.
+pub trait RelationSource: Send + Sync + Debug {
+    /// Batches of `relation`; of a table with a key, its current rows. An empty answer means no rows.
+    ///
+    /// # Errors
+    /// Storage errors, as far as they show before the first batch.
+    fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>, SqlError>;
+
+    /// The exact number of rows a scan without bounds gives, when metadata knows it.
+    fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount>;
+
+    /// Name and schema of every view in schema `millstream`.
+    fn system_views(&self) -> Vec<(String, SchemaRef)>;
+
+    /// The rows of one system view, in the schema `system_views` gave.
+    ///
+    /// # Errors
+    /// When the view cannot be computed now.
+    fn system_view(&self, name: &str) -> Result<RecordBatch, SqlError>;
+}
