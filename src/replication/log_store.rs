@@ -81,12 +81,6 @@ impl LogStore {
         Ok(Self { wal, shard, state: Arc::new(Mutex::new(state)), failure })
     }
 
-    /// Whether the log holds nothing, not even a vote.
-    pub(crate) fn is_pristine(&self) -> bool {
-        let state = self.state.lock();
-        state.vote.is_none() && state.last.is_none()
-    }
-
     /// Drops entries up to `upto` from the cache: they are applied.
     pub(crate) fn applied(&self, upto: EntryIndex) {
         let mut state = self.state.lock();
@@ -100,9 +94,10 @@ impl LogStore {
         self.state.lock().purged.as_ref().map(index_of)
     }
 
-    /// Whether new requests must be refused because the WAL has no space.
-    pub(crate) fn is_disk_full(&self) -> bool {
-        self.wal.stats().is_disk_full
+    /// Whether entries of `bytes` will find space in the WAL; asked before they are proposed, because a failed
+    /// write is fatal.
+    pub(crate) fn check_room(&self, bytes: usize) -> Result<(), StorageError> {
+        self.wal.check_room(ByteSize::of(bytes))
     }
 
     /// Appends `records` and waits until they are synced.

@@ -11,21 +11,37 @@ use super::types::Appended;
 use bytes::Bytes;
 use millstream_catalog::model::{EntryIndex, Term};
 use openraft::raft::responder::Responder;
-use openraft::{Config, SnapshotPolicy};
+use openraft::vote::RaftLeaderId;
+use openraft::{BasicNode, Config, OptionalSend, RaftTypeConfig, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-openraft::declare_raft_types!(
-    /// The types of every shard's Raft group.
-    pub(crate) TypeConfig:
-        D = EntryData,
-        R = Replies,
-        NodeId = u64,
-        Node = openraft::BasicNode,
-        Term = u64,
-        LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
-        Responder<T> = EntryResponder<T> where T: openraft::OptionalSend + 'static,
-);
+/// The types of every shard's Raft group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TypeConfig;
+
+// By hand, because `declare_raft_types!` takes no responder of ours.
+impl RaftTypeConfig for TypeConfig {
+    type D = EntryData;
+    type R = Replies;
+    type NodeId = u64;
+    type Node = BasicNode;
+    type Term = u64;
+    type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<EntryData, u64, BasicNode>;
+    type Entry = openraft::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Self::Payload>;
+    type AsyncRuntime = openraft::TokioRuntime;
+    type Responder<T>
+        = EntryResponder<T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 /// The handle of one shard's group.
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
@@ -33,7 +49,7 @@ pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
 pub(crate) type Payload = openraft::alias::PayloadOf<TypeConfig>;
-pub(crate) type Membership = openraft::Membership<u64, openraft::BasicNode>;
+pub(crate) type Membership = openraft::Membership<u64, BasicNode>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type WriteResult = openraft::raft::ClientWriteResult<TypeConfig>;
@@ -114,7 +130,7 @@ pub(crate) fn index_of(id: &LogId) -> EntryIndex {
     EntryIndex::new(id.index())
 }
 pub(crate) fn term_of(id: &LogId) -> Term {
-    Term::new(id.leader_id().term)
+    Term::new(id.committed_leader_id().term)
 }
 
 const VERSION: u8 = 1;

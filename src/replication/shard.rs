@@ -15,7 +15,7 @@ use super::raft::{Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
-use crate::storage::{Disk, Partitions, ShardRecovered, ShardStore, TopicStorage, Wal, batch_bytes};
+use crate::storage::{Disk, Partitions, ShardRecovered, ShardStore, StorageError, TopicStorage, Wal, batch_bytes};
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, NodeId, Offset, QueryId, RowCount, ShardId, Term, TopicId};
 use millstream_catalog::{Command, Snapshot};
@@ -89,8 +89,10 @@ impl Core {
         if self.failure.reason().is_some() {
             return Err(self.appender.stopped());
         }
-        if self.log.is_disk_full() {
-            return Err(ReplicationError::DiskFull);
+        match self.log.check_room(bytes) {
+            Ok(()) => {}
+            Err(StorageError::DiskFull) => return Err(ReplicationError::DiskFull),
+            Err(_) => return Err(self.appender.stopped()),
         }
         self.appender.submit(request, bytes).await
     }
