@@ -33,9 +33,9 @@ use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow::ipc::{MetadataVersion, root_as_message};
 use bytes::Bytes;
-use millstream_catalog::{Command, Compression};
 use millstream_catalog::model::{Offset, PartitionId, QueryId, RowCount, StepNumber, Timestamp, TopicId};
 use millstream_catalog::persist::{decode_command, encode_command};
+use millstream_catalog::{Command, Compression};
 use openraft::EntryPayload;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, HashMap};
@@ -333,9 +333,7 @@ fn encode_parts(encoder: &mut Encoder, parts: &[Part]) {
 
 fn decode_parts(decoder: &mut Decoder) -> Result<Vec<Part>, DecodeError> {
     let count = decoder.count(12)?;
-    let part = |decoder: &mut Decoder| {
-        Ok(Part { batch: decoder.u32()? as usize, rows: RowCount::new(decoder.u64()?) })
-    };
+    let part = |decoder: &mut Decoder| Ok(Part { batch: decoder.u32()? as usize, rows: RowCount::new(decoder.u64()?) });
     (0..count).map(|_| part(decoder)).collect()
 }
 

@@ -11,7 +11,8 @@ use super::raft::{
     Entry, LogId, TypeConfig, Vote, decode_log_id, decode_vote, encode_log_id, encode_vote, index_of, log_id, term_of,
 };
 use super::read_side::Failure;
-use crate::storage::{ShardRecovered, StorageError, Wal, WalRecord};
+use crate::storage::StorageError;
+use crate::storage::wal::{ShardRecovered, Wal, WalRecord};
 use futures::Stream;
 use millstream_catalog::model::{ByteSize, EntryIndex, ShardId};
 use openraft::entry::RaftEntry;

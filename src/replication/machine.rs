@@ -114,14 +114,12 @@ impl Machine {
         self.membership = meta.last_membership.clone();
         if let Some(index) = meta.last_log_id.as_ref().map(index_of) {
             self.read.set_sealed(index);
-            self.store.publish(index);
         }
         self.snapshot = Some(meta);
         self.catalog = catalog;
         self.publish_catalog();
         *self.read.queries.write() = queries;
-        let shapes = self.store.partitions().topics().into_iter();
-        let shapes = shapes.filter_map(|topic| self.store.topic(topic).map(|storage| (topic, TopicShape::from(storage))));
+        let shapes = self.store.topics().map(|topic| (topic.topic, TopicShape::from(topic)));
         *self.read.topics.write() = shapes.collect();
         Ok(())
     }
@@ -305,8 +303,18 @@ impl Machine {
         Ok(())
     }
 
+    /// Takes the segments of a job into use. A full disk is no failure: the rows stay in memory and in the log,
+    /// and go with the next seal.
     fn install(&mut self, meta: SnapshotMeta, result: Result<Sealed, StorageError>) -> Result<(), Fatal> {
-        self.store.install(result?);
+        match result {
+            Ok(sealed) => self.store.install(sealed),
+            Err(StorageError::DiskFull) => {
+                tracing::warn!(shard = self.shard.value(), "no space left to write segments, trying again later");
+                self.read.is_sealing.store(false, Ordering::Release);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
         if let Some(index) = meta.last_log_id.as_ref().map(index_of) {
             self.read.set_sealed(index);
         }

@@ -8,9 +8,7 @@ use super::raft::{TypeConfig, Vote};
 use openraft::alias::SnapshotOf;
 use openraft::error::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{AnyError, BasicNode, RaftNetworkFactory, RaftNetworkV2};
 use std::future::Future;
 

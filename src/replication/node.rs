@@ -8,7 +8,8 @@ use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
 use crate::env::Clock;
-use crate::storage::{Disk, Wal, WalOptions};
+use crate::storage::Disk;
+use crate::storage::wal::{Wal, WalOptions, WalStats};
 use futures::future::{join_all, try_join_all};
 use millstream_catalog::model::limit::SHARDS_MAX;
 use millstream_catalog::model::{ByteSize, NodeId, ShardId};
@@ -98,7 +99,7 @@ impl Replication {
     }
 
     /// Counts of the shared log.
-    pub fn wal_stats(&self) -> crate::storage::WalStats {
+    pub fn wal_stats(&self) -> WalStats {
         self.wal.stats()
     }
 

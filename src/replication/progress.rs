@@ -3,9 +3,9 @@
 //! Owns the rules as pure functions over [`QueryProgress`]; equal entries give equal progress on every
 //! replica. Leaves out rows (`machine` stores them) and operators (`sql`). Persisted with the shard's manifest.
 
+use super::entry::StepWrite;
 use super::error::Refused;
 use super::types::{Checkpoint, PartitionPosition, QueryProgress, Step, StepRecord};
-use super::entry::StepWrite;
 use millstream_catalog::model::limit::STEPS_SINCE_CHECKPOINT_MAX;
 use millstream_catalog::model::{QueryId, RowCount};
 use std::collections::BTreeMap;

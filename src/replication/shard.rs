@@ -15,7 +15,9 @@ use super::raft::{Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
-use crate::storage::{Disk, Partitions, ShardRecovered, ShardStore, StorageError, TopicStorage, Wal, batch_bytes};
+use crate::storage::batch::batch_bytes;
+use crate::storage::wal::{ShardRecovered, Wal};
+use crate::storage::{Disk, Partitions, ShardStore, StorageError, TopicStorage};
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, NodeId, Offset, QueryId, RowCount, ShardId, Term, TopicId};
 use millstream_catalog::{Command, Snapshot};
@@ -68,12 +70,12 @@ impl Core {
             return Err(damage.into());
         }
         let failure = shared.failure.clone();
-        let log = LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
+        let log =
+            LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
         let opened = ShardStore::open(Arc::clone(&shared.disk), dir, id)?;
         let partitions = opened.0.partitions();
         let read = ReadSide::new();
-        let machine =
-            Machine::open(opened, log.clone(), Arc::clone(&read), failure.clone(), (id, shared.seal_bytes));
+        let machine = Machine::open(opened, log.clone(), Arc::clone(&read), failure.clone(), (id, shared.seal_bytes));
         let machine = machine.map_err(|e| fail(e.to_string()))?;
         let node = shared.node;
         let config = Arc::clone(&shared.raft_config);
@@ -155,10 +157,7 @@ impl Core {
     }
 }
 
-fn check_schema(
-    schema: &arrow::datatypes::Schema,
-    expected: &arrow::datatypes::Schema,
-) -> Result<(), String> {
+fn check_schema(schema: &arrow::datatypes::Schema, expected: &arrow::datatypes::Schema) -> Result<(), String> {
     if schema.fields().len() != expected.fields().len() {
         return Err(format!("{} columns instead of {}", schema.fields().len(), expected.fields().len()));
     }
