@@ -9,5 +9,6 @@ pub mod exec;
 pub mod function;
 pub mod plan;
 pub mod ports;
+pub mod types;
 
 pub use error::SqlError;

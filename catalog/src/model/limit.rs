@@ -48,7 +48,5 @@ pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(16 << 20);
 pub const STEP_ROWS_TARGET: usize = 262_144;
 /// Elements of a list literal or `IN` list; each becomes an expression node.
 pub const LIST_ITEMS_MAX: usize = 100_000;
-/// Steps of one query without a checkpoint: each is kept in memory and replayed after a restart.
-pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
-/// Entries of the catalog's shard after which its state is written and its log purged.
-pub const CATALOG_ENTRIES_MAX: u64 = 512;
+/// Nesting of a JSON value: `jsonb` is normalised by recursion.
+pub const JSON_NESTING_MAX: usize = 1_000;

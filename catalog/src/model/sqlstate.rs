@@ -45,10 +45,14 @@ states! {
     InvalidDatetimeFormat = "22007",
     /// `22008`
     DatetimeFieldOverflow = "22008",
+    /// `22009`
+    InvalidTimeZoneDisplacement = "22009",
     /// `22011`
     SubstringError = "22011",
     /// `22012`
     DivisionByZero = "22012",
+    /// `22015`
+    IntervalFieldOverflow = "22015",
     /// `22021`
     CharacterNotInRepertoire = "22021",
     /// `22023`
@@ -63,6 +67,8 @@ states! {
     InvalidBinaryRepresentation = "22P03",
     /// `22P04`
     BadCopyFileFormat = "22P04",
+    /// `22P05`
+    UntranslatableCharacter = "22P05",
     /// `23502`
     NotNullViolation = "23502",
     /// `24000`

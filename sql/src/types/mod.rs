@@ -1,0 +1,37 @@
+//! Values: PostgreSQL's text and binary forms of every SQL type, to and from Arrow columns.
+//!
+//! Owns OIDs, input (`ColumnBuilder`), output (`ColumnEncoder`) and assignment between types. Leaves out
+//! expressions and explicit casts, which are DataFusion's. INSERT, COPY, parameters and the wire call it.
+//! Pure: a crash does nothing to it.
+
+mod array;
+mod assign;
+mod binary;
+mod builder;
+mod datetime;
+mod datetime_input;
+mod encoder;
+mod error;
+mod interval;
+pub(crate) mod json;
+mod number;
+mod numeric;
+mod oid;
+mod scalar;
+mod source;
+mod text;
+mod zone;
+
+#[cfg(test)]
+mod tests;
+
+pub use assign::{AssignRefused, assign_array, is_assignable};
+pub use builder::ColumnBuilder;
+pub use encoder::ColumnEncoder;
+pub use error::ValueError;
+pub use oid::{from_oid, oid, typlen, typmod};
+pub use scalar::{scalar_binary, scalar_null, scalar_text};
+
+pub(crate) use datetime::write_timestamp_with;
+pub(crate) use error::quoted;
+pub(crate) use text::check_text;

@@ -1,0 +1,1 @@
+//! Tests of every type through the public builder and encoder.
