@@ -9,6 +9,7 @@ pub mod exec;
 pub mod function;
 pub mod plan;
 pub mod ports;
+pub mod stream;
 pub mod types;
 
 pub use error::SqlError;

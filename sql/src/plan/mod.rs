@@ -4,6 +4,8 @@
 //! out execution (`exec`), operators over endless input (`stream`), and statements other than SELECT. Called by the engine
 //! and by `bind`. Pure: a crash does nothing to it.
 
+mod pipeline;
+
 pub use crate::exec::table::{scan_schema, scanned_relation};
 
 use crate::ports::RelationSource;

@@ -1,0 +1,237 @@
+//! Projection and filter of rows that have a key and change: a new form of each row, and tombstones.
+//!
+//! Owns which keys are shown, so that a row that stops passing a filter (WHERE over a table, HAVING) goes away exactly
+//! once. Leaves out the stages themselves (`map`). State: the shown keys, kept only when a stage filters.
+
+use super::delta::{Delta, Weights, arrow_error, downcast};
+use super::expression::canonical;
+use super::map::Stage;
+use super::operator::Operator;
+use super::save::{StateReader, StateWriter};
+use super::slots::{KeyBytes, Slots};
+use crate::error::SqlError;
+use arrow::array::{Array, ArrayRef, AsArray, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use millstream_catalog::model::{ByteSize, RowCount, Span, Timestamp};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+/// Stages over rows with a key.
+///
+/// In: any columns, the key among them, +1 for a row's new form and −1 for a row that went away. Out: the columns of the
+/// last stage, then the key columns; −1 for a key whose row went away, with NULL in all columns but the key. One row
+/// per key and step, in the order of the keys' first changes.
+#[derive(Debug)]
+pub(crate) struct KeyedMap {
+    key: Vec<usize>,
+    /// The position in `key` of the window's end, and its grace.
+    window: Option<(usize, Span)>,
+    stages: Vec<Stage>,
+    schema: SchemaRef,
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    slots: Slots,
+    is_shown: Vec<bool>,
+}
+
+impl KeyedMap {
+    /// Stages over rows of `input` identified by the columns at `key`.
+    pub(crate) fn new(
+        input: &Schema,
+        key: Vec<usize>,
+        window: Option<(usize, Span)>,
+        stages: Vec<Stage>,
+    ) -> Result<Self, SqlError> {
+        let key_fields: Vec<Field> = key.iter().map(|index| input.field(*index).clone()).collect();
+        let projected = stages.iter().rev().find_map(|stage| match stage {
+            Stage::Project { schema, .. } => Some(schema.as_ref()),
+            Stage::Filter(_) => None,
+        });
+        let values = projected.unwrap_or(input).fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+        let schema = Schema::new(values.chain(key_fields.iter().cloned()).collect::<Vec<_>>());
+        let shown = match stages.iter().any(|stage| matches!(stage, Stage::Filter(_))) {
+            false => None,
+            true => {
+                let types: Vec<DataType> = key_fields.iter().map(|field| field.data_type().clone()).collect();
+                Some(Shown { slots: Slots::new(&types)?, is_shown: Vec::new() })
+            }
+        };
+        Ok(Self { key, window, stages, schema: Arc::new(schema), shown })
+    }
+
+    fn key_columns(&self, batch: &RecordBatch) -> Vec<ArrayRef> {
+        self.key.iter().map(|index| Arc::clone(batch.column(*index))).collect()
+    }
+
+    /// The rows that pass, and for each input row its position among them.
+    fn pass(&self, input: &Delta) -> Result<(Delta, Vec<Option<u32>>), SqlError> {
+        let mut passed = match &input.weights {
+            Weights::Ones => input.clone(),
+            Weights::Each(weights) => {
+                let mask = weights.iter().map(|weight| weight.map(|weight| weight > 0)).collect();
+                input.filter(&mask)?
+            }
+        };
+        for stage in &self.stages {
+            passed = stage.apply(passed)?;
+        }
+        let mut position = 0;
+        let positions = (0..input.len()).map(|row| {
+            let is_passed = position < passed.len()
+                && !input.weights.is_gone(row)
+                && passed.input_row(position) == input.input_row(row);
+            is_passed.then(|| {
+                position += 1;
+                (position - 1) as u32
+            })
+        });
+        let positions = positions.collect();
+        Ok((passed, positions))
+    }
+
+    fn window_ends(&self, keys: &[ArrayRef]) -> Option<Vec<i64>> {
+        let (position, _) = self.window?;
+        let ends = keys.get(position)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+        Some(ends.values().to_vec())
+    }
+}
+
+/// The last row of each key, in the order of the keys' first rows.
+fn last_rows(keys: &KeyBytes, count: usize) -> Vec<usize> {
+    let mut last: Vec<usize> = Vec::with_capacity(count);
+    let mut index: HashMap<&[u8], usize> = HashMap::with_capacity(count);
+    for row in 0..count {
+        match index.entry(keys.get(row)) {
+            Entry::Occupied(found) => last[*found.get()] = row,
+            Entry::Vacant(vacant) => {
+                vacant.insert(last.len());
+                last.push(row);
+            }
+        }
+    }
+    last
+}
+
+impl Shown {
+    /// Notes whether the row of `key` is shown now; tells whether it was before.
+    fn note(&mut self, key: &[u8], is_shown: bool, window_end: Option<i64>) -> bool {
+        let slot = match (self.slots.find(key), is_shown) {
+            (Some(slot), _) => slot,
+            (None, false) => return false,
+            (None, true) => {
+                let found = self.slots.insert(key, window_end);
+                self.is_shown.resize(self.slots.capacity(), false);
+                self.is_shown[found.slot as usize] = false;
+                found.slot
+            }
+        };
+        let was_shown = std::mem::replace(&mut self.is_shown[slot as usize], is_shown);
+        if !is_shown && window_end.is_none() {
+            self.slots.remove(slot);
+        }
+        was_shown
+    }
+}
+
+impl Operator for KeyedMap {
+    fn step(&mut self, input: Delta) -> Result<Delta, SqlError> {
+        let (passed, positions) = self.pass(&input)?;
+        let columns = self.key_columns(&input.batch);
+        let types: Vec<DataType> = columns.iter().map(|column| column.data_type().clone()).collect();
+        let canonical: Vec<ArrayRef> = columns.iter().map(|column| canonical(Arc::clone(column))).collect();
+        let keys = super::slots::KeyCodec::new(&types)?.encode(&canonical)?;
+        let ends = self.window_ends(&columns);
+        let (mut sources, mut rows, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for row in last_rows(&keys, input.len()) {
+            let position = positions[row];
+            let is_wanted = match &mut self.shown {
+                None => true,
+                Some(shown) => {
+                    let end = ends.as_ref().map(|ends| ends[row]);
+                    let was_shown = shown.note(keys.get(row), position.is_some(), end);
+                    was_shown || position.is_some()
+                }
+            };
+            if is_wanted {
+                sources.push(position);
+                rows.push(row as u32);
+                weights.push(if position.is_some() { 1_i8 } else { -1 });
+            }
+        }
+        let sources = UInt32Array::from(sources);
+        let rows = UInt32Array::from(rows);
+        let take = |column: &dyn Array, indexes| compute::take(column, indexes, None).map_err(arrow_error);
+        let mut out = Vec::with_capacity(self.schema.fields().len());
+        for column in passed.batch.columns() {
+            out.push(take(column.as_ref(), &sources)?);
+        }
+        for column in &columns {
+            out.push(take(column.as_ref(), &rows)?);
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), out, &options);
+        Ok(Delta {
+            batch: batch.map_err(arrow_error)?,
+            rowtime: downcast(&take(&input.rowtime, &rows)?)?,
+            weights: if sources.null_count() == 0 { Weights::Ones } else { Weights::Each(Int8Array::from(weights)) },
+            rows: Some(rows.values().iter().map(|row| input.input_row(*row as usize) as u32).collect::<Vec<_>>().into()),
+            origin: input.origin,
+        })
+    }
+
+    fn watermark(&mut self, time: Timestamp) {
+        if let (Some(shown), Some((_, grace))) = (&mut self.shown, self.window) {
+            shown.slots.remove_until(time.minus(grace).micros());
+        }
+    }
+
+    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
+        let Some(shown) = &self.shown else { return Ok(()) };
+        let live: Vec<u32> = shown.slots.live().into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
+        let mut columns: Vec<(String, ArrayRef)> =
+            vec![("slot".to_owned(), Arc::new(UInt32Array::from(live.clone())) as ArrayRef)];
+        for (index, column) in shown.slots.columns(&live)?.into_iter().enumerate() {
+            columns.push((format!("key{index}"), column));
+        }
+        state.put("shown", &RecordBatch::try_from_iter_with_nullable(
+            columns.into_iter().map(|(name, column)| (name, column, true)),
+        ).map_err(arrow_error)?)
+    }
+
+    fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
+        if self.shown.is_none() {
+            return Ok(());
+        }
+        let batch = state.take("shown")?;
+        let columns: Vec<ArrayRef> = batch.columns().iter().skip(1).cloned().collect();
+        let ends = self.window_ends(&columns);
+        let Some(shown) = &mut self.shown else { return Ok(()) };
+        let keys = shown.slots.codec().encode(&columns)?;
+        for row in 0..batch.num_rows() {
+            shown.note(keys.get(row), true, ends.as_ref().map(|ends| ends[row]));
+        }
+        Ok(())
+    }
+
+    fn is_stateful(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    fn state_bytes(&self) -> ByteSize {
+        self.shown.as_ref().map_or(ByteSize::ZERO, |shown| ByteSize::of(shown.slots.bytes()))
+    }
+
+    fn late_rows(&self) -> RowCount {
+        RowCount::ZERO
+    }
+
+    fn fingerprint(&self) -> String {
+        let stages: Vec<String> = self.stages.iter().map(Stage::text).collect();
+        format!("keyed({:?}; {})", self.key, stages.join("; "))
+    }
+}

@@ -1,0 +1,104 @@
+//! Projection and filter of independent events.
+//!
+//! Owns the order of stages. Leaves out rows that go away again (`keyed`). Stateless: a crash loses nothing.
+
+use super::delta::{Delta, arrow_error};
+use super::expression::{evaluate, evaluate_predicate};
+use super::operator::Operator;
+use super::save::{StateReader, StateWriter};
+use crate::error::SqlError;
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::SchemaRef;
+use datafusion::physical_expr::PhysicalExpr;
+use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
+use std::sync::Arc;
+
+/// One projection or filter.
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    /// Keeps the rows for which the predicate is true.
+    Filter(Arc<dyn PhysicalExpr>),
+    /// Replaces the columns.
+    Project {
+        /// One expression per column.
+        expressions: Vec<Arc<dyn PhysicalExpr>>,
+        /// The columns made.
+        schema: SchemaRef,
+    },
+}
+
+impl Stage {
+    /// The rows and columns this stage makes of `delta`; every weight is +1.
+    pub(crate) fn apply(&self, delta: Delta) -> Result<Delta, SqlError> {
+        match self {
+            Self::Filter(predicate) => {
+                let mask = evaluate_predicate(predicate.as_ref(), &delta)?;
+                if mask.true_count() == delta.len() { Ok(delta) } else { delta.filter(&mask) }
+            }
+            Self::Project { expressions, schema } => {
+                let mut columns = Vec::with_capacity(expressions.len());
+                for expression in expressions {
+                    columns.push(evaluate(expression.as_ref(), &delta)?);
+                }
+                let options = RecordBatchOptions::new().with_row_count(Some(delta.len()));
+                let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options);
+                Ok(Delta { batch: batch.map_err(arrow_error)?, ..delta })
+            }
+        }
+    }
+
+    /// For the fingerprint.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Filter(predicate) => format!("filter {predicate}"),
+            Self::Project { expressions, schema } => {
+                let columns = expressions.iter().zip(schema.fields());
+                let columns: Vec<String> =
+                    columns.map(|(expression, field)| format!("{expression}: {}", field.data_type())).collect();
+                format!("project {}", columns.join(", "))
+            }
+        }
+    }
+}
+
+/// Stages over rows that are never taken back.
+#[derive(Debug)]
+pub(crate) struct Map {
+    stages: Vec<Stage>,
+}
+
+impl Map {
+    /// The stages, first to last.
+    pub(crate) fn new(stages: Vec<Stage>) -> Self {
+        Self { stages }
+    }
+}
+
+impl Operator for Map {
+    fn step(&mut self, mut input: Delta) -> Result<Delta, SqlError> {
+        for stage in &self.stages {
+            input = stage.apply(input)?;
+        }
+        Ok(input)
+    }
+    fn watermark(&mut self, _time: Timestamp) {}
+    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
+        Ok(())
+    }
+    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
+        Ok(())
+    }
+    fn is_stateful(&self) -> bool {
+        false
+    }
+    fn state_bytes(&self) -> ByteSize {
+        ByteSize::ZERO
+    }
+    fn late_rows(&self) -> RowCount {
+        RowCount::ZERO
+    }
+    fn fingerprint(&self) -> String {
+        let stages: Vec<String> = self.stages.iter().map(Stage::text).collect();
+        format!("map({})", stages.join("; "))
+    }
+}

@@ -1,0 +1,189 @@
+//! The saved form of a pipeline's state.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | magic `MSPS` |
+//! | 2 | version, 1 |
+//! | 2 | number of sections |
+//! | then per section: 2 | length of the name |
+//! | | the name, UTF-8 |
+//! | 8 | length of the content |
+//! | | the content: an Arrow IPC stream of one batch |
+//!
+//! Integers are little-endian. Checksums belong to whoever stores the bytes. Leaves out what the sections hold: each
+//! operator knows its own. A crash before the bytes are stored costs replay only.
+
+use super::delta::arrow_error;
+use crate::error::SqlError;
+use arrow::array::RecordBatch;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use millstream_catalog::model::SqlState;
+use std::collections::BTreeMap;
+
+const MAGIC: &[u8; 4] = b"MSPS";
+const VERSION: u16 = 1;
+
+/// Collects named batches.
+#[derive(Debug, Default)]
+pub(crate) struct StateWriter {
+    sections: Vec<(String, Vec<u8>)>,
+    prefix: String,
+}
+
+impl StateWriter {
+    /// Puts `prefix` before the names that follow, so that operators of one kind do not collide.
+    pub(crate) fn scope(&mut self, prefix: impl Into<String>) {
+        self.prefix = prefix.into();
+    }
+
+    /// Adds a batch under `name`.
+    pub(crate) fn put(&mut self, name: &str, batch: &RecordBatch) -> Result<(), SqlError> {
+        let mut bytes = Vec::new();
+        let mut writer = StreamWriter::try_new(&mut bytes, &batch.schema()).map_err(arrow_error)?;
+        writer.write(batch).map_err(arrow_error)?;
+        writer.finish().map_err(arrow_error)?;
+        drop(writer);
+        self.sections.push((format!("{}{name}", self.prefix), bytes));
+        Ok(())
+    }
+
+    /// The bytes of all of it.
+    pub(crate) fn finish(self) -> Result<Vec<u8>, SqlError> {
+        let too_large = || SqlError::internal("too many sections of state");
+        let mut bytes = Vec::with_capacity(self.sections.iter().map(|(_, content)| content.len() + 64).sum());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&u16::try_from(self.sections.len()).map_err(|_| too_large())?.to_le_bytes());
+        for (name, content) in &self.sections {
+            bytes.extend_from_slice(&u16::try_from(name.len()).map_err(|_| too_large())?.to_le_bytes());
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(&(content.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(content);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Hands out the batches of saved state, each once.
+#[derive(Debug)]
+pub(crate) struct StateReader {
+    sections: BTreeMap<String, Vec<u8>>,
+    prefix: String,
+}
+
+impl StateReader {
+    /// Reads what [`StateWriter::finish`] wrote.
+    ///
+    /// # Errors
+    /// `SE006` for other versions, `XX001` for bytes that are not saved state.
+    pub(crate) fn open(bytes: &[u8]) -> Result<Self, SqlError> {
+        let mut rest = Bytes(bytes);
+        if rest.take(4)? != MAGIC {
+            return Err(damaged());
+        }
+        let version = rest.u16()?;
+        if version != VERSION {
+            return Err(SqlError::new(SqlState::CheckpointIncompatible, "saved state has another version")
+                .detail(format!("it has version {version}, this build reads {VERSION}")));
+        }
+        let mut sections = BTreeMap::new();
+        for _ in 0..rest.u16()? {
+            let name_bytes = usize::from(rest.u16()?);
+            let name = std::str::from_utf8(rest.take(name_bytes)?).map_err(|_| damaged())?.to_owned();
+            let length = usize::try_from(rest.u64()?).map_err(|_| damaged())?;
+            sections.insert(name, rest.take(length)?.to_vec());
+        }
+        if !rest.0.is_empty() {
+            return Err(damaged());
+        }
+        Ok(Self { sections, prefix: String::new() })
+    }
+
+    /// Puts `prefix` before the names that follow.
+    pub(crate) fn scope(&mut self, prefix: impl Into<String>) {
+        self.prefix = prefix.into();
+    }
+
+    /// The batch put under `name`.
+    pub(crate) fn take(&mut self, name: &str) -> Result<RecordBatch, SqlError> {
+        let name = format!("{}{name}", self.prefix);
+        let content = self.sections.remove(&name).ok_or_else(|| {
+            SqlError::new(SqlState::CheckpointIncompatible, format!("saved state has no section \"{name}\""))
+        })?;
+        let mut reader = StreamReader::try_new(content.as_slice(), None).map_err(arrow_error)?;
+        reader.next().ok_or_else(damaged)?.map_err(arrow_error)
+    }
+
+    /// Fails when something saved was not taken: the state belongs to another pipeline.
+    pub(crate) fn finish(self) -> Result<(), SqlError> {
+        match self.sections.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(SqlError::new(
+                SqlState::CheckpointIncompatible,
+                format!("saved state has a section \"{name}\" this query does not know"),
+            )),
+        }
+    }
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], SqlError> {
+        let (head, tail) = self.0.split_at_checked(count).ok_or_else(damaged)?;
+        self.0 = tail;
+        Ok(head)
+    }
+    fn u16(&mut self) -> Result<u16, SqlError> {
+        Ok(u16::from_le_bytes(self.take(2)?.try_into().map_err(|_| damaged())?))
+    }
+    fn u64(&mut self) -> Result<u64, SqlError> {
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| damaged())?))
+    }
+}
+
+fn damaged() -> SqlError {
+    SqlError::new(SqlState::DataCorrupted, "saved state of a query is damaged")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, Int32Array};
+    use std::sync::Arc;
+
+    fn saved() -> Vec<u8> {
+        let column: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
+        let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
+        let mut writer = StateWriter::default();
+        writer.scope("0.");
+        writer.put("x", &batch).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn sections_come_back_by_name() {
+        let mut reader = StateReader::open(&saved()).unwrap();
+        reader.scope("0.");
+        assert_eq!(reader.take("x").unwrap().num_rows(), 3);
+        reader.finish().unwrap();
+    }
+
+    #[test]
+    fn leftovers_missing_sections_and_other_versions_are_refused() {
+        assert_eq!(StateReader::open(&saved()).unwrap().finish().unwrap_err().sqlstate.code(), "SE006");
+        assert_eq!(StateReader::open(&saved()).unwrap().take("x").unwrap_err().sqlstate.code(), "SE006");
+        let mut other = saved();
+        other[4] = 9;
+        assert_eq!(StateReader::open(&other).unwrap_err().sqlstate.code(), "SE006");
+    }
+
+    #[test]
+    fn damaged_bytes_are_an_error_at_every_length() {
+        let bytes = saved();
+        for length in 0..bytes.len() {
+            assert_eq!(StateReader::open(&bytes[..length]).unwrap_err().sqlstate.code(), "XX001");
+        }
+    }
+}
