@@ -92,3 +92,42 @@ pub fn runtime(name: &str, threads: usize, stack_bytes: usize) -> std::io::Resul
         .enable_all()
         .build()
 }
+
+/// Names of the environment's variables, those that are text.
+pub fn variables() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
+/// A text file named by the user of this process: configuration, statements, copy data.
+///
+/// # Errors
+/// The system's, or that it is not UTF-8.
+pub fn read_text(path: &std::path::Path) -> std::io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+/// Processors this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// A variable of the environment, if it is set and text.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// A file that the user of this process asked to write: the shell's output.
+///
+/// # Errors
+/// The system's.
+pub fn create_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(path)
+}
+
+/// A file that the user of this process asked to read: copy data.
+///
+/// # Errors
+/// The system's.
+pub fn open_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().read(true).open(path)
+}

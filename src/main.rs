@@ -1,3 +1,98 @@
-//! The `millstream` binary.
+//! The `millstream` binary: reads the command line and runs a server, a shell, or the demo.
 
-fn main() {}
+use anyhow::Context as _;
+use clap::Parser as _;
+use millstream::cli::{Cli, Command, StartArgs};
+use millstream::config::Config;
+use millstream::node::Node;
+use millstream::shell;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("millstream: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = millstream::env::runtime("millstream", millstream::env::cores().max(2), 4 << 20)
+        .context("cannot start threads")?;
+    let code = runtime.block_on(async {
+        match cli.command {
+            Some(Command::Start(args)) => start(&args).await,
+            Some(Command::Sql(args)) => Ok(shell::run(&args).await),
+            Some(Command::Demo(args)) => shell::demo::run(&args).await,
+            None => alone().await,
+        }
+    })?;
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+/// `millstream start`
+async fn start(args: &StartArgs) -> anyhow::Result<ExitCode> {
+    trace("info");
+    let config = Config::load(args)?;
+    let node = Node::start(&config).await?;
+    announce(&node);
+    wait(&node).await
+}
+
+fn announce(node: &Node) {
+    let address = node.pg_address();
+    eprintln!(
+        "millstream is ready: psql -h {} -p {} -U millstream (health and metrics on http://{})",
+        address.ip(),
+        address.port(),
+        node.admin_address()
+    );
+}
+
+/// Waits for SIGTERM, Ctrl-C or a failure of the log, then stops the node.
+async fn wait(node: &Node) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let code = tokio::select! {
+        _ = terminate.recv() => ExitCode::SUCCESS,
+        result = tokio::signal::ctrl_c() => {
+            result.context("cannot watch for Ctrl-C")?;
+            ExitCode::SUCCESS
+        }
+        reason = node.failed() => {
+            eprintln!("millstream: stopping, the log cannot be written: {reason}");
+            ExitCode::FAILURE
+        }
+    };
+    node.stop().await;
+    Ok(code)
+}
+
+/// `millstream` alone: a node, and a shell on it when there is a terminal.
+async fn alone() -> anyhow::Result<ExitCode> {
+    // As `millstream start` without flags: the environment counts.
+    let Some(Command::Start(args)) = Cli::try_parse_from(["millstream", "start"])?.command else {
+        return Ok(ExitCode::FAILURE);
+    };
+    if !std::io::stdin().is_terminal() {
+        return start(&args).await;
+    }
+    trace("warn");
+    let node = Node::start(&Config::load(&args)?).await?;
+    announce(&node);
+    let code = shell::on(node.pg_address()).await;
+    node.stop().await;
+    Ok(code)
+}
+
+/// Traces go to standard error; MILLSTREAM_LOG sets the filter.
+fn trace(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},openraft=warn,datafusion=warn")));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
