@@ -2,7 +2,7 @@
 //!
 //! Owns the enum and its SQLSTATEs. Leaves out words about SQL objects: storage knows only ids and files.
 
-use millstream_catalog::model::{EntryIndex, ShardId, SqlState};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, ShardId, SqlState, TopicId};
 use std::io;
 use std::sync::Arc;
 
@@ -58,6 +58,40 @@ pub enum StorageError {
     /// The owner was closed before.
     #[error("storage is shut down")]
     Closed,
+    /// A file that the manifest lists is not there.
+    #[error("file \"{file}\" is missing")]
+    Missing {
+        /// The file's name within its directory.
+        file: String,
+    },
+    /// Rows or a projection do not fit the topic's schema; the caller has a bug.
+    #[error("{what}")]
+    Schema {
+        /// What does not fit.
+        what: String,
+    },
+    /// The shard has no such partition.
+    #[error("partition {partition} of topic {topic} is not in this shard")]
+    NoPartition {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// The topic was dropped, and everything published before was read.
+    #[error("topic {topic} was dropped")]
+    Dropped {
+        /// The topic.
+        topic: TopicId,
+    },
+    /// The position to read from is no longer stored.
+    #[error("offset {position} is below the log start {offset_start}")]
+    BelowStart {
+        /// The position asked for.
+        position: Offset,
+        /// The first offset that is stored.
+        offset_start: Offset,
+    },
     /// More bytes than one record can hold.
     #[error("a record of {bytes} bytes is too large")]
     TooLarge {
@@ -79,11 +113,13 @@ impl StorageError {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Io { .. } | Self::SyncFailed => SqlState::IoError,
-            Self::Corrupt { .. } => SqlState::DataCorrupted,
+            Self::Corrupt { .. } | Self::Missing { .. } => SqlState::DataCorrupted,
             Self::DiskFull => SqlState::DiskFull,
             Self::Locked => SqlState::ObjectInUse,
             Self::Newer { .. } => SqlState::FeatureNotSupported,
-            Self::OutOfOrder { .. } => SqlState::InternalError,
+            Self::OutOfOrder { .. } | Self::Schema { .. } => SqlState::InternalError,
+            Self::NoPartition { .. } | Self::Dropped { .. } => SqlState::UndefinedTable,
+            Self::BelowStart { .. } => SqlState::OffsetBelowLogStart,
             Self::Closed => SqlState::AdminShutdown,
             Self::TooLarge { .. } => SqlState::ProgramLimitExceeded,
         }
@@ -98,6 +134,11 @@ impl StorageError {
             | Self::Locked
             | Self::Newer { .. }
             | Self::OutOfOrder { .. }
+            | Self::Missing { .. }
+            | Self::Schema { .. }
+            | Self::NoPartition { .. }
+            | Self::Dropped { .. }
+            | Self::BelowStart { .. }
             | Self::Closed
             | Self::TooLarge { .. } => false,
         }

@@ -3,13 +3,38 @@
 //! Knows no Raft, no SQL and no network. Replication writes through it, the engine reads through it. Each
 //! module says what a crash does to its files.
 
+pub mod batch;
 pub mod disk;
+pub mod entries;
 pub mod error;
 pub mod fault_disk;
+mod footer;
 pub(crate) mod frame;
+mod manifest;
 mod mmap;
+pub mod partition;
+mod partition_writer;
+pub mod partitions;
+pub mod reader;
+mod recovery;
+pub mod scan;
+pub mod seal;
+pub mod segment;
+mod segment_writer;
+pub mod shard_store;
+pub mod statistics;
+mod tail;
 pub mod wal;
 
+pub use batch::{StoredBatch, TopicStorage};
 pub use disk::{DirLock, Disk, DiskEntry, DiskFile, RealDisk};
 pub use error::StorageError;
+pub use entries::EntryRuns;
 pub use fault_disk::FaultDisk;
+pub use partition::{Partition, PartitionView};
+pub use partitions::Partitions;
+pub use reader::PartitionReader;
+pub use scan::{PartitionScan, ScanRequest};
+pub use seal::{SealJob, Sealed};
+pub use segment::Segment;
+pub use shard_store::{ManifestState, ShardStore};

@@ -50,3 +50,7 @@ pub const STEP_ROWS_TARGET: usize = 262_144;
 pub const LIST_ITEMS_MAX: usize = 100_000;
 /// Nesting of a JSON value: `jsonb` is normalised by recursion.
 pub const JSON_NESTING_MAX: usize = 1_000;
+/// Steps of one query without a checkpoint: each is kept in memory and replayed after a restart.
+pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
+/// Entries of the catalog's shard after which its state is written and its log purged.
+pub const CATALOG_ENTRIES_MAX: u64 = 512;

@@ -1,0 +1,117 @@
+//! The command line: what `millstream` can be asked to do.
+//!
+//! Owns arguments and their help. Leaves out merging them with the file and the environment (`config`) and
+//! doing the work (`node`, `shell`). `main` calls it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A SQL-queryable event streaming database: a replicated log, a streaming SQL engine and a PostgreSQL server
+/// in one process.
+///
+/// Without a command: a node on ./millstream-data that listens for clients, with a shell on top when standard
+/// input is a terminal.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a server
+    ///
+    /// Every option can also be given in the environment (MILLSTREAM_DATA_DIR, …) or in the file named by
+    /// --config, as `data_dir = "…"`. A flag wins over the environment, the environment over the file.
+    Start(StartArgs),
+    /// Open a shell on a running server
+    #[command(disable_help_flag = true)]
+    Sql(SqlArgs),
+    /// See it work: load 20,000 real flights, watch a windowed table change
+    Demo(DemoArgs),
+}
+
+/// Arguments of `millstream start`.
+#[derive(Debug, Default, Clone, Args)]
+pub struct StartArgs {
+    /// Where everything is kept; created if missing [default: ./millstream-data]
+    #[arg(long, value_name = "DIR", env = "MILLSTREAM_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address for PostgreSQL clients [default: 127.0.0.1:7432]
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Address for /healthz, /readyz and /metrics [default: 127.0.0.1:7433]
+    #[arg(long, value_name = "ADDR", env = "MILLSTREAM_ADMIN_LISTEN")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Raft groups that hold the topics' partitions [default: 1]
+    #[arg(long, value_name = "N", env = "MILLSTREAM_SHARDS")]
+    pub shards: Option<u32>,
+    /// Listen on addresses other than loopback although no passwords are asked for
+    #[arg(long, env = "MILLSTREAM_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure: Option<bool>,
+    /// A TOML file with any of these options
+    #[arg(long, value_name = "FILE", env = "MILLSTREAM_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// How the shell prints rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// A table with a header
+    #[default]
+    Table,
+    /// One line per column
+    Vertical,
+    /// Comma-separated values with a header
+    Csv,
+    /// One array of objects
+    Json,
+    /// One object per line
+    Ndjson,
+    /// A Markdown table
+    Markdown,
+}
+
+/// Arguments of `millstream sql`.
+#[derive(Debug, Clone, Args)]
+pub struct SqlArgs {
+    /// Server and user in one: postgresql://user@host:port/database
+    #[arg(value_name = "URL")]
+    pub url: Option<String>,
+    /// Host name or address [default: 127.0.0.1]
+    #[arg(short = 'h', long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Port [default: 7432]
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// User name [default: millstream]
+    #[arg(short = 'U', long = "username", value_name = "NAME")]
+    pub user: Option<String>,
+    /// Database name [default: millstream]
+    #[arg(short = 'd', long = "dbname", value_name = "NAME")]
+    pub database: Option<String>,
+    /// Run this and leave; may be given several times
+    #[arg(short = 'c', long = "command", value_name = "SQL")]
+    pub commands: Vec<String>,
+    /// Run the statements in this file and leave; - is standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How rows are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Print this help
+    #[arg(long, action = clap::ArgAction::Help)]
+    pub help: Option<bool>,
+}
+
+/// Arguments of `millstream demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Load at full speed instead of at a pace that can be watched
+    #[arg(long)]
+    pub fast: bool,
+}

@@ -1,0 +1,165 @@
+//! COPY in a session: rows from copy data as one atomic write, and rows as copy data.
+//!
+//! Leaves out the formats (sql) and the protocol (server). Until `finish` returns, nothing is written; a lost
+//! client leaves nothing behind.
+
+use crate::engine::insert::check_bytes;
+use crate::engine::session::Session;
+use crate::engine::write::{self, Routed};
+use crate::engine::{Engine, Outcome, Result, Rows, replication_error};
+use millstream_catalog::{Column, Relation};
+use millstream_sql::bind::insert::InsertRows;
+use millstream_sql::copy::{CopyDecoder, CopyEncoder};
+use millstream_sql::dialect::{Copy, CopyDirection, CopyOptions, Ident, QualifiedName, Select};
+use millstream_sql::{SqlError, dialect, exec};
+use millstream_catalog::model::SqlState;
+use sqlparser::ast;
+use std::fmt;
+use std::sync::Arc;
+
+/// A COPY FROM STDIN that takes data.
+pub struct CopyIn {
+    engine: Arc<Engine>,
+    relation: Arc<Relation>,
+    columns: usize,
+    decoder: CopyDecoder,
+    rows: Vec<InsertRows>,
+    bytes: usize,
+}
+
+impl fmt::Debug for CopyIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CopyIn").field("relation", &self.relation.name).finish_non_exhaustive()
+    }
+}
+
+/// A COPY TO STDOUT.
+#[derive(Debug)]
+pub struct CopyOut {
+    /// What is sent.
+    pub rows: Rows,
+    options: CopyOptions,
+}
+
+impl CopyOut {
+    /// An encoder of the statement's format; it writes the header first where one is asked for.
+    ///
+    /// # Errors
+    /// When an option names a column that is not among the rows'.
+    pub fn encoder(&self) -> Result<CopyEncoder> {
+        CopyEncoder::new(&self.options, &self.rows.columns)
+    }
+}
+
+impl CopyIn {
+    /// The number of columns the data has.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Takes some copy data, cut anywhere.
+    ///
+    /// # Errors
+    /// 22P04, 22P02 and others, naming line and column; 54000 when the statement becomes too large.
+    pub fn push(&mut self, data: &[u8]) -> Result<()> {
+        self.decoder.push(data)?;
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        while let Some(rows) = self.decoder.next_rows() {
+            self.bytes += rows.batch.get_array_memory_size();
+            self.rows.push(rows);
+        }
+        check_bytes(self.bytes)
+    }
+
+    /// Ends the data and writes the rows: all of them, or none.
+    ///
+    /// # Errors
+    /// Of the last line, or of the write.
+    pub async fn finish(mut self: Box<Self>, session: &mut Session) -> Result<u64> {
+        let result = self.write(session).await;
+        if result.is_err() {
+            session.fail_transaction();
+        }
+        result
+    }
+
+    async fn write(&mut self, session: &mut Session) -> Result<u64> {
+        self.decoder.finish()?;
+        self.drain()?;
+        let mut routed = Routed::default();
+        let now = self.engine.clock().now();
+        for rows in std::mem::take(&mut self.rows) {
+            let part = write::route(&self.relation, rows, now, &self.engine.spreader)?;
+            routed.row_count += part.row_count;
+            routed.parts.extend(part.parts);
+        }
+        let count = routed.row_count as u64;
+        if !session.transaction.is_open() {
+            let shard = self.engine.shard_of(&self.relation)?;
+            if !routed.parts.is_empty() {
+                shard.append(routed.parts).await.map_err(replication_error)?;
+            }
+            return Ok(count);
+        }
+        session.append(&self.relation, routed).await?;
+        Ok(count)
+    }
+}
+
+impl Session {
+    /// `COPY`
+    pub(crate) async fn copy(&mut self, copy: &Copy) -> Result<Outcome> {
+        match &copy.direction {
+            CopyDirection::FromStdin { name, columns } => self.copy_in(name, columns.as_deref(), &copy.options),
+            CopyDirection::TableToStdout { name, columns } => {
+                let select = table_select(name, columns.as_deref())?;
+                let rows = self.run_select(&select).await?;
+                Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
+            }
+            CopyDirection::SelectToStdout(select) => {
+                let rows = match select.emit {
+                    Some(_) => self.subscribe(select).await?,
+                    None => self.run_select(select).await?,
+                };
+                Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
+            }
+        }
+    }
+
+    fn copy_in(&mut self, name: &Ident, columns: Option<&[Ident]>, options: &CopyOptions) -> Result<Outcome> {
+        self.transaction.check_writable("COPY FROM")?;
+        let relation = self.target(name)?;
+        let context = self.plan_context();
+        let mut eval = |expr: &ast::Expr, sql_type: &millstream_catalog::SqlType| {
+            exec::eval_constant(&context, expr, sql_type, &[])
+        };
+        let decoder = CopyDecoder::new(&relation, columns, options, &mut eval)?;
+        let columns = columns.map_or_else(|| visible(&relation).count(), <[Ident]>::len);
+        let engine = Arc::clone(&self.engine);
+        Ok(Outcome::CopyIn(Box::new(CopyIn { engine, relation, columns, decoder, rows: Vec::new(), bytes: 0 })))
+    }
+}
+
+fn visible(relation: &Relation) -> impl Iterator<Item = &Column> {
+    relation.schema.columns.iter().filter(|column| !column.is_hidden)
+}
+
+/// `SELECT columns FROM name`, as a parsed statement.
+fn table_select(name: &QualifiedName, columns: Option<&[Ident]>) -> Result<Select> {
+    let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let columns = columns.map_or_else(
+        || "*".to_owned(),
+        |columns| columns.iter().map(|c| quote(c.as_str())).collect::<Vec<_>>().join(", "),
+    );
+    let schema = name.schema.as_ref().map(|schema| format!("{}.", quote(schema.as_str()))).unwrap_or_default();
+    let text = format!("SELECT {columns} FROM {schema}{}", quote(name.name.as_str()));
+    let parsed = dialect::parse(&text).map_err(|error| error.at(name.position))?;
+    match parsed.into_iter().next().map(|parsed| parsed.statement) {
+        Some(dialect::Statement::Select(select)) => Ok(*select),
+        _ => Err(SqlError::new(SqlState::InternalError, "a table could not be read as a query")),
+    }
+}
+

@@ -1,0 +1,397 @@
+//! Creating and dropping relations and continuous queries, and keeping shards in step with the catalog.
+//!
+//! A definition is one entry of shard 0; its topic and query then get their state in a data shard. A crash
+//! between the two is mended by `reconcile` at the next start. Leaves out binding (sql) and running queries
+//! (`query`).
+
+use crate::engine::session::Session;
+use crate::engine::{Engine, Outcome, Result, replication_error};
+use crate::replication::{ReplicationError, Shard};
+use crate::storage::partition::TopicStorage;
+use millstream_catalog::model::{Name, Offset, PartitionId, QueryId, ShardId, SqlState, TopicId};
+use millstream_catalog::query::OffsetReset;
+use millstream_catalog::{
+    CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions,
+};
+use millstream_sql::dialect::{CreateAs, CreateRelation, Drop, Ident, ObjectKind, QueryAction, QueryControl, render};
+use millstream_sql::plan::{ContinuousPlan, plan_continuous};
+use millstream_sql::stream::Pipeline;
+use millstream_sql::{SqlError, bind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+type Positions = Vec<(TopicId, PartitionId, Offset)>;
+
+/// Nodes of a cluster; replication between nodes is not offered yet.
+const NODES: u32 = 1;
+
+impl Engine {
+    /// Makes the data shards agree with the catalog: after a crash between the two, and after each start.
+    pub(crate) async fn reconcile(&self) -> Result<()> {
+        let catalog = self.catalog();
+        for relation in catalog.relations() {
+            self.ensure_topic(relation).await?;
+        }
+        for query in catalog.queries() {
+            let shard = self.shard_of_query(query)?;
+            if shard.progress(query.id).is_none() {
+                self.ensure_query(query).await?;
+            }
+        }
+        for shard in self.replication().shards() {
+            for topic in shard.partitions().topics() {
+                if catalog.relation_by_id(topic).is_none() {
+                    shard.drop_topic(topic).await.map_err(replication_error)?;
+                }
+            }
+            for query in shard.queries() {
+                if catalog.query_by_id(query).is_none() {
+                    shard.drop_query(query).await.map_err(replication_error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The shard that runs `query`: its sink's.
+    pub(crate) fn shard_of_query(&self, query: &Query) -> Result<&Arc<Shard>> {
+        let catalog = self.catalog();
+        let sink = catalog
+            .relation_by_id(query.sink)
+            .ok_or_else(|| SqlError::internal(format!("query \"{}\" has no sink", query.name)))?;
+        self.shard(sink.shard)
+    }
+
+    async fn ensure_topic(&self, relation: &Relation) -> Result<()> {
+        let shard = self.shard_of(relation)?;
+        if shard.partitions().topics().contains(&relation.id) {
+            return Ok(());
+        }
+        let topic = TopicStorage {
+            topic: relation.id,
+            partitions: relation.options.partitions,
+            schema: relation.stored_schema(),
+            compression: relation.options.compression,
+        };
+        shard.create_topic(topic).await.map_err(replication_error)
+    }
+
+    async fn ensure_query(&self, query: &Query) -> Result<()> {
+        let shard = self.shard_of_query(query)?;
+        let mut positions: Positions = Vec::new();
+        for source in &query.sources {
+            let catalog = self.catalog();
+            let Some(source) = catalog.relation_by_id(*source) else { continue };
+            for id in source.partitions() {
+                let view = shard.partitions().get(source.id, id).map(|partition| partition.view());
+                let position = match (view, query.options.auto_offset_reset) {
+                    (None, _) => Offset::ZERO,
+                    (Some(view), OffsetReset::Earliest) => view.offset_start(),
+                    (Some(view), OffsetReset::Latest) => view.offset_end(),
+                };
+                positions.push((source.id, id, position));
+            }
+        }
+        shard.create_query(query.id, positions).await.map_err(replication_error)
+    }
+
+    async fn propose(&self, command: Command) -> Result<Reply> {
+        self.replication().catalog().propose(command).await.map_err(catalog_error)
+    }
+
+    /// Spreads topics over the data shards.
+    fn place(&self) -> ShardId {
+        let shards = self.replication().shards();
+        let catalog = self.catalog();
+        let mut load: BTreeMap<ShardId, usize> = shards.iter().map(|shard| (shard.id(), 0)).collect();
+        for relation in catalog.relations() {
+            *load.entry(relation.shard).or_default() += 1;
+        }
+        load.into_iter().min_by_key(|(id, count)| (*count, *id)).map_or(ShardId::new(1), |(id, _)| id)
+    }
+}
+
+fn catalog_error(error: ReplicationError) -> SqlError {
+    let ReplicationError::Catalog(error) = error else { return replication_error(error) };
+    let message = error.to_string();
+    match error {
+        CatalogError::Exists(_) => SqlError::new(SqlState::DuplicateTable, message),
+        CatalogError::NoRelation(_) => SqlError::new(SqlState::UndefinedTable, message),
+        CatalogError::NoQuery(_) => SqlError::new(SqlState::UndefinedObject, message),
+        CatalogError::InUse { readers, .. } => SqlError::new(SqlState::DependentObjectsStillExist, message)
+            .detail(readers.iter().map(|name| format!("query \"{name}\" reads it")).collect::<Vec<_>>().join("; "))
+            .hint("use DROP … CASCADE to drop the dependent objects too"),
+        CatalogError::Terminated(_) => SqlError::new(SqlState::ObjectNotInPrerequisiteState, message),
+        CatalogError::Limit { .. } => SqlError::new(SqlState::ConfigurationLimitExceeded, message),
+    }
+}
+
+impl Session {
+    /// Definitions take effect at once: they cannot wait for COMMIT, nor be rolled back.
+    async fn check_definition(&mut self, word: &str) -> Result<()> {
+        if self.transaction.is_explicit() {
+            return Err(SqlError::new(
+                SqlState::ActiveSqlTransaction,
+                format!("{word} cannot run inside a transaction block"),
+            )
+            .hint("run it outside of BEGIN … COMMIT; drivers call this autocommit"));
+        }
+        match self.transaction.take_writes() {
+            Some(pending) => self.commit(pending).await,
+            None => Ok(()),
+        }
+    }
+
+    /// True when the relation exists and that is fine.
+    fn exists(&mut self, name: &Ident, if_not_exists: bool) -> Result<bool> {
+        if self.engine.catalog().relation(name.as_str()).is_none() {
+            return Ok(false);
+        }
+        let message = format!("relation \"{name}\" already exists");
+        if !if_not_exists {
+            return Err(SqlError::new(SqlState::DuplicateTable, message).at(name.position));
+        }
+        self.notify("NOTICE", SqlState::DuplicateTable, format!("{message}, skipping"));
+        Ok(true)
+    }
+
+    /// `CREATE STREAM | TOPIC | TABLE name (…)`
+    pub(crate) async fn create_relation(&mut self, create: &CreateRelation) -> Result<Outcome> {
+        let word = create.kind.keyword();
+        self.check_definition(&format!("CREATE {word}")).await?;
+        let tag = Outcome::Command { tag: format!("CREATE {word}") };
+        let mut relation = bind::ddl::bind_relation(create, self.engine.clock().now(), NODES)?;
+        self.check_defaults(create, &relation)?;
+        if self.exists(&create.name, create.if_not_exists)? {
+            return Ok(tag);
+        }
+        relation.shard = self.engine.place();
+        let command = Command::CreateRelation { relation: Box::new(relation), query: None };
+        match self.engine.propose(command).await {
+            Ok(Reply::Created { topic, .. }) => self.created(topic).await?,
+            Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+            Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
+            Err(error) => return Err(error.at(create.name.position)),
+        }
+        Ok(tag)
+    }
+
+    /// A default must be a constant expression of its column's type.
+    fn check_defaults(&self, create: &CreateRelation, relation: &Relation) -> Result<()> {
+        let context = self.plan_context();
+        for (def, column) in create.columns.iter().zip(&relation.schema.columns) {
+            if let Some(default) = &def.default {
+                millstream_sql::exec::eval_constant(&context, default, &column.sql_type, &[])
+                    .map_err(|error| error.at(def.constraint_position))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn created(&self, topic: TopicId) -> Result<()> {
+        let catalog = self.engine.catalog();
+        match catalog.relation_by_id(topic) {
+            Some(relation) => self.engine.ensure_topic(relation).await,
+            // Dropped by another session already.
+            None => Ok(()),
+        }
+    }
+
+    /// `CREATE STREAM | TABLE name AS SELECT …`
+    pub(crate) async fn create_as(&mut self, create: &CreateAs) -> Result<Outcome> {
+        let word = create.kind.keyword();
+        self.check_definition(&format!("CREATE {word}")).await?;
+        let tag = Outcome::Command { tag: format!("CREATE {word}") };
+        if self.exists(&create.name, create.if_not_exists)? {
+            return Ok(tag);
+        }
+        let bound = bind::ddl::bind_create_as(create, NODES)?;
+        let context = self.plan_context();
+        let select = create.select.clone();
+        let (plan, pipeline) = self
+            .engine
+            .compute
+            .run(async move {
+                let plan = plan_continuous(&context, &select)?;
+                let pipeline = Pipeline::plan(&plan)?;
+                Ok((plan, pipeline))
+            })
+            .await?;
+        let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
+        let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };
+        match self.engine.propose(command).await {
+            Ok(Reply::Created { topic, query: Some(query) }) => {
+                self.created(topic).await?;
+                self.started(query).await?;
+            }
+            Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+            Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
+            Err(error) => return Err(error.at(create.name.position)),
+        }
+        Ok(tag)
+    }
+
+    fn define(
+        &self,
+        create: &CreateAs,
+        topic: TopicOptions,
+        options: QueryOptions,
+        plan: &ContinuousPlan,
+        pipeline: &Pipeline,
+    ) -> Result<(Relation, Query)> {
+        let output = pipeline.output();
+        check_kind(create, output.kind)?;
+        let source = plan.sources.first().ok_or_else(|| SqlError::internal("a query without a source"))?;
+        let now = self.engine.clock().now();
+        let relation = Relation {
+            id: TopicId::default(),
+            name: create.name.name.clone(),
+            kind: output.kind,
+            schema: Schema { columns: output.columns.clone() },
+            timestamp: None,
+            watermark_delay: None,
+            options: topic,
+            shard: source.shard,
+            query: None,
+            created_at: now,
+            sql: render::create_as(create),
+        };
+        let query = Query {
+            id: QueryId::default(),
+            name: create.name.name.clone(),
+            sql: render::select(&create.select),
+            sources: plan.sources.iter().map(|source| source.id).collect(),
+            sink: TopicId::default(),
+            fingerprint: pipeline.fingerprint(),
+            state: QueryState::Running,
+            options,
+            created_at: now,
+        };
+        Ok((relation, query))
+    }
+
+    async fn started(&self, query: QueryId) -> Result<()> {
+        let catalog = self.engine.catalog();
+        let Some(query) = catalog.query_by_id(query) else { return Ok(()) };
+        self.engine.ensure_query(query).await?;
+        crate::engine::query::refresh(&self.engine).await
+    }
+
+    /// `DROP`
+    pub(crate) async fn drop_relations(&mut self, drop: &Drop) -> Result<Outcome> {
+        let word = drop.kind.keyword();
+        self.check_definition(&format!("DROP {word}")).await?;
+        let mut ids = BTreeSet::new();
+        for name in &drop.names {
+            let catalog = self.engine.catalog();
+            match catalog.relation(name.as_str()) {
+                Some(relation) => {
+                    check_drop_kind(drop.kind, relation, name)?;
+                    ids.insert(relation.id);
+                }
+                None if drop.if_exists => self.notify(
+                    "NOTICE",
+                    SqlState::SuccessfulCompletion,
+                    format!("{} \"{name}\" does not exist, skipping", word.to_lowercase()),
+                ),
+                None => {
+                    let message = format!("{} \"{name}\" does not exist", word.to_lowercase());
+                    return Err(SqlError::new(SqlState::UndefinedTable, message).at(name.position));
+                }
+            }
+        }
+        // Readers before what they read, so that `DROP a, b` needs no CASCADE when b reads a.
+        for id in ids.into_iter().rev() {
+            match self.engine.propose(Command::DropRelation { id, cascade: drop.cascade }).await {
+                Ok(Reply::Dropped { relations, queries }) => self.dropped(relations, queries).await?,
+                Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+                // Gone with an earlier one of the list.
+                Err(error) if error.sqlstate == SqlState::UndefinedTable => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Outcome::Command { tag: format!("DROP {word}") })
+    }
+
+    async fn dropped(&self, relations: Vec<(TopicId, Name)>, queries: Vec<QueryId>) -> Result<()> {
+        crate::engine::query::refresh(&self.engine).await?;
+        for shard in self.engine.replication().shards() {
+            for query in &queries {
+                if shard.progress(*query).is_some() {
+                    shard.drop_query(*query).await.map_err(replication_error)?;
+                }
+            }
+            let held = shard.partitions().topics();
+            for (topic, _) in relations.iter().filter(|(topic, _)| held.contains(topic)) {
+                shard.drop_topic(*topic).await.map_err(replication_error)?;
+            }
+        }
+        self.engine.tables().retain(&self.engine.catalog());
+        Ok(())
+    }
+
+    /// `PAUSE | RESUME | TERMINATE QUERY name`
+    pub(crate) async fn control_query(&mut self, control: &QueryControl) -> Result<Outcome> {
+        let (word, state) = match control.action {
+            QueryAction::Pause => ("PAUSE", QueryState::Paused),
+            QueryAction::Resume => ("RESUME", QueryState::Running),
+            QueryAction::Terminate => ("TERMINATE", QueryState::Terminated),
+        };
+        self.check_definition(&format!("{word} QUERY")).await?;
+        let catalog = self.engine.catalog();
+        let query = catalog.query(control.name.as_str()).ok_or_else(|| {
+            SqlError::new(SqlState::UndefinedObject, format!("query \"{}\" does not exist", control.name))
+                .at(control.name.position)
+        })?;
+        self.engine.propose(Command::SetQueryState { id: query.id, state }).await?;
+        crate::engine::query::refresh(&self.engine).await?;
+        Ok(Outcome::Command { tag: format!("{word} QUERY") })
+    }
+
+    /// `FLUSH`
+    pub(crate) async fn flush(&mut self) -> Result<Outcome> {
+        if let Some(pending) = self.transaction.is_implicit().then(|| self.transaction.take_writes()).flatten() {
+            self.commit(pending).await?;
+        }
+        crate::engine::query::flush(&self.engine).await?;
+        Ok(Outcome::Command { tag: "FLUSH".to_owned() })
+    }
+}
+
+fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
+    match (create.kind.relation_kind(), kind) {
+        (RelationKind::Stream, RelationKind::Table) => Err(SqlError::new(
+            SqlState::WrongObjectType,
+            "an aggregate gives a table, not a stream",
+        )
+        .hint("write CREATE TABLE … AS SELECT")
+        .at(create.name.position)),
+        (RelationKind::Table, RelationKind::Stream) => Err(SqlError::new(
+            SqlState::WrongObjectType,
+            "a projection of a stream gives a stream, not a table",
+        )
+        .hint("write CREATE STREAM … AS SELECT, or group the rows")
+        .at(create.name.position)),
+        _ => Ok(()),
+    }
+}
+
+fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &Ident) -> Result<()> {
+    let is_right = match kind {
+        ObjectKind::Topic => true,
+        kind => kind.relation_kind() == relation.kind,
+    };
+    if is_right {
+        return Ok(());
+    }
+    let (is, hint) = match relation.kind {
+        RelationKind::Stream => ("stream", "DROP STREAM"),
+        RelationKind::Table => ("table", "DROP TABLE"),
+    };
+    let wanted = kind.keyword().to_lowercase();
+    Err(SqlError::new(SqlState::WrongObjectType, format!("\"{name}\" is not a {wanted}"))
+        .detail(format!("it is a {is}"))
+        .hint(format!("use {hint}"))
+        .at(name.position))
+}
+

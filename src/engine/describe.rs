@@ -1,0 +1,254 @@
+//! SHOW, DESCRIBE and EXPLAIN QUERY: what users see of definitions and settings.
+//!
+//! Leaves out the system views they draw on (`system_view`). Reads only.
+
+use crate::engine::session::Session;
+use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag, system_view};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::datatypes::{Field, Schema};
+use millstream_catalog::model::{Name, SqlState};
+use millstream_catalog::{Relation, RelationKind, SqlType};
+use millstream_sql::dialect::{Describe, Ident, Show, Statement};
+use millstream_sql::{SqlError, function};
+use std::sync::Arc;
+
+/// Rows that are all there.
+pub(crate) fn fixed_rows(columns: Vec<ResultColumn>, arrays: Vec<ArrayRef>, tag: RowsTag) -> Result<Rows> {
+    let count = arrays.first().map_or(0, |array| array.len());
+    let fields: Vec<Field> =
+        columns.iter().zip(&arrays).map(|(c, array)| Field::new(&c.name, array.data_type().clone(), true)).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(count));
+    let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
+        .map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))?;
+    let stream = Box::pin(futures::stream::iter([Ok(batch)]));
+    Ok(Rows { columns: columns.into(), tag, is_push: false, stream })
+}
+
+fn column(name: &str, sql_type: SqlType) -> ResultColumn {
+    ResultColumn { name: name.to_owned(), sql_type, source: None }
+}
+
+fn text(values: impl IntoIterator<Item = Option<String>>) -> ArrayRef {
+    Arc::new(values.into_iter().collect::<StringArray>())
+}
+
+/// Names of the views behind `SHOW …`, with the columns shown.
+const SHOWN: [(&str, &[&str]); 5] = [
+    ("streams", &["name", "topic", "partitions", "rows", "query"]),
+    ("tables", &["name", "topic", "partitions", "primary_key", "query"]),
+    ("topics", &["name", "kind", "partitions", "shard", "events", "bytes"]),
+    ("queries", &["name", "state", "input_rows", "output_rows", "late_rows", "lag_rows", "watermark", "error"]),
+    ("nodes", &["node", "state"]),
+];
+
+impl Session {
+    /// The columns of statements that give rows without being planned.
+    pub(crate) fn columns_of(&self, statement: &Statement) -> Result<Option<Arc<[ResultColumn]>>> {
+        let columns = match statement {
+            Statement::Show(show) => self.show_columns(show)?,
+            Statement::Describe(describe) => describe_columns(describe.extended),
+            Statement::Explain(_) => vec![column("QUERY PLAN", SqlType::Text)],
+            Statement::ExplainQuery(_) => vec![column("QUERY PLAN", SqlType::Text)],
+            Statement::Fetch(fetch) => match self.cursor_columns(fetch.cursor.as_str()) {
+                Some(columns) => return Ok(Some(columns)),
+                None => {
+                    let message = format!("cursor \"{}\" does not exist", fetch.cursor);
+                    return Err(SqlError::new(SqlState::InvalidCursorName, message).at(fetch.cursor.position));
+                }
+            },
+            Statement::Execute(execute) => return Ok(self.statement(execute.name.as_str())?.columns.clone()),
+            _ => return Ok(None),
+        };
+        Ok(Some(columns.into()))
+    }
+
+    fn show_columns(&self, show: &Show) -> Result<Vec<ResultColumn>> {
+        Ok(match show {
+            Show::All => {
+                ["name", "setting", "description"].into_iter().map(|name| column(name, SqlType::Text)).collect()
+            }
+            Show::Setting(name) => {
+                self.settings.show(name)?;
+                vec![column(name, SqlType::Text)]
+            }
+            Show::Functions => vec![column("name", SqlType::Text), column("kind", SqlType::Text)],
+            other => shown(other)?.2,
+        })
+    }
+
+    /// `SHOW …`
+    pub(crate) fn show(&self, show: &Show) -> Result<Outcome> {
+        let columns = self.show_columns(show)?;
+        let arrays = match show {
+            Show::Setting(name) => vec![text([Some(self.settings.show(name)?)])],
+            Show::All => {
+                let rows = self.settings.all();
+                vec![
+                    text(rows.iter().map(|row| Some(row.name.to_owned()))),
+                    text(rows.iter().map(|row| Some(row.value.clone()))),
+                    text(rows.iter().map(|row| Some(row.description.to_owned()))),
+                ]
+            }
+            Show::Functions => {
+                let functions = function::all();
+                vec![
+                    text(functions.iter().map(|(name, _)| Some(name.clone()))),
+                    text(functions.iter().map(|(_, kind)| Some((*kind).to_owned()))),
+                ]
+            }
+            other => {
+                let (view, names, _) = shown(other)?;
+                let rows = system_view::rows(&self.engine, Some(&self.view()), view)?;
+                let mut arrays = Vec::new();
+                for name in names {
+                    arrays.push(Arc::clone(
+                        rows.column_by_name(name).ok_or_else(|| SqlError::internal(format!("no column {name}")))?,
+                    ));
+                }
+                arrays
+            }
+        };
+        fixed_rows(columns, arrays, RowsTag::Plain("SHOW")).map(Outcome::Rows)
+    }
+
+    /// `DESCRIBE [EXTENDED] name`
+    pub(crate) fn describe(&self, describe: &Describe) -> Result<Outcome> {
+        if let Some(schema) = &describe.name.schema {
+            return self.describe_view(describe, schema);
+        }
+        let catalog = self.engine.catalog();
+        let relation = catalog.relation(describe.name.name.as_str()).ok_or_else(|| {
+            SqlError::new(SqlState::UndefinedTable, format!("relation \"{}\" does not exist", describe.name.name))
+                .at(describe.name.position)
+        })?;
+        let mut rows: Vec<[Option<String>; 5]> = relation
+            .schema
+            .columns
+            .iter()
+            .map(|c| {
+                let key = match (c.is_key, relation.kind) {
+                    (false, _) => None,
+                    (true, RelationKind::Stream) => Some("KEY".to_owned()),
+                    (true, RelationKind::Table) => Some("PRIMARY KEY".to_owned()),
+                };
+                let nullable = if c.is_nullable { "YES" } else { "NO" };
+                [
+                    Some(c.name.to_string()),
+                    Some(c.sql_type.to_string()),
+                    Some(nullable.to_owned()),
+                    key,
+                    c.default.clone(),
+                ]
+            })
+            .collect();
+        if describe.extended {
+            rows.extend(self.properties(relation)?.into_iter().map(|(name, value)| {
+                [Some(format!("({name})")), Some(value), None, None, None]
+            }));
+        }
+        let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
+        fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
+    }
+
+    fn describe_view(&self, describe: &Describe, schema: &Name) -> Result<Outcome> {
+        let name = describe.name.name.as_str();
+        let found = system_view::schemas().into_iter().find(|(view, _)| view == name && schema.as_str() == "millstream");
+        let (_, found) = found.ok_or_else(|| {
+            SqlError::new(SqlState::UndefinedTable, format!("relation \"{schema}.{name}\" does not exist"))
+                .at(describe.name.position)
+        })?;
+        let fields = found.fields();
+        let nullable = |f: &Arc<Field>| Some(if f.is_nullable() { "YES" } else { "NO" }.to_owned());
+        let arrays = vec![
+            text(fields.iter().map(|f| Some(f.name().clone()))),
+            text(fields.iter().map(|f| SqlType::of(f).map(|sql_type| sql_type.to_string()))),
+            text(fields.iter().map(nullable)),
+            text(fields.iter().map(|_| None)),
+            text(fields.iter().map(|_| None)),
+        ];
+        fixed_rows(describe_columns(false), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
+    }
+
+    /// What `DESCRIBE EXTENDED` adds to the columns.
+    fn properties(&self, relation: &Relation) -> Result<Vec<(&'static str, String)>> {
+        let catalog = self.engine.catalog();
+        let shard = self.engine.shard_of(relation)?;
+        let mut events = 0;
+        for id in relation.partitions() {
+            if let Some(partition) = shard.partitions().get(relation.id, id) {
+                let view = partition.view();
+                events += view.offset_end().since(view.offset_start()).value();
+            }
+        }
+        let kind = match relation.kind {
+            RelationKind::Stream => "stream",
+            RelationKind::Table => "table",
+        };
+        let mut properties = vec![
+            ("kind", kind.to_owned()),
+            ("partitions", relation.options.partitions.to_string()),
+            ("shard", relation.shard.to_string()),
+            ("events", events.to_string()),
+            ("statement", relation.sql.clone()),
+        ];
+        if let Some(column) = relation.timestamp.and_then(|i| relation.schema.columns.get(i)) {
+            properties.push(("timestamp", column.name.to_string()));
+        }
+        if let Some(query) = relation.query.and_then(|id| catalog.query_by_id(id)) {
+            properties.push(("written by query", format!("{} ({})", query.name, query.state.word())));
+        }
+        for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
+            properties.push(("read by query", format!("{} ({})", query.name, query.state.word())));
+        }
+        Ok(properties)
+    }
+
+    /// `EXPLAIN QUERY name`
+    pub(crate) async fn explain_query(&self, name: &Ident) -> Result<Outcome> {
+        let catalog = self.engine.catalog();
+        let query = catalog.query(name.as_str()).ok_or_else(|| {
+            SqlError::new(SqlState::UndefinedObject, format!("query \"{name}\" does not exist")).at(name.position)
+        })?;
+        let pipeline = crate::engine::query::plan(&self.engine, query)?;
+        let mut lines = vec![format!("Query \"{}\" ({})", query.name, query.state.word())];
+        lines.extend(pipeline.explain().into_iter().map(|line| format!("  {line}")));
+        if let Some(progress) = self.engine.shard_of_query(query)?.progress(query.id) {
+            let status = self.engine.queries.status(query.id);
+            lines.push(format!(
+                "  Progress: step {}, {} rows in, {} out, {} late, {} bytes of state",
+                progress.step, progress.input_rows, progress.output_rows, progress.late_rows, status.state_bytes
+            ));
+        }
+        crate::engine::select::text_rows("QUERY PLAN", lines, "EXPLAIN").map(Outcome::Rows)
+    }
+}
+
+type Shown = (&'static str, &'static [&'static str], Vec<ResultColumn>);
+
+fn shown(show: &Show) -> Result<Shown> {
+    let at = match show {
+        Show::Streams => 0,
+        Show::Tables => 1,
+        Show::Topics => 2,
+        Show::Queries => 3,
+        Show::Nodes => 4,
+        Show::Functions | Show::All | Show::Setting(_) => {
+            return Err(SqlError::internal("this SHOW has no view"));
+        }
+    };
+    let (view, names) = SHOWN[at];
+    let schemas = system_view::schemas();
+    let (_, schema) =
+        schemas.iter().find(|(name, _)| name == view).ok_or_else(|| SqlError::internal(format!("no view {view}")))?;
+    let mut columns = Vec::new();
+    for name in names {
+        let field = schema.field_with_name(name).map_err(|_| SqlError::internal(format!("no column {name}")))?;
+        columns.push(column(name, SqlType::of(field).unwrap_or(SqlType::Text)));
+    }
+    Ok((view, names, columns))
+}
+
+fn describe_columns(extended: bool) -> Vec<ResultColumn> {
+    let first = if extended { "column_or_property" } else { "column" };
+    [first, "type", "nullable", "key", "default"].into_iter().map(|name| column(name, SqlType::Text)).collect()
+}

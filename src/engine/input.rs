@@ -1,0 +1,180 @@
+//! What a continuous or push query reads next: the events of its source after given positions, in the order they were committed.
+//!
+//! With several partitions, events are ordered by the Raft entry they came with, then by partition; whole
+//! entries are taken, so that the order does not depend on where one step ends. Leaves out what is done with
+//! them (`query`, `push`). Reads only.
+
+use crate::engine::{Result, storage_error};
+use crate::storage::partition::{PartitionView, Partitions};
+use crate::storage::scan::ScanRequest;
+use futures::future::select_all;
+use millstream_catalog::Relation;
+use millstream_catalog::model::limit::{BATCH_ROWS_MAX, STEP_ROWS_TARGET};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount};
+use millstream_sql::stream::InputBatch;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Next offsets to read, by partition.
+pub(crate) type Positions = BTreeMap<PartitionId, Offset>;
+
+/// Events of one step.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// The batches, in total order.
+    pub(crate) batches: Vec<InputBatch>,
+    /// Positions after them.
+    pub(crate) positions: Positions,
+    /// Their number.
+    pub(crate) rows: RowCount,
+}
+
+/// Reads one source.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) relation: Arc<Relation>,
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) projection: Vec<usize>,
+}
+
+impl Reader {
+    /// The next events after `from`, about [`STEP_ROWS_TARGET`] at most; `None` when there are none.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn next(&self, from: &Positions) -> Result<Option<Input>> {
+        let applied = self.partitions.applied();
+        let views = self.views();
+        let to = if views.len() == 1 {
+            let ends = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
+                let at = position(from, *id);
+                let limit = at.plus(RowCount::of(STEP_ROWS_TARGET));
+                (*id, view.offset_end_at(applied).min(limit).max(at))
+            };
+            views.iter().map(ends).collect()
+        } else {
+            cut(&views, from, applied)
+        };
+        if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
+            return Ok(None);
+        }
+        self.read(&views, from, to).map(Some)
+    }
+
+    /// The events from `from` to `to`, as one step had them.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn between(&self, from: &Positions, to: &Positions) -> Result<Input> {
+        let views = self.views();
+        let to = views.keys().map(|id| (*id, position(to, *id).max(position(from, *id)))).collect();
+        self.read(&views, from, to)
+    }
+
+    /// Something to wait for new events with; made before `next`, it misses none.
+    pub(crate) fn waiting(&self) -> Waiting {
+        let partitions = self.relation.partitions().filter_map(|id| self.partitions.get(self.relation.id, id));
+        Waiting { ends: partitions.map(|partition| partition.subscribe()).collect() }
+    }
+
+    /// The positions after everything committed by now.
+    pub(crate) fn ends(&self) -> Positions {
+        let applied = self.partitions.applied();
+        self.views().iter().map(|(id, view)| (*id, view.offset_end_at(applied))).collect()
+    }
+
+    /// The positions of the oldest events.
+    pub(crate) fn starts(&self) -> Positions {
+        self.views().iter().map(|(id, view)| (*id, view.offset_start())).collect()
+    }
+
+    fn views(&self) -> BTreeMap<PartitionId, Arc<PartitionView>> {
+        self.relation
+            .partitions()
+            .filter_map(|id| Some((id, self.partitions.get(self.relation.id, id)?.view())))
+            .collect()
+    }
+
+    fn read(
+        &self,
+        views: &BTreeMap<PartitionId, Arc<PartitionView>>,
+        from: &Positions,
+        to: Positions,
+    ) -> Result<Input> {
+        let mut pieces: Vec<(EntryIndex, InputBatch)> = Vec::new();
+        let is_single = views.len() == 1;
+        let mut rows = RowCount::ZERO;
+        for (id, view) in views {
+            let request = ScanRequest {
+                offsets: position(from, *id)..position(&to, *id),
+                rowtime: None,
+                projection: Some(self.projection.clone()),
+                batch_rows: BATCH_ROWS_MAX,
+            };
+            for stored in view.scan(request) {
+                let stored = stored.map_err(storage_error)?;
+                rows = rows.plus(RowCount::of(stored.batch.num_rows()));
+                let whole = |offset_start, batch| InputBatch { source: 0, partition: *id, offset_start, batch };
+                if is_single {
+                    pieces.push((EntryIndex::default(), whole(stored.offset_start, stored.batch)));
+                    continue;
+                }
+                let mut at = 0;
+                for (entry, count) in stored.entries.iter() {
+                    let batch = stored.batch.slice(at, count.as_usize());
+                    pieces.push((entry, whole(stored.offset_start.plus(RowCount::of(at)), batch)));
+                    at += count.as_usize();
+                }
+            }
+        }
+        // Stable: within an entry and a partition, offsets stay in order.
+        pieces.sort_by_key(|(entry, batch)| (*entry, batch.partition));
+        Ok(Input { batches: pieces.into_iter().map(|(_, batch)| batch).collect(), positions: to, rows })
+    }
+}
+
+/// The ends of the partitions a reader reads.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    ends: Vec<watch::Receiver<Offset>>,
+}
+
+impl Waiting {
+    /// Completes when any partition has grown since this was made, or since the last call.
+    pub(crate) async fn changed(&mut self) {
+        if self.ends.is_empty() {
+            return std::future::pending().await;
+        }
+        let (result, ..) = select_all(self.ends.iter_mut().map(|end| Box::pin(end.changed()))).await;
+        if result.is_err() {
+            // A dropped partition does not grow; the catalog tells of it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn position(positions: &Positions, id: PartitionId) -> Offset {
+    positions.get(&id).copied().unwrap_or(Offset::ZERO)
+}
+
+/// Positions at the latest entry up to `applied` that takes about [`STEP_ROWS_TARGET`] rows, and at least one entry.
+fn cut(views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions, applied: EntryIndex) -> Positions {
+    let ends = |entry: EntryIndex| -> Positions {
+        views.iter().map(|(id, view)| (*id, view.offset_end_at(entry).max(position(from, *id)))).collect()
+    };
+    let rows = |entry: EntryIndex| -> u64 {
+        ends(entry).iter().map(|(id, end)| end.since(position(from, *id)).value()).sum()
+    };
+    let all = rows(applied);
+    if all <= STEP_ROWS_TARGET as u64 {
+        return ends(applied);
+    }
+    // `rows` grows with the entry: the first entry that reaches the target.
+    let (mut low, mut high) = (0, applied.value());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if rows(EntryIndex::new(middle)) >= STEP_ROWS_TARGET as u64 { high = middle } else { low = middle + 1 }
+    }
+    ends(EntryIndex::new(low))
+}

@@ -1,0 +1,234 @@
+//! INSERT in a session: rows from values, parameters or a query, appended as one statement.
+//!
+//! Leaves out conversions (sql) and event times and partitions (`write`). All rows of a statement become
+//! visible together, or none does.
+
+use crate::engine::prepare::{InsertTarget, Plan, Prepared, Returned, ReturnedSource};
+use crate::engine::session::Session;
+use crate::engine::write::{self, Routed};
+use crate::engine::{Outcome, Param, Result, ResultColumn, RowsTag, replication_error};
+use arrow::array::{ArrayRef, RecordBatch};
+use futures::StreamExt;
+use millstream_catalog::model::{Offset, SqlState};
+use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
+use millstream_catalog::{Relation, SqlType};
+use millstream_sql::bind::insert::{InsertPlan, InsertRows, assign};
+use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
+use millstream_sql::{SqlError, exec};
+use sqlparser::ast;
+use std::sync::Arc;
+
+type Planned = (Vec<SqlType>, Option<Arc<[ResultColumn]>>, Plan);
+
+impl Session {
+    /// The relation a statement writes.
+    ///
+    /// # Errors
+    /// 42P01 when there is none, 55000 when a continuous query writes it.
+    pub(crate) fn target(&self, name: &Ident) -> Result<Arc<Relation>> {
+        let catalog = self.engine.catalog();
+        let relation = catalog.relation(name.as_str()).ok_or_else(|| {
+            SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
+        })?;
+        if relation.query.is_some() {
+            return Err(SqlError::new(
+                SqlState::WrongObjectType,
+                format!("relation \"{name}\" is written by a continuous query"),
+            )
+            .hint("insert into what the query reads")
+            .at(name.position));
+        }
+        Ok(Arc::clone(relation))
+    }
+
+    pub(crate) async fn plan_insert(&self, insert: &Insert, declared: &[Option<SqlType>]) -> Result<Planned> {
+        let relation = self.target(&insert.name)?;
+        let returning = returning(&relation, &insert.returning)?;
+        let columns: Option<Arc<[ResultColumn]>> =
+            (!returning.is_empty()).then(|| returning.iter().map(|r| r.column.clone()).collect());
+        let rows = match &insert.source {
+            InsertSource::Values(rows) => rows.as_slice(),
+            InsertSource::DefaultValues => &[],
+            InsertSource::Select(_) => return Ok((Vec::new(), columns, Plan::Late)),
+        };
+        let context = self.plan_context();
+        let mut eval = |expr: &ast::Expr, sql_type: &SqlType| exec::eval_constant(&context, expr, sql_type, &[]);
+        let plan = match &insert.source {
+            InsertSource::DefaultValues => InsertPlan::defaults(&relation, &mut eval)?,
+            _ => InsertPlan::plan(&relation, insert.columns.as_deref(), rows, declared, &mut eval)?,
+        };
+        let params = plan.params().to_vec();
+        Ok((params, columns, Plan::Insert(InsertTarget { relation, plan, returning })))
+    }
+
+    /// `INSERT`
+    pub(crate) async fn insert(&mut self, insert: &Insert, prepared: &Prepared, params: Vec<Param>) -> Result<Outcome> {
+        self.transaction.check_writable("INSERT")?;
+        if let InsertSource::Select(select) = &insert.source {
+            return self.insert_select(insert, select).await;
+        }
+        let is_current = prepared
+            .insert_topic()
+            .is_some_and(|topic| self.engine.catalog().relation(insert.name.as_str()).is_some_and(|r| r.id == topic));
+        if !is_current {
+            let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();
+            let (_, _, plan) = self.plan_insert(insert, &declared).await?;
+            return self.insert_planned(&plan, &params).await;
+        }
+        self.insert_planned(&prepared.plan, &params).await
+    }
+
+    async fn insert_planned(&mut self, plan: &Plan, params: &[Param]) -> Result<Outcome> {
+        let Plan::Insert(target) = plan else { return Err(SqlError::internal("an INSERT has no plan")) };
+        let now = self.engine.clock().now();
+        let rows = {
+            let context = target.plan.needs_eval().then(|| self.plan_context());
+            let mut eval = |expr: &ast::Expr, sql_type: &SqlType, values: &[datafusion::common::ScalarValue]| {
+                match &context {
+                    Some(context) => exec::eval_constant(context, expr, sql_type, values),
+                    None => Err(SqlError::internal("an expression was not planned for")),
+                }
+            };
+            target.plan.rows(params, &mut eval)?
+        };
+        let routed = write::route(&target.relation, rows, now, &self.engine.spreader)?;
+        self.write(&target.relation, routed, &target.returning).await
+    }
+
+    async fn insert_select(&mut self, insert: &Insert, select: &Select) -> Result<Outcome> {
+        let relation = self.target(&insert.name)?;
+        let returning = returning(&relation, &insert.returning)?;
+        let mut rows = self.run_select(select).await?;
+        let mut assigned: Vec<InsertRows> = Vec::new();
+        let mut bytes = 0;
+        while let Some(batch) = rows.stream.next().await {
+            let batch = batch?;
+            bytes += batch.get_array_memory_size();
+            check_bytes(bytes)?;
+            assigned.push(assign(&batch, &rows.columns, &relation, insert.columns.as_deref())?);
+        }
+        let now = self.engine.clock().now();
+        let routed = match write::join_rows(assigned)? {
+            Some(rows) => write::route(&relation, rows, now, &self.engine.spreader)?,
+            None => Routed::default(),
+        };
+        self.write(&relation, routed, &returning).await
+    }
+
+    /// Appends routed rows, or holds them back within a transaction.
+    async fn write(&mut self, relation: &Relation, routed: Routed, returning: &[Returned]) -> Result<Outcome> {
+        let count = routed.row_count;
+        if returning.is_empty() {
+            self.append(relation, routed).await?;
+            return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
+        }
+        let needs_place = returning.iter().any(|r| !matches!(r.source, ReturnedSource::Stored(_)));
+        if needs_place && self.transaction.is_explicit() {
+            return Err(SqlError::unsupported(
+                "RETURNING rowpartition or rowoffset inside a transaction block",
+                "offsets are assigned at COMMIT: insert outside of BEGIN",
+            ));
+        }
+        let columns: Vec<ResultColumn> = returning.iter().map(|r| r.column.clone()).collect();
+        let batch = if self.transaction.is_explicit() {
+            let batch = returned_rows(&routed, returning, &[])?;
+            self.append(relation, routed).await?;
+            batch
+        } else {
+            let bases = self.append_now(relation, &routed).await?;
+            returned_rows(&routed, returning, &bases)?
+        };
+        crate::engine::describe::fixed_rows(columns, batch, RowsTag::Counted("INSERT 0")).map(Outcome::Rows)
+    }
+
+    /// Appends, or holds back within a transaction.
+    pub(crate) async fn append(&mut self, relation: &Relation, routed: Routed) -> Result<()> {
+        if routed.parts.is_empty() {
+            return Ok(());
+        }
+        if self.transaction.is_open() {
+            return self.transaction.hold(relation.shard, routed.parts);
+        }
+        let shard = self.engine.shard_of(relation)?;
+        shard.append(routed.parts).await.map_err(replication_error)?;
+        Ok(())
+    }
+
+    /// Appends at once, together with what an implicit block holds; gives the base offsets of `routed.parts`.
+    async fn append_now(&mut self, relation: &Relation, routed: &Routed) -> Result<Vec<Offset>> {
+        if let Some(pending) = self.transaction.take_writes() {
+            self.commit(pending).await?;
+        }
+        if routed.parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let shard = self.engine.shard_of(relation)?;
+        let appended = shard.append(routed.parts.clone()).await.map_err(replication_error)?;
+        Ok(appended.offsets)
+    }
+}
+
+/// 54000 when a statement's rows are more than one entry may hold.
+pub(crate) fn check_bytes(bytes: usize) -> Result<()> {
+    use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
+    if bytes <= STATEMENT_ROWS_BYTES_MAX.as_usize() {
+        return Ok(());
+    }
+    Err(SqlError::new(SqlState::ProgramLimitExceeded, "the rows of the statement are too large")
+        .detail(format!("a statement may write {STATEMENT_ROWS_BYTES_MAX} bytes"))
+        .hint("write them in several statements"))
+}
+
+/// The columns of a `RETURNING` list.
+fn returning(relation: &Relation, items: &[ast::SelectItem]) -> Result<Vec<Returned>> {
+    let mut returned = Vec::new();
+    for item in items {
+        match item {
+            ast::SelectItem::UnnamedExpr(ast::Expr::Identifier(ident)) => {
+                returned.push(returned_column(relation, &ident.value, None)?);
+            }
+            ast::SelectItem::ExprWithAlias { expr: ast::Expr::Identifier(ident), alias } => {
+                returned.push(returned_column(relation, &ident.value, Some(&alias.value))?);
+            }
+            ast::SelectItem::Wildcard(_) => {
+                for column in relation.schema.columns.iter().filter(|column| !column.is_hidden) {
+                    returned.push(returned_column(relation, column.name.as_str(), None)?);
+                }
+            }
+            _ => return Err(SqlError::unsupported("an expression in RETURNING", "return columns, rowtime, rowpartition and rowoffset")),
+        }
+    }
+    Ok(returned)
+}
+
+fn returned_column(relation: &Relation, name: &str, alias: Option<&str>) -> Result<Returned> {
+    let stored = relation.schema.columns.len();
+    let (source, sql_type, origin) = match name {
+        ROWTIME => (ReturnedSource::Stored(stored), SqlType::TimestampTz, None),
+        ROWPARTITION => (ReturnedSource::Partition, SqlType::Integer, None),
+        ROWOFFSET => (ReturnedSource::Offset, SqlType::BigInt, None),
+        name => {
+            let (at, column) = relation.schema.find(name).ok_or_else(|| {
+                SqlError::new(SqlState::UndefinedColumn, format!("column \"{name}\" does not exist"))
+            })?;
+            (ReturnedSource::Stored(at), column.sql_type.clone(), Some((relation.id, at)))
+        }
+    };
+    let column = ResultColumn { name: alias.unwrap_or(name).to_owned(), sql_type, source: origin };
+    Ok(Returned { column, source })
+}
+
+fn returned_rows(routed: &Routed, returning: &[Returned], bases: &[Offset]) -> Result<Vec<ArrayRef>> {
+    let Some(stored) = &routed.stored else {
+        let empty = |r: &Returned| arrow::array::new_empty_array(&r.column.sql_type.arrow());
+        return Ok(returning.iter().map(empty).collect());
+    };
+    let (partitions, offsets) = write::place_columns(routed.places(bases));
+    let column = |r: &Returned| match r.source {
+        ReturnedSource::Stored(at) => Arc::clone(RecordBatch::column(stored, at)),
+        ReturnedSource::Partition => Arc::clone(&partitions),
+        ReturnedSource::Offset => Arc::clone(&offsets),
+    };
+    Ok(returning.iter().map(column).collect())
+}
+

@@ -1,0 +1,214 @@
+//! Push queries: subscriptions that deliver every row the moment it is committed.
+//!
+//! A pull chain from the client: nothing is read ahead of it, so a slow client costs its position and one
+//! batch. Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
+
+use crate::engine::input::{Positions, Reader};
+use crate::engine::session::Session;
+use crate::engine::{Engine, Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
+use arrow::array::RecordBatch;
+use millstream_catalog::model::{Offset, SqlState};
+use millstream_catalog::query::OffsetReset;
+use millstream_catalog::Relation;
+use millstream_sql::dialect::{Explain, Select};
+use millstream_sql::plan::{ContinuousPlan, plan_continuous};
+use millstream_sql::stream::{InputBatch, Pipeline, StepInput, client_rows};
+use millstream_sql::{SqlError, bind};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// A subscription's state between rows.
+struct Subscription {
+    engine: Arc<Engine>,
+    reader: Reader,
+    pipeline: Pipeline,
+    positions: Positions,
+    /// Rows that stand before the first change: a table's rows as they are.
+    first: VecDeque<InputBatch>,
+    /// Columns delivered: the first of the pipeline's output.
+    width: usize,
+    /// Rows until `LIMIT`.
+    left: u64,
+    versions: watch::Receiver<u64>,
+    is_done: bool,
+}
+
+impl Session {
+    async fn plan_push(&self, select: &Select) -> Result<(ContinuousPlan, Pipeline)> {
+        let context = self.plan_context();
+        let select = select.clone();
+        self.engine
+            .compute
+            .run(async move {
+                let plan = plan_continuous(&context, &select)?;
+                let pipeline = Pipeline::plan(&plan)?;
+                Ok((plan, pipeline))
+            })
+            .await
+    }
+
+    /// The columns of a push query.
+    pub(crate) async fn push_columns(&self, select: &Select) -> Result<Arc<[ResultColumn]>> {
+        bind::ddl::bind_push_options(select)?;
+        Ok(self.plan_push(select).await?.0.columns.into())
+    }
+
+    /// A push query as a statement.
+    pub(crate) async fn push_query(
+        &mut self,
+        select: &Select,
+        _prepared: &Prepared,
+        _params: Vec<Param>,
+        via: Via,
+    ) -> Result<Outcome> {
+        let rows = self.subscribe(select).await?;
+        if via == Via::Simple && select.limit.is_none() {
+            self.notify_hint(
+                "this query does not end: rows arrive until it is cancelled",
+                "psql shows rows as they come with \\set FETCH_COUNT 1",
+            );
+        }
+        Ok(Outcome::Rows(rows))
+    }
+
+    /// Begins a subscription.
+    pub(crate) async fn subscribe(&mut self, select: &Select) -> Result<Rows> {
+        let options = bind::ddl::bind_push_options(select)?;
+        let (plan, pipeline) = self.plan_push(select).await?;
+        let source = plan.sources.first().ok_or_else(|| SqlError::internal("a push query without a source"))?;
+        let shard = self.engine.shard_of(source)?;
+        let reader =
+            Reader { relation: Arc::clone(source), partitions: shard.partitions(), projection: pipeline.projection(0).to_vec() };
+        let earliest = match options.auto_offset_reset {
+            Some(reset) => reset == OffsetReset::Earliest,
+            None => self.settings.starts_at_earliest(),
+        };
+        let (positions, first) = match (earliest, source.has_tombstones()) {
+            (false, _) => (reader.ends(), VecDeque::new()),
+            (true, false) => (reader.starts(), VecDeque::new()),
+            (true, true) => self.table_rows(source, &reader).await?,
+        };
+        let columns: Arc<[ResultColumn]> = plan.columns.into();
+        let subscription = Subscription {
+            engine: Arc::clone(&self.engine),
+            versions: self.engine.replication().catalog().subscribe(),
+            width: columns.len(),
+            left: select.limit.map_or(u64::MAX, |limit| limit.value()),
+            reader,
+            pipeline,
+            positions,
+            first,
+            is_done: false,
+        };
+        let stream = futures::stream::unfold(subscription, |mut subscription| async move {
+            let batch = subscription.next().await?;
+            Some((batch, subscription))
+        });
+        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream: Box::pin(stream) })
+    }
+
+    /// A table's rows as they are, and the positions of the changes after them.
+    async fn table_rows(&self, source: &Arc<Relation>, reader: &Reader) -> Result<(Positions, VecDeque<InputBatch>)> {
+        let (engine, relation) = (Arc::clone(&self.engine), Arc::clone(source));
+        let (partitions, projection) = (Arc::clone(&reader.partitions), reader.projection.clone());
+        self.engine
+            .compute
+            .run(async move {
+                let rows = engine.tables().rows(&relation, &partitions, partitions.applied())?;
+                let mut first = VecDeque::new();
+                for (partition, batches) in rows.partitions {
+                    for batch in batches {
+                        let batch = batch
+                            .project(&projection)
+                            .map_err(|error| SqlError::internal(format!("table rows cannot be read: {error}")))?;
+                        first.push_back(InputBatch { source: 0, partition, offset_start: Offset::ZERO, batch });
+                    }
+                }
+                let positions = rows.positions.into_iter().collect::<Positions>();
+                Ok((positions, first))
+            })
+            .await
+    }
+
+    /// `EXPLAIN` of a push or continuous query.
+    pub(crate) async fn explain_continuous(&self, select: &Select, explain: &Explain) -> Result<Vec<String>> {
+        if explain.analyze {
+            return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
+        }
+        let (plan, pipeline) = self.plan_push(select).await?;
+        let mut lines = pipeline.explain();
+        if explain.verbose {
+            lines.push("Logical plan:".to_owned());
+            lines.extend(plan.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));
+        }
+        Ok(lines)
+    }
+}
+
+impl Subscription {
+    async fn next(&mut self) -> Option<Result<RecordBatch>> {
+        while !self.is_done && self.left > 0 {
+            match self.advance().await {
+                Ok(Some(batch)) => return Some(Ok(self.limit(batch))),
+                Ok(None) => {}
+                Err(error) => {
+                    self.is_done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+
+    fn limit(&mut self, batch: RecordBatch) -> RecordBatch {
+        let rows = batch.num_rows() as u64;
+        if rows <= self.left {
+            self.left -= rows;
+            return batch;
+        }
+        let wanted = self.left as usize;
+        self.left = 0;
+        batch.slice(0, wanted)
+    }
+
+    /// Takes the next input, waiting for it; `None` when it gave no row.
+    async fn advance(&mut self) -> Result<Option<RecordBatch>> {
+        if let Some(batch) = self.first.pop_front() {
+            return self.compute(vec![batch]);
+        }
+        let mut waiting = self.reader.waiting();
+        if let Some(input) = self.reader.next(&self.positions)? {
+            self.positions = input.positions;
+            return self.compute(input.batches);
+        }
+        tokio::select! {
+            () = waiting.changed() => {}
+            changed = self.versions.changed() => {
+                let relation = &self.reader.relation;
+                if changed.is_err() || self.engine.catalog().relation_by_id(relation.id).is_none() {
+                    return Err(SqlError::new(
+                        SqlState::UndefinedTable,
+                        format!("relation \"{}\" was dropped", relation.name),
+                    ));
+                }
+            }
+            () = self.engine.shutdown_token().cancelled() => {
+                return Err(SqlError::new(
+                    SqlState::AdminShutdown,
+                    "terminating connection due to administrator command",
+                ));
+            }
+        }
+        Ok(None)
+    }
+
+    fn compute(&mut self, batches: Vec<InputBatch>) -> Result<Option<RecordBatch>> {
+        let now = self.engine.clock().now();
+        let output = self.pipeline.step(StepInput { batches, idle: &[], now })?;
+        let Some(batch) = output.batch.filter(|batch| batch.num_rows() > 0) else { return Ok(None) };
+        let columns: Vec<usize> = (0..self.width).collect();
+        let batch = client_rows(self.pipeline.output(), &batch)?;
+        batch.project(&columns).map(Some).map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))
+    }
+}

@@ -1,0 +1,177 @@
+//! Continuous queries of this node: which run, how far they are, and waiting for them.
+//!
+//! One task per running query, on the query threads. Leaves out one query's steps (`task`) and definitions
+//! (`ddl`). After a crash `start` brings every running query back; each goes on where it was.
+
+mod task;
+
+use crate::engine::{Engine, Result};
+use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, Timestamp, TopicId};
+use millstream_catalog::{Command, Query, QueryState};
+use millstream_sql::SqlError;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use task::QueryTask;
+pub(crate) use task::plan;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The tasks of running queries.
+#[derive(Debug, Default)]
+pub(crate) struct Supervisor {
+    tasks: tokio::sync::Mutex<HashMap<QueryId, Running>>,
+    statuses: Mutex<HashMap<QueryId, Arc<Mutex<Status>>>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: CancellationToken,
+    handle: JoinHandle<()>,
+}
+
+/// What a running query tells of itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Status {
+    /// Its watermark.
+    pub(crate) watermark: Option<Timestamp>,
+    /// Bytes its operators hold.
+    pub(crate) state_bytes: ByteSize,
+}
+
+impl Supervisor {
+    /// The status of a query that runs or ran since the start.
+    pub(crate) fn status(&self, query: QueryId) -> Status {
+        self.statuses.lock().get(&query).map(|status| status.lock().clone()).unwrap_or_default()
+    }
+}
+
+/// Starts every running query, and then keeps the tasks in step with the catalog.
+pub(crate) async fn start(engine: &Arc<Engine>) -> Result<()> {
+    refresh(engine).await
+}
+
+/// Stops every task; their queries stay running in the catalog.
+pub(crate) async fn stop(engine: &Engine) {
+    let mut tasks = engine.queries.tasks.lock().await;
+    for (_, running) in tasks.drain() {
+        running.halt().await;
+    }
+}
+
+impl Running {
+    async fn halt(self) {
+        self.stop.cancel();
+        if let Err(error) = self.handle.await {
+            tracing::debug!(%error, "a query task was already gone");
+        }
+    }
+}
+
+/// Starts tasks of queries that should run and have none, stops those that should not.
+pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
+    if engine.shutdown.is_cancelled() {
+        return Ok(());
+    }
+    let mut tasks = engine.queries.tasks.lock().await;
+    let catalog = engine.catalog();
+    let should_run = |id: &QueryId| catalog.query_by_id(*id).is_some_and(|query| query.state == QueryState::Running);
+    let halted: Vec<QueryId> =
+        tasks.iter().filter(|(id, task)| !should_run(id) || task.handle.is_finished()).map(|(id, _)| *id).collect();
+    for id in halted {
+        if let Some(running) = tasks.remove(&id) {
+            running.halt().await;
+        }
+    }
+    for query in catalog.queries().filter(|query| query.state == QueryState::Running) {
+        if !tasks.contains_key(&query.id) {
+            tasks.insert(query.id, spawn(engine, query));
+        }
+    }
+    engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
+    Ok(())
+}
+
+fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
+    let stop = CancellationToken::new();
+    let status = Arc::new(Mutex::new(Status::default()));
+    engine.queries.statuses.lock().insert(query.id, Arc::clone(&status));
+    let (engine, query, token) = (Arc::clone(engine), Arc::clone(query), stop.clone());
+    let compute = Arc::clone(&engine);
+    let handle = compute.compute.spawn(async move {
+        let failure = match QueryTask::recover(&engine, &query, status).await {
+            Ok(task) => task.run(&token).await.err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failure
+            && !token.is_cancelled()
+            && !engine.shutdown.is_cancelled()
+        {
+            fail(&engine, &query, error).await;
+        }
+    });
+    Running { stop, handle }
+}
+
+/// Puts a query that cannot go on into state `error`.
+async fn fail(engine: &Engine, query: &Query, error: SqlError) {
+    let current = engine.catalog();
+    if current.query_by_id(query.id).is_none_or(|now| now.state != QueryState::Running) {
+        return;
+    }
+    tracing::warn!(query = %query.name, sqlstate = %error.sqlstate, %error, detail = error.detail, "a continuous query stopped");
+    let message = match &error.detail {
+        Some(detail) => format!("{} ({detail})", error.message),
+        None => error.message,
+    };
+    let state = QueryState::Error { sqlstate: error.sqlstate, message };
+    let command = Command::SetQueryState { id: query.id, state };
+    if let Err(error) = engine.replication().catalog().propose(command).await {
+        tracing::warn!(query = %query.name, %error, "the state of a stopped query could not be stored");
+    }
+}
+
+/// Waits until every running query has taken in all that was committed before.
+///
+/// Queries are visited by id: a query is younger than what it reads, so what it reads is complete before it.
+///
+/// # Errors
+/// 57P01 when the server shuts down meanwhile.
+pub(crate) async fn flush(engine: &Engine) -> Result<()> {
+    let queries: Vec<QueryId> = engine.catalog().queries().map(|query| query.id).collect();
+    for id in queries {
+        let catalog = engine.catalog();
+        let Some(query) = catalog.query_by_id(id) else { continue };
+        let Ok(shard) = engine.shard_of_query(query) else { continue };
+        let ends: Vec<(TopicId, PartitionId, Offset)> = query
+            .sources
+            .iter()
+            .filter_map(|source| catalog.relation_by_id(*source))
+            .flat_map(|source| source.partitions().map(|id| (source.id, id)))
+            .filter_map(|(topic, id)| {
+                shard.partitions().get(topic, id).map(|partition| (topic, id, partition.view().offset_end()))
+            })
+            .collect();
+        let mut applied = shard.partitions().subscribe_applied();
+        let mut versions = engine.replication().catalog().subscribe();
+        loop {
+            let runs = engine.catalog().query_by_id(id).is_some_and(|query| query.state == QueryState::Running);
+            let is_done = shard.progress(id).is_none_or(|progress| {
+                ends.iter().all(|(topic, id, end)| progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end))
+            });
+            if !runs || is_done {
+                break;
+            }
+            tokio::select! {
+                changed = applied.changed() => changed.map_err(|_| stopped())?,
+                changed = versions.changed() => changed.map_err(|_| stopped())?,
+                () = engine.shutdown.cancelled() => return Err(stopped()),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stopped() -> SqlError {
+    SqlError::new(SqlState::AdminShutdown, "the server is shutting down")
+}

@@ -1,0 +1,254 @@
+//! One continuous query: a fold over its source's log, committed step by step.
+//!
+//! A step takes what arrived, runs the pipeline, and proposes one entry with the positions and the rows it
+//! writes. After a restart the last checkpoint is loaded and the steps since are replayed without their
+//! output, which is committed already. Leaves out operators (sql) and which queries run (`super`).
+
+use super::Status;
+use crate::engine::input::{Input, Positions, Reader};
+use crate::engine::write::route_stored;
+use crate::engine::{Engine, Result, replication_error};
+use crate::env;
+use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
+use millstream_catalog::model::{Offset, PartitionId, SqlState, StepNumber, Timestamp, TopicId};
+use millstream_catalog::{Query, Relation};
+use millstream_sql::dialect::{self, Statement};
+use millstream_sql::plan::{PlanContext, PlanSettings, plan_continuous};
+use millstream_sql::stream::{Pipeline, StepInput};
+use millstream_sql::{SqlError, stream::StepOutput};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Time between checkpoints of a query that takes steps.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// Steps after which a checkpoint is taken whatever the time: they are kept for replay.
+const CHECKPOINT_STEPS: u64 = 2_000;
+
+/// A query with its operators.
+pub(super) struct QueryTask {
+    engine: Arc<Engine>,
+    query: Arc<Query>,
+    sink: Arc<Relation>,
+    shard: Arc<Shard>,
+    reader: Reader,
+    pipeline: Pipeline,
+    positions: Positions,
+    step: StepNumber,
+    checkpoint_step: StepNumber,
+    checkpoint_at: Instant,
+    /// When each partition last had something to read.
+    active_at: HashMap<PartitionId, Instant>,
+    status: Arc<Mutex<Status>>,
+}
+
+impl QueryTask {
+    /// Plans the query and brings its operators to where its last committed step left them.
+    ///
+    /// # Errors
+    /// When it can no longer be planned, SE006 when a checkpoint does not fit its pipeline.
+    pub(super) async fn recover(engine: &Arc<Engine>, query: &Arc<Query>, status: Arc<Mutex<Status>>) -> Result<Self> {
+        let catalog = engine.catalog();
+        let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
+        let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
+        let source = query.sources.first().and_then(|id| catalog.relation_by_id(*id)).ok_or_else(|| missing("source"))?;
+        let shard = Arc::clone(engine.shard(sink.shard)?);
+        let pipeline = plan(engine, query)?;
+        let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
+        let reader = Reader {
+            relation: Arc::clone(source),
+            partitions: shard.partitions(),
+            projection: pipeline.projection(0).to_vec(),
+        };
+        let mut task = Self {
+            engine: Arc::clone(engine),
+            query: Arc::clone(query),
+            sink,
+            shard,
+            positions: Positions::new(),
+            step: StepNumber::default(),
+            checkpoint_step: StepNumber::default(),
+            checkpoint_at: env::instant(),
+            active_at: HashMap::new(),
+            reader,
+            pipeline,
+            status,
+        };
+        match &progress.checkpoint {
+            Some(checkpoint) => task.replay(checkpoint, &progress)?,
+            None => {
+                // Step 0: the positions it begins at, which replay needs.
+                task.positions = task.of_source(&progress.positions);
+                task.save().await?;
+            }
+        }
+        task.report();
+        Ok(task)
+    }
+
+    fn replay(&mut self, checkpoint: &Checkpoint, progress: &QueryProgress) -> Result<()> {
+        if checkpoint.fingerprint != self.pipeline.fingerprint() {
+            return Err(SqlError::new(
+                SqlState::CheckpointIncompatible,
+                format!("the checkpoint of query \"{}\" does not fit its pipeline", self.query.name),
+            )
+            .hint("drop and create the query to compute it anew"));
+        }
+        self.pipeline.restore(&checkpoint.state)?;
+        self.positions = self.of_source(&checkpoint.positions);
+        self.step = checkpoint.step;
+        self.checkpoint_step = checkpoint.step;
+        for record in progress.since_checkpoint.iter().filter(|record| record.step > checkpoint.step) {
+            let mut to = self.positions.clone();
+            to.extend(record.positions.iter().map(|(_, id, offset)| (*id, *offset)));
+            let input = self.reader.between(&self.positions, &to)?;
+            let idle: Vec<PartitionId> = record.idle.iter().map(|(_, id)| *id).collect();
+            self.compute(input.batches, &idle, record.now)?;
+            self.positions = to;
+            self.step = record.step;
+        }
+        Ok(())
+    }
+
+    fn of_source(&self, positions: &BTreeMap<(TopicId, PartitionId), Offset>) -> Positions {
+        let topic = self.reader.relation.id;
+        positions.iter().filter(|((id, _), _)| *id == topic).map(|((_, id), offset)| (*id, *offset)).collect()
+    }
+
+    /// Takes steps until `stop`.
+    ///
+    /// # Errors
+    /// Of an event the pipeline cannot take, or of the log.
+    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
+        loop {
+            let mut waiting = self.reader.waiting();
+            while let Some(input) = self.reader.next(&self.positions)? {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                self.step(input).await?;
+                self.checkpoint_if_due().await?;
+                tokio::task::yield_now().await;
+            }
+            let has_news = self.step > self.checkpoint_step;
+            let due = CHECKPOINT_EVERY.saturating_sub(env::elapsed(self.checkpoint_at));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = waiting.changed() => {}
+                () = tokio::time::sleep(due), if has_news => self.checkpoint_if_due().await?,
+            }
+        }
+    }
+
+    async fn step(&mut self, input: Input) -> Result<()> {
+        let now = self.engine.clock().now();
+        let idle = self.idle(&input);
+        let topic = self.reader.relation.id;
+        let positions = input.positions.clone();
+        let moved = positions
+            .iter()
+            .filter(|(id, offset)| self.positions.get(id) != Some(offset))
+            .map(|(id, offset)| (topic, *id, *offset))
+            .collect();
+        let input_rows = input.rows;
+        let output = self.compute(input.batches, &idle, now)?;
+        let outputs = match output.batch {
+            Some(batch) => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
+            None => Vec::new(),
+        };
+        let step = Step {
+            query: self.query.id,
+            step: self.step.next(),
+            positions: moved,
+            idle: idle.into_iter().map(|id| (topic, id)).collect(),
+            now,
+            outputs,
+            input_rows,
+            late_rows: output.late_rows,
+        };
+        self.shard.step(step).await.map_err(replication_error)?;
+        self.positions = positions;
+        self.step = self.step.next();
+        self.report();
+        Ok(())
+    }
+
+    fn compute(
+        &mut self,
+        batches: Vec<millstream_sql::stream::InputBatch>,
+        idle: &[PartitionId],
+        now: Timestamp,
+    ) -> Result<StepOutput> {
+        let idle: Vec<(usize, PartitionId)> = idle.iter().map(|id| (0, *id)).collect();
+        self.pipeline.step(StepInput { batches, idle: &idle, now })
+    }
+
+    /// Partitions that have had nothing to read for the query's idle timeout; only with more than one.
+    fn idle(&mut self, input: &Input) -> Vec<PartitionId> {
+        if self.reader.relation.options.partitions == 1 {
+            return Vec::new();
+        }
+        let now = env::instant();
+        for (id, position) in &input.positions {
+            if self.positions.get(id) != Some(position) {
+                self.active_at.insert(*id, now);
+            }
+        }
+        let timeout = u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
+        let partitions: Vec<PartitionId> = self.reader.relation.partitions().collect();
+        let is_idle = |id: &PartitionId| {
+            let active_at = *self.active_at.entry(*id).or_insert(now);
+            now.saturating_duration_since(active_at) >= timeout
+        };
+        partitions.into_iter().filter(is_idle).collect()
+    }
+
+    async fn checkpoint_if_due(&mut self) -> Result<()> {
+        let steps = self.step.value() - self.checkpoint_step.value();
+        let is_due = env::elapsed(self.checkpoint_at) >= CHECKPOINT_EVERY || steps >= CHECKPOINT_STEPS;
+        if steps > 0 && is_due { self.save().await } else { Ok(()) }
+    }
+
+    /// Commits the operators' state.
+    async fn save(&mut self) -> Result<()> {
+        let topic = self.reader.relation.id;
+        let checkpoint = Checkpoint {
+            query: self.query.id,
+            step: self.step,
+            positions: self.positions.iter().map(|(id, offset)| ((topic, *id), *offset)).collect(),
+            fingerprint: self.pipeline.fingerprint(),
+            state: self.pipeline.save()?.into(),
+        };
+        self.shard.checkpoint(checkpoint).await.map_err(replication_error)?;
+        self.checkpoint_step = self.step;
+        self.checkpoint_at = env::instant();
+        Ok(())
+    }
+
+    fn report(&self) {
+        let mut status = self.status.lock();
+        status.watermark = self.pipeline.watermark();
+        status.state_bytes = self.pipeline.state_bytes();
+    }
+}
+
+/// Plans a stored query anew.
+///
+/// # Errors
+/// When the catalog no longer has what it reads.
+pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<Pipeline> {
+    let parsed = dialect::parse(&query.sql)?;
+    let Some(Statement::Select(select)) = parsed.into_iter().next().map(|parsed| parsed.statement) else {
+        return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
+    };
+    let context = PlanContext {
+        catalog: engine.catalog(),
+        source: Arc::new(crate::engine::pull::LogSource::new(engine, None)),
+        now: engine.clock().now(),
+        settings: Arc::new(PlanSettings::default()),
+    };
+    Pipeline::plan(&plan_continuous(&context, &select)?)
+}
+

@@ -1,0 +1,213 @@
+//! SELECT in a session: planning, pull queries, cursors over them, and EXPLAIN.
+//!
+//! Leaves out push queries (`push`) and the source of rows (`pull`). Planning and execution happen on the
+//! query threads. Reads only.
+
+use crate::engine::prepare::Plan;
+use crate::engine::pull::LogSource;
+use crate::engine::session::Session;
+use crate::engine::{Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
+use datafusion::common::ScalarValue;
+use futures::StreamExt;
+use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
+use millstream_sql::dialect::{self, Declare, Explain, Fetch, Parsed, Prepare, Select, Statement};
+use millstream_sql::plan::{PlanContext, PlannedSelect, plan_select};
+use millstream_sql::{SqlError, bind, exec, types};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+impl Session {
+    /// What a statement that begins now is planned with.
+    pub(crate) fn plan_context(&self) -> PlanContext {
+        PlanContext {
+            catalog: self.engine.catalog(),
+            source: Arc::new(LogSource::new(&self.engine, Some(self.view()))),
+            now: self.engine.clock().now(),
+            settings: Arc::new(self.plan_settings()),
+        }
+    }
+
+    /// Plans as much of a statement as Describe needs.
+    pub(crate) async fn plan(&mut self, parsed: Parsed, declared: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
+        let version = self.engine.catalog().version();
+        let (params, columns, plan) = match &parsed.statement {
+            Statement::Select(select) if select.emit.is_none() => {
+                let planned = self.plan_pull(select, declared).await?;
+                let columns: Arc<[ResultColumn]> = planned.columns.clone().into();
+                (planned.params.clone(), Some(columns), Plan::Select(Mutex::new(Some(planned))))
+            }
+            Statement::Select(select) => {
+                let columns = self.push_columns(select).await?;
+                (Vec::new(), Some(columns), Plan::Late)
+            }
+            Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
+            other => (Vec::new(), self.columns_of(other)?, Plan::Late),
+        };
+        Ok(Arc::new(Prepared { parsed, params, columns, version, plan }))
+    }
+
+    async fn plan_pull(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<PlannedSelect> {
+        let context = self.plan_context();
+        let (select, declared) = (select.clone(), declared.to_vec());
+        self.engine.compute.run(async move { plan_select(&context, &select, &declared) }).await
+    }
+
+    /// A pull query.
+    pub(crate) async fn pull_query(&self, select: &Select, prepared: &Prepared, params: Vec<Param>) -> Result<Rows> {
+        let params = scalars(&prepared.params, &params)?;
+        let ready = match &prepared.plan {
+            Plan::Select(plan) => plan.lock().take(),
+            _ => None,
+        };
+        // A plan fixes the rows it sees: only a plan that nothing else happened since is used.
+        let planned = match ready.filter(|_| prepared.version == self.engine.catalog().version()) {
+            Some(planned) => planned,
+            None => {
+                let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();
+                self.plan_pull(select, &declared).await?
+            }
+        };
+        self.run_planned(planned, params).await
+    }
+
+    async fn run_planned(&self, planned: PlannedSelect, params: Vec<ScalarValue>) -> Result<Rows> {
+        let context = self.plan_context();
+        let columns: Arc<[ResultColumn]> = planned.columns.clone().into();
+        let stream = self.engine.compute.run(async move { exec::execute(&context, planned, params).await }).await?;
+        let stream = self.engine.compute.drive(stream);
+        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream })
+    }
+
+    /// Plans and runs a pull query without parameters.
+    pub(crate) async fn run_select(&self, select: &Select) -> Result<Rows> {
+        let planned = self.plan_pull(select, &[]).await?;
+        if !planned.params.is_empty() {
+            return Err(SqlError::new(SqlState::UndefinedParameter, "there is no parameter $1"));
+        }
+        self.run_planned(planned, Vec::new()).await
+    }
+
+    /// `DECLARE c CURSOR FOR …`
+    pub(crate) async fn declare(&mut self, declare: &Declare) -> Result<Outcome> {
+        if !declare.hold && !self.transaction.is_open() {
+            return Err(SqlError::new(
+                SqlState::NoActiveSqlTransaction,
+                "DECLARE CURSOR can only be used in transaction blocks",
+            )
+            .hint("write BEGIN before, or WITH HOLD"));
+        }
+        let rows = match declare.select.emit {
+            Some(_) => self.subscribe(&declare.select).await?,
+            None => self.run_select(&declare.select).await?,
+        };
+        self.cursors.declare(declare.name.as_str(), rows, declare.hold)?;
+        Ok(Outcome::Command { tag: "DECLARE CURSOR".to_owned() })
+    }
+
+    /// `FETCH`
+    pub(crate) fn fetch(&self, fetch: &Fetch) -> Result<Rows> {
+        let timeout = fetch.timeout.or_else(|| self.fetch_timeout());
+        self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, "FETCH")
+    }
+
+    /// `MOVE`: fetches and forgets.
+    pub(crate) async fn move_cursor(&self, fetch: &Fetch) -> Result<Outcome> {
+        let mut rows = self.fetch(fetch)?;
+        let mut moved = 0;
+        while let Some(batch) = rows.stream.next().await {
+            moved += batch?.num_rows();
+        }
+        Ok(Outcome::Command { tag: format!("MOVE {moved}") })
+    }
+
+    /// `PREPARE name AS …`
+    pub(crate) async fn prepare_named(&mut self, prepare: &Prepare) -> Result<Outcome> {
+        let mut declared = Vec::new();
+        for (data_type, position) in &prepare.types {
+            declared.push(Some(bind::types::sql_type(data_type, *position)?));
+        }
+        let prepared = self.plan(prepare.statement.clone(), &declared).await?;
+        self.store_statement(prepare.name.as_str(), prepared)?;
+        Ok(Outcome::Command { tag: "PREPARE".to_owned() })
+    }
+
+    /// `EXECUTE name (…)`
+    pub(crate) async fn execute_named(&mut self, execute: &dialect::Execute, via: Via) -> Result<Outcome> {
+        let prepared = self.statement(execute.name.as_str())?;
+        if execute.arguments.len() != prepared.params.len() {
+            return Err(SqlError::new(
+                SqlState::SyntaxError,
+                format!("wrong number of parameters for prepared statement \"{}\"", execute.name),
+            )
+            .detail(format!("expected {} parameters but got {}", prepared.params.len(), execute.arguments.len())));
+        }
+        let context = self.plan_context();
+        let mut params = Vec::new();
+        for (argument, sql_type) in execute.arguments.iter().zip(&prepared.params) {
+            let value = exec::eval_constant(&context, argument, sql_type, &[])?;
+            params.push(text_param(&value, sql_type)?);
+        }
+        self.execute(&prepared, params, via).await
+    }
+
+    /// `EXPLAIN [ANALYZE]`
+    pub(crate) async fn explain(&self, explain: &Explain) -> Result<Outcome> {
+        let lines = match &explain.statement.statement {
+            Statement::Select(select) if select.emit.is_none() => self.explain_pull(select, explain).await?,
+            Statement::Select(select) => self.explain_continuous(select, explain).await?,
+            Statement::CreateAs(create) => self.explain_continuous(&create.select, explain).await?,
+            Statement::Insert(insert) => match &insert.source {
+                dialect::InsertSource::Select(select) if !explain.analyze => {
+                    let mut lines = vec![format!("Insert on {}", insert.name)];
+                    lines.extend(self.explain_pull(select, explain).await?.into_iter().map(|line| format!("  {line}")));
+                    lines
+                }
+                dialect::InsertSource::Select(_) => {
+                    return Err(SqlError::unsupported("EXPLAIN ANALYZE of a statement that writes", "leave ANALYZE out"));
+                }
+                _ => vec![format!("Insert on {}", insert.name), "  Values".to_owned()],
+            },
+            other => return Err(SqlError::unsupported(format!("EXPLAIN of {}", other.word()), "explain a SELECT")),
+        };
+        Ok(Outcome::Rows(text_rows("QUERY PLAN", lines, "EXPLAIN")?))
+    }
+
+    async fn explain_pull(&self, select: &Select, explain: &Explain) -> Result<Vec<String>> {
+        let planned = self.plan_pull(select, &[]).await?;
+        let context = self.plan_context();
+        let (analyze, verbose) = (explain.analyze, explain.verbose);
+        let mode = match (analyze, verbose) {
+            (true, _) => exec::ExplainMode::Analyze,
+            (false, true) => exec::ExplainMode::Verbose,
+            (false, false) => exec::ExplainMode::Plan,
+        };
+        self.engine.compute.run(async move { exec::explain(&context, planned, mode).await }).await
+    }
+}
+
+/// Rows of one text column.
+pub(crate) fn text_rows(name: &str, lines: Vec<String>, tag: &'static str) -> Result<Rows> {
+    let columns = vec![ResultColumn { name: name.to_owned(), sql_type: SqlType::Text, source: None }];
+    let array = Arc::new(arrow::array::StringArray::from(lines));
+    crate::engine::describe::fixed_rows(columns, vec![array], RowsTag::Plain(tag))
+}
+
+/// Parameter values as the planner takes them.
+pub(crate) fn scalars(sql_types: &[SqlType], params: &[Param]) -> Result<Vec<ScalarValue>> {
+    let scalar = |(i, (sql_type, param)): (usize, (&SqlType, &Param))| match &param.value {
+        None => ScalarValue::try_from(&sql_type.arrow())
+            .map_err(|_| SqlError::internal(format!("no null of type {sql_type} for ${}", i + 1))),
+        Some(bytes) if param.is_binary => types::scalar_binary(sql_type, bytes),
+        Some(bytes) => types::scalar_text(sql_type, bytes),
+    };
+    sql_types.iter().zip(params).enumerate().map(scalar).collect()
+}
+
+/// A constant as a parameter in text.
+fn text_param(value: &ScalarValue, sql_type: &SqlType) -> Result<Param> {
+    let array = value.to_array().map_err(|error| SqlError::internal(format!("constant cannot be read: {error}")))?;
+    let mut bytes = Vec::new();
+    let is_value = types::ColumnEncoder::new(array.as_ref(), sql_type)?.text(0, &mut bytes);
+    Ok(Param { is_binary: false, value: is_value.then(|| bytes.into()) })
+}

@@ -1,0 +1,322 @@
+//! Forms entries out of waiting requests, proposes them, and answers each request.
+//!
+//! Owns the shard's queue and its bounds. A request that finds nothing on its way is encoded and proposed by
+//! its own caller, with no hop to another task; what arrives meanwhile is proposed by the appender's task when
+//! the entry before is committed. Encoding never runs on the Raft core. Leaves out the rules of
+//! forming (`flow`). A caller that goes away does not undo its request.
+
+use super::entry::{EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
+use super::error::ReplicationError;
+use super::flow::{Flow, ReplySender, Request, Waiting};
+use super::raft::{EntryResponder, Raft, Reply, WriteResult};
+use super::read_side::Failure;
+use super::types::PartitionWrite;
+use crate::env;
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use futures::FutureExt as _;
+use millstream_catalog::model::limit::{APPEND_QUEUE_BYTES_MAX, APPEND_QUEUE_STATEMENTS_MAX};
+use millstream_catalog::model::{PartitionId, RowCount, ShardId, TopicId};
+use openraft::error::ClientWriteError;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// The queue's bytes are counted in these, to fit a semaphore.
+const PERMIT_BYTES: usize = 1 << 10;
+/// Entries of more bytes are encoded on a blocking thread.
+const ENCODE_INLINE_BYTES: usize = 1 << 20;
+
+/// The write path of one shard.
+pub(crate) struct Appender {
+    shard: ShardId,
+    raft: Raft,
+    flow: Mutex<Flow>,
+    wake: Notify,
+    bytes: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    failure: Failure,
+    is_shutting_down: AtomicBool,
+}
+
+impl Appender {
+    /// An appender and its task, which ends after [`Appender::close`].
+    pub(crate) fn start(shard: ShardId, raft: Raft, failure: Failure) -> Arc<Self> {
+        let appender = Arc::new(Self {
+            shard,
+            raft,
+            flow: Mutex::default(),
+            wake: Notify::new(),
+            bytes: Arc::new(Semaphore::new(APPEND_QUEUE_BYTES_MAX.as_usize() / PERMIT_BYTES)),
+            requests: Arc::new(Semaphore::new(APPEND_QUEUE_STATEMENTS_MAX)),
+            failure,
+            is_shutting_down: AtomicBool::new(false),
+        });
+        let task = Arc::clone(&appender);
+        // Ends by itself after `close`.
+        let _task = env::spawn("appender", async move { task.run().await });
+        appender
+    }
+
+    /// Waits for space in the queue, then for the answer.
+    ///
+    /// # Cancellation
+    /// Before the request is queued nothing happens; after that it is carried out unobserved.
+    pub(crate) async fn submit(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+        let permits = self.acquire(bytes).await?;
+        let (sender, receiver) = oneshot::channel();
+        let waiting = Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } };
+        let taken = {
+            let mut flow = self.flow.lock();
+            flow.push(waiting).map_err(|_| self.stopped())?;
+            flow.take()
+        };
+        if let Some(taken) = taken {
+            self.propose_detached(taken);
+        }
+        receiver.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    async fn acquire(&self, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], ReplicationError> {
+        let most = APPEND_QUEUE_BYTES_MAX.as_usize() / PERMIT_BYTES;
+        let permits = u32::try_from((bytes / PERMIT_BYTES + 1).min(most)).unwrap_or(u32::MAX);
+        let requests = Arc::clone(&self.requests).acquire_owned().await.map_err(|_| self.stopped())?;
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(permits).await.map_err(|_| self.stopped())?;
+        Ok([requests, bytes])
+    }
+
+    /// Why nothing more is answered.
+    pub(crate) fn stopped(&self) -> ReplicationError {
+        match self.failure.reason() {
+            Some(reason) => ReplicationError::Stopped { shard: self.shard, reason: reason.to_string() },
+            None if self.is_shutting_down.load(Ordering::Acquire) => ReplicationError::ShuttingDown,
+            None => ReplicationError::Stopped { shard: self.shard, reason: "its Raft core ended".to_owned() },
+        }
+    }
+
+    /// Refuses further requests and those that wait.
+    pub(crate) fn close(&self) {
+        self.is_shutting_down.store(true, Ordering::Release);
+        let waiting = self.flow.lock().close();
+        for waiting in waiting {
+            waiting.reply.send(Err(self.stopped()));
+        }
+        self.bytes.close();
+        self.requests.close();
+        self.wake.notify_one();
+    }
+
+    /// Requests that wait, and their bytes.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        self.flow.lock().depth()
+    }
+
+    async fn run(self: Arc<Self>) {
+        loop {
+            let taken = self.flow.lock().take();
+            match taken {
+                Some(taken) => Arc::clone(&self).propose(taken).await,
+                None if self.is_shutting_down.load(Ordering::Acquire) => return,
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    /// Proposes on the caller's time as far as that goes without waiting. The rest, if any, goes on in a task
+    /// of its own, so that a caller that goes away takes no one's request with it.
+    fn propose_detached(self: &Arc<Self>, taken: Vec<Waiting>) {
+        let mut proposing = Box::pin(tokio::task::unconstrained(Arc::clone(self).propose(taken)));
+        if proposing.as_mut().now_or_never().is_none() {
+            let _task = env::spawn("propose", proposing);
+        }
+    }
+
+    async fn propose(self: Arc<Self>, taken: Vec<Waiting>) {
+        let bytes: usize = taken.iter().map(|waiting| waiting.bytes).sum();
+        let formed = if bytes > ENCODE_INLINE_BYTES {
+            let forming = env::spawn_blocking(move || form(taken)).await;
+            forming.unwrap_or_else(|_| Err((ReplicationError::Encode("encoding ended early".to_owned()), Vec::new())))
+        } else {
+            form(taken)
+        };
+        match formed {
+            Ok((data, waiters)) => {
+                let responder = self.responder(waiters);
+                // A core that ended drops the responder, and with it the callers' channels.
+                let proposed = self.raft.client_write_ff(data, Some(responder)).await;
+                if let (Err(fatal), false) = (proposed, self.is_shutting_down.load(Ordering::Acquire)) {
+                    self.failure.stop(&format!("shard {}: {fatal}", self.shard));
+                }
+            }
+            Err((error, waiters)) => {
+                let text = error.to_string();
+                for waiter in waiters {
+                    waiter.send(Err(ReplicationError::Encode(text.clone())));
+                }
+                self.settle(|flow| flow.committed() | flow.completed());
+            }
+        }
+        self.settle(|flow| {
+            flow.formed();
+            flow.depth().0 > 0
+        });
+    }
+
+    fn settle(&self, change: impl FnOnce(&mut Flow) -> bool) {
+        let must_wake = change(&mut self.flow.lock());
+        if must_wake {
+            self.wake.notify_one();
+        }
+    }
+
+    fn responder(self: &Arc<Self>, waiters: Vec<ReplySender>) -> EntryResponder<WriteResult> {
+        let is_committed = Arc::new(AtomicBool::new(false));
+        let in_flight = InFlight { appender: Arc::clone(self), is_committed: Arc::clone(&is_committed) };
+        let appender = Arc::clone(self);
+        EntryResponder::new(
+            move || {
+                is_committed.store(true, Ordering::Release);
+                appender.settle(Flow::committed);
+            },
+            move |result: WriteResult| {
+                answer(in_flight.appender.shard, result, waiters);
+                drop(in_flight);
+            },
+        )
+    }
+}
+
+/// Counts an entry out of flight when its responder is gone, answered or not.
+struct InFlight {
+    appender: Arc<Appender>,
+    is_committed: Arc<AtomicBool>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let is_committed = self.is_committed.load(Ordering::Acquire);
+        self.appender.settle(|flow| {
+            if !is_committed {
+                flow.committed();
+            }
+            flow.completed()
+        });
+    }
+}
+
+fn answer(shard: ShardId, result: WriteResult, waiters: Vec<ReplySender>) {
+    match result {
+        Ok(response) => {
+            for (waiter, reply) in waiters.into_iter().zip(response.data.0) {
+                waiter.send(reply.map_err(ReplicationError::from));
+            }
+        }
+        Err(ClientWriteError::LogEntryDiscarded(_)) => {
+            for waiter in waiters {
+                let reason = "another node leads it now; the outcome is unknown".to_owned();
+                waiter.send(Err(ReplicationError::Stopped { shard, reason }));
+            }
+        }
+        Err(_) => {
+            for waiter in waiters {
+                waiter.send(Err(ReplicationError::NoLeader(shard)));
+            }
+        }
+    }
+}
+
+type Formed = Result<(EntryData, Vec<ReplySender>), (ReplicationError, Vec<ReplySender>)>;
+
+/// Encodes the requests as one entry.
+fn form(taken: Vec<Waiting>) -> Formed {
+    let mut waiters = Vec::with_capacity(taken.len());
+    let mut forming = Forming::default();
+    let mut change = None;
+    for waiting in taken {
+        waiters.push(waiting.reply);
+        match waiting.request {
+            Request::Append(parts) => forming.append(parts),
+            Request::Step(step) => forming.step(step),
+            Request::Checkpoint(checkpoint) => forming.writes.push(Write::Checkpoint(checkpoint)),
+            Request::Change(it) => change = Some(it),
+        }
+    }
+    let operations = match change {
+        Some(change) => Ok(Operations::Change(change)),
+        None => forming.finish().map(Operations::Writes),
+    };
+    match operations.and_then(EntryData::new) {
+        Ok(data) => Ok((data, waiters)),
+        Err(text) => Err((ReplicationError::Encode(text), waiters)),
+    }
+}
+
+/// Writes of an entry under construction: rows for one partition become one batch, whoever they come from.
+#[derive(Default)]
+struct Forming {
+    by_partition: HashMap<(TopicId, PartitionId), usize>,
+    batches: Vec<FormingBatch>,
+    writes: Vec<Write>,
+}
+
+struct FormingBatch {
+    topic: TopicId,
+    partition: PartitionId,
+    rows: RowCount,
+    parts: Vec<RecordBatch>,
+}
+
+impl Forming {
+    fn append(&mut self, parts: Vec<PartitionWrite>) {
+        let parts = self.parts(parts);
+        self.writes.push(Write::Append(parts));
+    }
+
+    fn step(&mut self, step: super::types::Step) {
+        let outputs = self.parts(step.outputs);
+        self.writes.push(Write::Step(StepWrite {
+            query: step.query,
+            step: step.step,
+            positions: step.positions,
+            idle: step.idle,
+            now: step.now,
+            input_rows: step.input_rows,
+            late_rows: step.late_rows,
+            outputs,
+        }));
+    }
+
+    fn parts(&mut self, writes: Vec<PartitionWrite>) -> Vec<Part> {
+        writes.into_iter().map(|write| self.part(write)).collect()
+    }
+
+    fn part(&mut self, write: PartitionWrite) -> Part {
+        let rows = RowCount::of(write.batch.num_rows());
+        let (topic, partition) = (write.topic, write.partition);
+        let number = *self.by_partition.entry((topic, partition)).or_insert(self.batches.len());
+        if number == self.batches.len() {
+            self.batches.push(FormingBatch { topic, partition, rows: RowCount::ZERO, parts: Vec::new() });
+        }
+        if let Some(batch) = self.batches.get_mut(number) {
+            batch.rows = batch.rows.plus(rows);
+            batch.parts.push(write.batch);
+        }
+        Part { batch: number, rows }
+    }
+
+    fn finish(self) -> Result<Writes, String> {
+        let batch = |batch: FormingBatch| {
+            let rows = match batch.parts.as_slice() {
+                [one] => one.clone(),
+                [first, ..] => concat_batches(&first.schema(), &batch.parts).map_err(|e| e.to_string())?,
+                [] => return Err("a batch has no rows".to_owned()),
+            };
+            let FormingBatch { topic, partition, rows: count, .. } = batch;
+            Ok(WriteBatch { topic, partition, rows: count, data: WriteRows::Decoded(rows) })
+        };
+        let batches = self.batches.into_iter().map(batch).collect::<Result<_, String>>()?;
+        Ok(Writes { batches, writes: self.writes })
+    }
+}

@@ -1,0 +1,507 @@
+//! The payload of a log entry: its bytes, and the operations in them.
+//!
+//! Owns the encoding, which is written once by the appender and is what the WAL and peers get. Leaves out what
+//! operations do (`machine`). On the leader the decoded operations travel with the bytes, so that apply
+//! uses the very batches that were appended; after a restart they are decoded when applied.
+//!
+//! | field | bytes | |
+//! |---|---|---|
+//! | version | u8 | 1 |
+//! | kind | u8 | 0 blank, 1 membership (JSON follows), 2 writes, 3 change |
+//!
+//! Writes: `count u32` batches of `topic u64, partition u32, rows u64, ipc bytes`, then `count u32` writes:
+//!
+//! | kind u8 | fields |
+//! |---|---|
+//! | 1 append | parts |
+//! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
+//! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
+//!
+//! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
+//! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
+//! u32, offset u64`; idle is the same without offsets; `bytes` are `length u64` and the bytes.
+//!
+//! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command), then its fields.
+
+use super::codec::{DecodeError, Decoder, Encoder};
+use super::raft::{Membership, Payload};
+use super::types::{Checkpoint, PartitionPosition};
+use crate::storage::TopicStorage;
+use arrow::array::RecordBatch;
+use arrow::buffer::Buffer;
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+use arrow::ipc::{MetadataVersion, root_as_message};
+use bytes::Bytes;
+use millstream_catalog::model::{Offset, PartitionId, QueryId, RowCount, StepNumber, Timestamp, TopicId};
+use millstream_catalog::persist::{decode_command, encode_command};
+use millstream_catalog::{Command, Compression};
+use openraft::EntryPayload;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+const VERSION: u8 = 1;
+const BLANK: u8 = 0;
+const MEMBERSHIP: u8 = 1;
+const WRITES: u8 = 2;
+const CHANGE: u8 = 3;
+
+/// The operations of one entry.
+#[derive(Debug)]
+pub(crate) enum Operations {
+    /// Statements and steps that were waiting together. They change no definition.
+    Writes(Writes),
+    /// One change of definitions, alone in its entry.
+    Change(Change),
+}
+
+/// Rows, and the statements and steps they belong to.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    pub(crate) batches: Vec<WriteBatch>,
+    pub(crate) writes: Vec<Write>,
+}
+
+/// Rows for one partition from one or more writes, in their order.
+#[derive(Debug)]
+pub(crate) struct WriteBatch {
+    pub(crate) topic: TopicId,
+    pub(crate) partition: PartitionId,
+    pub(crate) rows: RowCount,
+    pub(crate) data: WriteRows,
+}
+
+/// The rows themselves.
+#[derive(Debug)]
+pub(crate) enum WriteRows {
+    /// As appended on this node.
+    Decoded(RecordBatch),
+    /// As found in the log: an IPC message without its schema.
+    Encoded(Bytes),
+}
+
+impl WriteRows {
+    /// The batch, decoded with the topic's stored schema if need be.
+    pub(crate) fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, DecodeError> {
+        match self {
+            Self::Decoded(batch) => Ok(batch.clone()),
+            Self::Encoded(bytes) => decode_batch(bytes.clone(), schema),
+        }
+    }
+}
+
+/// The next rows of a batch that belong to one write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Index into [`Writes::batches`].
+    pub(crate) batch: usize,
+    pub(crate) rows: RowCount,
+}
+
+/// One request of the write path; each gets its own reply.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    Append(Vec<Part>),
+    Step(StepWrite),
+    Checkpoint(Checkpoint),
+}
+
+/// A [`super::Step`] whose outputs are parts of the entry's batches.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StepWrite {
+    pub(crate) query: QueryId,
+    pub(crate) step: StepNumber,
+    pub(crate) positions: Vec<PartitionPosition>,
+    pub(crate) idle: Vec<(TopicId, PartitionId)>,
+    pub(crate) now: Timestamp,
+    pub(crate) input_rows: RowCount,
+    pub(crate) late_rows: RowCount,
+    pub(crate) outputs: Vec<Part>,
+}
+
+/// A change of definitions.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    CreateTopic(TopicStorage),
+    DropTopic(TopicId),
+    CreateQuery(QueryId, Vec<PartitionPosition>),
+    DropQuery(QueryId),
+    Catalog(Box<Command>),
+}
+
+/// What openraft carries: bytes, and on the leader the operations they encode.
+#[derive(Clone)]
+pub(crate) struct EntryData {
+    bytes: Bytes,
+    operations: Option<Arc<Operations>>,
+}
+
+impl EntryData {
+    /// Encodes `operations`.
+    ///
+    /// # Errors
+    /// A text when Arrow cannot encode a batch.
+    pub(crate) fn new(operations: Operations) -> Result<Self, String> {
+        let bytes = encode(&operations)?;
+        Ok(Self { bytes, operations: Some(Arc::new(operations)) })
+    }
+    /// Bytes in the log.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+    /// The operations.
+    pub(crate) fn operations(&self) -> Result<Arc<Operations>, DecodeError> {
+        match &self.operations {
+            Some(operations) => Ok(Arc::clone(operations)),
+            None => Ok(Arc::new(decode(self.bytes.clone())?)),
+        }
+    }
+}
+
+impl fmt::Debug for EntryData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EntryData({} bytes)", self.bytes.len())
+    }
+}
+
+impl fmt::Display for EntryData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes.len())
+    }
+}
+
+impl PartialEq for EntryData {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+// openraft asks for serde; entries travel and rest as the bytes above, so this is never on a hot path.
+impl Serialize for EntryData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for EntryData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Vec::<u8>::deserialize(deserializer)?;
+        Ok(Self { bytes: Bytes::from(bytes), operations: None })
+    }
+}
+
+/// The payload of an entry as the WAL keeps it; shares the bytes of normal entries.
+pub(crate) fn encode_payload(payload: &Payload) -> Result<Bytes, String> {
+    match payload {
+        EntryPayload::Blank => Ok(Bytes::from_static(&[VERSION, BLANK])),
+        EntryPayload::Normal(data) => Ok(data.bytes.clone()),
+        EntryPayload::Membership(membership) => {
+            let mut bytes = vec![VERSION, MEMBERSHIP];
+            serde_json::to_writer(&mut bytes, membership).map_err(|e| e.to_string())?;
+            Ok(Bytes::from(bytes))
+        }
+    }
+}
+
+/// The payload in bytes from the WAL; normal entries are decoded when they are applied.
+pub(crate) fn decode_payload(bytes: Bytes) -> Result<Payload, DecodeError> {
+    let mut decoder = Decoder::new(bytes.clone());
+    decoder.version(VERSION)?;
+    match decoder.u8()? {
+        BLANK => Ok(EntryPayload::Blank),
+        MEMBERSHIP => Ok(EntryPayload::Membership(decode_membership(&bytes.slice(2..))?)),
+        WRITES | CHANGE => Ok(EntryPayload::Normal(EntryData { bytes, operations: None })),
+        kind => Err(DecodeError::Kind(kind)),
+    }
+}
+
+pub(crate) fn decode_membership(json: &[u8]) -> Result<Membership, DecodeError> {
+    serde_json::from_slice(json).map_err(|e| DecodeError::Damaged(e.to_string()))
+}
+
+fn encode(operations: &Operations) -> Result<Bytes, String> {
+    match operations {
+        Operations::Writes(writes) => encode_writes(writes),
+        Operations::Change(change) => Ok(encode_change(change)),
+    }
+}
+
+fn decode(bytes: Bytes) -> Result<Operations, DecodeError> {
+    let mut decoder = Decoder::new(bytes);
+    decoder.version(VERSION)?;
+    let operations = match decoder.u8()? {
+        WRITES => Operations::Writes(decode_writes(&mut decoder)?),
+        CHANGE => Operations::Change(decode_change(&mut decoder)?),
+        kind => return Err(DecodeError::Kind(kind)),
+    };
+    decoder.finish()?;
+    Ok(operations)
+}
+
+fn encode_writes(writes: &Writes) -> Result<Bytes, String> {
+    let mut messages = Vec::with_capacity(writes.batches.len());
+    for batch in &writes.batches {
+        messages.push(match &batch.data {
+            WriteRows::Decoded(rows) => encode_batch(rows)?,
+            WriteRows::Encoded(bytes) => (bytes.to_vec(), Vec::new()),
+        });
+    }
+    let rows: usize = messages.iter().map(|(head, body)| head.len() + body.len() + 28).sum();
+    let mut encoder = Encoder::with_capacity(rows + 64 * writes.writes.len() + 16);
+    encoder.u8(VERSION);
+    encoder.u8(WRITES);
+    encoder.count(writes.batches.len());
+    for (batch, (head, body)) in writes.batches.iter().zip(&messages) {
+        encoder.partition(batch.topic, batch.partition);
+        encoder.u64(batch.rows.value());
+        encoder.bytes_of_two(head, body);
+    }
+    encoder.count(writes.writes.len());
+    for write in &writes.writes {
+        encode_write(&mut encoder, write);
+    }
+    Ok(encoder.finish())
+}
+
+fn encode_write(encoder: &mut Encoder, write: &Write) {
+    match write {
+        Write::Append(parts) => {
+            encoder.u8(1);
+            encode_parts(encoder, parts);
+        }
+        Write::Step(step) => {
+            encoder.u8(2);
+            encoder.u64(step.query.value());
+            encoder.u64(step.step.value());
+            encoder.i64(step.now.micros());
+            encoder.u64(step.input_rows.value());
+            encoder.u64(step.late_rows.value());
+            encode_positions(encoder, &step.positions);
+            encode_idle(encoder, &step.idle);
+            encode_parts(encoder, &step.outputs);
+        }
+        Write::Checkpoint(checkpoint) => {
+            encoder.u8(3);
+            encode_checkpoint(encoder, checkpoint);
+        }
+    }
+}
+
+fn decode_writes(decoder: &mut Decoder) -> Result<Writes, DecodeError> {
+    let count = decoder.count(28)?;
+    let mut batches = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (topic, partition) = decoder.partition()?;
+        let rows = RowCount::new(decoder.u64()?);
+        batches.push(WriteBatch { topic, partition, rows, data: WriteRows::Encoded(decoder.bytes()?) });
+    }
+    let count = decoder.count(5)?;
+    let mut writes = Vec::with_capacity(count);
+    for _ in 0..count {
+        writes.push(decode_write(decoder)?);
+    }
+    Ok(Writes { batches, writes })
+}
+
+fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
+    match decoder.u8()? {
+        1 => Ok(Write::Append(decode_parts(decoder)?)),
+        2 => Ok(Write::Step(StepWrite {
+            query: QueryId::new(decoder.u64()?),
+            step: StepNumber::new(decoder.u64()?),
+            now: Timestamp::from_micros(decoder.i64()?),
+            input_rows: RowCount::new(decoder.u64()?),
+            late_rows: RowCount::new(decoder.u64()?),
+            positions: decode_positions(decoder)?,
+            idle: decode_idle(decoder)?,
+            outputs: decode_parts(decoder)?,
+        })),
+        3 => Ok(Write::Checkpoint(decode_checkpoint(decoder)?)),
+        kind => Err(DecodeError::Kind(kind)),
+    }
+}
+
+fn encode_parts(encoder: &mut Encoder, parts: &[Part]) {
+    encoder.count(parts.len());
+    for part in parts {
+        encoder.count(part.batch);
+        encoder.u64(part.rows.value());
+    }
+}
+
+fn decode_parts(decoder: &mut Decoder) -> Result<Vec<Part>, DecodeError> {
+    let count = decoder.count(12)?;
+    let part = |decoder: &mut Decoder| Ok(Part { batch: decoder.u32()? as usize, rows: RowCount::new(decoder.u64()?) });
+    (0..count).map(|_| part(decoder)).collect()
+}
+
+pub(crate) fn encode_positions(encoder: &mut Encoder, positions: &[PartitionPosition]) {
+    encoder.count(positions.len());
+    for (topic, partition, offset) in positions {
+        encoder.position(*topic, *partition, *offset);
+    }
+}
+
+pub(crate) fn decode_positions(decoder: &mut Decoder) -> Result<Vec<PartitionPosition>, DecodeError> {
+    let count = decoder.count(20)?;
+    (0..count).map(|_| decoder.position()).collect()
+}
+
+pub(crate) fn encode_position_map(encoder: &mut Encoder, positions: &BTreeMap<(TopicId, PartitionId), Offset>) {
+    encoder.count(positions.len());
+    for ((topic, partition), offset) in positions {
+        encoder.position(*topic, *partition, *offset);
+    }
+}
+
+pub(crate) fn decode_position_map(
+    decoder: &mut Decoder,
+) -> Result<BTreeMap<(TopicId, PartitionId), Offset>, DecodeError> {
+    Ok(decode_positions(decoder)?.into_iter().map(|(topic, partition, offset)| ((topic, partition), offset)).collect())
+}
+
+pub(crate) fn encode_idle(encoder: &mut Encoder, idle: &[(TopicId, PartitionId)]) {
+    encoder.count(idle.len());
+    for (topic, partition) in idle {
+        encoder.partition(*topic, *partition);
+    }
+}
+
+pub(crate) fn decode_idle(decoder: &mut Decoder) -> Result<Vec<(TopicId, PartitionId)>, DecodeError> {
+    let count = decoder.count(12)?;
+    (0..count).map(|_| decoder.partition()).collect()
+}
+
+pub(crate) fn encode_checkpoint(encoder: &mut Encoder, checkpoint: &Checkpoint) {
+    encoder.u64(checkpoint.query.value());
+    encoder.u64(checkpoint.step.value());
+    encode_position_map(encoder, &checkpoint.positions);
+    encoder.bytes(checkpoint.fingerprint.as_bytes());
+    encoder.bytes(&checkpoint.state);
+}
+
+pub(crate) fn decode_checkpoint(decoder: &mut Decoder) -> Result<Checkpoint, DecodeError> {
+    Ok(Checkpoint {
+        query: QueryId::new(decoder.u64()?),
+        step: StepNumber::new(decoder.u64()?),
+        positions: decode_position_map(decoder)?,
+        fingerprint: decoder.text()?,
+        state: decoder.bytes()?,
+    })
+}
+
+fn encode_change(change: &Change) -> Bytes {
+    let mut encoder = Encoder::default();
+    encoder.u8(VERSION);
+    encoder.u8(CHANGE);
+    match change {
+        Change::CreateTopic(topic) => {
+            encoder.u8(1);
+            encode_topic(&mut encoder, topic);
+        }
+        Change::DropTopic(topic) => {
+            encoder.u8(2);
+            encoder.u64(topic.value());
+        }
+        Change::CreateQuery(query, positions) => {
+            encoder.u8(3);
+            encoder.u64(query.value());
+            encode_positions(&mut encoder, positions);
+        }
+        Change::DropQuery(query) => {
+            encoder.u8(4);
+            encoder.u64(query.value());
+        }
+        Change::Catalog(command) => {
+            encoder.u8(5);
+            encoder.bytes(&encode_command(command));
+        }
+    }
+    encoder.finish()
+}
+
+fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
+    Ok(match decoder.u8()? {
+        1 => Change::CreateTopic(decode_topic(decoder)?),
+        2 => Change::DropTopic(TopicId::new(decoder.u64()?)),
+        3 => Change::CreateQuery(QueryId::new(decoder.u64()?), decode_positions(decoder)?),
+        4 => Change::DropQuery(QueryId::new(decoder.u64()?)),
+        5 => {
+            let bytes = decoder.bytes()?;
+            let command = decode_command(&bytes).map_err(|e| DecodeError::Damaged(e.to_string()))?;
+            Change::Catalog(Box::new(command))
+        }
+        kind => return Err(DecodeError::Kind(kind)),
+    })
+}
+
+/// `topic u64, partitions u32, compression u8 (0 none, 1 LZ4, 2 ZSTD), schema bytes (an IPC message)`.
+fn encode_topic(encoder: &mut Encoder, topic: &TopicStorage) {
+    encoder.u64(topic.topic.value());
+    encoder.u32(topic.partitions);
+    encoder.u8(match topic.compression {
+        Compression::None => 0,
+        Compression::Lz4 => 1,
+        Compression::Zstd => 2,
+    });
+    let schema = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(
+        &topic.schema,
+        &mut DictionaryTracker::new(true),
+        &IpcWriteOptions::default(),
+    );
+    encoder.bytes(&schema.ipc_message);
+}
+
+fn decode_topic(decoder: &mut Decoder) -> Result<TopicStorage, DecodeError> {
+    let topic = TopicId::new(decoder.u64()?);
+    let partitions = decoder.u32()?;
+    let compression = match decoder.u8()? {
+        0 => Compression::None,
+        1 => Compression::Lz4,
+        2 => Compression::Zstd,
+        kind => return Err(DecodeError::Kind(kind)),
+    };
+    let bytes = decoder.bytes()?;
+    let message = root_as_message(&bytes).map_err(|e| DecodeError::Damaged(e.to_string()))?;
+    let schema = message.header_as_schema().ok_or(DecodeError::Kind(message.header_type().0))?;
+    let schema = arrow::ipc::convert::fb_to_schema(schema);
+    Ok(TopicStorage { topic, partitions, schema: Arc::new(schema), compression })
+}
+
+/// Bytes of a message's body are aligned to this; small, because most entries hold few rows.
+const ALIGNMENT: usize = 8;
+
+/// An IPC message: its head (length u32 and flatbuffer) and its body.
+fn encode_batch(batch: &RecordBatch) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5).map_err(|e| e.to_string())?;
+    let mut dictionaries = DictionaryTracker::new(true);
+    let (dictionary_messages, message) = IpcDataGenerator::default()
+        .encode(batch, &mut dictionaries, &options, &mut IpcWriteContext::default())
+        .map_err(|e| e.to_string())?;
+    if !dictionary_messages.is_empty() {
+        return Err("dictionary columns are not stored".to_owned());
+    }
+    let length = u32::try_from(message.ipc_message.len()).map_err(|e| e.to_string())?;
+    let mut head = Vec::with_capacity(4 + message.ipc_message.len());
+    head.extend_from_slice(&length.to_le_bytes());
+    head.extend_from_slice(&message.ipc_message);
+    Ok((head, message.arrow_data))
+}
+
+fn decode_batch(bytes: Bytes, schema: &SchemaRef) -> Result<RecordBatch, DecodeError> {
+    let damaged = |e: &dyn fmt::Display| DecodeError::Damaged(e.to_string());
+    let mut decoder = Decoder::new(bytes.clone());
+    let head_end = 4 + decoder.u32()? as usize;
+    if head_end > bytes.len() {
+        return Err(DecodeError::Short);
+    }
+    let head = bytes.slice(4..head_end);
+    let message = root_as_message(&head).map_err(|e| damaged(&e))?;
+    let rows = message.header_as_record_batch().ok_or(DecodeError::Kind(message.header_type().0))?;
+    let body = Buffer::from(bytes.slice(head_end..));
+    let version = message.version();
+    arrow::ipc::reader::read_record_batch(&body, rows, Arc::clone(schema), &HashMap::new(), None, &version)
+        .map_err(|e| damaged(&e))
+}

@@ -1,0 +1,183 @@
+//! Why replication refused or lost a request.
+//!
+//! Owns the one error of this layer with its SQLSTATE, and [`Refused`], the deterministic refusals of the
+//! state machine, which are replies and leave the state as it was. The engine turns them into SQL errors.
+
+use crate::storage::StorageError;
+use millstream_catalog::CatalogError;
+use millstream_catalog::model::{ByteSize, PartitionId, QueryId, ShardId, SqlState, StepNumber, TopicId};
+use serde::{Deserialize, Serialize};
+
+/// Why the state machine refused a request. A function of the log alone, so equal on every replica.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub(crate) enum Refused {
+    #[error("topic {0} does not exist")]
+    NoTopic(TopicId),
+    #[error("topic {0} has no partition {1}")]
+    NoPartition(TopicId, PartitionId),
+    #[error("continuous query {0} does not exist")]
+    NoQuery(QueryId),
+    #[error("continuous query {query}: step {step} does not follow step {last}")]
+    StaleStep { query: QueryId, step: StepNumber, last: StepNumber },
+    #[error("continuous query {query}: checkpoint of step {step} is not newer than the last, or of a step not taken")]
+    StaleCheckpoint { query: QueryId, step: StepNumber },
+    #[error("continuous query {query} took {steps} steps without a checkpoint")]
+    CheckpointOverdue { query: QueryId, steps: usize },
+    #[error(transparent)]
+    Catalog(CatalogError),
+}
+
+/// Why a request was not carried out, or why replication did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    /// The topic was dropped, or never was.
+    #[error("topic {0} does not exist")]
+    NoTopic(TopicId),
+    /// The topic has fewer partitions.
+    #[error("topic {0} has no partition {1}")]
+    NoPartition(TopicId, PartitionId),
+    /// The rows do not have the stored schema of the topic; nothing was written.
+    #[error("rows for topic {topic} do not have its columns: {reason}")]
+    SchemaMismatch {
+        /// The topic.
+        topic: TopicId,
+        /// Where they differ.
+        reason: String,
+    },
+    /// The rows of one statement are too many for one entry.
+    #[error("statement has {bytes} bytes of rows, more than {limit}")]
+    TooLarge {
+        /// Bytes of its rows.
+        bytes: ByteSize,
+        /// The limit.
+        limit: ByteSize,
+    },
+    /// The query was dropped, or never was.
+    #[error("continuous query {0} does not exist")]
+    NoQuery(QueryId),
+    /// Someone else advanced the query: read its progress and go on from there.
+    #[error("continuous query {query}: step {step} does not follow step {last}")]
+    StaleStep {
+        /// The query.
+        query: QueryId,
+        /// The refused step.
+        step: StepNumber,
+        /// The last committed step.
+        last: StepNumber,
+    },
+    /// The checkpoint is not newer than the last, or of a step that was not taken.
+    #[error("continuous query {query}: checkpoint of step {step} is not newer than the last, or of a step not taken")]
+    StaleCheckpoint {
+        /// The query.
+        query: QueryId,
+        /// The refused checkpoint's step.
+        step: StepNumber,
+    },
+    /// The query must commit a checkpoint before its next step.
+    #[error("continuous query {query} took {steps} steps without a checkpoint")]
+    CheckpointOverdue {
+        /// The query.
+        query: QueryId,
+        /// Steps since the last checkpoint.
+        steps: usize,
+    },
+    /// The catalog refused the command.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The node does not lead the shard now; nothing was written.
+    #[error("shard {0} has no leader on this node")]
+    NoLeader(ShardId),
+    /// The disk is full; nothing was written.
+    #[error("no space left for the write-ahead log")]
+    DiskFull,
+    /// The node stopped because of a fatal error; whether the request was carried out is unknown.
+    #[error("shard {shard} stopped: {reason}")]
+    Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// The fact that stopped it.
+        reason: String,
+    },
+    /// The node is shutting down; whether the request was carried out is unknown.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// Rows or a definition could not be encoded; nothing was written.
+    #[error("cannot encode a log entry: {0}")]
+    Encode(String),
+    /// The storage did not open.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A shard did not start.
+    #[error("shard {shard} did not start: {reason}")]
+    Start {
+        /// The shard.
+        shard: ShardId,
+        /// The fact.
+        reason: String,
+    },
+}
+
+impl ReplicationError {
+    /// The SQLSTATE a client sees.
+    pub fn sqlstate(&self) -> SqlState {
+        match self {
+            Self::NoTopic(_) | Self::NoPartition(..) => SqlState::UndefinedTable,
+            Self::SchemaMismatch { .. } | Self::Encode(_) => SqlState::InternalError,
+            Self::TooLarge { .. } | Self::CheckpointOverdue { .. } => SqlState::ProgramLimitExceeded,
+            Self::NoQuery(_) => SqlState::UndefinedObject,
+            Self::StaleStep { .. } | Self::StaleCheckpoint { .. } => SqlState::SerializationFailure,
+            Self::Catalog(error) => catalog_sqlstate(error),
+            Self::NoLeader(_) => SqlState::NoLeader,
+            Self::DiskFull => SqlState::DiskFull,
+            Self::Stopped { .. } | Self::Start { .. } => SqlState::IoError,
+            Self::ShuttingDown => SqlState::AdminShutdown,
+            Self::Storage(error) => error.sqlstate(),
+        }
+    }
+
+    /// Whether the same request may succeed later, on this node.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoLeader(_) | Self::DiskFull => true,
+            Self::NoTopic(_)
+            | Self::NoPartition(..)
+            | Self::SchemaMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::NoQuery(_)
+            | Self::StaleStep { .. }
+            | Self::StaleCheckpoint { .. }
+            | Self::CheckpointOverdue { .. }
+            | Self::Catalog(_)
+            | Self::Stopped { .. }
+            | Self::ShuttingDown
+            | Self::Encode(_)
+            | Self::Storage(_)
+            | Self::Start { .. } => false,
+        }
+    }
+}
+
+fn catalog_sqlstate(error: &CatalogError) -> SqlState {
+    match error {
+        CatalogError::Exists(_) => SqlState::DuplicateTable,
+        CatalogError::NoRelation(_) => SqlState::UndefinedTable,
+        CatalogError::NoQuery(_) => SqlState::UndefinedObject,
+        CatalogError::InUse { .. } => SqlState::DependentObjectsStillExist,
+        CatalogError::Terminated(_) => SqlState::ObjectNotInPrerequisiteState,
+        CatalogError::Limit { .. } => SqlState::ConfigurationLimitExceeded,
+    }
+}
+
+impl From<Refused> for ReplicationError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoTopic(topic) => Self::NoTopic(topic),
+            Refused::NoPartition(topic, partition) => Self::NoPartition(topic, partition),
+            Refused::NoQuery(query) => Self::NoQuery(query),
+            Refused::StaleStep { query, step, last } => Self::StaleStep { query, step, last },
+            Refused::StaleCheckpoint { query, step } => Self::StaleCheckpoint { query, step },
+            Refused::CheckpointOverdue { query, steps } => Self::CheckpointOverdue { query, steps },
+            Refused::Catalog(error) => Self::Catalog(error),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What waits for a shard and when the next entry is formed: group commit without a timer.
+//!
+//! Owns the queue and the decision, as pure state under a lock of the appender's. An entry is formed at once
+//! when none is on its way to the disk; while one is, whatever arrives forms the next, so under load
+//! most statements of one sync share one entry. Enough bytes for a full entry do not wait, to keep the disk
+//! busy under bulk loads. Leaves out encoding and proposing (`appender`).
+
+use super::entry::Change;
+use super::error::ReplicationError;
+use super::raft::Reply;
+use super::types::{Checkpoint, PartitionWrite, Step};
+use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
+use std::collections::VecDeque;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Entries proposed and not yet committed.
+const UNCOMMITTED_MAX: usize = 4;
+/// Entries proposed and not yet applied; apply may lag behind the disk, but not without bound.
+const IN_FLIGHT_MAX: usize = 16;
+
+/// What one caller wants done.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Append(Vec<PartitionWrite>),
+    Step(Step),
+    Checkpoint(Checkpoint),
+    Change(Change),
+}
+
+/// A request that waits, and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) request: Request,
+    pub(crate) bytes: usize,
+    pub(crate) reply: ReplySender,
+}
+
+/// Answers one caller, and gives its share of the queue back.
+#[derive(Debug)]
+pub(crate) struct ReplySender {
+    pub(crate) sender: oneshot::Sender<Result<Reply, ReplicationError>>,
+    /// Held until the answer: the request's bytes are in memory until then.
+    pub(crate) _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl ReplySender {
+    pub(crate) fn send(self, reply: Result<Reply, ReplicationError>) {
+        // A caller that went away does not want the answer.
+        let _ = self.sender.send(reply);
+    }
+}
+
+/// The queue of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// One entry at a time is formed, so that entries are proposed in the order of their requests.
+    is_forming: bool,
+    uncommitted: usize,
+    in_flight: usize,
+    is_closed: bool,
+}
+
+impl Flow {
+    /// Adds a request at the end; gives it back when the queue is closed.
+    pub(crate) fn push(&mut self, waiting: Waiting) -> Result<(), Waiting> {
+        if self.is_closed {
+            return Err(waiting);
+        }
+        self.waiting_bytes += waiting.bytes;
+        self.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// The requests of the next entry, if one may be formed now. [`Flow::formed`] must follow.
+    pub(crate) fn take(&mut self) -> Option<Vec<Waiting>> {
+        if self.is_forming || self.waiting.is_empty() || self.in_flight >= IN_FLIGHT_MAX {
+            return None;
+        }
+        let target = ENTRY_BYTES_TARGET.as_usize();
+        let is_full = self.waiting_bytes >= target && self.uncommitted < UNCOMMITTED_MAX;
+        if self.uncommitted > 0 && !is_full {
+            return None;
+        }
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.waiting.front() {
+            let is_change = matches!(next.request, Request::Change(_));
+            if !taken.is_empty() && (is_change || bytes + next.bytes > target) {
+                break;
+            }
+            bytes += next.bytes;
+            taken.extend(self.waiting.pop_front());
+            if is_change {
+                break;
+            }
+        }
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+        self.is_forming = true;
+        self.uncommitted += 1;
+        self.in_flight += 1;
+        Some(taken)
+    }
+
+    /// The taken entry is proposed, or failed.
+    pub(crate) fn formed(&mut self) {
+        self.is_forming = false;
+    }
+    /// An entry is on a quorum; whether something waits for that.
+    pub(crate) fn committed(&mut self) -> bool {
+        self.uncommitted = self.uncommitted.saturating_sub(1);
+        !self.waiting.is_empty()
+    }
+    /// An entry is answered; whether something waits for that.
+    pub(crate) fn completed(&mut self) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        !self.waiting.is_empty()
+    }
+    /// Refuses further requests, and gives back those that wait.
+    pub(crate) fn close(&mut self) -> Vec<Waiting> {
+        self.is_closed = true;
+        self.waiting_bytes = 0;
+        self.waiting.drain(..).collect()
+    }
+    /// Requests that wait, and their bytes.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        (self.waiting.len(), self.waiting_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_catalog::model::TopicId;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    fn waiting(request: Request, bytes: usize) -> Waiting {
+        let semaphore = Arc::new(Semaphore::new(2));
+        let permit = || Arc::clone(&semaphore).try_acquire_owned().expect("free permit");
+        let sender = oneshot::channel().0;
+        Waiting { request, bytes, reply: ReplySender { sender, _permits: [permit(), permit()] } }
+    }
+    fn append(bytes: usize) -> Waiting {
+        waiting(Request::Append(Vec::new()), bytes)
+    }
+    fn taken(flow: &mut Flow) -> Option<usize> {
+        flow.take().map(|taken| {
+            flow.formed();
+            taken.len()
+        })
+    }
+
+    #[test]
+    fn the_first_goes_at_once_and_what_follows_shares_the_next_entry() {
+        let mut flow = Flow::default();
+        assert!(flow.take().is_none());
+        for _ in 0..3 {
+            flow.push(append(10)).expect("open");
+            if flow.depth().0 == 1 {
+                assert_eq!(taken(&mut flow), Some(1).filter(|_| flow.uncommitted <= 1));
+            }
+        }
+        // Two arrived while the first was on its way.
+        assert_eq!(taken(&mut flow), None);
+        assert!(flow.committed());
+        assert_eq!(taken(&mut flow), Some(2));
+        assert!(!flow.committed());
+    }
+
+    #[test]
+    fn a_full_entry_does_not_wait_but_only_so_many_are_in_flight() {
+        let mut flow = Flow::default();
+        let full = ENTRY_BYTES_TARGET.as_usize();
+        for _ in 0..40 {
+            flow.push(append(full)).expect("open");
+        }
+        for _ in 0..UNCOMMITTED_MAX {
+            assert_eq!(taken(&mut flow), Some(1));
+        }
+        assert_eq!(taken(&mut flow), None);
+        for _ in UNCOMMITTED_MAX..IN_FLIGHT_MAX {
+            flow.committed();
+            assert_eq!(taken(&mut flow), Some(1));
+        }
+        flow.committed();
+        assert_eq!(taken(&mut flow), None);
+        assert!(flow.completed());
+        assert_eq!(taken(&mut flow), Some(1));
+    }
+
+    #[test]
+    fn a_change_is_alone_and_keeps_its_place() {
+        let mut flow = Flow::default();
+        flow.push(append(1)).expect("open");
+        flow.push(append(1)).expect("open");
+        flow.push(waiting(Request::Change(Change::DropTopic(TopicId::new(1))), 1)).expect("open");
+        flow.push(append(1)).expect("open");
+        for expected in [2, 1, 1] {
+            assert_eq!(taken(&mut flow), Some(expected));
+            flow.committed();
+            flow.completed();
+        }
+    }
+
+    #[test]
+    fn one_entry_is_formed_at_a_time_and_none_after_closing() {
+        let mut flow = Flow::default();
+        let full = ENTRY_BYTES_TARGET.as_usize();
+        flow.push(append(full)).expect("open");
+        flow.push(append(full)).expect("open");
+        assert!(flow.take().is_some());
+        assert!(flow.take().is_none());
+        flow.formed();
+        assert_eq!(flow.close().len(), 1);
+        assert!(flow.take().is_none());
+        assert!(flow.push(append(1)).is_err());
+    }
+}

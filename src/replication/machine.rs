@@ -1,0 +1,491 @@
+//! The state machine of a shard: applies committed entries to partitions, queries and, on shard 0, the catalog.
+//!
+//! Owns the writer side of the shard's store and when it is sealed. `apply` is deterministic and total: what
+//! a request may not do is a reply ([`Refused`]); anything else that goes wrong is a bug or damage, and stops
+//! the node rather than let replicas differ. openraft's state machine task is the only caller. A crash loses
+//! the memory; the manifest and the entries after it give it back.
+
+use super::codec::DecodeError;
+use super::entry::{Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, Writes};
+use super::error::Refused;
+use super::log_store::LogStore;
+use super::manifest::{decode_applied, decode_extra, encode_applied, encode_extra};
+use super::progress;
+use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
+use super::read_side::{Failure, ReadSide, TopicShape};
+use super::types::Appended;
+use crate::env;
+use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
+use futures::{Stream, TryStreamExt};
+use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, RowCount, ShardId};
+use millstream_catalog::{Snapshot, State};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::oneshot;
+
+/// Bytes of log, in multiples of the seal size, after which a shard is sealed however few rows they hold.
+const LOG_BYTES_FACTOR: u64 = 4;
+
+/// The data of a snapshot: the manifest and segment files, which are in place already.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SnapshotFiles;
+
+/// What stops a shard.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    #[error("entry {index} {error}")]
+    Entry { index: EntryIndex, error: DecodeError },
+    #[error("manifest {0}")]
+    Manifest(DecodeError),
+    #[error("cannot encode the manifest: {0}")]
+    Encode(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// The state of one shard.
+pub(crate) struct Machine {
+    shard: ShardId,
+    store: ShardStore,
+    catalog: Option<State>,
+    log: LogStore,
+    read: Arc<ReadSide>,
+    failure: Failure,
+    seal_bytes: ByteSize,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    /// Log since the last seal.
+    log_bytes: u64,
+    log_entries: u64,
+    sealing: Option<Sealing>,
+    snapshot: Option<SnapshotMeta>,
+}
+
+/// A seal job that runs.
+struct Sealing {
+    meta: SnapshotMeta,
+    done: oneshot::Receiver<Result<Sealed, StorageError>>,
+}
+
+impl Machine {
+    /// The state in `store` and its manifest.
+    ///
+    /// # Errors
+    /// [`Fatal::Manifest`] when the manifest cannot be read.
+    pub(crate) fn open(
+        (store, manifest): (ShardStore, Option<ManifestState>),
+        log: LogStore,
+        read: Arc<ReadSide>,
+        failure: Failure,
+        (shard, seal_bytes): (ShardId, ByteSize),
+    ) -> Result<Self, Fatal> {
+        let mut machine = Self {
+            shard,
+            catalog: (shard == ShardId::CATALOG).then(State::default),
+            store,
+            log,
+            read,
+            failure,
+            seal_bytes,
+            applied: None,
+            membership: StoredMembership::default(),
+            log_bytes: 0,
+            log_entries: 0,
+            sealing: None,
+            snapshot: None,
+        };
+        if let Some(manifest) = manifest {
+            machine.restore(manifest).map_err(Fatal::Manifest)?;
+        }
+        Ok(machine)
+    }
+
+    fn restore(&mut self, manifest: ManifestState) -> Result<(), DecodeError> {
+        let meta = decode_applied(manifest.applied)?;
+        let (catalog, queries) = decode_extra(manifest.extra)?;
+        if catalog.is_some() != self.catalog.is_some() {
+            return Err(DecodeError::Damaged("it is of another shard".to_owned()));
+        }
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        if let Some(index) = meta.last_log_id.as_ref().map(index_of) {
+            self.read.set_sealed(index);
+        }
+        self.snapshot = Some(meta);
+        self.catalog = catalog;
+        self.publish_catalog();
+        *self.read.queries.write() = queries;
+        let shapes = self.store.topics().map(|topic| (topic.topic, TopicShape::from(topic)));
+        *self.read.topics.write() = shapes.collect();
+        Ok(())
+    }
+
+    /// Makes what was applied so far visible.
+    fn publish(&mut self) {
+        if let Some(applied) = &self.applied {
+            let index = index_of(applied);
+            self.store.publish(index);
+            self.log.applied(index);
+        }
+    }
+
+    fn publish_catalog(&self) {
+        if let Some(state) = &self.catalog {
+            self.read.catalog.store(Arc::new(Snapshot::new(state.clone())));
+            self.read.catalog_version.send_replace(state.version);
+        }
+    }
+
+    fn apply_entry(&mut self, entry: &Entry) -> Result<Replies, Fatal> {
+        let index = index_of(&entry.log_id);
+        let replies = match &entry.payload {
+            EntryPayload::Blank => Replies::default(),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                Replies::default()
+            }
+            EntryPayload::Normal(data) => self.apply_data(index, data)?,
+        };
+        self.applied = Some(entry.log_id);
+        self.log_entries += 1;
+        Ok(replies)
+    }
+
+    fn apply_data(&mut self, index: EntryIndex, data: &EntryData) -> Result<Replies, Fatal> {
+        self.log_bytes += data.len() as u64;
+        let operations = data.operations().map_err(|error| Fatal::Entry { index, error })?;
+        match &*operations {
+            Operations::Writes(writes) => self.apply_writes(index, writes),
+            Operations::Change(change) => Ok(Replies(vec![self.apply_change(index, change)])),
+        }
+    }
+
+    fn apply_change(&mut self, index: EntryIndex, change: &Change) -> Result<Reply, Refused> {
+        match change {
+            Change::CreateTopic(topic) => {
+                // Repeated when a crash came between catalog and shard.
+                if self.store.topic(topic.topic).is_none() {
+                    self.read.topics.write().insert(topic.topic, TopicShape::from(topic));
+                    self.store.create_topic(topic.clone());
+                }
+            }
+            Change::DropTopic(topic) => {
+                self.read.topics.write().remove(topic);
+                if self.store.topic(*topic).is_some() {
+                    self.store.drop_topic(*topic);
+                }
+            }
+            Change::CreateQuery(query, positions) => {
+                progress::create(&mut self.read.queries.write(), *query, positions);
+            }
+            Change::DropQuery(query) => {
+                self.read.queries.write().remove(query);
+            }
+            Change::Catalog(command) => {
+                let state = self.catalog.get_or_insert_default();
+                let reply = millstream_catalog::apply(state, (**command).clone()).map_err(Refused::Catalog)?;
+                self.publish_catalog();
+                return Ok(Reply::Catalog(reply));
+            }
+        }
+        Ok(Reply::Done(index))
+    }
+
+    /// Decides each write in order, then stores the rows of the accepted ones, whole batches where it can.
+    fn apply_writes(&mut self, index: EntryIndex, writes: &Writes) -> Result<Replies, Fatal> {
+        let runs = Runs::new(writes).map_err(|error| Fatal::Entry { index, error })?;
+        let verdicts = self.decide(writes);
+        let mut bases = Vec::with_capacity(writes.batches.len());
+        for (number, batch) in writes.batches.iter().enumerate() {
+            let accepted: Vec<bool> =
+                runs.of_batch(number).map(|run| verdicts.get(run.write).is_some_and(Result::is_ok)).collect();
+            bases.push(self.store_batch(index, batch, runs.of_batch(number), &accepted)?);
+        }
+        let mut cursors = vec![0; bases.len()];
+        let replies = writes.writes.iter().zip(verdicts).map(|(write, verdict)| {
+            // Refused writes take their offsets too, to keep the cursors in step.
+            let offsets = parts_of(write).iter().map(|part| next_offset(&bases, &mut cursors, *part)).collect();
+            verdict.map(|()| match write {
+                Write::Checkpoint(_) => Reply::Done(index),
+                Write::Append(_) | Write::Step(_) => Reply::Appended(Appended { index, offsets }),
+            })
+        });
+        Ok(Replies(replies.collect()))
+    }
+
+    fn decide(&self, writes: &Writes) -> Vec<Result<(), Refused>> {
+        let mut queries = self.read.queries.write();
+        let decide = |write: &Write| match write {
+            Write::Append(parts) => self.check_parts(writes, parts),
+            Write::Step(step) => {
+                progress::check_step(&queries, step)?;
+                self.check_parts(writes, &step.outputs)?;
+                progress::record_step(&mut queries, step, rows_of(step));
+                Ok(())
+            }
+            Write::Checkpoint(checkpoint) => progress::record_checkpoint(&mut queries, checkpoint),
+        };
+        writes.writes.iter().map(decide).collect()
+    }
+
+    fn check_parts(&self, writes: &Writes, parts: &[Part]) -> Result<(), Refused> {
+        for batch in parts.iter().filter_map(|part| writes.batches.get(part.batch)) {
+            let topic = self.store.topic(batch.topic).ok_or(Refused::NoTopic(batch.topic))?;
+            if batch.partition.value() >= topic.partitions {
+                return Err(Refused::NoPartition(batch.topic, batch.partition));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the accepted runs of `batch`; the offset of each run's first row, refused ones at zero.
+    fn store_batch<'a>(
+        &mut self,
+        index: EntryIndex,
+        batch: &WriteBatch,
+        runs: impl Iterator<Item = &'a Run>,
+        accepted: &[bool],
+    ) -> Result<Vec<Offset>, Fatal> {
+        let Some(topic) = self.store.topic(batch.topic) else { return Ok(vec![Offset::ZERO; accepted.len()]) };
+        if !accepted.contains(&true) {
+            return Ok(vec![Offset::ZERO; accepted.len()]);
+        }
+        let rows = batch.data.batch(&topic.schema).map_err(|error| Fatal::Entry { index, error })?;
+        if RowCount::of(rows.num_rows()) != batch.rows {
+            let error = DecodeError::Damaged("a batch has another number of rows than it says".to_owned());
+            return Err(Fatal::Entry { index, error });
+        }
+        if accepted.iter().all(|accepted| *accepted) {
+            let base = self.store.append(index, batch.topic, batch.partition, rows)?;
+            return Ok(runs.map(|run| base.plus(run.start)).collect());
+        }
+        let mut offsets = Vec::with_capacity(accepted.len());
+        for (run, accepted) in runs.zip(accepted) {
+            offsets.push(if *accepted {
+                let rows = rows.slice(run.start.as_usize(), run.rows.as_usize());
+                self.store.append(index, batch.topic, batch.partition, rows)?
+            } else {
+                Offset::ZERO
+            });
+        }
+        Ok(offsets)
+    }
+
+    /// Whether to seal after the entry just applied: a function of the log alone, so that segments of all
+    /// replicas have the same bounds.
+    fn must_seal(&self) -> bool {
+        let log_bytes_max = self.seal_bytes.value().saturating_mul(LOG_BYTES_FACTOR);
+        let is_catalog = self.catalog.is_some();
+        self.store.unsealed_bytes() >= self.seal_bytes
+            || self.log_bytes >= log_bytes_max
+            || (is_catalog && self.log_entries >= CATALOG_ENTRIES_MAX)
+    }
+
+    /// Freezes the tails and writes them on a blocking thread. Waits while an earlier job still runs, so at
+    /// most one frozen generation is in memory.
+    async fn seal(&mut self) -> Result<(), Fatal> {
+        if let Some(sealing) = self.sealing.take() {
+            let result = sealing.done.await.unwrap_or(Err(StorageError::Closed));
+            self.install(sealing.meta, result)?;
+        }
+        let Some(applied) = self.applied else { return Ok(()) };
+        let meta = SnapshotMeta { last_log_id: Some(applied), last_membership: self.membership.clone() };
+        let place = encode_applied(&applied, &self.membership).map_err(Fatal::Encode)?;
+        let extra = encode_extra(self.catalog.as_ref(), &self.read.queries.read());
+        let job = self.store.seal(place, extra);
+        (self.log_bytes, self.log_entries) = (0, 0);
+        self.read.is_sealing.store(true, Ordering::Release);
+        self.sealing = Some(Sealing { meta, done: run_seal(job, Arc::clone(&self.read)) });
+        Ok(())
+    }
+
+    /// Takes the segments of a job into use. A full disk is no failure: the rows stay in memory and in the log,
+    /// and go with the next seal.
+    fn install(&mut self, meta: SnapshotMeta, result: Result<Sealed, StorageError>) -> Result<(), Fatal> {
+        match result {
+            Ok(sealed) => self.store.install(sealed),
+            Err(StorageError::DiskFull) => {
+                tracing::warn!(shard = self.shard.value(), "no space left to write segments, trying again later");
+                self.read.is_sealing.store(false, Ordering::Release);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(index) = meta.last_log_id.as_ref().map(index_of) {
+            self.read.set_sealed(index);
+        }
+        self.snapshot = Some(meta);
+        self.read.is_sealing.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Installs a finished seal job, if there is one. A failed job stops the shard.
+    pub(crate) fn install_finished(&mut self) {
+        let Some(mut sealing) = self.sealing.take() else { return };
+        let result = match sealing.done.try_recv() {
+            Ok(result) => result,
+            Err(oneshot::error::TryRecvError::Closed) => Err(StorageError::Closed),
+            Err(oneshot::error::TryRecvError::Empty) => {
+                self.sealing = Some(sealing);
+                return;
+            }
+        };
+        if let Err(fatal) = self.install(sealing.meta, result) {
+            self.stop(&fatal);
+        }
+    }
+
+    fn stop(&self, fatal: &Fatal) -> io::Error {
+        let text = format!("shard {}: {fatal}", self.shard);
+        if !matches!(fatal, Fatal::Storage(StorageError::Closed)) {
+            self.failure.stop(&text);
+        }
+        io::Error::other(text)
+    }
+}
+
+fn parts_of(write: &Write) -> &[Part] {
+    match write {
+        Write::Append(parts) => parts,
+        Write::Step(step) => &step.outputs,
+        Write::Checkpoint(_) => &[],
+    }
+}
+
+/// The offset of the next run of the part's batch.
+fn next_offset(bases: &[Vec<Offset>], cursors: &mut [usize], part: Part) -> Offset {
+    let Some(cursor) = cursors.get_mut(part.batch) else { return Offset::ZERO };
+    let offset = bases.get(part.batch).and_then(|offsets| offsets.get(*cursor));
+    *cursor += 1;
+    offset.copied().unwrap_or_default()
+}
+
+fn rows_of(step: &StepWrite) -> RowCount {
+    step.outputs.iter().fold(RowCount::ZERO, |sum, part| sum.plus(part.rows))
+}
+
+fn run_seal(job: SealJob, read: Arc<ReadSide>) -> oneshot::Receiver<Result<Sealed, StorageError>> {
+    let (done, receiver) = oneshot::channel();
+    let finished = Arc::clone(&read);
+    let task = env::spawn_blocking(move || {
+        // The shard is gone when nobody takes the result.
+        let _ = done.send(job.run());
+        finished.seals.send_modify(|seals| *seals += 1);
+    });
+    *read.seal_job.lock() = Some(task);
+    receiver
+}
+
+/// The rows of one part within its batch.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    write: usize,
+    start: RowCount,
+    rows: RowCount,
+}
+
+/// Which rows of which batch belong to which write.
+struct Runs {
+    by_batch: Vec<Vec<Run>>,
+}
+
+impl Runs {
+    fn new(writes: &Writes) -> Result<Self, DecodeError> {
+        let mut by_batch: Vec<Vec<Run>> = writes.batches.iter().map(|_| Vec::new()).collect();
+        let mut ends = vec![RowCount::ZERO; writes.batches.len()];
+        let damaged = || DecodeError::Damaged("its parts do not add up to its batches".to_owned());
+        for (number, write) in writes.writes.iter().enumerate() {
+            for part in parts_of(write) {
+                let runs = by_batch.get_mut(part.batch).ok_or_else(damaged)?;
+                let end = ends.get_mut(part.batch).ok_or_else(damaged)?;
+                runs.push(Run { write: number, start: *end, rows: part.rows });
+                *end = end.plus(part.rows);
+            }
+        }
+        if ends.iter().zip(&writes.batches).any(|(end, batch)| *end != batch.rows) {
+            return Err(damaged());
+        }
+        Ok(Self { by_batch })
+    }
+
+    fn of_batch(&self, batch: usize) -> impl Iterator<Item = &Run> {
+        self.by_batch.get(batch).into_iter().flatten()
+    }
+}
+
+/// Those who wait for entries that are applied but not yet visible.
+#[derive(Default)]
+struct Answers(Vec<(ApplyResponder<TypeConfig>, Replies)>);
+
+impl Answers {
+    fn send(&mut self) {
+        for (responder, replies) in self.0.drain(..) {
+            responder.send(replies);
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFiles;
+    type SnapshotBuilder = ManifestSnapshot;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut answers = Answers::default();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let replies = self.apply_entry(&entry).map_err(|fatal| self.stop(&fatal))?;
+            answers.0.extend(responder.map(|responder| (responder, replies)));
+            if self.must_seal() {
+                self.publish();
+                answers.send();
+                self.seal().await.map_err(|fatal| self.stop(&fatal))?;
+            }
+        }
+        self.publish();
+        answers.send();
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<ManifestSnapshot> {
+        (force || self.snapshot.is_some()).then(|| ManifestSnapshot { meta: self.snapshot.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> ManifestSnapshot {
+        ManifestSnapshot { meta: self.snapshot.clone() }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, _snapshot: SnapshotFiles) -> Result<(), io::Error> {
+        let text = format!("shard {}: a snapshot came, but this node has no peers", self.shard);
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<ManifestSnapshotOf>, io::Error> {
+        Ok(self.snapshot.clone().map(|meta| ManifestSnapshotOf { meta, snapshot: SnapshotFiles }))
+    }
+}
+
+type ManifestSnapshotOf = openraft::alias::SnapshotOf<TypeConfig, SnapshotFiles>;
+
+/// Gives openraft the last durable manifest as its snapshot: nothing is left to build.
+pub(crate) struct ManifestSnapshot {
+    meta: Option<SnapshotMeta>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for ManifestSnapshot {
+    type SnapshotData = SnapshotFiles;
+
+    async fn build_snapshot(&mut self) -> Result<ManifestSnapshotOf, io::Error> {
+        let meta = self.meta.clone().ok_or_else(|| io::Error::other("the log is purged but there is no manifest"))?;
+        Ok(ManifestSnapshotOf { meta, snapshot: SnapshotFiles })
+    }
+}

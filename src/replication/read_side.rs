@@ -1,0 +1,108 @@
+//! What others read of a shard while its state machine writes: topics' schemas, queries, the catalog.
+//!
+//! Owns the shared views and the node's failure signal. The state machine is the only writer; sessions and
+//! continuous queries read. Leaves out partitions, whose views storage publishes.
+
+use super::types::QueryProgress;
+use crate::storage::{StorageError, TopicStorage};
+use arc_swap::ArcSwap;
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::Snapshot;
+use millstream_catalog::model::{EntryIndex, QueryId, TopicId};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What a write is checked against before it is proposed.
+#[derive(Debug, Clone)]
+pub(crate) struct TopicShape {
+    pub(crate) partitions: u32,
+    pub(crate) schema: SchemaRef,
+}
+
+impl From<&TopicStorage> for TopicShape {
+    fn from(topic: &TopicStorage) -> Self {
+        Self { partitions: topic.partitions, schema: Arc::clone(&topic.schema) }
+    }
+}
+
+/// The views of one shard.
+#[derive(Debug)]
+pub(crate) struct ReadSide {
+    pub(crate) topics: RwLock<HashMap<TopicId, TopicShape>>,
+    pub(crate) queries: RwLock<BTreeMap<QueryId, QueryProgress>>,
+    pub(crate) catalog: ArcSwap<Snapshot>,
+    pub(crate) catalog_version: watch::Sender<u64>,
+    pub(crate) is_sealing: AtomicBool,
+    /// One more than the index of the last entry in the manifest; 0 for none.
+    sealed_end: AtomicU64,
+    /// Counts finished seal jobs.
+    pub(crate) seals: watch::Sender<u64>,
+    /// The last seal job, awaited by a shutdown.
+    pub(crate) seal_job: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl ReadSide {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            topics: RwLock::default(),
+            queries: RwLock::default(),
+            catalog: ArcSwap::from_pointee(Snapshot::default()),
+            catalog_version: watch::Sender::new(0),
+            is_sealing: AtomicBool::new(false),
+            sealed_end: AtomicU64::new(0),
+            seals: watch::Sender::new(0),
+            seal_job: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn set_sealed(&self, index: EntryIndex) {
+        self.sealed_end.store(index.next().value(), Ordering::Release);
+    }
+
+    pub(crate) fn sealed(&self) -> Option<EntryIndex> {
+        self.sealed_end.load(Ordering::Acquire).checked_sub(1).map(EntryIndex::new)
+    }
+}
+
+/// The node's fatal failure, once there is one.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    reason: watch::Sender<Option<Arc<str>>>,
+}
+
+impl Failure {
+    pub(crate) fn new() -> Self {
+        Self { reason: watch::Sender::new(None) }
+    }
+
+    /// Keeps and logs the first fatal storage error; a log that was closed on purpose is none.
+    pub(crate) fn report(&self, error: &StorageError) {
+        if !matches!(error, StorageError::Closed) {
+            self.stop(&error.to_string());
+        }
+    }
+
+    /// Keeps and logs the first reason.
+    pub(crate) fn stop(&self, reason: &str) {
+        let is_first = self.reason.send_if_modified(|current| {
+            let is_first = current.is_none();
+            current.get_or_insert_with(|| Arc::from(reason));
+            is_first
+        });
+        if is_first {
+            tracing::error!(reason, "replication stopped, no further writes are accepted");
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Option<Arc<str>> {
+        self.reason.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.reason.subscribe()
+    }
+}

@@ -1,0 +1,417 @@
+//! One shard as others see it: its write path, its read side, its Raft group.
+//!
+//! Owns starting a shard and checking requests before they are queued. [`Shard`] holds partitions and queries,
+//! [`CatalogShard`] the catalog; both are the same machine underneath. The engine calls them. A crash loses
+//! what was not acknowledged.
+
+use super::appender::Appender;
+use super::entry::Change;
+use super::error::ReplicationError;
+use super::flow::Request;
+use super::log_store::LogStore;
+use super::machine::Machine;
+use super::network::NoPeers;
+use super::raft::{Raft, Reply, index_of};
+use super::read_side::{Failure, ReadSide};
+use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
+use crate::env;
+use crate::storage::batch::batch_bytes;
+use crate::storage::wal::{ShardRecovered, Wal};
+use crate::storage::{Disk, Partitions, ShardStore, StorageError, TopicStorage};
+use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
+use millstream_catalog::model::{ByteSize, EntryIndex, NodeId, Offset, QueryId, RowCount, ShardId, Term, TopicId};
+use millstream_catalog::{Command, Snapshot};
+use openraft::async_runtime::WatchReceiver;
+use openraft::{BasicNode, Config, ServerState};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Bytes a change of definitions is counted as in the queue.
+const CHANGE_BYTES: usize = 4 << 10;
+
+/// What all shards of a node share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) wal: Wal,
+    pub(crate) node: NodeId,
+    pub(crate) raft_config: Arc<Config>,
+    pub(crate) seal_bytes: ByteSize,
+    pub(crate) failure: Failure,
+}
+
+/// A running shard.
+pub(crate) struct Core {
+    id: ShardId,
+    node: NodeId,
+    raft: Raft,
+    appender: Arc<Appender>,
+    log: LogStore,
+    read: Arc<ReadSide>,
+    partitions: Arc<Partitions>,
+    failure: Failure,
+    compactor: JoinHandle<()>,
+}
+
+impl Core {
+    /// Opens the shard in `dir`, makes this node lead it, and applies its log.
+    pub(crate) async fn start(
+        shared: &Shared,
+        dir: &Path,
+        id: ShardId,
+        recovered: ShardRecovered,
+    ) -> Result<Self, ReplicationError> {
+        let fail = |reason: String| ReplicationError::Start { shard: id, reason };
+        if let Some(damage) = recovered.corrupt {
+            return Err(damage.into());
+        }
+        let failure = shared.failure.clone();
+        let log =
+            LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
+        let opened = ShardStore::open(Arc::clone(&shared.disk), dir, id)?;
+        let partitions = opened.0.partitions();
+        let read = ReadSide::new();
+        let machine = Machine::open(opened, log.clone(), Arc::clone(&read), failure.clone(), (id, shared.seal_bytes));
+        let machine = machine.map_err(|e| fail(e.to_string()))?;
+        let node = shared.node;
+        let config = Arc::clone(&shared.raft_config);
+        let raft = Raft::new(node.value(), config, NoPeers, log.clone(), machine).await;
+        let raft = raft.map_err(|e| fail(e.to_string()))?;
+        lead(&raft, node, &shared.failure).await.map_err(fail)?;
+        let appender = Appender::start(id, raft.clone(), failure.clone());
+        let compactor = env::spawn("compactor", compact(raft.clone(), read.seals.subscribe()));
+        Ok(Self { id, node, raft, appender, log, read, partitions, failure, compactor })
+    }
+
+    async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+        if self.failure.reason().is_some() {
+            return Err(self.appender.stopped());
+        }
+        match self.log.check_room(bytes) {
+            Ok(()) => {}
+            Err(StorageError::DiskFull) => return Err(ReplicationError::DiskFull),
+            Err(_) => return Err(self.appender.stopped()),
+        }
+        self.appender.submit(request, bytes).await
+    }
+
+    async fn change(&self, change: Change) -> Result<Reply, ReplicationError> {
+        self.submit(Request::Change(change), CHANGE_BYTES).await
+    }
+
+    /// Checks rows against what the read side knows; their bytes.
+    fn check(&self, parts: &[PartitionWrite]) -> Result<usize, ReplicationError> {
+        let topics = self.read.topics.read();
+        let mut bytes = ByteSize::ZERO;
+        for part in parts {
+            let shape = topics.get(&part.topic).ok_or(ReplicationError::NoTopic(part.topic))?;
+            if part.partition.value() >= shape.partitions {
+                return Err(ReplicationError::NoPartition(part.topic, part.partition));
+            }
+            let schema = part.batch.schema_ref();
+            if !Arc::ptr_eq(schema, &shape.schema) {
+                check_schema(schema, &shape.schema)
+                    .map_err(|reason| ReplicationError::SchemaMismatch { topic: part.topic, reason })?;
+            }
+            bytes = bytes.plus(batch_bytes(&part.batch));
+        }
+        if bytes > STATEMENT_ROWS_BYTES_MAX {
+            return Err(ReplicationError::TooLarge { bytes, limit: STATEMENT_ROWS_BYTES_MAX });
+        }
+        Ok(bytes.as_usize())
+    }
+
+    async fn shutdown(&self) {
+        self.appender.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(shard = self.id.value(), %error, "Raft core did not end in order");
+        }
+        self.compactor.abort();
+        let job = self.read.seal_job.lock().take();
+        if let Some(job) = job {
+            // Its outcome does not matter: with or without the new manifest, the log has the rest.
+            let _ = job.await;
+        }
+    }
+
+    fn status(&self) -> ShardStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (requests, bytes) = self.appender.depth();
+        ShardStatus {
+            shard: self.id,
+            is_leader: metrics.state == ServerState::Leader && metrics.current_leader == Some(self.node.value()),
+            term: Term::new(metrics.current_term),
+            log_last: metrics.last_log_index.map(EntryIndex::new),
+            applied: metrics.last_applied.as_ref().map(index_of),
+            sealed: self.read.sealed(),
+            purged: self.log.purged(),
+            waiting_requests: RowCount::of(requests),
+            waiting_bytes: ByteSize::of(bytes),
+            is_sealing: self.read.is_sealing.load(Ordering::Acquire),
+        }
+    }
+}
+
+fn check_schema(schema: &arrow::datatypes::Schema, expected: &arrow::datatypes::Schema) -> Result<(), String> {
+    if schema.fields().len() != expected.fields().len() {
+        return Err(format!("{} columns instead of {}", schema.fields().len(), expected.fields().len()));
+    }
+    let differs = |(field, expected): &(&Arc<arrow::datatypes::Field>, &Arc<arrow::datatypes::Field>)| {
+        field.name() != expected.name() || field.data_type() != expected.data_type()
+    };
+    match schema.fields().iter().zip(expected.fields()).find(differs) {
+        None => Ok(()),
+        Some((field, expected)) => Err(format!(
+            "column \"{}\" of {} instead of \"{}\" of {}",
+            field.name(),
+            field.data_type(),
+            expected.name(),
+            expected.data_type()
+        )),
+    }
+}
+
+/// Founds or joins the group of one, wins the election, and waits until the whole log is applied.
+async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String> {
+    if raft.is_initialized().await.map_err(|e| e.to_string())? {
+        // At once: nobody else can lead, so there is no timer to wait for.
+        raft.trigger().elect(false).await.map_err(|e| e.to_string())?;
+    } else {
+        let members = BTreeMap::from([(node.value(), BasicNode::default())]);
+        raft.initialize(members).await.map_err(|e| e.to_string())?;
+    }
+    let is_ready = |metrics: &openraft::RaftMetrics<super::raft::TypeConfig>| {
+        metrics.state == ServerState::Leader
+            && metrics.last_applied.is_some()
+            && metrics.last_applied.as_ref().map(|id| id.index()) >= metrics.last_log_index
+    };
+    let waited = raft.wait(None).metrics(is_ready, "leads and has applied its log").await;
+    waited.map(|_| ()).map_err(|e| failure.reason().map_or_else(|| e.to_string(), |reason| reason.to_string()))
+}
+
+/// After each seal: takes the segments into use, and lets the log go that they replace.
+async fn compact(raft: Raft, mut seals: watch::Receiver<u64>) {
+    loop {
+        let installed = raft.with_state_machine(|machine| {
+            machine.install_finished();
+            Box::pin(std::future::ready(()))
+        });
+        if installed.await.is_err() || raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        if seals.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The shard of the catalog.
+pub struct CatalogShard {
+    core: Core,
+}
+
+impl CatalogShard {
+    pub(crate) fn new(core: Core) -> Self {
+        Self { core }
+    }
+    pub(crate) async fn shutdown(&self) {
+        self.core.shutdown().await;
+    }
+
+    /// The catalog as of the last applied command.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::clone(&self.core.read.catalog.load())
+    }
+
+    /// Its version, changing with each command that changed anything.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.core.read.catalog_version.subscribe()
+    }
+
+    /// Commits `command`. When it returns, the change is durable and in [`CatalogShard::snapshot`].
+    ///
+    /// # Errors
+    /// [`ReplicationError::Catalog`] when the catalog refuses it; nothing is changed then.
+    ///
+    /// # Cancellation
+    /// The command may be carried out nevertheless.
+    pub async fn propose(&self, command: Command) -> Result<millstream_catalog::Reply, ReplicationError> {
+        match self.core.change(Change::Catalog(Box::new(command))).await? {
+            Reply::Catalog(reply) => Ok(reply),
+            Reply::Done(_) | Reply::Appended(_) => Err(self.core.appender.stopped()),
+        }
+    }
+
+    /// Where the shard is.
+    pub fn status(&self) -> ShardStatus {
+        self.core.status()
+    }
+}
+
+/// A shard of partitions and continuous queries.
+pub struct Shard {
+    core: Core,
+}
+
+impl Shard {
+    pub(crate) fn new(core: Core) -> Self {
+        Self { core }
+    }
+    pub(crate) async fn shutdown(&self) {
+        self.core.shutdown().await;
+    }
+
+    /// The shard's id.
+    pub fn id(&self) -> ShardId {
+        self.core.id
+    }
+
+    /// The stored partitions, for reading.
+    pub fn partitions(&self) -> Arc<Partitions> {
+        Arc::clone(&self.core.partitions)
+    }
+
+    /// Appends the rows of one statement, all or nothing.
+    ///
+    /// When it returns, they are synced, applied, and visible to every later read. Statements that wait
+    /// together share one entry and one sync. Waits while too much is queued for the shard. Offsets are
+    /// those of the first row of each part; of an empty part, where the next row would go.
+    ///
+    /// # Errors
+    /// [`ReplicationError`]; when it is `Stopped` or `ShuttingDown`, the rows may or may not be stored.
+    ///
+    /// # Cancellation
+    /// The rows may be stored nevertheless.
+    pub async fn append(&self, parts: Vec<PartitionWrite>) -> Result<Appended, ReplicationError> {
+        let bytes = self.core.check(&parts)?;
+        let (parts, gaps) = split_empty(parts);
+        if parts.is_empty() {
+            return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
+        }
+        self.appended(self.core.submit(Request::Append(parts), bytes).await?, gaps)
+    }
+
+    /// Begins to store a topic. A topic that exists stays as it is.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn create_topic(&self, topic: TopicStorage) -> Result<(), ReplicationError> {
+        self.core.change(Change::CreateTopic(topic)).await.map(|_| ())
+    }
+
+    /// Removes a topic and its rows. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn drop_topic(&self, topic: TopicId) -> Result<(), ReplicationError> {
+        self.core.change(Change::DropTopic(topic)).await.map(|_| ())
+    }
+
+    /// Begins to keep the progress of a query. One that exists keeps its progress.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn create_query(
+        &self,
+        query: QueryId,
+        positions: Vec<PartitionPosition>,
+    ) -> Result<(), ReplicationError> {
+        self.core.change(Change::CreateQuery(query, positions)).await.map(|_| ())
+    }
+
+    /// Forgets a query. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn drop_query(&self, query: QueryId) -> Result<(), ReplicationError> {
+        self.core.change(Change::DropQuery(query)).await.map(|_| ())
+    }
+
+    /// Commits a step: positions and outputs together, or neither. Steps submitted in order stay in order,
+    /// so the next may be submitted before this one returns.
+    ///
+    /// # Errors
+    /// [`ReplicationError::StaleStep`] when it does not follow the last committed step.
+    ///
+    /// # Cancellation
+    /// The step may be committed nevertheless.
+    pub async fn step(&self, mut step: Step) -> Result<Appended, ReplicationError> {
+        let bytes = self.core.check(&step.outputs)? + step.overhead_bytes();
+        let (outputs, gaps) = split_empty(std::mem::take(&mut step.outputs));
+        step.outputs = outputs;
+        self.appended(self.core.submit(Request::Step(step), bytes).await?, gaps)
+    }
+
+    /// Keeps the state of a query's operators, and drops the steps it covers.
+    ///
+    /// # Errors
+    /// [`ReplicationError::StaleCheckpoint`] when it is not newer than the last.
+    pub async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), ReplicationError> {
+        let bytes = ByteSize::of(checkpoint.state.len());
+        if bytes > STATEMENT_ROWS_BYTES_MAX {
+            return Err(ReplicationError::TooLarge { bytes, limit: STATEMENT_ROWS_BYTES_MAX });
+        }
+        let bytes = bytes.as_usize() + CHANGE_BYTES;
+        self.core.submit(Request::Checkpoint(checkpoint), bytes).await.map(|_| ())
+    }
+
+    /// How far a query is.
+    pub fn progress(&self, query: QueryId) -> Option<Arc<QueryProgress>> {
+        self.core.read.queries.read().get(&query).cloned().map(Arc::new)
+    }
+
+    /// The queries whose progress the shard keeps.
+    pub fn queries(&self) -> Vec<QueryId> {
+        self.core.read.queries.read().keys().copied().collect()
+    }
+
+    /// Where the shard is.
+    pub fn status(&self) -> ShardStatus {
+        self.core.status()
+    }
+
+    fn appended(&self, reply: Reply, gaps: Vec<Gap>) -> Result<Appended, ReplicationError> {
+        match reply {
+            Reply::Appended(appended) => Ok(self.fill(appended, gaps)),
+            Reply::Done(_) | Reply::Catalog(_) => Err(self.core.appender.stopped()),
+        }
+    }
+
+    /// Puts offsets for the empty parts in their places.
+    fn fill(&self, mut appended: Appended, gaps: Vec<Gap>) -> Appended {
+        for gap in gaps {
+            let partition = self.core.partitions.get(gap.write.topic, gap.write.partition);
+            let offset = partition.map_or(Offset::ZERO, |partition| partition.view().offset_end());
+            appended.offsets.insert(gap.place, offset);
+        }
+        appended
+    }
+}
+
+/// A part without rows, and its place among the parts.
+struct Gap {
+    place: usize,
+    write: PartitionWrite,
+}
+
+/// The parts with rows, and the others in the order of their places.
+fn split_empty(parts: Vec<PartitionWrite>) -> (Vec<PartitionWrite>, Vec<Gap>) {
+    if parts.iter().all(|part| part.batch.num_rows() > 0) {
+        return (parts, Vec::new());
+    }
+    let mut gaps = Vec::new();
+    let mut full = Vec::with_capacity(parts.len());
+    for (place, write) in parts.into_iter().enumerate() {
+        if write.batch.num_rows() == 0 {
+            gaps.push(Gap { place, write });
+        } else {
+            full.push(write);
+        }
+    }
+    (full, gaps)
+}

@@ -1,0 +1,127 @@
+//! What callers hand to a shard and get back.
+//!
+//! Owns the shapes only; encoding is in `entry`, the rules are in `machine`. The engine builds and reads them.
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use millstream_catalog::model::{
+    ByteSize, EntryIndex, Offset, PartitionId, QueryId, RowCount, ShardId, StepNumber, Term, Timestamp, TopicId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Rows for one partition, in the stored schema of its topic.
+#[derive(Debug, Clone)]
+pub struct PartitionWrite {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The rows, in the topic's stored schema.
+    pub batch: RecordBatch,
+}
+
+/// Where the rows of one statement or step went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Appended {
+    /// The entry they came with.
+    pub index: EntryIndex,
+    /// The offset of the first row of each part, in the order of the parts.
+    pub offsets: Vec<Offset>,
+}
+
+/// A position in one partition: the next offset to read.
+pub type PartitionPosition = (TopicId, PartitionId, Offset);
+
+/// One step of a continuous query: what it has read and what it writes, committed together.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The query.
+    pub query: QueryId,
+    /// The number after the last committed step.
+    pub step: StepNumber,
+    /// Positions after this step, of the partitions that moved.
+    pub positions: Vec<PartitionPosition>,
+    /// Partitions that were taken for idle.
+    pub idle: Vec<(TopicId, PartitionId)>,
+    /// The wall clock the step saw.
+    pub now: Timestamp,
+    /// The rows it writes.
+    pub outputs: Vec<PartitionWrite>,
+    /// Rows it read.
+    pub input_rows: RowCount,
+    /// Rows it read that came too late.
+    pub late_rows: RowCount,
+}
+
+/// What a replay of one step needs: which input, which idle partitions, which time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepRecord {
+    /// The step.
+    pub step: StepNumber,
+    /// Positions after the step, of the partitions that moved.
+    pub positions: Vec<PartitionPosition>,
+    /// Partitions that were taken for idle.
+    pub idle: Vec<(TopicId, PartitionId)>,
+    /// The wall clock the step saw.
+    pub now: Timestamp,
+}
+
+/// The saved state of a query's operators after a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The query.
+    pub query: QueryId,
+    /// The step after which the state was taken.
+    pub step: StepNumber,
+    /// Positions after that step.
+    pub positions: BTreeMap<(TopicId, PartitionId), Offset>,
+    /// The pipeline whose state this is.
+    pub fingerprint: String,
+    /// The state.
+    pub state: Bytes,
+}
+
+/// How far a continuous query is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QueryProgress {
+    /// The last committed step; 0 when there was none.
+    pub step: StepNumber,
+    /// Positions after it.
+    pub positions: BTreeMap<(TopicId, PartitionId), Offset>,
+    /// Rows read in total.
+    pub input_rows: RowCount,
+    /// Rows written in total.
+    pub output_rows: RowCount,
+    /// Rows that came too late in total.
+    pub late_rows: RowCount,
+    /// The last checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+    /// The steps after the checkpoint, in order, to replay the operators' state after a restart.
+    pub since_checkpoint: Vec<StepRecord>,
+}
+
+/// A shard as system views show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// Whether this node leads it.
+    pub is_leader: bool,
+    /// The current term.
+    pub term: Term,
+    /// The last entry of the log.
+    pub log_last: Option<EntryIndex>,
+    /// The last applied entry.
+    pub applied: Option<EntryIndex>,
+    /// The last entry whose effects are in the manifest, so that the log no longer needs it.
+    pub sealed: Option<EntryIndex>,
+    /// The last entry that was removed from the log.
+    pub purged: Option<EntryIndex>,
+    /// Requests that wait to be proposed.
+    pub waiting_requests: RowCount,
+    /// Bytes of these requests.
+    pub waiting_bytes: ByteSize,
+    /// Whether segments are being written now.
+    pub is_sealing: bool,
+}

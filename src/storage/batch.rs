@@ -1,0 +1,165 @@
+//! Stored batches: rows of a partition with their offsets and the entries they came with.
+//!
+//! Owns [`StoredBatch`], what is derived from one (event-time range, bytes), and [`TopicStorage`]. Leaves
+//! out how batches are kept: tail and segments. A crash does nothing to it.
+
+use super::entries::EntryRuns;
+use super::error::StorageError;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
+use arrow::compute::{concat_batches, max, min};
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
+use millstream_catalog::model::{ByteSize, Offset, RowCount, Timestamp, TopicId};
+use millstream_catalog::relation::Compression;
+use millstream_catalog::schema::ROWTIME;
+
+/// What storage knows of a topic.
+#[derive(Debug, Clone)]
+pub struct TopicStorage {
+    /// The topic.
+    pub topic: TopicId,
+    /// Its number of partitions, at least 1.
+    pub partitions: u32,
+    /// The schema of its stored batches.
+    pub schema: SchemaRef,
+    /// Compression of its sealed segments.
+    pub compression: Compression,
+}
+
+/// Rows of a partition, in order: row `i` has offset `offset_start + i`.
+#[derive(Debug, Clone)]
+pub struct StoredBatch {
+    /// Offset of the first row.
+    pub offset_start: Offset,
+    /// The rows, in the stored schema or in what was projected of it.
+    pub batch: RecordBatch,
+    /// Which Raft entry each run of rows came with; as many rows as `batch`.
+    pub entries: EntryRuns,
+}
+
+impl StoredBatch {
+    /// Number of rows.
+    pub fn rows(&self) -> RowCount {
+        RowCount::of(self.batch.num_rows())
+    }
+
+    /// The offset after the last row.
+    pub fn offset_end(&self) -> Offset {
+        self.offset_start.plus(self.rows())
+    }
+
+    /// `rows` rows from row `start`, without a copy; both must lie within the batch.
+    pub fn slice(&self, start: usize, rows: usize) -> Self {
+        if start == 0 && rows == self.batch.num_rows() {
+            return self.clone();
+        }
+        Self {
+            offset_start: self.offset_start.plus(RowCount::of(start)),
+            batch: self.batch.slice(start, rows),
+            entries: self.entries.slice(RowCount::of(start), RowCount::of(rows)),
+        }
+    }
+}
+
+/// Position of the event time in a stored schema: the last column named `rowtime`, if it is a timestamp.
+pub(crate) fn rowtime_column(schema: &Schema) -> Option<usize> {
+    let found = schema.fields().iter().rposition(|field| field.name() == ROWTIME)?;
+    matches!(schema.field(found).data_type(), DataType::Timestamp(TimeUnit::Microsecond, _)).then_some(found)
+}
+
+/// The smallest and largest event time of some rows, both inclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowtimeRange {
+    /// The smallest.
+    pub first: Timestamp,
+    /// The largest.
+    pub last: Timestamp,
+}
+
+impl RowtimeRange {
+    /// The range of `batch`; `None` when it has no event time or no rows.
+    pub(crate) fn of(batch: &RecordBatch) -> Option<Self> {
+        let column = batch.column(rowtime_column(batch.schema_ref())?);
+        let times: &TimestampMicrosecondArray = column.as_any().downcast_ref()?;
+        if times.len() == 1 && times.null_count() == 0 {
+            let only = Timestamp::from_micros(times.value(0));
+            return Some(Self { first: only, last: only });
+        }
+        Some(Self { first: Timestamp::from_micros(min(times)?), last: Timestamp::from_micros(max(times)?) })
+    }
+
+    /// The range of both.
+    pub(crate) fn union(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(a), Some(b)) => Some(Self { first: a.first.min(b.first), last: a.last.max(b.last) }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Whether some time may lie between the inclusive bounds.
+    pub(crate) fn meets(self, bounds: (Option<Timestamp>, Option<Timestamp>)) -> bool {
+        bounds.0.is_none_or(|low| self.last >= low) && bounds.1.is_none_or(|high| self.first <= high)
+    }
+}
+
+/// Bytes that the rows of `batch` need by themselves; a slice counts its own rows only.
+///
+/// A function of the rows alone, so that replicas agree on when to seal.
+pub fn batch_bytes(batch: &RecordBatch) -> ByteSize {
+    ByteSize::of(batch.columns().iter().map(|column| array_bytes(column)).sum())
+}
+
+fn array_bytes(array: &ArrayRef) -> usize {
+    let rows = array.len();
+    let validity = if array.null_count() > 0 { rows.div_ceil(8) } else { 0 };
+    let values = match array.data_type() {
+        DataType::Null => 0,
+        DataType::Boolean => rows.div_ceil(8),
+        DataType::Utf8 => offsets_bytes(array.as_string::<i32>().value_offsets()),
+        DataType::Binary => offsets_bytes(array.as_binary::<i32>().value_offsets()),
+        DataType::FixedSizeBinary(width) => rows * usize::try_from(*width).unwrap_or(0),
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let (start, end) = ends(list.value_offsets());
+            (rows + 1) * 4 + array_bytes(&list.values().slice(start, end - start))
+        }
+        other => match other.primitive_width() {
+            Some(width) => rows * width,
+            None => array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_buffer_memory_size()),
+        },
+    };
+    validity + values
+}
+
+fn ends(offsets: &[i32]) -> (usize, usize) {
+    let at = |offset: Option<&i32>| offset.and_then(|offset| usize::try_from(*offset).ok()).unwrap_or(0);
+    (at(offsets.first()), at(offsets.last()))
+}
+
+fn offsets_bytes(offsets: &[i32]) -> usize {
+    let (start, end) = ends(offsets);
+    offsets.len() * 4 + (end - start)
+}
+
+/// `batch` with exactly `schema`, which it must have but for metadata and nullability.
+///
+/// # Errors
+/// [`StorageError::Schema`] when columns or types differ, or a column that must not be null is.
+pub(crate) fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, StorageError> {
+    if std::sync::Arc::ptr_eq(batch.schema_ref(), schema) {
+        return Ok(batch);
+    }
+    RecordBatch::try_new(schema.clone(), batch.columns().to_vec())
+        .map_err(|e| StorageError::Schema { what: format!("rows do not have the topic's schema: {e}") })
+}
+
+/// One batch of all `parts`, in order.
+///
+/// # Errors
+/// [`StorageError::Schema`] when the values of a column exceed what one array can address.
+pub(crate) fn concat(schema: &SchemaRef, parts: &[RecordBatch]) -> Result<RecordBatch, StorageError> {
+    match parts {
+        [only] => Ok(only.clone()),
+        _ => concat_batches(schema, parts)
+            .map_err(|e| StorageError::Schema { what: format!("rows do not fit in one batch: {e}") }),
+    }
+}

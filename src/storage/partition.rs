@@ -1,0 +1,208 @@
+//! A partition as readers see it: an immutable view, replaced atomically.
+//!
+//! Owns [`Partition`] (the current view and its watch channel) and [`PartitionView`]. Leaves out who
+//! appends ([`ShardStore`](super::shard_store::ShardStore), the single writer), iteration
+//! ([`scan`](super::scan)) and waiting ([`reader`](super::reader)). A crash loses views; opening the shard
+//! and replaying its log makes equal ones.
+//!
+//! Readers take no lock: [`Partition::view`] is one atomic load. A reader keeps its view as long as it
+//! likes; sealing and dropping do not disturb it.
+
+use super::batch::StoredBatch;
+use super::error::StorageError;
+use super::scan::{PartitionScan, ScanRequest, project, project_schema};
+use super::segment::Segment;
+use super::tail::TailBatch;
+use arc_swap::ArcSwap;
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+/// One partition of a topic.
+#[derive(Debug)]
+pub struct Partition {
+    topic: TopicId,
+    id: PartitionId,
+    view: ArcSwap<PartitionView>,
+    end: watch::Sender<Offset>,
+    is_dropped: AtomicBool,
+}
+
+impl Partition {
+    pub(crate) fn new(topic: TopicId, id: PartitionId, view: PartitionView) -> Self {
+        let (end, _) = watch::channel(view.offset_end);
+        Self { topic, id, view: ArcSwap::from_pointee(view), end, is_dropped: AtomicBool::new(false) }
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> TopicId {
+        self.topic
+    }
+
+    /// The number of the partition in its topic.
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// The schema of stored batches.
+    pub fn schema(&self) -> SchemaRef {
+        self.view.load().schema.clone()
+    }
+
+    /// What is visible now.
+    pub fn view(&self) -> Arc<PartitionView> {
+        self.view.load_full()
+    }
+
+    /// Follows `offset_end`; also wakes, without a new value, when the topic is dropped.
+    pub fn subscribe(&self) -> watch::Receiver<Offset> {
+        self.end.subscribe()
+    }
+
+    /// Whether the topic was dropped; what was published stays readable through this handle.
+    pub fn is_dropped(&self) -> bool {
+        self.is_dropped.load(Ordering::Acquire)
+    }
+
+    /// Replaces the view. Only the single writer calls it.
+    pub(crate) fn publish(&self, view: PartitionView) {
+        let end = view.offset_end;
+        self.view.store(Arc::new(view));
+        self.end.send_if_modified(|seen| std::mem::replace(seen, end) != end);
+    }
+
+    pub(crate) fn set_dropped(&self) {
+        self.is_dropped.store(true, Ordering::Release);
+        self.end.send_modify(|_| {});
+    }
+}
+
+/// What a partition holds at one moment: segments, then batches being sealed, then the tail. Offsets are
+/// dense from `offset_start` to `offset_end`.
+#[derive(Clone)]
+pub struct PartitionView {
+    pub(crate) schema: SchemaRef,
+    pub(crate) segments: Arc<[Arc<Segment>]>,
+    pub(crate) frozen: Arc<[Arc<TailBatch>]>,
+    pub(crate) tail: Arc<[Arc<TailBatch>]>,
+    pub(crate) offset_start: Offset,
+    pub(crate) offset_end: Offset,
+}
+
+impl PartitionView {
+    pub(crate) fn empty(schema: SchemaRef) -> Self {
+        let none: Arc<[Arc<TailBatch>]> = Arc::new([]);
+        Self {
+            schema,
+            segments: Arc::new([]),
+            frozen: none.clone(),
+            tail: none,
+            offset_start: Offset::ZERO,
+            offset_end: Offset::ZERO,
+        }
+    }
+
+    /// The schema of stored batches.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// The first offset still stored.
+    pub fn offset_start(&self) -> Offset {
+        self.offset_start
+    }
+
+    /// The offset after the last published row.
+    pub fn offset_end(&self) -> Offset {
+        self.offset_end
+    }
+
+    /// Rows stored.
+    pub fn rows(&self) -> RowCount {
+        self.offset_end.since(self.offset_start)
+    }
+
+    /// Bytes of the segment files.
+    pub fn sealed_bytes(&self) -> ByteSize {
+        self.segments.iter().fold(ByteSize::ZERO, |sum, segment| sum.plus(segment.bytes()))
+    }
+
+    /// Bytes of the rows in memory.
+    pub fn unsealed_bytes(&self) -> ByteSize {
+        self.in_memory().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch.bytes))
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> ByteSize {
+        self.sealed_bytes().plus(self.unsealed_bytes())
+    }
+
+    /// The sealed segments, by offset.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    /// Batches in memory, by offset.
+    pub(crate) fn in_memory(&self) -> impl Iterator<Item = &Arc<TailBatch>> {
+        self.frozen.iter().chain(self.tail.iter())
+    }
+
+    /// The offset after the last row of entries up to and including `cut`.
+    ///
+    /// Taken at one `cut` over several partitions of a shard this is a consistent cut: it holds each
+    /// entry's rows in all of them or in none. The view must be at least as new as the cut, so take
+    /// [`Partitions::applied`](super::partitions::Partitions::applied) first and views after it.
+    ///
+    /// Rows 0..3 of entry 7 and row 3 of entry 9: 0 at cut 6, 3 at cuts 7 and 8, 4 from cut 9 on.
+    pub fn offset_end_at(&self, cut: EntryIndex) -> Offset {
+        let segments = self.segments.partition_point(|segment| segment.entry_first() <= cut);
+        let sealed = segments.checked_sub(1).and_then(|last| self.segments.get(last));
+        let mut end = sealed.map_or(self.offset_start, |segment| segment.offset_end_at(cut));
+        for batch in self.in_memory().take_while(|batch| batch.entry_first <= cut) {
+            end = match batch.entry_last <= cut {
+                true => batch.offset_end(),
+                false => batch.stored.offset_start.plus(batch.stored.entries.rows_upto(cut)),
+            };
+        }
+        end
+    }
+
+    /// The rows from `position` to the end of the batch that has it; `None` past the end.
+    pub(crate) fn batch_at(
+        &self,
+        position: Offset,
+        projection: Option<&[usize]>,
+    ) -> Result<Option<StoredBatch>, StorageError> {
+        let schema = project_schema(&self.schema, projection)?;
+        let before = self.segments.partition_point(|segment| segment.offset_end() <= position);
+        let found = match self.segments.get(before) {
+            Some(segment) => segment.read(segment.block_at(position), projection, &schema)?,
+            None => match self.in_memory().find(|batch| batch.offset_end() > position) {
+                Some(batch) => project(&batch.stored, projection, &schema)?,
+                None => return Ok(None),
+            },
+        };
+        let skip = position.since(found.offset_start).as_usize();
+        Ok(Some(found.slice(skip, found.batch.num_rows().saturating_sub(skip))))
+    }
+
+    /// Reads a range; see [`ScanRequest`]. Cheap: nothing is decoded before the first `next`.
+    pub fn scan(&self, request: ScanRequest) -> PartitionScan {
+        PartitionScan::new(self, request)
+    }
+}
+
+impl fmt::Debug for PartitionView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartitionView")
+            .field("offset_start", &self.offset_start)
+            .field("offset_end", &self.offset_end)
+            .field("segments", &self.segments.len())
+            .field("frozen", &self.frozen.len())
+            .field("tail", &self.tail.len())
+            .finish()
+    }
+}

@@ -1,0 +1,121 @@
+//! The write side of one partition: what is appended, published, frozen and sealed.
+//!
+//! Owns the next offset and the order of the three parts of a view. Leaves out which partitions exist and
+//! when to seal ([`ShardStore`](super::shard_store::ShardStore), the only caller). A crash loses what is not in a segment;
+//! the log brings it back.
+
+use super::batch::{TopicStorage, with_schema};
+use super::error::StorageError;
+use super::partition::{Partition, PartitionView};
+use super::segment::Segment;
+use super::tail::{Tail, TailBatch};
+use arrow::array::RecordBatch;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
+use std::sync::Arc;
+
+/// One partition as its only writer has it.
+#[derive(Debug)]
+pub(crate) struct PartitionWriter {
+    partition: Arc<Partition>,
+    view: PartitionView,
+    tail: Tail,
+    /// Appended, not published; by entry.
+    pending: Vec<TailBatch>,
+    /// The offset of the next row appended.
+    offset_next: Offset,
+}
+
+impl PartitionWriter {
+    /// A partition with these segments, which follow each other up to `offset_next`.
+    pub(crate) fn new(
+        topic: &TopicStorage,
+        id: PartitionId,
+        segments: Vec<Arc<Segment>>,
+        offset_start: Offset,
+        offset_next: Offset,
+    ) -> Self {
+        let empty = PartitionView::empty(topic.schema.clone());
+        let view = PartitionView { segments: segments.into(), offset_start, offset_end: offset_next, ..empty };
+        let partition = Arc::new(Partition::new(topic.topic, id, view.clone()));
+        Self { partition, view, tail: Tail::default(), pending: Vec::new(), offset_next }
+    }
+
+    pub(crate) fn partition(&self) -> &Arc<Partition> {
+        &self.partition
+    }
+
+    pub(crate) fn view(&self) -> &PartitionView {
+        &self.view
+    }
+
+    /// Adds rows, cut at 65,536 without a copy; their first offset and their bytes.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the rows are not of the topic's schema; nothing is appended then.
+    pub(crate) fn append(&mut self, index: EntryIndex, rows: RecordBatch) -> Result<(Offset, ByteSize), StorageError> {
+        let rows = with_schema(rows, &self.view.schema)?;
+        let base = self.offset_next;
+        let mut bytes = ByteSize::ZERO;
+        let mut start = 0;
+        while start < rows.num_rows() {
+            let take = (rows.num_rows() - start).min(BATCH_ROWS_MAX);
+            let part = if take == rows.num_rows() { rows.clone() } else { rows.slice(start, take) };
+            let batch = TailBatch::new(self.offset_next, part, index);
+            bytes = bytes.plus(batch.bytes);
+            self.offset_next = self.offset_next.plus(RowCount::of(take));
+            self.pending.push(batch);
+            start += take;
+        }
+        Ok((base, bytes))
+    }
+
+    /// Makes rows of entries up to `index` visible; true if there are later ones.
+    pub(crate) fn publish(&mut self, index: EntryIndex) -> bool {
+        let visible = self.pending.partition_point(|batch| batch.entry_first <= index);
+        let later = self.pending.split_off(visible);
+        let visible = std::mem::replace(&mut self.pending, later);
+        if let Some(last) = visible.last() {
+            self.view.offset_end = last.offset_end();
+            self.tail.extend(visible);
+            self.view.tail = self.tail.batches().into();
+            self.partition.publish(self.view.clone());
+        }
+        !self.pending.is_empty()
+    }
+
+    /// Moves the tail to what is being sealed. Readers see the same rows before and after.
+    pub(crate) fn freeze(&mut self) {
+        let tail = self.tail.take();
+        if tail.is_empty() {
+            return;
+        }
+        self.view.frozen = self.view.frozen.iter().cloned().chain(tail).collect();
+        self.view.tail = Arc::new([]);
+        self.partition.publish(self.view.clone());
+    }
+
+    /// Replaces what was being sealed by the segment made of it.
+    pub(crate) fn install(&mut self, segment: Arc<Segment>) {
+        let frozen = self.view.frozen.first().map(|batch| batch.stored.offset_start);
+        let frozen_end = self.view.frozen.last().map(|batch| batch.offset_end());
+        assert!(
+            frozen == Some(segment.offset_start()) && frozen_end == Some(segment.offset_end()),
+            "a sealed segment holds exactly the frozen rows"
+        );
+        self.view.segments = self.view.segments.iter().cloned().chain([segment]).collect();
+        self.view.frozen = Arc::new([]);
+        self.partition.publish(self.view.clone());
+    }
+
+    /// Bytes of rows that are not being sealed, pending ones included.
+    pub(crate) fn tail_bytes(&self) -> ByteSize {
+        let pending = self.pending.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch.bytes));
+        self.tail.batches().iter().fold(pending, |sum, batch| sum.plus(batch.bytes))
+    }
+
+    /// Bytes of rows that are being sealed.
+    pub(crate) fn frozen_bytes(&self) -> ByteSize {
+        self.view.frozen.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch.bytes))
+    }
+}

@@ -1,0 +1,131 @@
+//! Opening a shard's directory: the manifest, its segments, and what else lies there.
+//!
+//! Owns the checks at open and the fate of files the manifest does not list. Leaves out the log, which
+//! replication replays on top. Called once per shard and start. A crash while opening changes nothing: every
+//! step can be done again.
+//!
+//! Removed are only files that are known: `manifest.tmp`, `segments/*.tmp` and what the manifest lists as
+//! removed. Anything else in `segments/` goes to `unknown/`, under its name or with a number behind it.
+
+use super::disk::Disk;
+use super::error::StorageError;
+use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest, ManifestIndex, TopicManifest};
+use super::partition_writer::PartitionWriter;
+use super::seal::{SEGMENTS, TMP, dense_end};
+use super::segment::{Segment, SegmentExpected};
+use super::shard_store::TopicState;
+use millstream_catalog::model::{PartitionId, ShardId};
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Directory, within a shard's, of files found in `segments/` that nobody knows.
+const UNKNOWN: &str = "unknown";
+
+/// What was found in a shard's directory.
+pub(crate) struct Recovered {
+    pub(crate) manifest: Option<Manifest>,
+    pub(crate) topics: Vec<TopicState>,
+}
+
+/// Opens `dir`, creating it if it is not there.
+///
+/// # Errors
+/// [`StorageError::Corrupt`], [`StorageError::Missing`] and [`StorageError::Newer`] name the file; nothing
+/// is changed then.
+pub(crate) fn recover(disk: &dyn Disk, dir: &Path, shard: ShardId) -> Result<Recovered, StorageError> {
+    let failed = |error| StorageError::io("open a shard's directory", error);
+    let segments = dir.join(SEGMENTS);
+    disk.create_dir_all(&segments).map_err(failed)?;
+    disk.sync_dir(dir).map_err(failed)?;
+    if let Some(parent) = dir.parent() {
+        disk.sync_dir(parent).map_err(failed)?;
+    }
+    let manifest = Manifest::read(disk, dir)?;
+    let mut topics = Vec::new();
+    if let Some(manifest) = &manifest {
+        if manifest.index.shard != shard {
+            return Err(corrupt("it is another shard's"));
+        }
+        for topic in &manifest.index.topics {
+            topics.push(open_topic(disk, &segments, topic)?);
+        }
+    }
+    tidy(disk, dir, manifest.as_ref().map(|manifest| &manifest.index)).map_err(failed)?;
+    Ok(Recovered { manifest, topics })
+}
+
+fn corrupt(what: &'static str) -> StorageError {
+    StorageError::Corrupt { file: MANIFEST.to_owned(), position: 0, what }
+}
+
+fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<TopicState, StorageError> {
+    let storage = listed.storage()?;
+    let mut partitions = Vec::with_capacity(listed.partitions.len());
+    for (id, partition) in (0u32..).map(PartitionId::new).zip(&listed.partitions) {
+        if dense_end(partition.offset_start, &partition.segments) != Some(partition.offset_next) {
+            return Err(corrupt("the offsets of a partition's segments do not follow each other"));
+        }
+        let mut segments = Vec::with_capacity(partition.segments.len());
+        for segment in &partition.segments {
+            let expected = SegmentExpected {
+                topic: storage.topic,
+                partition: id,
+                offset_start: segment.offset_start,
+                rows: segment.rows,
+                bytes: segment.bytes,
+                end: segment.end,
+                compression: segment.compression,
+                schema: &storage.schema,
+            };
+            segments.push(Arc::new(Segment::open(disk, dir, segment.file.clone(), &expected)?));
+        }
+        let (start, next) = (partition.offset_start, partition.offset_next);
+        partitions.push(PartitionWriter::new(&storage, id, segments, start, next));
+    }
+    Ok(TopicState { storage, schema_hex: listed.schema.as_str().into(), partitions })
+}
+
+/// Removes what is known to be garbage and moves aside what is not known at all.
+fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Result<()> {
+    let tmp = dir.join(MANIFEST_TMP);
+    if disk.exists(&tmp)? {
+        disk.remove(&tmp)?;
+    }
+    let topics = index.iter().flat_map(|index| &index.topics);
+    let listed: HashSet<&str> = topics
+        .flat_map(|topic| &topic.partitions)
+        .flat_map(|partition| &partition.segments)
+        .map(|segment| segment.file.as_str())
+        .collect();
+    let removed: HashSet<&str> = index.iter().flat_map(|index| &index.removed).map(String::as_str).collect();
+    let segments = dir.join(SEGMENTS);
+    for entry in disk.list(&segments)? {
+        let name = entry.name.as_str();
+        if listed.contains(name) {
+            continue;
+        }
+        if !entry.is_dir && (removed.contains(name) || name.ends_with(TMP)) {
+            disk.remove(&segments.join(name))?;
+        } else {
+            move_aside(disk, dir, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn move_aside(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {
+    let unknown = dir.join(UNKNOWN);
+    disk.create_dir_all(&unknown)?;
+    let mut to = unknown.join(name);
+    let mut number = 1;
+    while disk.exists(&to)? {
+        to = unknown.join(format!("{name}.{number}"));
+        number += 1;
+    }
+    tracing::warn!(file = name, "file in the segment directory is not in the manifest; moved to \"unknown\"");
+    disk.rename(&dir.join(SEGMENTS).join(name), &to)?;
+    disk.sync_dir(&unknown)?;
+    disk.sync_dir(&dir.join(SEGMENTS))
+}

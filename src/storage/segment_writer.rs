@@ -1,0 +1,262 @@
+//! Writing a segment: frozen batches become one Arrow IPC file with checksums and statistics.
+//!
+//! Owns block boundaries and the order of bytes. Leaves out names, syncing of directories and the manifest
+//! ([`seal`](super::seal)). Called by a seal job, on a thread that may block. A crash leaves a part of a
+//! `.tmp` file, which the next open removes.
+//!
+//! Blocks have 65,536 rows, but for the last one, whatever batches the rows came in; a block of more than
+//! 32 MiB is halved until it is smaller. So the file is a function of its rows alone, and replicas that seal
+//! at the same entry write the same file.
+
+use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat};
+use super::disk::DiskFile;
+use super::entries::EntryRuns;
+use super::error::StorageError;
+use super::footer::{BlockFooter, ENTRIES_KEY, SEGMENT_KEY, SEGMENT_VERSION, SegmentFooter};
+use super::segment::SegmentEnd;
+use super::statistics::StatisticsBuilder;
+use super::tail::TailBatch;
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, TopicId};
+use millstream_catalog::relation::Compression;
+use std::io;
+use std::sync::Arc;
+
+/// Bytes of rows in a block, before compression; what a reader of a compressed block must hold.
+const BLOCK_BYTES_MAX: u64 = 32 << 20;
+/// Bytes written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Which rows a segment holds and how.
+#[derive(Debug)]
+pub(crate) struct SegmentPlan<'a> {
+    pub(crate) topic: TopicId,
+    pub(crate) partition: PartitionId,
+    pub(crate) schema: &'a SchemaRef,
+    pub(crate) compression: Compression,
+    /// Not empty, dense.
+    pub(crate) batches: &'a [Arc<TailBatch>],
+}
+
+/// What the manifest must know to verify the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentWritten {
+    /// Bytes of the file.
+    pub(crate) bytes: u64,
+    /// Everything after the last block.
+    pub(crate) end: SegmentEnd,
+}
+
+/// Writes the whole file; the caller syncs it.
+///
+/// # Errors
+/// [`StorageError::DiskFull`] and other errors of the disk; the file is then to be thrown away.
+pub(crate) fn write_segment(file: Arc<dyn DiskFile>, plan: &SegmentPlan<'_>) -> Result<SegmentWritten, StorageError> {
+    let options = options(plan.compression).map_err(refuse)?;
+    let out = SegmentFile { file, buffer: Vec::with_capacity(WRITE_BYTES), position: 0, crc: 0 };
+    let mut writer = FileWriter::try_new_with_options(out, plan.schema, options).map_err(refuse)?;
+    let (header_bytes, header_crc) = writer.get_mut().mark();
+    let mut blocks = BlockWriter { writer, blocks: Vec::new(), entries: Vec::new(), statistics: Vec::new() };
+    blocks.statistics.resize_with(plan.schema.fields().len(), StatisticsBuilder::default);
+    for rows in Blocks::new(plan.batches) {
+        blocks.write(plan.schema, &rows)?;
+    }
+    blocks.finish(plan, header_bytes, header_crc)
+}
+
+fn options(compression: Compression) -> Result<IpcWriteOptions, ArrowError> {
+    IpcWriteOptions::default().try_with_compression(match compression {
+        Compression::None => None,
+        Compression::Lz4 => Some(CompressionType::LZ4_FRAME),
+        Compression::Zstd => Some(CompressionType::ZSTD),
+    })
+}
+
+fn refuse(error: ArrowError) -> StorageError {
+    match error {
+        ArrowError::IoError(_, source) => StorageError::io("write a segment", source),
+        other => StorageError::Schema { what: format!("rows cannot be written as a segment: {other}") },
+    }
+}
+
+struct BlockWriter {
+    writer: FileWriter<SegmentFile>,
+    blocks: Vec<BlockFooter>,
+    entries: Vec<u8>,
+    statistics: Vec<StatisticsBuilder>,
+}
+
+impl BlockWriter {
+    /// Writes the rows of one block, in halves if they are too large.
+    fn write(&mut self, schema: &SchemaRef, parts: &[StoredBatch]) -> Result<(), StorageError> {
+        let rows: usize = parts.iter().map(|part| part.batch.num_rows()).sum();
+        let bytes: u64 = parts.iter().map(|part| batch_bytes(&part.batch).value()).sum();
+        if bytes > BLOCK_BYTES_MAX && rows > 1 {
+            let (first, second) = halve(parts, rows / 2);
+            self.write(schema, &first)?;
+            return self.write(schema, &second);
+        }
+        let batches: Vec<RecordBatch> = parts.iter().map(|part| part.batch.clone()).collect();
+        let batch = concat(schema, &batches)?;
+        let runs = EntryRuns::concat(parts.iter().map(|part| &part.entries));
+        let position = self.writer.get_mut().position;
+        self.writer.write(&batch).map_err(refuse)?;
+        let (end, crc) = self.writer.get_mut().mark();
+        for (column, statistics) in batch.columns().iter().zip(&mut self.statistics) {
+            statistics.add(column);
+        }
+        let packed = runs.packed();
+        self.blocks.push(BlockFooter {
+            position,
+            bytes: end - position,
+            crc,
+            rows: RowCount::of(rows),
+            rowtime: RowtimeRange::of(&batch).map(Into::into),
+            entry_first: runs.first().unwrap_or_default(),
+            entry_last: runs.last().unwrap_or_default(),
+            entries_bytes: packed.len() as u64,
+        });
+        self.entries.extend_from_slice(&packed);
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        plan: &SegmentPlan<'_>,
+        header_bytes: u64,
+        header_crc: u32,
+    ) -> Result<SegmentWritten, StorageError> {
+        let end_start = self.writer.get_mut().position;
+        let footer = SegmentFooter {
+            version: SEGMENT_VERSION,
+            topic: plan.topic,
+            partition: plan.partition,
+            offset_start: plan.batches.first().map_or(Offset::ZERO, |batch| batch.stored.offset_start),
+            rows: self.blocks.iter().fold(RowCount::ZERO, |sum, block| sum.plus(block.rows)),
+            entry_first: self.blocks.first().map_or(EntryIndex::default(), |block| block.entry_first),
+            entry_last: self.blocks.last().map_or(EntryIndex::default(), |block| block.entry_last),
+            rowtime: plan
+                .batches
+                .iter()
+                .fold(None, |range, batch| RowtimeRange::union(range, batch.rowtime))
+                .map(Into::into),
+            header_bytes,
+            header_crc,
+            columns: self.statistics.into_iter().map(StatisticsBuilder::finish).collect(),
+            blocks: self.blocks,
+        };
+        let json = serde_json::to_string(&footer)
+            .map_err(|e| StorageError::Schema { what: format!("a segment's footer cannot be encoded: {e}") })?;
+        let entries = String::from_utf8_lossy(&self.entries).into_owned();
+        self.writer.write_metadata(ENTRIES_KEY, entries);
+        self.writer.write_metadata(SEGMENT_KEY, json);
+        self.writer.finish().map_err(refuse)?;
+        let (bytes, crc) = self.writer.get_mut().mark();
+        Ok(SegmentWritten { bytes, end: SegmentEnd { bytes: bytes - end_start, crc } })
+    }
+}
+
+/// The first `rows` rows of `parts`, and the others.
+fn halve(parts: &[StoredBatch], rows: usize) -> (Vec<StoredBatch>, Vec<StoredBatch>) {
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    let mut left = rows;
+    for part in parts {
+        let size = part.batch.num_rows();
+        let take = size.min(left);
+        left -= take;
+        if take > 0 {
+            first.push(part.slice(0, take));
+        }
+        if take < size {
+            second.push(part.slice(take, size - take));
+        }
+    }
+    (first, second)
+}
+
+/// Batches cut and grouped at multiples of 65,536 rows, without a copy.
+struct Blocks<'a> {
+    batches: &'a [Arc<TailBatch>],
+    /// Rows of the first batch that are in blocks already.
+    taken: usize,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(batches: &'a [Arc<TailBatch>]) -> Self {
+        Self { batches, taken: 0 }
+    }
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Vec<StoredBatch>;
+
+    fn next(&mut self) -> Option<Vec<StoredBatch>> {
+        let mut block = Vec::new();
+        let mut room = BATCH_ROWS_MAX;
+        while let (Some((first, rest)), true) = (self.batches.split_first(), room > 0) {
+            let left = first.stored.batch.num_rows() - self.taken;
+            let take = left.min(room);
+            if take > 0 {
+                block.push(first.stored.slice(self.taken, take));
+            }
+            room -= take;
+            self.taken += take;
+            if take == left {
+                self.batches = rest;
+                self.taken = 0;
+            }
+        }
+        (!block.is_empty()).then_some(block)
+    }
+}
+
+/// Sequential writes with a checksum since the last mark.
+struct SegmentFile {
+    file: Arc<dyn DiskFile>,
+    buffer: Vec<u8>,
+    /// Position of the next byte, buffered ones counted.
+    position: u64,
+    crc: u32,
+}
+
+impl SegmentFile {
+    /// The position, and the checksum of what was written since the last mark.
+    fn mark(&mut self) -> (u64, u32) {
+        (self.position, std::mem::take(&mut self.crc))
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let start = self.position - self.buffer.len() as u64;
+        self.file.write_at(&self.buffer, start)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl io::Write for SegmentFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() + bytes.len() > WRITE_BYTES && !self.buffer.is_empty() {
+            self.write_out()?;
+        }
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        if bytes.len() >= WRITE_BYTES {
+            self.file.write_at(bytes, self.position)?;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        self.position += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.buffer.is_empty() {
+            true => Ok(()),
+            false => self.write_out(),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The partitions of one shard, as the shard's state machine writes them.
+//!
+//! Owns which topics exist, what is visible, and what a seal takes. Leaves out Raft, the log and when to
+//! seal: replication calls everything here, from one thread at a time. Readers use [`Partitions`].
+//! A crash loses what was not sealed; [`ShardStore::open`] gives what was, and replication applies the
+//! later entries of the log again.
+
+use super::batch::TopicStorage;
+use super::disk::Disk;
+use super::error::StorageError;
+use super::manifest::encode_schema;
+use super::partition::Partition;
+use super::partition_writer::PartitionWriter;
+use super::partitions::Partitions;
+use super::recovery::{Recovered, recover};
+use super::seal::{SealJob, Sealed, TopicPlan};
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, ShardId, TopicId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the last seal was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestState {
+    /// The `applied` bytes.
+    pub applied: Bytes,
+    /// The `extra` bytes.
+    pub extra: Bytes,
+}
+
+/// The single writer of a shard's partitions.
+///
+/// Offsets are dense: they are given by [`ShardStore::append`] in call order, from the log's prefix alone, so
+/// they are equal on every replica.
+#[derive(Debug)]
+pub struct ShardStore {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    shard: ShardId,
+    topics: BTreeMap<TopicId, TopicState>,
+    directory: Arc<Partitions>,
+    /// Partitions with rows that are not published.
+    pending: BTreeSet<(TopicId, PartitionId)>,
+    /// Partitions with rows that are published and not frozen.
+    unsealed: BTreeSet<(TopicId, PartitionId)>,
+    /// The entry of the last append or publish.
+    appended: EntryIndex,
+    tail_bytes: ByteSize,
+    frozen_bytes: ByteSize,
+    /// Files of dropped topics that a manifest may still list.
+    removing: Vec<String>,
+    token: Arc<()>,
+}
+
+/// A topic and the write side of its partitions.
+#[derive(Debug)]
+pub(crate) struct TopicState {
+    pub(crate) storage: TopicStorage,
+    pub(crate) schema_hex: Arc<str>,
+    pub(crate) partitions: Vec<PartitionWriter>,
+}
+
+impl TopicState {
+    fn readers(&self) -> Arc<[Arc<Partition>]> {
+        self.partitions.iter().map(|writer| writer.partition().clone()).collect()
+    }
+}
+
+impl ShardStore {
+    /// Opens the shard in `dir`, creating it if needed, and what its last seal was given.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`], [`StorageError::Missing`] or [`StorageError::Newer`] name what is wrong; the
+    /// directory is left as it is.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        shard: ShardId,
+    ) -> Result<(Self, Option<ManifestState>), StorageError> {
+        let Recovered { manifest, topics } = recover(&*disk, dir, shard)?;
+        let published = manifest.as_ref().map_or(EntryIndex::default(), |manifest| manifest.index.published);
+        let directory = Arc::new(Partitions::new(shard, published));
+        for topic in &topics {
+            directory.insert(topic.storage.topic, topic.readers());
+        }
+        let state = manifest.map(|manifest| ManifestState { applied: manifest.applied, extra: manifest.extra });
+        let store = Self {
+            disk,
+            dir: dir.to_owned(),
+            shard,
+            topics: topics.into_iter().map(|topic| (topic.storage.topic, topic)).collect(),
+            directory,
+            pending: BTreeSet::new(),
+            unsealed: BTreeSet::new(),
+            appended: published,
+            tail_bytes: ByteSize::ZERO,
+            frozen_bytes: ByteSize::ZERO,
+            removing: Vec::new(),
+            token: Arc::new(()),
+        };
+        Ok((store, state))
+    }
+
+    /// The shard.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The read side; the same one for the life of the store.
+    pub fn partitions(&self) -> Arc<Partitions> {
+        self.directory.clone()
+    }
+
+    /// The topics, ascending.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicStorage> {
+        self.topics.values().map(|topic| &topic.storage)
+    }
+
+    /// A topic.
+    pub fn topic(&self, topic: TopicId) -> Option<&TopicStorage> {
+        self.topics.get(&topic).map(|state| &state.storage)
+    }
+
+    /// Adds a topic with empty partitions; a topic that exists stays as it is. Durable with the next seal.
+    pub fn create_topic(&mut self, topic: TopicStorage) {
+        if self.topics.contains_key(&topic.topic) {
+            return;
+        }
+        let partitions = (0..topic.partitions)
+            .map(|id| PartitionWriter::new(&topic, PartitionId::new(id), Vec::new(), Offset::ZERO, Offset::ZERO))
+            .collect();
+        let state = TopicState { schema_hex: encode_schema(&topic.schema).into(), storage: topic, partitions };
+        self.directory.insert(state.storage.topic, state.readers());
+        self.topics.insert(state.storage.topic, state);
+    }
+
+    /// Removes a topic; no error if there is none. Readers that hold it read on to its end. Its files are
+    /// unlinked after the next seal's manifest no longer lists them.
+    pub fn drop_topic(&mut self, topic: TopicId) {
+        let Some(state) = self.topics.remove(&topic) else { return };
+        self.directory.remove(topic);
+        for writer in &state.partitions {
+            self.tail_bytes = less(self.tail_bytes, writer.tail_bytes());
+            self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
+            let id = (topic, writer.partition().id());
+            self.pending.remove(&id);
+            self.unsealed.remove(&id);
+            self.removing.extend(writer.view().segments().iter().map(|segment| segment.file().to_owned()));
+            writer.partition().set_dropped();
+        }
+    }
+
+    /// Adds rows of entry `index` and gives the offset of the first. They become visible with
+    /// [`ShardStore::publish`]. More than 65,536 rows are cut without a copy.
+    ///
+    /// # Errors
+    /// [`StorageError::OutOfOrder`] for an entry before the last one appended, or published, here;
+    /// [`StorageError::NoPartition`]; [`StorageError::Schema`]. Nothing is appended then.
+    pub fn append(
+        &mut self,
+        index: EntryIndex,
+        topic: TopicId,
+        partition: PartitionId,
+        batch: RecordBatch,
+    ) -> Result<Offset, StorageError> {
+        if index < self.appended || index <= self.directory.applied() {
+            return Err(StorageError::OutOfOrder { shard: self.shard, index });
+        }
+        let state = self.topics.get_mut(&topic);
+        let writer = state.and_then(|state| state.partitions.get_mut(partition.value() as usize));
+        let writer = writer.ok_or(StorageError::NoPartition { topic, partition })?;
+        let (offset, bytes) = writer.append(index, batch)?;
+        self.appended = index;
+        self.tail_bytes = self.tail_bytes.plus(bytes);
+        self.pending.insert((topic, partition));
+        Ok(offset)
+    }
+
+    /// Makes everything appended up to entry `index` visible, then [`Partitions::applied`] is `index`.
+    pub fn publish(&mut self, index: EntryIndex) {
+        for id in std::mem::take(&mut self.pending) {
+            let writer = self.topics.get_mut(&id.0).and_then(|s| s.partitions.get_mut(id.1.value() as usize));
+            let Some(writer) = writer else { continue };
+            if writer.publish(index) {
+                self.pending.insert(id);
+            }
+            self.unsealed.insert(id);
+        }
+        self.appended = self.appended.max(index);
+        self.directory.set_applied(index);
+    }
+
+    /// Bytes of rows that the next seal would take: everything in memory, less what a job under way takes.
+    ///
+    /// A function of the log and of earlier seals, and of nothing else.
+    pub fn unsealed_bytes(&self) -> ByteSize {
+        if self.is_sealing() { self.tail_bytes } else { self.tail_bytes.plus(self.frozen_bytes) }
+    }
+
+    /// Bytes of rows that a job under way, or one that failed, has taken and that are still in memory.
+    pub fn frozen_bytes(&self) -> ByteSize {
+        self.frozen_bytes
+    }
+
+    /// Whether a job, or what it sealed, is still to be run or installed.
+    pub fn is_sealing(&self) -> bool {
+        Arc::strong_count(&self.token) > 1
+    }
+
+    /// Publishes what was appended, and freezes the tails: they stay readable, and the job makes them durable
+    /// with `applied` and `extra`. Cheap: no row is copied or written here.
+    ///
+    /// What an earlier job failed to seal is taken along.
+    ///
+    /// # Panics
+    /// While [`ShardStore::is_sealing`]: two jobs would write the same files.
+    pub fn seal(&mut self, applied: Bytes, extra: Bytes) -> SealJob {
+        assert!(!self.is_sealing(), "one seal of a shard at a time");
+        self.publish(self.appended);
+        for (topic, partition) in std::mem::take(&mut self.unsealed) {
+            let state = self.topics.get_mut(&topic);
+            if let Some(writer) = state.and_then(|state| state.partitions.get_mut(partition.value() as usize)) {
+                writer.freeze();
+            }
+        }
+        self.frozen_bytes = self.frozen_bytes.plus(self.tail_bytes);
+        self.tail_bytes = ByteSize::ZERO;
+        let plan = |state: &TopicState| TopicPlan {
+            storage: state.storage.clone(),
+            schema_hex: state.schema_hex.clone(),
+            partitions: state.partitions.iter().map(|writer| writer.view().clone()).collect(),
+        };
+        SealJob {
+            disk: self.disk.clone(),
+            dir: self.dir.clone(),
+            shard: self.shard,
+            published: self.directory.applied(),
+            topics: self.topics.values().map(plan).collect(),
+            removing: self.removing.clone(),
+            applied,
+            extra,
+            token: self.token.clone(),
+        }
+    }
+
+    /// Replaces frozen rows in memory by the segments made of them; readers notice nothing.
+    pub fn install(&mut self, sealed: Sealed) {
+        self.removing.retain(|file| !sealed.removed.contains(file));
+        for segment in sealed.segments {
+            let state = self.topics.get_mut(&segment.topic());
+            match state.and_then(|state| state.partitions.get_mut(segment.partition().value() as usize)) {
+                Some(writer) => {
+                    self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
+                    writer.install(segment);
+                }
+                // Dropped while it was being sealed: the manifest lists the file, so the next one removes it.
+                None => self.removing.push(segment.file().to_owned()),
+            }
+        }
+    }
+}
+
+fn less(from: ByteSize, bytes: ByteSize) -> ByteSize {
+    ByteSize::new(from.value().saturating_sub(bytes.value()))
+}
