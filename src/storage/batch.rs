@@ -163,3 +163,58 @@ pub(crate) fn concat(schema: &SchemaRef, parts: &[RecordBatch]) -> Result<Record
             .map_err(|e| StorageError::Schema { what: format!("rows do not fit in one batch: {e}") }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{rows, schema};
+    use super::*;
+    use arrow::array::{BooleanArray, Int64Array, StringArray};
+    use arrow::datatypes::Field;
+    use std::sync::Arc;
+
+    #[test]
+    fn slices_count_their_own_rows_only() {
+        let whole = rows(0..1_000);
+        let parts: u64 = (0..1_000).map(|row| batch_bytes(&whole.slice(row, 1)).value()).sum();
+        let all = batch_bytes(&whole).value();
+        assert!(parts >= all && parts < all + 1_000 * 16, "{parts} of {all}");
+        assert_eq!(batch_bytes(&rows(500..501)), batch_bytes(&whole.slice(500, 1)));
+    }
+
+    #[test]
+    fn bytes_of_fixed_and_variable_columns_are_those_of_the_values() {
+        let batch = |array: ArrayRef| RecordBatch::try_from_iter_with_nullable([("a", array, true)]).unwrap();
+        assert_eq!(batch_bytes(&batch(Arc::new(Int64Array::from(vec![1; 9])))).value(), 72);
+        assert_eq!(batch_bytes(&batch(Arc::new(Int64Array::from(vec![Some(1), None])))).value(), 17);
+        assert_eq!(batch_bytes(&batch(Arc::new(BooleanArray::from(vec![true; 9])))).value(), 2);
+        assert_eq!(batch_bytes(&batch(Arc::new(StringArray::from(vec!["ab", "c"])))).value(), 15);
+    }
+
+    #[test]
+    fn event_times_meet_bounds_at_their_ends() {
+        let range = RowtimeRange::of(&rows(2..5)).unwrap();
+        let at = |micros: i64| Some(Timestamp::from_micros(micros));
+        for (low, high, meets) in [
+            (at(39), None, true),
+            (at(40), None, true),
+            (at(41), None, false),
+            (None, at(19), false),
+            (None, at(20), true),
+            (None, at(21), true),
+            (None, None, true),
+            (at(25), at(26), true),
+        ] {
+            assert_eq!(range.meets((low, high)), meets, "{low:?} {high:?}");
+        }
+        assert_eq!(RowtimeRange::of(&rows(3..3)), None);
+    }
+
+    #[test]
+    fn rows_of_another_schema_are_refused() {
+        let other = RecordBatch::try_from_iter([("a", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
+        assert!(matches!(with_schema(other, &schema()), Err(StorageError::Schema { .. })));
+        let renamed: Vec<Field> = schema().fields().iter().map(|field| field.as_ref().clone()).collect();
+        let equal = RecordBatch::try_new(Arc::new(Schema::new(renamed)), rows(0..3).columns().to_vec()).unwrap();
+        assert!(Arc::ptr_eq(with_schema(equal, &schema()).unwrap().schema_ref(), &schema()));
+    }
+}

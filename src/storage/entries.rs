@@ -339,7 +339,7 @@ mod tests {
     fn bytes_that_are_no_runs_end_the_iteration() {
         for bytes in [&b"\xff"[..], b"B", b"BB", b"________________BB", b"BAA"] {
             let broken = EntryRuns::from_packed(Buffer::from(bytes), RowCount::new(5));
-            assert_eq!(pairs(&broken), [], "{bytes:?}");
+            assert_eq!(pairs(&broken), [(0, 0); 0], "{bytes:?}");
             assert_eq!(broken.last(), None);
         }
     }

@@ -216,3 +216,83 @@ fn decode_schema(hex: &str) -> Option<SchemaRef> {
     let bytes: Vec<u8> = pairs.collect::<Option<_>>()?;
     try_schema_from_flatbuffer_bytes(&bytes).ok().map(Arc::new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault_disk::FaultDisk;
+    use super::super::testing::schema;
+    use super::*;
+    use std::path::Path;
+
+    /// A manifest as version 1 wrote it; every later version must read it.
+    const FIXTURE: &[u8] = include_bytes!("fixtures/manifest-1");
+
+    fn example() -> Manifest {
+        let segment = SegmentManifest {
+            file: "t7-p0-00000000000000000005.arrow".to_owned(),
+            offset_start: Offset::new(5),
+            rows: RowCount::new(10),
+            bytes: 1_234,
+            compression: Compression::Lz4,
+            end: SegmentEnd { bytes: 300, crc: 0xdead_beef },
+            rowtime: Some((-1, 2)),
+        };
+        let empty = PartitionManifest { offset_start: Offset::ZERO, offset_next: Offset::ZERO, segments: Vec::new() };
+        let partition =
+            PartitionManifest { offset_start: Offset::new(5), offset_next: Offset::new(15), segments: vec![segment] };
+        let topic = TopicManifest {
+            topic: TopicId::new(7),
+            compression: Compression::Zstd,
+            schema: encode_schema(&schema()),
+            partitions: vec![partition, empty],
+        };
+        let index = ManifestIndex {
+            shard: ShardId::new(3),
+            published: EntryIndex::new(99),
+            topics: vec![topic],
+            removed: vec!["t1-p0-00000000000000000000.arrow".to_owned()],
+        };
+        Manifest { index, applied: Bytes::from_static(b"applied"), extra: Bytes::from_static(b"extra\0") }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let disk = FaultDisk::new();
+        let dir = Path::new("/shard");
+        disk.create_dir_all(dir).unwrap();
+        assert_eq!(Manifest::read(&disk, dir).unwrap(), None);
+        example().replace(&disk, dir).unwrap();
+        let read = Manifest::read(&disk, dir).unwrap().unwrap();
+        assert_eq!(read, example());
+        assert_eq!(read.index.topics[0].storage().unwrap().schema, schema());
+        assert!(!disk.exists(&dir.join(MANIFEST_TMP)).unwrap());
+    }
+
+    #[test]
+    fn the_first_version_opens() {
+        assert_eq!(Manifest::decode(&Bytes::from_static(FIXTURE)).unwrap(), example());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        let good = example().encode().unwrap();
+        for position in 0..good.len() {
+            let mut bad = good.clone();
+            bad[position] ^= 1 << (position % 8);
+            let found = Manifest::decode(&Bytes::from(bad));
+            assert!(matches!(found, Err(StorageError::Corrupt { .. })), "byte {position}: {found:?}");
+            let cut = Manifest::decode(&Bytes::from(good[..position].to_vec()));
+            assert!(matches!(cut, Err(StorageError::Corrupt { .. })), "length {position}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_later_version_is_refused() {
+        let mut later = example().encode().unwrap();
+        later[8] = 2;
+        let crc = checksum(&later).to_le_bytes();
+        later[12..16].copy_from_slice(&crc);
+        let found = Manifest::decode(&Bytes::from(later));
+        assert!(matches!(found, Err(StorageError::Newer { version: 2, supported: 1, .. })), "{found:?}");
+    }
+}

@@ -24,6 +24,8 @@ mod segment_writer;
 pub mod shard_store;
 pub mod statistics;
 mod tail;
+#[cfg(test)]
+mod testing;
 pub mod wal;
 
 pub use batch::{StoredBatch, TopicStorage};

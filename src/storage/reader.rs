@@ -102,3 +102,114 @@ impl PartitionReader {
         view.batch_at(self.position, self.projection.as_deref())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault_disk::FaultDisk;
+    use super::super::shard_store::ShardStore;
+    use super::super::testing::{dense, numbers, rows, topic};
+    use super::*;
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use millstream_catalog::model::{EntryIndex, PartitionId, ShardId, TopicId};
+    use millstream_catalog::relation::Compression;
+    use std::ops::Range;
+    use std::path::Path;
+
+    const ALL: ByteSize = ByteSize::new(u64::MAX);
+
+    struct Fixture {
+        store: ShardStore,
+        index: EntryIndex,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let (mut store, _) =
+                ShardStore::open(Arc::new(FaultDisk::new()), Path::new("/s"), ShardId::new(1)).unwrap();
+            store.create_topic(topic(1, 1, Compression::Lz4));
+            Self { store, index: EntryIndex::new(0) }
+        }
+
+        fn publish(&mut self, offsets: Range<u64>) {
+            self.index = self.index.next();
+            self.store.append(self.index, TopicId::new(1), PartitionId::new(0), rows(offsets)).unwrap();
+            self.store.publish(self.index);
+        }
+
+        fn seal(&mut self) {
+            let sealed = self.store.seal(Bytes::new(), Bytes::new()).run().unwrap();
+            self.store.install(sealed);
+        }
+
+        fn reader(&self, position: u64) -> PartitionReader {
+            let partition = self.store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap();
+            PartitionReader::new(partition, Offset::new(position))
+        }
+    }
+
+    #[test]
+    fn every_row_comes_once_through_seals_and_small_reads() {
+        let mut fixture = Fixture::new();
+        let mut reader = fixture.reader(3);
+        assert!(reader.next_ready(100, ALL).unwrap().is_none());
+        let mut read = Vec::new();
+        for part in 0..12 {
+            fixture.publish(part * 7..part * 7 + 7);
+            if part % 4 == 3 {
+                fixture.seal();
+            }
+            for _ in 0..3 {
+                read.extend(reader.next_ready(3, ALL).unwrap());
+            }
+        }
+        while let Some(batch) = reader.next_ready(3, ALL).unwrap() {
+            assert!(batch.batch.num_rows() <= 3);
+            read.push(batch);
+        }
+        assert_eq!(dense(3, read), (3..84).collect::<Vec<_>>());
+        assert_eq!(reader.position(), Offset::new(84));
+    }
+
+    #[test]
+    fn bytes_bound_a_read_but_one_row_always_comes() {
+        let mut fixture = Fixture::new();
+        fixture.publish(0..100);
+        let mut reader = fixture.reader(0);
+        let all = batch_bytes(&rows(0..100)).value();
+        let half = reader.next_ready(100, ByteSize::new(all / 2 + 1)).unwrap().unwrap();
+        assert!((20..=50).contains(&half.batch.num_rows()), "{}", half.batch.num_rows());
+        assert_eq!(reader.next_ready(100, ByteSize::ZERO).unwrap().unwrap().batch.num_rows(), 1);
+    }
+
+    #[test]
+    fn a_projected_reader_reads_its_columns() {
+        let mut fixture = Fixture::new();
+        fixture.publish(0..10);
+        fixture.seal();
+        fixture.publish(10..20);
+        let mut reader = fixture.reader(5).with_projection(vec![3, 0]);
+        assert_eq!(reader.next_ready(100, ALL).unwrap().unwrap().batch, rows(5..10).project(&[3, 0]).unwrap());
+        assert_eq!(reader.next_ready(100, ALL).unwrap().unwrap().batch, rows(10..20).project(&[3, 0]).unwrap());
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_rows_are_published_or_the_topic_is_dropped() {
+        let mut fixture = Fixture::new();
+        let mut reader = fixture.reader(0);
+        assert!(reader.wait().now_or_never().is_none());
+        fixture.publish(0..2);
+        reader.wait().await;
+        reader.wait().await;
+        assert_eq!(numbers(&reader.next_ready(10, ALL).unwrap().unwrap().batch), [0, 1]);
+        assert!(reader.wait().now_or_never().is_none());
+        fixture.seal();
+        assert!(reader.wait().now_or_never().is_none());
+        fixture.publish(2..3);
+        fixture.store.drop_topic(TopicId::new(1));
+        reader.wait().await;
+        assert_eq!(numbers(&reader.next_ready(10, ALL).unwrap().unwrap().batch), [2]);
+        reader.wait().await;
+        assert!(matches!(reader.next_ready(10, ALL), Err(StorageError::Dropped { .. })));
+    }
+}

@@ -39,7 +39,7 @@ pub(crate) fn recover(disk: &dyn Disk, dir: &Path, shard: ShardId) -> Result<Rec
     let segments = dir.join(SEGMENTS);
     disk.create_dir_all(&segments).map_err(failed)?;
     disk.sync_dir(dir).map_err(failed)?;
-    if let Some(parent) = dir.parent() {
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         disk.sync_dir(parent).map_err(failed)?;
     }
     let manifest = Manifest::read(disk, dir)?;
@@ -101,18 +101,20 @@ fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Resul
         .collect();
     let removed: HashSet<&str> = index.iter().flat_map(|index| &index.removed).map(String::as_str).collect();
     let segments = dir.join(SEGMENTS);
+    let mut is_changed = false;
     for entry in disk.list(&segments)? {
         let name = entry.name.as_str();
         if listed.contains(name) {
             continue;
         }
+        is_changed = true;
         if !entry.is_dir && (removed.contains(name) || name.ends_with(TMP)) {
             disk.remove(&segments.join(name))?;
         } else {
             move_aside(disk, dir, name)?;
         }
     }
-    Ok(())
+    if is_changed { disk.sync_dir(&segments) } else { Ok(()) }
 }
 
 fn move_aside(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {
@@ -126,6 +128,5 @@ fn move_aside(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {
     }
     tracing::warn!(file = name, "file in the segment directory is not in the manifest; moved to \"unknown\"");
     disk.rename(&dir.join(SEGMENTS).join(name), &to)?;
-    disk.sync_dir(&unknown)?;
-    disk.sync_dir(&dir.join(SEGMENTS))
+    disk.sync_dir(&unknown)
 }

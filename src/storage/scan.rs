@@ -145,9 +145,10 @@ impl Iterator for PartitionScan {
 
 /// Decides which batches are read.
 fn plan(view: &PartitionView, request: &ScanRequest, counts: &mut ScanCounts) -> Vec<Source> {
+    let is_empty = request.offsets.is_empty();
     let wanted = |start: Offset, end: Offset, rowtime: Option<RowtimeRange>| {
         let offsets = start < request.offsets.end && end > request.offsets.start;
-        offsets && request.rowtime.is_none_or(|bounds| rowtime.is_none_or(|range| range.meets(bounds)))
+        !is_empty && offsets && request.rowtime.is_none_or(|bounds| rowtime.is_none_or(|range| range.meets(bounds)))
     };
     let mut sources = Vec::new();
     for segment in view.segments.iter() {
@@ -203,4 +204,115 @@ pub(crate) fn project(
     let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
         .map_err(|e| StorageError::Schema { what: format!("no such column to project: {e}") })?;
     Ok(StoredBatch { offset_start: stored.offset_start, batch, entries: stored.entries.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::TopicStorage;
+    use super::super::fault_disk::FaultDisk;
+    use super::super::shard_store::ShardStore;
+    use super::super::testing::{dense, rows, schema, topic};
+    use super::*;
+    use bytes::Bytes;
+    use millstream_catalog::model::{EntryIndex, PartitionId, RowCount, ShardId, TopicId};
+    use millstream_catalog::relation::Compression;
+    use std::path::Path;
+
+    /// Segments with offsets 0..10 and 10..20, and 20..30 in memory; row n has event time 10 n.
+    fn view() -> Arc<PartitionView> {
+        let disk = Arc::new(FaultDisk::new());
+        let (mut store, _) = ShardStore::open(disk, Path::new("/s"), ShardId::new(1)).unwrap();
+        store.create_topic(TopicStorage { compression: Compression::Lz4, ..topic(1, 1, Compression::None) });
+        for part in 0..3 {
+            let index = EntryIndex::new(part + 1);
+            let numbers = part * 10..part * 10 + 10;
+            store.append(index, TopicId::new(1), PartitionId::new(0), rows(numbers)).unwrap();
+            store.publish(index);
+            if part < 2 {
+                let sealed = store.seal(Bytes::new(), Bytes::new()).run().unwrap();
+                store.install(sealed);
+            }
+        }
+        store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view()
+    }
+
+    fn read(view: &PartitionView, request: ScanRequest) -> (Vec<StoredBatch>, ScanCounts) {
+        let scan = view.scan(request);
+        let counts = scan.counts();
+        (scan.map(Result::unwrap).collect(), counts)
+    }
+
+    #[test]
+    fn offsets_are_exact_and_skip_what_is_outside() {
+        let view = view();
+        for start in 0..31 {
+            for end in start..32 {
+                let offsets = Offset::new(start)..Offset::new(end);
+                let (batches, counts) = read(&view, ScanRequest { offsets, ..ScanRequest::all() });
+                assert_eq!(dense(start, batches), (start..end.min(30)).collect::<Vec<_>>());
+                let meets = |low: u64, high: u64| usize::from(start < high && end > low && start < end);
+                assert_eq!(counts.segments_read, meets(0, 10) + meets(10, 20), "{start}..{end}");
+                assert_eq!(counts.segments_read + counts.segments_skipped, 2);
+                assert_eq!(counts.batches_read, counts.segments_read + meets(20, 30));
+                assert_eq!(counts.batches_read + counts.batches_skipped, 3);
+            }
+        }
+    }
+
+    #[test]
+    fn event_times_skip_segments_and_batches_at_their_bounds() {
+        let view = view();
+        let at = |micros: i64| Some(Timestamp::from_micros(micros));
+        for (bounds, read_parts) in [
+            ((at(89), at(99)), [true, false, false]),
+            ((at(90), at(100)), [true, true, false]),
+            ((at(91), at(101)), [false, true, false]),
+            ((at(189), at(199)), [false, true, false]),
+            ((at(190), at(200)), [false, true, true]),
+            ((at(191), None), [false, false, true]),
+            ((at(291), None), [false, false, false]),
+            ((None, at(-1)), [false, false, false]),
+            ((None, at(0)), [true, false, false]),
+            ((None, None), [true, true, true]),
+        ] {
+            let (batches, counts) = read(&view, ScanRequest { rowtime: Some(bounds), ..ScanRequest::all() });
+            let starts: Vec<u64> = batches.iter().map(|batch| batch.offset_start.value()).collect();
+            let expected: Vec<u64> = (0..3).filter(|part| read_parts[*part as usize]).map(|part| part * 10).collect();
+            assert_eq!(starts, expected, "{bounds:?}");
+            assert_eq!(counts.segments_read, read_parts[..2].iter().filter(|read| **read).count());
+            assert_eq!(counts.batches_skipped, 3 - starts.len());
+        }
+    }
+
+    #[test]
+    fn batches_are_cut_only_where_they_are_too_long() {
+        let view = view();
+        for (batch_rows, sizes) in
+            [(9, &[9, 1, 9, 1, 9, 1][..]), (10, &[10, 10, 10]), (11, &[10, 10, 10]), (4, &[4, 4, 2, 4, 4, 2, 4, 4, 2])]
+        {
+            let (batches, _) = read(&view, ScanRequest { batch_rows, ..ScanRequest::all() });
+            let found: Vec<usize> = batches.iter().map(|batch| batch.batch.num_rows()).collect();
+            assert_eq!(found, sizes);
+            assert_eq!(dense(0, batches), (0..30).collect::<Vec<_>>());
+        }
+        let (batches, _) = read(&view, ScanRequest { batch_rows: 0, ..ScanRequest::all() });
+        assert_eq!(batches.len(), 30);
+    }
+
+    #[test]
+    fn projections_hold_for_segments_and_memory() {
+        let view = view();
+        for projection in [vec![3, 0], vec![], vec![1, 1]] {
+            let request = ScanRequest { projection: Some(projection.clone()), ..ScanRequest::all() };
+            assert_eq!(*view.scan(request.clone()).schema().as_ref(), schema().project(&projection).unwrap());
+            for stored in read(&view, request).0 {
+                let start = stored.offset_start.value();
+                assert_eq!(stored.batch, rows(start..start + 10).project(&projection).unwrap());
+                assert_eq!(stored.entries.rows(), RowCount::new(10));
+            }
+        }
+        let mut refused = view.scan(ScanRequest { projection: Some(vec![4]), ..ScanRequest::all() });
+        assert!(matches!(refused.next(), Some(Err(StorageError::Schema { .. }))));
+        assert!(refused.next().is_none());
+    }
 }

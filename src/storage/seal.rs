@@ -168,15 +168,22 @@ impl SealJob {
         Segment::open(&*self.disk, dir, name, &expected).map(Some)
     }
 
-    /// Unlinks files of dropped topics; those that are gone, now or before.
+    /// Unlinks files of dropped topics; gives those that are gone for good.
     fn remove_dropped(&self) -> Vec<String> {
+        if self.removing.is_empty() {
+            return Vec::new();
+        }
         let dir = self.dir.join(SEGMENTS);
         let mut gone = self.removing.clone();
         gone.retain(|file| match self.disk.remove(&dir.join(file)) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         });
-        gone
+        match self.disk.sync_dir(&dir) {
+            Ok(()) => gone,
+            // They may come back; the next manifest lists them once more.
+            Err(_) => Vec::new(),
+        }
     }
 }
 

@@ -298,3 +298,217 @@ impl fmt::Debug for Segment {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault_disk::FaultDisk;
+    use super::super::segment_writer::{SegmentPlan, SegmentWritten, write_segment};
+    use super::super::tail::TailBatch;
+    use super::super::testing::{dense, numbers, rows, schema, tail_batch};
+    use super::*;
+    use arrow::array::{Array, AsArray};
+    use arrow::ipc::reader::FileReader;
+    use millstream_catalog::model::Timestamp;
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    /// A segment as version 1 wrote it, of offsets 10 to 29; every later version must read it.
+    const FIXTURE: &[u8] = include_bytes!("fixtures/segment-1.arrow");
+    /// Bytes and CRC-32C of its end, as the manifest had them.
+    const FIXTURE_END: (u64, u32) = (962, 2_741_531_880);
+    const NAME: &str = "t4-p2-00000000000000000010.arrow";
+
+    fn dir() -> &'static Path {
+        Path::new("/segments")
+    }
+
+    fn write(disk: &FaultDisk, batches: &[Arc<TailBatch>], compression: Compression) -> SegmentWritten {
+        disk.create_dir_all(dir()).unwrap();
+        let (topic, partition, schema) = (TopicId::new(4), PartitionId::new(2), &schema());
+        let plan = SegmentPlan { topic, partition, schema, compression, batches };
+        write_segment(disk.create(&dir().join(NAME)).unwrap(), &plan).unwrap()
+    }
+
+    fn open(
+        disk: &FaultDisk,
+        offsets: Range<u64>,
+        written: SegmentWritten,
+        compression: Compression,
+    ) -> Result<Segment, StorageError> {
+        let expected = SegmentExpected {
+            topic: TopicId::new(4),
+            partition: PartitionId::new(2),
+            offset_start: Offset::new(offsets.start),
+            rows: RowCount::new(offsets.end - offsets.start),
+            bytes: written.bytes,
+            end: written.end,
+            compression,
+            schema: &schema(),
+        };
+        Segment::open(disk, dir(), NAME.to_owned(), &expected)
+    }
+
+    fn sealed(batches: Vec<TailBatch>, compression: Compression) -> (FaultDisk, Segment, SegmentWritten) {
+        let disk = FaultDisk::new();
+        let batches: Vec<Arc<TailBatch>> = batches.into_iter().map(Arc::new).collect();
+        let written = write(&disk, &batches, compression);
+        let start = batches[0].stored.offset_start.value();
+        let end = batches.last().unwrap().offset_end().value();
+        let segment = open(&disk, start..end, written, compression).unwrap();
+        (disk, segment, written)
+    }
+
+    fn read_all(segment: &Segment) -> Result<Vec<StoredBatch>, StorageError> {
+        (0..segment.blocks()).map(|block| segment.read(block, None, &schema())).collect()
+    }
+
+    #[test]
+    fn rows_and_entries_come_back_with_every_compression() {
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let batches = vec![tail_batch(10..15, 3), tail_batch(15..16, 5), tail_batch(16..30, 6)];
+            let (_disk, segment, _) = sealed(batches, compression);
+            let read = read_all(&segment).unwrap();
+            assert_eq!(dense(10, read.clone()), (10..30).collect::<Vec<_>>());
+            let runs: Vec<(u64, u64)> = read[0].entries.iter().map(|(i, n)| (i.value(), n.value())).collect();
+            assert_eq!(runs, [(3, 5), (5, 1), (6, 14)]);
+            for (cut, end) in [(2, 10), (3, 15), (4, 15), (5, 16), (6, 30), (7, 30)] {
+                assert_eq!(segment.offset_end_at(EntryIndex::new(cut)), Offset::new(end), "cut {cut}");
+            }
+            let range = RowtimeRange { first: Timestamp::from_micros(100), last: Timestamp::from_micros(290) };
+            assert_eq!(segment.rowtime(), Some(range));
+            assert_eq!(segment.columns()[0].max.as_deref(), Some("29"));
+            assert_eq!(segment.columns()[1].nulls, 4);
+        }
+    }
+
+    #[test]
+    fn an_arrow_reader_opens_a_segment() {
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let (disk, _, _) = sealed(vec![tail_batch(10..30, 1)], compression);
+            let bytes = disk.map(&dir().join(NAME)).unwrap().to_vec();
+            let reader = FileReader::try_new(Cursor::new(bytes), None).unwrap();
+            assert_eq!(reader.schema(), schema());
+            let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
+            assert_eq!(batches, [rows(10..30)]);
+        }
+    }
+
+    #[test]
+    fn the_first_version_opens() {
+        let disk = FaultDisk::new();
+        disk.create_dir_all(dir()).unwrap();
+        disk.create(&dir().join(NAME)).unwrap().write_at(FIXTURE, 0).unwrap();
+        let end = SegmentEnd { bytes: FIXTURE_END.0, crc: FIXTURE_END.1 };
+        let written = SegmentWritten { bytes: FIXTURE.len() as u64, end };
+        let segment = open(&disk, 10..30, written, Compression::Zstd).unwrap();
+        assert_eq!(dense(10, read_all(&segment).unwrap()), (10..30).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_same_rows_in_other_batches_are_the_same_file() {
+        let file = |cuts: &[u64]| {
+            let batches = cuts.windows(2).map(|cut| tail_batch(cut[0]..cut[1], 1 + cut[0] / 100)).collect();
+            let (disk, _, _) = sealed(batches, Compression::None);
+            disk.map(&dir().join(NAME)).unwrap().to_vec()
+        };
+        let fine: Vec<u64> = (0..=70).map(|i| i * 10).collect();
+        assert!(file(&fine) == file(&[0, 100, 200, 300, 400, 500, 600, 700]));
+    }
+
+    #[test]
+    fn uncompressed_columns_point_into_the_map() {
+        let (_disk, segment, _) = sealed(vec![tail_batch(10..1_000, 1)], Compression::None);
+        let map = segment.map.as_slice().as_ptr_range();
+        let batch = segment.read(0, None, &schema()).unwrap().batch;
+        for column in batch.columns() {
+            for buffer in column.to_data().buffers() {
+                assert!(map.contains(&buffer.as_ptr()), "{}", column.data_type());
+            }
+        }
+    }
+
+    #[test]
+    fn projections_decode_their_columns_only() {
+        for compression in [Compression::None, Compression::Lz4] {
+            let (_disk, segment, _) = sealed(vec![tail_batch(10..30, 1)], compression);
+            let project = |columns: &[usize]| {
+                let projected = Arc::new(schema().project(columns).unwrap());
+                segment.read(0, Some(columns), &projected).unwrap().batch
+            };
+            for columns in [&[3, 0][..], &[1, 1], &[]] {
+                assert_eq!(project(columns), rows(10..30).project(columns).unwrap());
+            }
+            let kept: Vec<bool> = segment.blocks[0].columns.iter().map(|kept| kept.get().is_some()).collect();
+            match compression {
+                Compression::None => assert_eq!(kept, [true, true, false, true]),
+                _ => assert!(kept.is_empty()),
+            }
+            let _ = project(&[0]).column(0).as_primitive::<arrow::datatypes::Int64Type>();
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found_and_named() {
+        let (disk, _, written) = sealed(vec![tail_batch(10..13, 1)], Compression::None);
+        for position in 0..written.bytes {
+            let bit = (position % 8) as u8;
+            disk.flip_bit(&dir().join(NAME), position, bit).unwrap();
+            let found = open(&disk, 10..13, written, Compression::None).and_then(|segment| read_all(&segment));
+            match found {
+                Err(StorageError::Corrupt { file, .. }) => assert_eq!(file, NAME),
+                other => panic!("byte {position}: {other:?}"),
+            }
+            disk.flip_bit(&dir().join(NAME), position, bit).unwrap();
+        }
+    }
+
+    #[test]
+    fn other_blocks_of_a_damaged_segment_stay_readable() {
+        let rows_max = 65_536;
+        let batches = (0..3).map(|i| tail_batch(i * 50_000..(i + 1) * 50_000, i + 1)).collect();
+        let (disk, segment, written) = sealed(batches, Compression::Lz4);
+        assert_eq!(segment.blocks(), 3);
+        let damaged = segment.footer.blocks[1].position;
+        disk.flip_bit(&dir().join(NAME), damaged + 1_000, 3).unwrap();
+        let segment = open(&disk, 0..150_000, written, Compression::Lz4).unwrap();
+        let read = |block| segment.read(block, None, &schema());
+        assert_eq!(numbers(&read(0).unwrap().batch).len(), rows_max);
+        assert!(matches!(read(1), Err(StorageError::Corrupt { position, .. }) if position == damaged));
+        assert_eq!(read(2).unwrap().offset_start, Offset::new(131_072));
+        assert_eq!(segment.block_at(Offset::new(131_071)), 1);
+        assert_eq!(segment.block_at(Offset::new(131_072)), 2);
+    }
+
+    #[test]
+    fn large_rows_make_blocks_of_fewer_rows() {
+        let wide = "x".repeat(12 << 20);
+        let columns: Vec<ArrayRef> = vec![
+            rows(0..3).column(0).clone(),
+            Arc::new(arrow::array::StringArray::from(vec![wide.as_str(); 3])),
+            rows(0..3).column(2).clone(),
+            rows(0..3).column(3).clone(),
+        ];
+        let batch = RecordBatch::try_new(schema(), columns).unwrap();
+        let (_disk, segment, _) =
+            sealed(vec![TailBatch::new(Offset::ZERO, batch, EntryIndex::new(1))], Compression::Zstd);
+        let blocks: Vec<u64> = (0..segment.blocks()).map(|block| segment.footer.blocks[block].rows.value()).collect();
+        assert_eq!(blocks, [1, 2]);
+        assert_eq!(segment.columns()[1].max, None);
+    }
+
+    #[test]
+    fn another_length_or_another_segment_is_refused() {
+        let (disk, _, written) = sealed(vec![tail_batch(10..30, 1)], Compression::None);
+        let longer = SegmentWritten { bytes: written.bytes + 1, ..written };
+        for found in [
+            open(&disk, 10..30, longer, Compression::None),
+            open(&disk, 10..29, written, Compression::None),
+            open(&disk, 11..31, written, Compression::None),
+        ] {
+            assert!(matches!(found, Err(StorageError::Corrupt { .. })), "{found:?}");
+        }
+        disk.remove(&dir().join(NAME)).unwrap();
+        let found = open(&disk, 10..30, written, Compression::None);
+        assert!(matches!(found, Err(StorageError::Missing { file }) if file == NAME));
+    }
+}

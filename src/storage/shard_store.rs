@@ -265,3 +265,7 @@ impl ShardStore {
 fn less(from: ByteSize, bytes: ByteSize) -> ByteSize {
     ByteSize::new(from.value().saturating_sub(bytes.value()))
 }
+
+#[cfg(test)]
+#[path = "shard_store_tests.rs"]
+mod tests;

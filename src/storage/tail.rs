@@ -153,3 +153,75 @@ fn merge_neighbours(batches: Vec<Arc<TailBatch>>) -> Vec<Arc<TailBatch>> {
     }
     merged
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dense, tail_batch};
+    use super::*;
+    use millstream_catalog::model::Timestamp;
+    use proptest::prelude::*;
+
+    fn stored(tail: &Tail) -> Vec<StoredBatch> {
+        tail.batches().iter().map(|batch| batch.stored.clone()).collect()
+    }
+
+    #[test]
+    fn single_rows_become_few_batches() {
+        let mut tail = Tail::default();
+        for offset in 0..5_000 {
+            tail.extend(vec![tail_batch(offset..offset + 1, offset + 1)]);
+            assert!(tail.batches().len() <= (FAN - 1) * 5, "{} batches of {offset} rows", tail.batches().len());
+        }
+        assert_eq!(dense(0, stored(&tail)), (0..5_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn merged_batches_keep_entries_ranges_and_bytes() {
+        let mut tail = Tail::default();
+        let parts: Vec<TailBatch> = (0..8).map(|i| tail_batch(i * 2..i * 2 + 2, i + 10)).collect();
+        let bytes: u64 = parts.iter().map(|part| part.bytes.value()).sum();
+        for part in parts {
+            tail.extend(vec![part]);
+        }
+        let [only] = tail.batches() else { panic!("{} batches", tail.batches().len()) };
+        assert_eq!((only.entry_first.value(), only.entry_last.value()), (10, 17));
+        let range = RowtimeRange { first: Timestamp::from_micros(0), last: Timestamp::from_micros(150) };
+        assert_eq!(only.rowtime, Some(range));
+        assert_eq!(only.bytes.value(), bytes);
+        assert_eq!(only.stored.entries.rows_upto(EntryIndex::new(12)).value(), 6);
+    }
+
+    #[test]
+    fn full_batches_are_left_alone() {
+        let mut tail = Tail::default();
+        for part in 0..20 {
+            tail.extend(vec![tail_batch(part * 40_000..(part + 1) * 40_000, part + 1)]);
+        }
+        assert_eq!(tail.batches().len(), 20);
+    }
+
+    #[test]
+    fn rows_published_together_are_merged_at_once() {
+        let mut tail = Tail::default();
+        tail.extend((0..64).map(|offset| tail_batch(offset..offset + 1, 1 + offset)).collect());
+        assert_eq!(tail.batches().len(), 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_sizes_stay_in_order_and_few(sizes in prop::collection::vec(
+            prop_oneof![4 => 1u64..4, 2 => 4u64..300, 1 => 300u64..9_000], 1..120,
+        )) {
+            let mut tail = Tail::default();
+            let mut next = 0;
+            for (entry, size) in (1..).zip(&sizes) {
+                tail.extend(vec![tail_batch(next..next + size, entry)]);
+                next += size;
+            }
+            let full = 2 * next as usize / 32_768 + 1;
+            prop_assert!(tail.batches().len() <= (FAN - 1) * 5 + full, "{} batches", tail.batches().len());
+            prop_assert_eq!(dense(0, stored(&tail)), (0..next).collect::<Vec<_>>());
+        }
+    }
+}

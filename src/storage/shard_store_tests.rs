@@ -1,0 +1,554 @@
+//! Tests of the store as a whole: against a naive model, under crashes, and beside concurrent readers.
+//!
+//! Leaves out what one module can show by itself. The model shares no code with the store.
+
+use super::super::fault_disk::FaultDisk;
+use super::super::scan::ScanRequest;
+use super::super::testing::{dense, numbers, rows, topic};
+use super::*;
+use millstream_catalog::model::RowCount;
+use millstream_catalog::relation::Compression;
+use proptest::prelude::*;
+use std::ops::Range;
+
+const DIR: &str = "/data/shard-1";
+
+fn open(disk: &FaultDisk) -> Result<(ShardStore, Option<ManifestState>), StorageError> {
+    ShardStore::open(Arc::new(disk.clone()), Path::new(DIR), ShardId::new(1))
+}
+
+fn fresh() -> (FaultDisk, ShardStore) {
+    let disk = FaultDisk::new();
+    let (store, state) = open(&disk).unwrap();
+    assert_eq!(state, None);
+    (disk, store)
+}
+
+fn entry(index: u64) -> EntryIndex {
+    EntryIndex::new(index)
+}
+
+fn append(store: &mut ShardStore, index: u64, topic: u64, partition: u32, numbers: Range<u64>) -> u64 {
+    let (topic, partition) = (TopicId::new(topic), PartitionId::new(partition));
+    store.append(entry(index), topic, partition, rows(numbers)).unwrap().value()
+}
+
+fn seal(store: &mut ShardStore, applied: u64) -> Result<(), StorageError> {
+    let state = Bytes::from(applied.to_string());
+    let sealed = store.seal(state.clone(), state).run()?;
+    store.install(sealed);
+    Ok(())
+}
+
+fn read(store: &ShardStore, topic: u64, partition: u32) -> Vec<u64> {
+    let partition = store.partitions().get(TopicId::new(topic), PartitionId::new(partition)).unwrap();
+    dense(0, partition.view().scan(ScanRequest::all()).map(Result::unwrap))
+}
+
+fn files(disk: &FaultDisk, dir: &str) -> Vec<String> {
+    let listed = disk.list(&Path::new(DIR).join(dir)).unwrap_or_default();
+    listed.into_iter().map(|entry| entry.name).collect()
+}
+
+#[test]
+fn rows_are_visible_only_after_publish_of_their_entry() {
+    let (_disk, mut store) = fresh();
+    store.create_topic(topic(1, 2, Compression::None));
+    let partitions = store.partitions();
+    let mut applied = partitions.subscribe_applied();
+    assert_eq!(append(&mut store, 5, 1, 0, 0..3), 0);
+    assert_eq!(append(&mut store, 5, 1, 1, 0..1), 0);
+    assert_eq!(append(&mut store, 6, 1, 0, 3..5), 3);
+    assert_eq!(read(&store, 1, 0), [0u64; 0]);
+    store.publish(entry(5));
+    assert_eq!((read(&store, 1, 0), read(&store, 1, 1)), (vec![0, 1, 2], vec![0]));
+    assert_eq!((partitions.applied(), *applied.borrow_and_update()), (entry(5), entry(5)));
+    store.publish(entry(9));
+    assert_eq!(read(&store, 1, 0), [0, 1, 2, 3, 4]);
+    assert_eq!(partitions.applied(), entry(9));
+    let out_of_order = store.append(entry(9), TopicId::new(1), PartitionId::new(0), rows(0..1));
+    assert!(matches!(out_of_order, Err(StorageError::OutOfOrder { .. })));
+    let nowhere = store.append(entry(10), TopicId::new(1), PartitionId::new(2), rows(0..1));
+    assert!(matches!(nowhere, Err(StorageError::NoPartition { .. })));
+}
+
+#[test]
+fn large_appends_are_cut_without_a_copy() {
+    let (_disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    let batch = rows(0..150_000);
+    let ids = batch.column(0).to_data().buffers()[0].as_slice().as_ptr_range();
+    store.append(entry(1), TopicId::new(1), PartitionId::new(0), batch).unwrap();
+    store.publish(entry(1));
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let sizes: Vec<usize> = view.in_memory().map(|batch| batch.stored.batch.num_rows()).collect();
+    assert_eq!(sizes, [65_536, 65_536, 18_928]);
+    for batch in view.in_memory() {
+        assert!(ids.contains(&batch.stored.batch.column(0).to_data().buffers()[0].as_slice().as_ptr()));
+    }
+}
+
+#[test]
+fn cuts_are_consistent_over_partitions_before_and_after_a_seal() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 2, Compression::Lz4));
+    for index in 1..=20 {
+        append(&mut store, index, 1, 0, index * 3 - 3..index * 3);
+        append(&mut store, index, 1, 1, index - 1..index);
+        store.publish(entry(index));
+    }
+    let check = |store: &ShardStore| {
+        let partition = |id| store.partitions().get(TopicId::new(1), PartitionId::new(id)).unwrap().view();
+        for cut in 0..25u64 {
+            assert_eq!(partition(0).offset_end_at(entry(cut)).value(), cut.min(20) * 3, "cut {cut}");
+            assert_eq!(partition(1).offset_end_at(entry(cut)).value(), cut.min(20), "cut {cut}");
+        }
+    };
+    check(&store);
+    let job = store.seal(Bytes::new(), Bytes::new());
+    check(&store);
+    let sealed = job.run().unwrap();
+    store.install(sealed);
+    check(&store);
+    check(&open(&disk).unwrap().0);
+}
+
+#[test]
+fn what_is_appended_while_a_seal_runs_stays_readable_and_goes_with_the_next() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..4);
+    let job = store.seal(Bytes::from("a"), Bytes::new());
+    assert_eq!(read(&store, 1, 0), [0, 1, 2, 3], "a seal publishes first");
+    assert!(store.is_sealing() && store.unsealed_bytes() == ByteSize::ZERO);
+    append(&mut store, 2, 1, 0, 4..6);
+    store.publish(entry(2));
+    let old = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let sealed = job.run().unwrap();
+    assert_eq!((sealed.segments(), sealed.published()), (1, entry(1)));
+    store.install(sealed);
+    assert!(!store.is_sealing() && store.frozen_bytes() == ByteSize::ZERO);
+    assert_eq!(read(&store, 1, 0), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(dense(0, old.scan(ScanRequest::all()).map(Result::unwrap)), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(read(&open(&disk).unwrap().0, 1, 0), [0, 1, 2, 3]);
+    seal(&mut store, 2).unwrap();
+    let (again, state) = open(&disk).unwrap();
+    assert_eq!(read(&again, 1, 0), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(state.unwrap().applied, "2");
+    assert_eq!(again.partitions().segments().len(), 2);
+}
+
+#[test]
+fn a_full_disk_keeps_rows_in_memory_until_a_later_seal() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 2, Compression::None));
+    append(&mut store, 1, 1, 0, 0..1_000);
+    append(&mut store, 1, 1, 1, 0..10);
+    let bytes = store.unsealed_bytes();
+    disk.set_capacity(Some(10_000));
+    assert!(matches!(seal(&mut store, 1), Err(StorageError::DiskFull)));
+    assert_eq!(files(&disk, "segments"), [""; 0], "what was written is removed");
+    assert_eq!(store.unsealed_bytes(), bytes);
+    append(&mut store, 2, 1, 0, 1_000..1_001);
+    store.publish(entry(2));
+    assert_eq!(read(&store, 1, 0).len(), 1_001);
+    disk.set_capacity(None);
+    seal(&mut store, 2).unwrap();
+    assert_eq!(store.unsealed_bytes(), ByteSize::ZERO);
+    let (again, _) = open(&disk).unwrap();
+    assert_eq!((read(&again, 1, 0).len(), read(&again, 1, 1).len()), (1_001, 10));
+}
+
+#[test]
+fn files_of_a_dropped_topic_go_after_the_next_manifest() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    store.create_topic(topic(2, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..4);
+    append(&mut store, 1, 2, 0, 0..4);
+    seal(&mut store, 1).unwrap();
+    let held = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap();
+    store.drop_topic(TopicId::new(1));
+    assert!(held.is_dropped() && store.partitions().get(TopicId::new(1), PartitionId::new(0)).is_none());
+    assert_eq!(files(&disk, "segments").len(), 2);
+    seal(&mut store, 2).unwrap();
+    assert_eq!(files(&disk, "segments"), ["t2-p0-00000000000000000000.arrow"]);
+    assert_eq!(dense(0, held.view().scan(ScanRequest::all()).map(Result::unwrap)), [0, 1, 2, 3]);
+    let (again, _) = open(&disk).unwrap();
+    assert_eq!(again.partitions().topics(), [TopicId::new(2)]);
+    assert_eq!(files(&disk, "unknown"), [""; 0]);
+}
+
+#[test]
+fn a_topic_dropped_while_it_is_sealed_leaves_nothing_behind() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..4);
+    let job = store.seal(Bytes::new(), Bytes::new());
+    append(&mut store, 2, 1, 0, 4..8);
+    store.drop_topic(TopicId::new(1));
+    assert_eq!((store.unsealed_bytes(), store.frozen_bytes()), (ByteSize::ZERO, ByteSize::ZERO));
+    let sealed = job.run().unwrap();
+    store.install(sealed);
+    store.publish(entry(3));
+    assert_eq!(files(&disk, "segments").len(), 1);
+    seal(&mut store, 3).unwrap();
+    assert_eq!(files(&disk, "segments"), [""; 0]);
+}
+
+#[test]
+fn missing_segments_and_other_shards_are_refused_with_words() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..4);
+    seal(&mut store, 1).unwrap();
+    let other = ShardStore::open(Arc::new(disk.clone()), Path::new(DIR), ShardId::new(2));
+    assert!(matches!(other, Err(StorageError::Corrupt { file, .. }) if file == "manifest"));
+    let name = files(&disk, "segments").remove(0);
+    disk.remove(&Path::new(DIR).join("segments").join(&name)).unwrap();
+    let error = open(&disk).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), format!("file \"{name}\" is missing"));
+}
+
+#[test]
+fn unknown_files_are_moved_aside_and_temporary_ones_removed() {
+    let (disk, store) = fresh();
+    drop(store);
+    let dir = Path::new(DIR);
+    for round in 0..2 {
+        for name in
+            ["segments/notes.txt", "segments/t9-p0-00000000000000000000.arrow", "segments/x.tmp", "manifest.tmp"]
+        {
+            disk.create(&dir.join(name)).unwrap().write_at(b"x", 0).unwrap();
+        }
+        open(&disk).unwrap();
+        assert_eq!(files(&disk, "segments"), [""; 0]);
+        assert_eq!(files(&disk, "unknown").len(), 2 * (round + 1));
+        assert!(!disk.exists(&dir.join("manifest.tmp")).unwrap());
+    }
+}
+
+#[test]
+fn readers_beside_the_writer_see_dense_prefixes() {
+    let (_disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    let partition = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut seen = 0;
+                while seen < 3_000 {
+                    let view = partition.view();
+                    let end = view.offset_end().value();
+                    assert!(end >= seen);
+                    seen = end;
+                    let start = Offset::new(end.saturating_sub(50));
+                    let request = ScanRequest { offsets: start..Offset::new(u64::MAX), ..ScanRequest::all() };
+                    let read = dense(start.value(), view.scan(request).map(Result::unwrap));
+                    assert_eq!(read, (start.value()..end).collect::<Vec<_>>());
+                }
+            });
+        }
+        for index in 1..=3_000 {
+            append(&mut store, index, 1, 0, index - 1..index);
+            store.publish(entry(index));
+            if index % 700 == 0 {
+                seal(&mut store, index).unwrap();
+            }
+        }
+    });
+}
+
+/// What the store must hold, the slow way.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Model {
+    /// Rows of each partition with their entries, by topic and partition.
+    topics: BTreeMap<u64, Vec<Vec<(u64, u64)>>>,
+    index: u64,
+}
+
+impl Model {
+    fn check(&self, store: &ShardStore) {
+        let partitions = store.partitions();
+        assert_eq!(
+            partitions.topics().iter().map(|t| t.value()).collect::<Vec<_>>(),
+            self.topics.keys().copied().collect::<Vec<_>>()
+        );
+        for (topic, expected) in &self.topics {
+            assert_eq!(partitions.topic(TopicId::new(*topic)).unwrap().len(), expected.len());
+            for (id, rows) in (0..).zip(expected) {
+                let view = partitions.get(TopicId::new(*topic), PartitionId::new(id)).unwrap().view();
+                let stored: Vec<StoredBatch> = view.scan(ScanRequest::all()).map(Result::unwrap).collect();
+                let entries = stored.iter().flat_map(|s| s.entries.iter().collect::<Vec<_>>());
+                let entries: Vec<u64> =
+                    entries.flat_map(|(index, rows)| std::iter::repeat_n(index.value(), rows.as_usize())).collect();
+                assert_eq!(view.rows(), RowCount::of(rows.len()));
+                assert_eq!(dense(0, stored), rows.iter().map(|row| row.0).collect::<Vec<_>>());
+                assert_eq!(entries, rows.iter().map(|row| row.1).collect::<Vec<_>>());
+                for cut in [0, 1, self.index / 2, self.index.saturating_sub(1), self.index, self.index + 1] {
+                    let upto = rows.iter().filter(|row| row.1 <= cut).count();
+                    assert_eq!(view.offset_end_at(entry(cut)).value(), upto as u64, "cut {cut}");
+                }
+            }
+        }
+    }
+}
+
+use super::super::batch::StoredBatch;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Append { topic: usize, partition: u32, rows: u64, is_same_entry: bool },
+    Seal,
+    SealAround { rows: u64 },
+    FailedSeal { steps: u64 },
+    Reopen,
+    Create { partitions: u32 },
+    Drop { topic: usize },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let append = (0..4usize, 0..3u32, prop_oneof![6 => 1u64..4, 1 => 4u64..600], any::<bool>())
+        .prop_map(|(topic, partition, rows, is_same_entry)| Op::Append { topic, partition, rows, is_same_entry });
+    let op = prop_oneof![
+        24 => append,
+        2 => Just(Op::Seal),
+        1 => (1u64..20).prop_map(|rows| Op::SealAround { rows }),
+        1 => (0u64..12).prop_map(|steps| Op::FailedSeal { steps }),
+        2 => Just(Op::Reopen),
+        2 => (1u32..4).prop_map(|partitions| Op::Create { partitions }),
+        1 => (0..4usize).prop_map(|topic| Op::Drop { topic }),
+    ];
+    prop::collection::vec(op, 1..80)
+}
+
+/// The store, its model, and the model as of the last manifest.
+struct Pair {
+    disk: FaultDisk,
+    store: ShardStore,
+    model: Model,
+    sealed: Option<Model>,
+    topic_next: u64,
+    number: u64,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (disk, store) = fresh();
+        Self { disk, store, model: Model::default(), sealed: None, topic_next: 1, number: 0 }
+    }
+
+    fn append(&mut self, topic: usize, partition: u32, rows: u64, is_same_entry: bool) {
+        let Some(topic) = self.model.topics.keys().nth(topic % self.model.topics.len().max(1)).copied() else { return };
+        let count = self.model.topics[&topic].len() as u32;
+        let partition = partition % count;
+        // Two appends of one entry to one partition, and one in between, are one entry's rows all the same.
+        for part in 0..=u32::from(is_same_entry) {
+            let partition = (partition + part) % count;
+            let numbers = self.number..self.number + rows;
+            self.number += rows;
+            let list = &mut self.model.topics.get_mut(&topic).unwrap()[partition as usize];
+            let base = append(&mut self.store, self.model.index + 1, topic, partition, numbers.clone());
+            assert_eq!(base, list.len() as u64);
+            list.extend(numbers.map(|number| (number, self.model.index + 1)));
+        }
+        self.model.index += 1;
+        self.store.publish(entry(self.model.index));
+    }
+
+    fn seal_around(&mut self, rows: u64) {
+        let before = self.model.clone();
+        let state = Bytes::from(before.index.to_string());
+        let job = self.store.seal(state.clone(), state);
+        self.append(0, 0, rows, false);
+        let sealed = job.run().unwrap();
+        self.model.check(&self.store);
+        self.store.install(sealed);
+        self.sealed = Some(before);
+    }
+
+    /// Everything after the last manifest is lost, and is not replayed here.
+    fn reopen(&mut self) {
+        let (store, state) = open(&self.disk).unwrap();
+        self.store = store;
+        self.model = self.sealed.clone().unwrap_or_default();
+        let expected = self.sealed.as_ref().map(|model| Bytes::from(model.index.to_string()));
+        assert_eq!(state.map(|state| state.applied), expected);
+        assert_eq!(self.store.partitions().applied(), entry(self.model.index));
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Append { topic, partition, rows, is_same_entry } => self.append(topic, partition, rows, is_same_entry),
+            Op::Seal => {
+                seal(&mut self.store, self.model.index).unwrap();
+                self.sealed = Some(self.model.clone());
+            }
+            Op::SealAround { rows } => self.seal_around(rows),
+            Op::FailedSeal { steps } => {
+                // A full disk stands for any failure that leaves the node running.
+                self.disk.set_capacity(Some(self.disk.bytes_used() + steps * 100));
+                let result = seal(&mut self.store, self.model.index);
+                self.disk.set_capacity(None);
+                match result {
+                    Ok(()) => self.sealed = Some(self.model.clone()),
+                    Err(error) => assert!(matches!(error, StorageError::DiskFull)),
+                }
+            }
+            Op::Reopen => self.reopen(),
+            Op::Create { partitions } => {
+                self.store.create_topic(topic(self.topic_next, partitions, Compression::Lz4));
+                self.model.topics.insert(self.topic_next, vec![Vec::new(); partitions as usize]);
+                self.topic_next += 1;
+            }
+            Op::Drop { topic } => {
+                let Some(topic) = self.model.topics.keys().nth(topic).copied() else { return };
+                self.store.drop_topic(TopicId::new(topic));
+                self.model.topics.remove(&topic);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn the_store_equals_a_naive_model(ops in ops()) {
+        let mut pair = Pair::new();
+        pair.run(Op::Create { partitions: 2 });
+        for op in ops {
+            let is_large = !matches!(op, Op::Append { .. });
+            pair.run(op);
+            if is_large {
+                pair.model.check(&pair.store);
+            }
+        }
+        pair.model.check(&pair.store);
+        let expected: Vec<String> = pair.store.partitions().segments().iter().map(|s| s.segment.file().to_owned()).collect();
+        seal(&mut pair.store, pair.model.index).unwrap();
+        prop_assert!(expected.iter().all(|file| files(&pair.disk, "segments").contains(file)));
+        prop_assert_eq!(files(&pair.disk, "unknown"), Vec::<String>::new());
+    }
+}
+
+/// A store with one seal behind it, a dropped topic, and rows to seal.
+fn before_second_seal() -> (FaultDisk, ShardStore) {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 2, Compression::None));
+    store.create_topic(topic(2, 1, Compression::Zstd));
+    append(&mut store, 1, 1, 0, 0..40);
+    append(&mut store, 2, 2, 0, 0..40);
+    seal(&mut store, 2).unwrap();
+    store.drop_topic(TopicId::new(2));
+    append(&mut store, 3, 1, 0, 40..90);
+    append(&mut store, 4, 1, 1, 0..30);
+    store.create_topic(topic(3, 1, Compression::Lz4));
+    append(&mut store, 5, 3, 0, 0..5);
+    store.publish(entry(5));
+    (disk, store)
+}
+
+fn check_old_or_new(store: &ShardStore, state: &ManifestState) {
+    assert_eq!(state.applied, state.extra);
+    let topics: Vec<u64> = store.partitions().topics().iter().map(|topic| topic.value()).collect();
+    match state.applied.as_ref() {
+        b"2" => {
+            assert_eq!(topics, [1, 2]);
+            assert_eq!(read(store, 1, 0), (0..40).collect::<Vec<_>>());
+            assert_eq!(read(store, 1, 1), [0u64; 0]);
+            assert_eq!(read(store, 2, 0), (0..40).collect::<Vec<_>>());
+            assert_eq!(store.partitions().applied(), entry(2));
+        }
+        b"5" => {
+            assert_eq!(topics, [1, 3]);
+            assert_eq!(read(store, 1, 0), (0..90).collect::<Vec<_>>());
+            assert_eq!(read(store, 1, 1), (0..30).collect::<Vec<_>>());
+            assert_eq!(read(store, 3, 0), (0..5).collect::<Vec<_>>());
+            assert_eq!(store.partitions().applied(), entry(5));
+        }
+        other => panic!("state {other:?}"),
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_of_a_seal_leaves_the_old_or_the_new_state() {
+    let (disk, mut store) = before_second_seal();
+    let start = disk.steps();
+    seal(&mut store, 5).unwrap();
+    let steps = disk.steps() - start;
+    assert!(steps > 12, "{steps} steps");
+    let mut found = BTreeSet::new();
+    for step in 0..=steps {
+        for seed in 0..24 {
+            let (disk, mut store) = before_second_seal();
+            disk.fail_after(step);
+            let is_done = seal(&mut store, 5).is_ok();
+            let disk = disk.crash(seed * 1_000 + step);
+            let (mut store, state) = open(&disk).unwrap_or_else(|e| panic!("step {step} seed {seed}: {e}"));
+            let state = state.unwrap();
+            check_old_or_new(&store, &state);
+            assert!(!is_done || state.applied == "5", "what is sealed stays sealed");
+            found.insert(state.applied.clone());
+            replay_and_seal_again(&disk, &mut store, &state);
+        }
+    }
+    assert_eq!(found.len(), 2);
+}
+
+/// After the crash the log is replayed and the seal is done again, and crashes may come while opening, too.
+fn replay_and_seal_again(disk: &FaultDisk, store: &mut ShardStore, state: &ManifestState) {
+    if state.applied == "2" {
+        store.drop_topic(TopicId::new(2));
+        append(store, 3, 1, 0, 40..90);
+        append(store, 4, 1, 1, 0..30);
+        store.create_topic(topic(3, 1, Compression::Lz4));
+        append(store, 5, 3, 0, 0..5);
+        store.publish(entry(5));
+    }
+    seal(store, 5).unwrap();
+    let disk = disk.crash(7);
+    let (store, state) = open(&disk).unwrap();
+    check_old_or_new(&store, &state.unwrap());
+    assert_eq!(store.partitions().segments().len(), files(&disk, "segments").len());
+}
+
+#[test]
+fn a_crash_while_opening_is_survived_by_the_next_open() {
+    for step in 0..20 {
+        let (disk, mut store) = before_second_seal();
+        let job = store.seal(Bytes::from("5"), Bytes::from("5"));
+        disk.fail_after(8);
+        assert!(job.run().is_err());
+        let disk = disk.crash(1);
+        disk.fail_after(step);
+        let _ = open(&disk);
+        let disk = disk.crash(step);
+        let (store, state) = open(&disk).unwrap();
+        check_old_or_new(&store, &state.unwrap());
+    }
+}
+
+#[test]
+fn a_failed_sync_of_a_seal_is_told_apart_from_other_failures() {
+    for syncs in 0..4 {
+        let (disk, mut store) = before_second_seal();
+        disk.fail_sync_after(syncs);
+        assert!(matches!(seal(&mut store, 5), Err(StorageError::SyncFailed)), "after {syncs} syncs");
+        let (store, state) = open(&disk.crash(1)).unwrap();
+        check_old_or_new(&store, &state.unwrap());
+    }
+}
+
+#[test]
+fn a_damaged_block_is_an_error_and_never_rows() {
+    let (disk, mut store) = before_second_seal();
+    seal(&mut store, 5).unwrap();
+    let file = Path::new(DIR).join("segments").join("t1-p0-00000000000000000000.arrow");
+    disk.flip_bit(&file, 700, 2).unwrap();
+    let (store, _) = open(&disk).unwrap();
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let mut scan = view.scan(ScanRequest::all());
+    assert!(matches!(scan.next(), Some(Err(StorageError::Corrupt { .. }))));
+    assert_eq!(numbers(&scan.next().unwrap().unwrap().batch), (40..90).collect::<Vec<_>>());
+    assert!(scan.next().is_none());
+}
