@@ -33,8 +33,8 @@ pub struct FaultDisk {
 /// An unsynced change of a file.
 #[derive(Debug, Clone)]
 enum Change {
-    Write { position: u64, bytes: Vec<u8>, is_stranded: bool },
-    Length { len: u64, is_stranded: bool },
+    Write { position: u64, bytes: Vec<u8> },
+    Length { len: u64 },
 }
 
 #[derive(Debug, Clone, Default)]
@@ -151,7 +151,6 @@ impl FaultDisk {
         let state = self.state.lock();
         let mut random = Random(seed);
         let mut names = state.names_durable.clone();
-        // A crash is one of three kinds, so that "nothing lost" and "all lost" are as common as mixtures.
         let policy = random.below(4);
         for naming in &state.namings {
             if keeps(&mut random, policy) {
@@ -176,6 +175,9 @@ impl FaultDisk {
         Self { state: Arc::new(Mutex::new(survivor)) }
     }
 }
+
+/// What a crash keeps: 0 nothing, 1 everything, else a mixture; so that the two ends are as common as what is between.
+const MIXED: u64 = 2;
 
 fn keeps(random: &mut Random, policy: u64) -> bool {
     match policy {
@@ -215,7 +217,7 @@ impl Naming {
 impl Change {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
-            Self::Write { position, bytes: written, .. } => {
+            Self::Write { position, bytes: written } => {
                 let start = to_usize(*position);
                 let end = start.saturating_add(written.len());
                 if bytes.len() < end {
@@ -223,42 +225,25 @@ impl Change {
                 }
                 bytes[start..end].copy_from_slice(written);
             }
-            Self::Length { len, .. } => bytes.resize(to_usize(*len), 0),
+            Self::Length { len } => bytes.resize(to_usize(*len), 0),
         }
     }
 
     fn sectors(&self) -> std::ops::Range<u64> {
         match self {
-            Self::Write { position, bytes, .. } => {
+            Self::Write { position, bytes } => {
                 position / SECTOR_BYTES..(position + bytes.len() as u64).div_ceil(SECTOR_BYTES)
             }
             Self::Length { .. } => 0..0,
         }
     }
-
-    fn is_stranded(&self) -> bool {
-        match self {
-            Self::Write { is_stranded, .. } | Self::Length { is_stranded, .. } => *is_stranded,
-        }
-    }
-
-    fn strand(&mut self) {
-        match self {
-            Self::Write { is_stranded, .. } | Self::Length { is_stranded, .. } => *is_stranded = true,
-        }
-    }
 }
 
 impl Node {
-    /// Makes every change durable that no failed sync has stranded.
+    /// Makes every change durable.
     fn sync(&mut self) {
-        let changes = std::mem::take(&mut self.changes);
-        for change in changes {
-            if change.is_stranded() {
-                self.changes.push(change);
-            } else {
-                change.apply(&mut self.durable);
-            }
+        for change in self.changes.drain(..) {
+            change.apply(&mut self.durable);
         }
     }
 
@@ -286,14 +271,14 @@ impl Node {
                         change.apply(&mut bytes);
                     }
                 }
-                Change::Write { position, bytes: written, is_stranded } => {
+                Change::Write { position, bytes: written } => {
                     for sector in change.sectors() {
                         let Some(left) = kept.get_mut(&sector).filter(|left| **left > 0) else { continue };
                         *left -= 1;
                         let start = (sector * SECTOR_BYTES).max(*position);
                         let end = ((sector + 1) * SECTOR_BYTES).min(position + written.len() as u64);
                         let part = written[to_usize(start - position)..to_usize(end - position)].to_vec();
-                        Change::Write { position: start, bytes: part, is_stranded: *is_stranded }.apply(&mut bytes);
+                        Change::Write { position: start, bytes: part }.apply(&mut bytes);
                     }
                 }
             }
@@ -360,7 +345,7 @@ impl State {
         let fits = &bytes[..to_usize(room.saturating_sub(position)).min(bytes.len())];
         let node = self.node(id)?;
         if !fits.is_empty() {
-            let change = Change::Write { position, bytes: fits.to_vec(), is_stranded: false };
+            let change = Change::Write { position, bytes: fits.to_vec() };
             change.apply(&mut node.current);
             node.changes.push(change);
         }
@@ -371,7 +356,10 @@ impl State {
         if let Some(left) = self.syncs_until_failure {
             self.syncs_until_failure = left.checked_sub(1);
             if left == 0 {
-                self.node(id)?.changes.iter_mut().for_each(Change::strand);
+                let mut random = Random(self.steps);
+                let node = self.node(id)?;
+                node.durable = node.survive(&mut random, MIXED);
+                node.changes.clear();
                 return Err(io::Error::other("sync failed"));
             }
         }
@@ -403,7 +391,7 @@ impl Disk for FaultDisk {
         state.check_parent(path)?;
         let id = match state.names.get(path).copied() {
             Some(id) => {
-                let change = Change::Length { len: 0, is_stranded: false };
+                let change = Change::Length { len: 0 };
                 let node = state.node(id)?;
                 change.apply(&mut node.current);
                 node.changes.push(change);
@@ -545,7 +533,7 @@ impl DiskFile for FaultFile {
         if len > len_old && state.room(len_old, len) < len {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let change = Change::Length { len, is_stranded: false };
+        let change = Change::Length { len };
         let node = state.node(self.id)?;
         change.apply(&mut node.current);
         node.changes.push(change);

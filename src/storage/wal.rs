@@ -1,12 +1,40 @@
-//! The write-ahead log of a node.
+//! The write-ahead log of a node: what makes an entry durable, for all shards at once.
+//!
+//! Owns the queue, the writer's thread and the helper's, and the types callers see. Its parts: `file` (names,
+//! headers, allocation), `prepare` (the next file, ahead of need), `writer` (frames, group commit), `recover` (what a
+//! crash left), `index` and `read`. Leaves out what payloads mean: replication, its one caller, knows.
+//!
+//! While one batch is being synced the next forms, and goes out with one write and one sync; there is no timer.
+//! A crash loses nothing that was answered. What was submitted and not answered may be there or not, but never with
+//! a hole before something that is.
+//!
+//! A file goes back when no entry in it, or in an older one, is left: a shard that never purges keeps everything
+//! after its oldest entry. [`WalStats::oldest`] names it.
 
+mod file;
+mod index;
+mod prepare;
+mod read;
+mod recover;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use self::index::Index;
+use self::prepare::{Mode, Preparer};
+use self::writer::{Append, Marks, Writer};
 use super::disk::Disk;
 use super::error::StorageError;
+use crate::env;
 use bytes::Bytes;
 use millstream_catalog::model::{ByteSize, EntryIndex, ShardId, Term};
-use std::collections::HashMap;
+use parking_lot::{Condvar, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle, ThreadId};
 use tokio::sync::watch;
 
 /// How a log is laid out.
@@ -67,7 +95,7 @@ pub enum WalRecord {
     },
 }
 
-/// Runs on the writer's thread, after the sync; must not block.
+/// Answers an append: runs on the writer's thread, after the sync. Must not block: everybody waits for that thread.
 pub type WalDone = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
 /// A stored entry.
@@ -117,63 +145,304 @@ pub struct WalStats {
     pub oldest: Option<ShardId>,
 }
 
-/// The log: a handle, cheap to clone.
-#[derive(Debug, Clone)]
+/// The log: a handle, cheap to clone. The last one dropped closes the log.
+#[derive(Clone)]
 pub struct Wal {
-    failed: watch::Receiver<bool>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    preparer: Arc<Preparer>,
+    damage: Option<StorageError>,
+    file_bytes: u64,
+    queue_bytes_max: u64,
+    writer: ThreadId,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What callers and the writer share.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Something for the writer to do.
+    work: Condvar,
+    /// The queue is shorter.
+    drained: Condvar,
+    index: Mutex<Index>,
+    counts: Counts,
+    /// Bytes left in the current file.
+    room: AtomicU64,
+    failed: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    appends: AtomicU64,
+    syncs: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Append>,
+    /// Bytes in `waiting`.
+    bytes: u64,
+    marks: Marks,
+    is_writer_idle: bool,
+    is_closing: bool,
+}
+
+impl Shared {
+    fn new(index: Index) -> Self {
+        Self {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            drained: Condvar::new(),
+            index: Mutex::new(index),
+            counts: Counts::default(),
+            room: AtomicU64::new(0),
+            failed: watch::Sender::new(false),
+        }
+    }
+
+    /// The writer's thread: batches until the log is closed.
+    fn write(&self, mut writer: Writer, batch_bytes_max: u64) {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.waiting.is_empty() && !queue.is_closing {
+                queue.is_writer_idle = true;
+                self.work.wait(&mut queue);
+            }
+            queue.is_writer_idle = false;
+            let marks = std::mem::take(&mut queue.marks);
+            if queue.waiting.is_empty() {
+                drop(queue);
+                return writer.finish(marks);
+            }
+            let batch = queue.take_batch(batch_bytes_max);
+            drop(queue);
+            self.drained.notify_all();
+            writer.commit(batch, marks);
+        }
+    }
+}
+
+impl Queue {
+    /// The longest run of what waits that fits `bytes_max`, but at least one append.
+    fn take_batch(&mut self, bytes_max: u64) -> Vec<Append> {
+        let mut bytes = 0;
+        let mut count = 0;
+        for append in &self.waiting {
+            if count > 0 && bytes + append.bytes > bytes_max {
+                break;
+            }
+            bytes += append.bytes;
+            count += 1;
+        }
+        self.bytes -= bytes;
+        self.waiting.drain(..count).collect()
+    }
 }
 
 impl Wal {
-    /// Opens or creates the log in `dir`.
+    /// Opens or creates the log in `dir`, and says what it holds of each shard.
     ///
     /// # Errors
-    /// When the directory cannot be read or written, or a later version wrote it.
+    /// When the directory cannot be read or written, or a later version wrote it. Damage is no error: it is reported
+    /// by shard, in [`ShardRecovered::corrupt`], and [`Wal::damage`].
     pub fn open(
-        _disk: Arc<dyn Disk>,
-        _dir: &Path,
-        _options: WalOptions,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: WalOptions,
     ) -> Result<(Self, HashMap<ShardId, ShardRecovered>), StorageError> {
-        Err(StorageError::Closed)
+        let mut recovered = recover::recover(&disk, dir, &options)?;
+        let index = std::mem::take(&mut recovered.index);
+        let shards = index.shards.iter().map(|(shard, index)| (*shard, index.recovered())).collect();
+        let shared = Arc::new(Shared::new(index));
+        let file_bytes = options.file_bytes.value();
+        let found = (recovered.ready.take(), std::mem::take(&mut recovered.spares));
+        let preparer = Arc::new(Preparer::new(disk, dir.to_owned(), file_bytes, Mode::Threaded, found));
+        let no_thread = |source| StorageError::io("start a thread of the write-ahead log", source);
+        let helper = preparer.clone();
+        let helper = env::thread("wal-prepare", move || helper.run()).map_err(no_thread)?;
+        let writer = Writer::new(shared.clone(), preparer.clone(), file_bytes, &recovered);
+        let writing = shared.clone();
+        let batch_bytes_max = options.batch_bytes_max.value();
+        let started = env::thread("wal-writer", move || writing.write(writer, batch_bytes_max));
+        let writer = started.map_err(|source| {
+            preparer.close();
+            no_thread(source)
+        })?;
+        let inner = Inner {
+            shared,
+            preparer,
+            damage: recovered.damage,
+            file_bytes,
+            queue_bytes_max: options.queue_bytes_max.value(),
+            writer: writer.thread().id(),
+            threads: Mutex::new(vec![writer, helper]),
+        };
+        Ok((Self { inner: Arc::new(inner) }, shards))
     }
 
-    /// Queues records; `done` runs once they are synced.
-    pub fn append(&self, _shard: ShardId, _records: Vec<WalRecord>, done: WalDone) {
-        done(Err(StorageError::Closed));
+    /// Queues records of a shard, which are written all or none; `done` runs once they are synced, in the order of
+    /// appends. Holds the caller back while [`WalOptions::queue_bytes_max`] bytes wait.
+    ///
+    /// An append of committed marks only is answered at once, on the caller's thread.
+    ///
+    /// `done` gets [`StorageError::SyncFailed`] when a write or sync failed, now or ever before;
+    /// [`StorageError::DiskFull`] when entries find no room (nothing of this append was written, later ones may
+    /// succeed); [`StorageError::OutOfOrder`] for an entry that does not follow the last one (as after a refused
+    /// one); [`StorageError::Corrupt`] when the shard is; [`StorageError::TooLarge`]; [`StorageError::Closed`].
+    pub fn append(&self, shard: ShardId, records: Vec<WalRecord>, done: WalDone) {
+        if records.iter().all(|record| matches!(record, WalRecord::Committed { .. })) {
+            return done(self.keep_marks(shard, records));
+        }
+        match Append::new(shard, records, done) {
+            Ok(append) => self.queue(append),
+            Err((done, error)) => done(Err(error)),
+        }
     }
 
-    /// Entries `first..end`, as many as fit `bytes_max` but at least one; none if `first` is not present.
-    /// An entry can be read once its append is done.
+    fn keep_marks(&self, shard: ShardId, records: Vec<WalRecord>) -> Result<(), StorageError> {
+        if *self.inner.shared.failed.borrow() {
+            return Err(StorageError::SyncFailed);
+        }
+        let mut queue = self.inner.shared.queue.lock();
+        if queue.is_closing {
+            return Err(StorageError::Closed);
+        }
+        for record in records {
+            if let WalRecord::Committed { payload } = record {
+                queue.marks.insert(shard, payload);
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&self, append: Append) {
+        let shared = &self.inner.shared;
+        let mut queue = shared.queue.lock();
+        // The writer itself must not wait for the writer.
+        while queue.bytes > 0
+            && queue.bytes + append.bytes > self.inner.queue_bytes_max
+            && !queue.is_closing
+            && thread::current().id() != self.inner.writer
+        {
+            shared.drained.wait(&mut queue);
+        }
+        if queue.is_closing {
+            drop(queue);
+            return (append.done)(Err(StorageError::Closed));
+        }
+        queue.bytes += append.bytes;
+        queue.waiting.push_back(append);
+        let is_idle = std::mem::take(&mut queue.is_writer_idle);
+        drop(queue);
+        if is_idle {
+            shared.work.notify_one();
+        }
+    }
+
+    /// Entries `first..end` of a shard, as many as fit `bytes_max` but at least one; none if `first` is not
+    /// present. An entry can be read once its append is done.
     ///
     /// # Errors
-    /// [`StorageError::Corrupt`] when a checksum does not hold.
+    /// [`StorageError::Corrupt`] when a checksum does not hold, or the system's error.
     pub fn read(
         &self,
-        _shard: ShardId,
-        _first: EntryIndex,
-        _end: EntryIndex,
-        _bytes_max: ByteSize,
+        shard: ShardId,
+        first: EntryIndex,
+        end: EntryIndex,
+        bytes_max: ByteSize,
     ) -> Result<Vec<WalEntry>, StorageError> {
-        Err(StorageError::Closed)
+        read::read(&self.inner.shared.index, shard, first..end, bytes_max)
     }
 
-    /// Whether entries of `bytes` can be expected to find room; ask before proposing them.
+    /// Whether entries of `bytes` can be expected to find room. Ask before proposing them: it refuses while what was
+    /// proposed before still fits.
     ///
     /// # Errors
-    /// [`StorageError::DiskFull`] when the next file could not be allocated and the current one nears its end.
-    pub fn check_room(&self, _bytes: ByteSize) -> Result<(), StorageError> {
-        Err(StorageError::Closed)
+    /// [`StorageError::DiskFull`] (or the system's error) when the next file could not be allocated and the current
+    /// one nears its end. Allocation is tried again meanwhile.
+    pub fn check_room(&self, bytes: ByteSize) -> Result<(), StorageError> {
+        let Some(failure) = self.inner.preparer.failure() else { return Ok(()) };
+        let shared = &self.inner.shared;
+        let queued = shared.queue.lock().bytes;
+        let margin = self.inner.file_bytes / 4;
+        if queued.saturating_add(bytes.value()).saturating_add(margin) <= shared.room.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.inner.preparer.retry();
+        Err(failure)
     }
 
     /// Turns true, for ever, when a write or sync failed: the node must stop.
     pub fn failed(&self) -> watch::Receiver<bool> {
-        self.failed.clone()
+        self.inner.shared.failed.subscribe()
+    }
+
+    /// Damage found at opening that may have cost any shard something, those without a frame left too.
+    pub fn damage(&self) -> Option<&StorageError> {
+        self.inner.damage.as_ref()
     }
 
     /// Counts and sizes.
     pub fn stats(&self) -> WalStats {
-        WalStats::default()
+        let shared = &self.inner.shared;
+        let (held, held_bytes) = self.inner.preparer.held();
+        let index = shared.index.lock();
+        let bytes: u64 = index.files.values().map(|file| file.bytes).sum();
+        WalStats {
+            files: index.files.len() + held,
+            bytes: ByteSize::new(bytes + held_bytes),
+            appends: shared.counts.appends.load(Ordering::Relaxed),
+            syncs: shared.counts.syncs.load(Ordering::Relaxed),
+            bytes_written: ByteSize::new(shared.counts.bytes_written.load(Ordering::Relaxed)),
+            is_disk_full: self.inner.preparer.failure().is_some(),
+            oldest: index.oldest().map(|(_, shard)| shard),
+        }
     }
 
     /// Writes what waits, marks the end, and stops the threads. Appends from now on get [`StorageError::Closed`].
-    pub fn close(&self) {}
+    pub fn close(&self) {
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.shared.queue.lock().is_closing = true;
+        self.shared.work.notify_one();
+        self.shared.drained.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let mut threads = threads.into_iter();
+        // A callback may drop the last handle: the writer cannot wait for itself.
+        if thread::current().id() == self.writer {
+            return self.preparer.close();
+        }
+        if let Some(writer) = threads.next()
+            && writer.join().is_err()
+        {
+            tracing::error!("the write-ahead log's writer panicked");
+        }
+        self.preparer.close();
+        for helper in threads {
+            if helper.join().is_err() {
+                tracing::error!("the write-ahead log's helper panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Wal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wal").field("stats", &self.stats()).finish_non_exhaustive()
+    }
 }

@@ -1,0 +1,257 @@
+//! The helper that has the next file ready before the current one is full, and takes purged files back.
+//!
+//! Owns spare and prepared files. Leaves out frames. The writer asks ([`Preparer::request`]) as soon as it moves to a
+//! new file and takes the result when it is full; only then a slow or full disk reaches it. A crash leaves a
+//! prepared, a spare or an unfinished file, each told by its name.
+
+use super::file::{self, WalFile, log_name, spare_name};
+use crate::storage::disk::Disk;
+use crate::storage::error::StorageError;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Spare files kept; one is in use while another is refilled, more only hold space back from segments.
+const SPARES_MAX: usize = 2;
+
+/// Where files are prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// On a thread that runs [`Preparer::run`].
+    Threaded,
+    /// Within the calls, for tests that count steps.
+    #[cfg(test)]
+    Inline,
+}
+
+/// Prepares and recycles files.
+#[derive(Debug)]
+pub(super) struct Preparer {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    file_bytes: u64,
+    mode: Mode,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Sequence and bytes of the file to prepare.
+    wanted: Option<(u64, u64)>,
+    /// Whether to try (again).
+    is_due: bool,
+    /// Finished attempts.
+    attempts: u64,
+    ready: Option<Arc<WalFile>>,
+    /// Why the last attempt failed, until one succeeds.
+    failure: Option<StorageError>,
+    /// Names of spare files.
+    spares: Vec<String>,
+    /// Purged files, oldest first.
+    retired: VecDeque<Arc<WalFile>>,
+    /// Whether the first of them could not be put away; tried again when more come.
+    is_stuck: bool,
+    is_closing: bool,
+}
+
+impl State {
+    fn has_work(&self) -> bool {
+        (!self.retired.is_empty() && !self.is_stuck) || (self.is_due && self.wanted.is_some())
+    }
+}
+
+impl Preparer {
+    /// A helper for the log in `dir`, with what recovery found.
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        file_bytes: u64,
+        mode: Mode,
+        found: (Option<Arc<WalFile>>, Vec<String>),
+    ) -> Self {
+        let state = State { ready: found.0, spares: found.1, ..State::default() };
+        Self { disk, dir, file_bytes, mode, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Works until [`Preparer::close`].
+    pub(super) fn run(&self) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.has_work() && !state.is_closing {
+                self.changed.wait(&mut state);
+            }
+            if state.is_closing {
+                return;
+            }
+            self.work(state);
+        }
+    }
+
+    /// Ends [`Preparer::run`] after what it is doing.
+    pub(super) fn close(&self) {
+        self.state.lock().is_closing = true;
+        self.changed.notify_all();
+    }
+
+    /// Asks for a file of the usual size to be ready.
+    pub(super) fn request(&self, sequence: u64) {
+        let mut state = self.state.lock();
+        if state.ready.is_none() {
+            state.wanted = Some((sequence, self.file_bytes));
+            state.is_due = true;
+            self.wake(state);
+        }
+    }
+
+    /// Tries again if the last attempt failed.
+    pub(super) fn retry(&self) {
+        let mut state = self.state.lock();
+        if state.failure.is_some() && !state.is_due {
+            state.is_due = true;
+            self.wake(state);
+        }
+    }
+
+    /// The next file, of any size that is ready or else of `bytes`; waits for the allocation.
+    ///
+    /// # Errors
+    /// Why it failed: [`StorageError::DiskFull`], or the system's error. Asking again tries again.
+    pub(super) fn take(&self, sequence: u64, bytes: u64) -> Result<Arc<WalFile>, StorageError> {
+        let mut state = self.state.lock();
+        let attempts_before = state.attempts;
+        loop {
+            if let Some(file) = state.ready.take() {
+                state.wanted = None;
+                return Ok(file);
+            }
+            if state.is_closing {
+                return Err(StorageError::Closed);
+            }
+            if state.attempts > attempts_before
+                && let Some(failure) = &state.failure
+            {
+                return Err(failure.clone());
+            }
+            if !state.is_due {
+                state.wanted = Some((sequence, bytes.max(self.file_bytes)));
+                state.is_due = true;
+            }
+            match self.mode {
+                Mode::Threaded => {
+                    self.changed.notify_all();
+                    self.changed.wait(&mut state);
+                }
+                #[cfg(test)]
+                Mode::Inline => {
+                    self.work(state);
+                    state = self.state.lock();
+                }
+            }
+        }
+    }
+
+    /// Takes back files nobody needs, oldest first.
+    pub(super) fn retire(&self, files: Vec<Arc<WalFile>>) {
+        let mut state = self.state.lock();
+        state.retired.extend(files);
+        state.is_stuck = false;
+        // Space comes back, so a failed allocation may succeed now.
+        state.is_due |= state.failure.is_some();
+        self.wake(state);
+    }
+
+    /// Why the next file cannot be had, if so.
+    pub(super) fn failure(&self) -> Option<StorageError> {
+        self.state.lock().failure.clone()
+    }
+
+    /// Files and bytes held for later.
+    pub(super) fn held(&self) -> (usize, u64) {
+        let state = self.state.lock();
+        let ready = state.ready.as_ref().map_or(0, |file| file.bytes);
+        let files = state.spares.len() + usize::from(state.ready.is_some());
+        (files, ready + state.spares.len() as u64 * self.file_bytes)
+    }
+
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        match self.mode {
+            Mode::Threaded => {
+                drop(state);
+                self.changed.notify_all();
+            }
+            #[cfg(test)]
+            Mode::Inline => {
+                let mut state = state;
+                while state.has_work() {
+                    let before = (state.retired.len(), state.attempts);
+                    self.work(state);
+                    state = self.state.lock();
+                    if before == (state.retired.len(), state.attempts) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One piece of work, with the lock released meanwhile. Retired files go first: they are space.
+    fn work(&self, mut state: MutexGuard<'_, State>) {
+        if !state.is_stuck
+            && let Some(retired) = state.retired.pop_front()
+        {
+            let is_spare = retired.bytes == self.file_bytes && state.spares.len() < SPARES_MAX;
+            drop(state);
+            let done = self.put_away(&retired, is_spare);
+            let mut state = self.state.lock();
+            match done {
+                Ok(()) if is_spare => state.spares.push(spare_name(retired.sequence)),
+                Ok(()) => {}
+                Err(error) => {
+                    // The files after it wait too: the log on disk must have no holes.
+                    tracing::warn!(error = %error, "could not put a purged log file away");
+                    state.retired.push_front(retired);
+                    state.is_stuck = true;
+                }
+            }
+            return;
+        }
+        let Some((sequence, bytes)) = state.wanted.filter(|_| state.is_due) else { return };
+        let spare = if bytes == self.file_bytes { state.spares.pop() } else { None };
+        drop(state);
+        let made = match &spare {
+            Some(name) => file::recycle(&*self.disk, &self.dir, name, sequence, bytes),
+            None => file::create(&*self.disk, &self.dir, sequence, bytes),
+        };
+        let mut state = self.state.lock();
+        state.attempts += 1;
+        state.is_due = false;
+        match made {
+            Ok(file) => {
+                state.ready = Some(Arc::new(file));
+                state.failure = None;
+            }
+            Err(failure) => {
+                if state.failure.is_none() {
+                    tracing::warn!(error = %failure, "could not allocate the next log file");
+                }
+                state.failure = Some(failure);
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Synced by itself, so that the names that remain always are a run without holes.
+    fn put_away(&self, file: &WalFile, is_spare: bool) -> io::Result<()> {
+        let path = self.dir.join(log_name(file.sequence));
+        if is_spare {
+            self.disk.rename(&path, &self.dir.join(spare_name(file.sequence)))?;
+        } else {
+            self.disk.remove(&path)?;
+        }
+        self.disk.sync_dir(&self.dir)
+    }
+}

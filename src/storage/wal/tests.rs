@@ -1,0 +1,533 @@
+//! The log under crashes, damage, failing syncs and a full disk. The checker keeps its own model of every shard and
+//! shares nothing with the index.
+
+use super::file::log_name;
+use super::prepare::{Mode, Preparer};
+use super::writer::{Append, Marks, Writer};
+use super::*;
+use crate::storage::FaultDisk;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const FILE_BYTES: u64 = 8 << 10;
+
+fn dir() -> PathBuf {
+    PathBuf::from("/data/wal")
+}
+
+fn options() -> WalOptions {
+    WalOptions { file_bytes: ByteSize::new(FILE_BYTES), ..WalOptions::default() }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn bytes(len: u64, random: &mut Random) -> Bytes {
+    (0..len).map(|_| random.below(256) as u8).collect::<Vec<_>>().into()
+}
+
+fn entry(term: u64, index: u64, payload: Bytes) -> WalRecord {
+    WalRecord::Entry { term: Term::new(term), index: EntryIndex::new(index), payload }
+}
+
+/// One shard as the records make it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Model {
+    vote: Option<Bytes>,
+    purged: Option<(u64, Bytes)>,
+    entries: BTreeMap<u64, (u64, Bytes)>,
+}
+
+impl Model {
+    fn apply(&mut self, record: &WalRecord) {
+        match record {
+            WalRecord::Entry { term, index, payload } => {
+                self.entries.insert(index.value(), (term.value(), payload.clone()));
+            }
+            WalRecord::Vote { payload } => self.vote = Some(payload.clone()),
+            WalRecord::Committed { .. } => {}
+            WalRecord::Truncate { after } => self.entries.retain(|index, _| *index <= after.value()),
+            WalRecord::Purge { upto, payload } => {
+                self.entries.retain(|index, _| *index > upto.value());
+                self.purged = Some((upto.value(), payload.clone()));
+            }
+        }
+    }
+
+    fn next(&self) -> u64 {
+        let after_purge = self.purged.as_ref().map_or(1, |(upto, _)| upto + 1);
+        self.entries.keys().next_back().map_or(after_purge, |last| last + 1)
+    }
+}
+
+/// Random records of one append, valid after `model`, which takes them too.
+fn random_records(model: &mut Model, random: &mut Random, ticket: u64) -> Vec<WalRecord> {
+    let mut records = Vec::new();
+    match random.below(12) {
+        0 => records.push(WalRecord::Vote { payload: Bytes::copy_from_slice(&ticket.to_le_bytes()) }),
+        1 => {
+            let last = model.next() - 1;
+            let after = last.saturating_sub(random.below(4)).max(model.purged.as_ref().map_or(0, |(upto, _)| *upto));
+            records.push(WalRecord::Truncate { after: EntryIndex::new(after) });
+        }
+        2 | 3 => {
+            // Mostly within the log, sometimes past it, as after a snapshot.
+            let ahead = if random.below(8) == 0 { 3 } else { 0 };
+            let upto = model.next() - 1 + ahead;
+            let upto = if ahead == 0 { upto.saturating_sub(random.below(3)) } else { upto };
+            if upto > model.purged.as_ref().map_or(0, |(before, _)| *before) {
+                records.push(WalRecord::Purge { upto: EntryIndex::new(upto), payload: bytes(9, random) });
+            }
+        }
+        4 => records.push(WalRecord::Committed { payload: bytes(8, random) }),
+        _ => {}
+    }
+    let mut after = model.clone();
+    records.iter().for_each(|record| after.apply(record));
+    for _ in 0..random.below(4) {
+        // Some larger than a file.
+        let len = if random.below(60) == 0 { FILE_BYTES + random.below(900) } else { random.below(900) };
+        let record = entry(ticket, after.next(), bytes(len, random));
+        after.apply(&record);
+        records.push(record);
+    }
+    *model = after;
+    records
+}
+
+type Answers = Arc<Mutex<Vec<(u64, Result<(), StorageError>)>>>;
+
+/// The log without threads, so that a seed decides every step.
+struct Driver {
+    writer: Writer,
+    shared: Arc<Shared>,
+}
+
+impl Driver {
+    fn open(disk: &FaultDisk) -> Result<(Self, HashMap<ShardId, ShardRecovered>), StorageError> {
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut recovered = recover::recover(&disk, &dir(), &options())?;
+        let index = std::mem::take(&mut recovered.index);
+        let shards = index.shards.iter().map(|(shard, index)| (*shard, index.recovered())).collect();
+        let shared = Arc::new(Shared::new(index));
+        let found = (recovered.ready.take(), std::mem::take(&mut recovered.spares));
+        let preparer = Arc::new(Preparer::new(disk, dir(), FILE_BYTES, Mode::Inline, found));
+        let writer = Writer::new(shared.clone(), preparer, FILE_BYTES, &recovered);
+        Ok((Self { writer, shared }, shards))
+    }
+
+    fn read_all(&self, shard: ShardId, recovered: &ShardRecovered) -> BTreeMap<u64, (u64, Bytes)> {
+        let (Some(first), Some((_, last))) = (recovered.first, recovered.last) else { return BTreeMap::new() };
+        let mut entries = BTreeMap::new();
+        let mut at = first;
+        while at <= last {
+            let found = read::read(&self.shared.index, shard, at..last.next(), ByteSize::new(2000)).unwrap();
+            assert_eq!(found[0].index, at);
+            for entry in found {
+                at = entry.index.next();
+                entries.insert(entry.index.value(), (entry.term.value(), entry.payload));
+            }
+        }
+        entries
+    }
+}
+
+fn append(shard: ShardId, records: Vec<WalRecord>, ticket: u64, answers: &Answers) -> Append {
+    let answers = answers.clone();
+    let done: WalDone = Box::new(move |result| answers.lock().push((ticket, result)));
+    let Ok(append) = Append::new(shard, records, done) else { panic!("too large") };
+    append
+}
+
+/// Everything submitted to one shard: the states after each record, and how many of them are acknowledged.
+#[derive(Debug, Clone)]
+struct History {
+    states: Vec<Model>,
+    acknowledged: usize,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { states: vec![Model::default()], acknowledged: 0 }
+    }
+}
+
+impl History {
+    fn last(&self) -> &Model {
+        self.states.last().unwrap()
+    }
+}
+
+const SHARDS: u32 = 3;
+
+/// Submits random batches until the disk fails or `batches` are through. Checks answers' order.
+fn run(driver: &mut Driver, histories: &mut [History], random: &mut Random, batches: u64) {
+    let answers = Answers::default();
+    let mut ticket = 0;
+    for _ in 0..batches {
+        let mut batch = Vec::new();
+        let mut submitted = Vec::new();
+        let mut marks = Marks::new();
+        for _ in 0..=random.below(4) {
+            let shard = random.below(u64::from(SHARDS)) as usize;
+            let history = &mut histories[shard];
+            ticket += 1;
+            let mut model = history.last().clone();
+            let records = random_records(&mut model, random, ticket);
+            for record in &records {
+                let mut state = history.last().clone();
+                state.apply(record);
+                history.states.push(state);
+            }
+            if random.below(3) == 0 {
+                marks.insert(ShardId::new(shard as u32), bytes(8, random));
+            }
+            submitted.push((ticket, shard, history.states.len() - 1));
+            batch.push(append(ShardId::new(shard as u32), records, ticket, &answers));
+        }
+        driver.writer.commit(batch, marks);
+        let answered = std::mem::take(&mut *answers.lock());
+        assert_eq!(answered.len(), submitted.len());
+        for ((ticket, result), (expected, shard, states)) in answered.into_iter().zip(submitted) {
+            assert_eq!(ticket, expected, "answers come in the order of appends");
+            match result {
+                Ok(()) => histories[shard].acknowledged = states,
+                Err(StorageError::SyncFailed | StorageError::Io { .. }) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// What is recovered must be a state of each shard's history, not before what was acknowledged. Continues from there.
+fn check(driver: &Driver, recovered: &HashMap<ShardId, ShardRecovered>, histories: &mut [History], what: &str) {
+    for (shard, history) in histories.iter_mut().enumerate() {
+        let shard = ShardId::new(shard as u32);
+        let found = recovered.get(&shard).cloned().unwrap_or_default();
+        assert!(found.corrupt.is_none(), "{what}: shard {shard}: {:?}", found.corrupt);
+        let state = Model {
+            vote: found.vote.clone(),
+            purged: found.purged.clone().map(|(upto, payload)| (upto.value(), payload)),
+            entries: driver.read_all(shard, &found),
+        };
+        let kept = history.states.iter().rposition(|candidate| *candidate == state);
+        let kept = kept.unwrap_or_else(|| panic!("{what}: shard {shard} has a state it never had: {state:?}"));
+        assert!(kept >= history.acknowledged, "{what}: shard {shard}: lost acknowledged records");
+        history.states.truncate(kept + 1);
+        history.acknowledged = kept;
+    }
+}
+
+/// Runs until the power fails at `step`, crashes, checks, goes on, and crashes again.
+fn crash_at(seed: u64, step: u64) -> bool {
+    let disk = FaultDisk::new();
+    disk.fail_after(step);
+    let mut histories = vec![History::default(); SHARDS as usize];
+    let mut random = Random(seed);
+    if let Ok((mut driver, _)) = Driver::open(&disk) {
+        run(&mut driver, &mut histories, &mut random, 40);
+    }
+    let is_whole = disk.steps() < step;
+    let mut disk = disk.crash(seed ^ step);
+    for round in 0..3 {
+        let what = format!("seed {seed}, step {step}, round {round}");
+        // The power also fails while recovery runs.
+        disk.fail_after(random.below(12));
+        let _ = Driver::open(&disk);
+        disk = disk.crash(seed.wrapping_add(step * 3 + round));
+        let (mut driver, recovered) = Driver::open(&disk).unwrap();
+        check(&driver, &recovered, &mut histories, &what);
+        disk.fail_after(random.below(60));
+        run(&mut driver, &mut histories, &mut random, 8);
+        disk = disk.crash(seed.wrapping_mul(31).wrapping_add(step + round));
+        let (driver, recovered) = Driver::open(&disk).unwrap();
+        check(&driver, &recovered, &mut histories, &format!("{what}, again"));
+    }
+    is_whole
+}
+
+#[test]
+fn every_crash_point_keeps_what_was_acknowledged() {
+    for seed in 0..3 {
+        let mut step = 0;
+        while !crash_at(seed, step) {
+            step += 1;
+        }
+        assert!(step > 100, "the workload has {step} steps only");
+    }
+}
+
+/// A log of several files in order, closed; gives the disk and the files' names.
+fn filled(batches: u64) -> (FaultDisk, Vec<History>, Vec<String>) {
+    let disk = FaultDisk::new();
+    let mut histories = vec![History::default(); SHARDS as usize];
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    run(&mut driver, &mut histories, &mut Random(7), batches);
+    driver.writer.finish(Marks::new());
+    let files = driver.shared.index.lock().files.keys().map(|sequence| log_name(*sequence)).collect();
+    (disk, histories, files)
+}
+
+#[test]
+fn flipped_bits_are_named_or_harmless_and_never_returned() {
+    let (disk, histories, files) = filled(60);
+    assert!(files.len() > 1);
+    let (mut named, mut random) = (0, Random(1));
+    for round in 0..1500 {
+        let disk = disk.crash(round);
+        let file = &files[random.below(files.len() as u64) as usize];
+        let len = disk.open(&dir().join(file)).unwrap().len().unwrap();
+        let position = random.below(len);
+        disk.flip_bit(&dir().join(file), position, random.below(8) as u8).unwrap();
+        let (driver, recovered) = Driver::open(&disk).unwrap();
+        for (shard, history) in histories.iter().enumerate() {
+            let shard = ShardId::new(shard as u32);
+            let found = &recovered[&shard];
+            if let Some(corrupt) = &found.corrupt {
+                let StorageError::Corrupt { file: name, position: start, .. } = corrupt else { panic!("{corrupt}") };
+                assert!(name == file && *start <= position, "round {round}: {corrupt}, not {file} at {position}");
+                named += 1;
+            } else {
+                assert_eq!(driver.read_all(shard, found), history.last().entries, "round {round}");
+                assert_eq!(found.vote, history.last().vote);
+            }
+        }
+    }
+    assert!(named > 100, "{named}");
+}
+
+#[test]
+fn damage_stays_found_while_others_go_on() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let answers = Answers::default();
+    let (one, two) = (ShardId::new(1), ShardId::new(2));
+    let vote = |text: &'static str| WalRecord::Vote { payload: Bytes::from_static(text.as_bytes()) };
+    let payload = Bytes::from(vec![b'x'; 700]);
+    driver
+        .writer
+        .commit(vec![append(one, vec![vote("first"), entry(1, 1, payload.clone())], 1, &answers)], Marks::new());
+    driver
+        .writer
+        .commit(vec![append(two, vec![vote("other"), entry(1, 1, payload.clone())], 2, &answers)], Marks::new());
+    let position = driver.shared.index.lock().shards[&one].find(EntryIndex::new(1)).unwrap().position;
+    drop(driver);
+    disk.flip_bit(&dir().join(log_name(1)), position + 60, 3).unwrap();
+    for round in 0..20 {
+        let (mut driver, recovered) = Driver::open(&disk).unwrap();
+        let corrupt = recovered[&one].corrupt.clone();
+        assert!(
+            matches!(&corrupt, Some(StorageError::Corrupt { file, position: at, .. }) if *file == log_name(1) && *at == position),
+            "round {round}: {corrupt:?}"
+        );
+        assert!(recovered[&two].corrupt.is_none());
+        let first = EntryIndex::new(1);
+        let read = read::read(&driver.shared.index, one, first..first.next(), ByteSize::new(1));
+        assert!(matches!(read, Err(StorageError::Corrupt { .. })));
+        let last = recovered[&two].last.unwrap().1.value();
+        let more = (1..=5).map(|more| entry(1, last + more, payload.clone())).collect();
+        let purge = WalRecord::Purge { upto: EntryIndex::new(last + 4), payload: Bytes::new() };
+        driver.writer.commit(vec![append(two, more, 3, &answers)], Marks::new());
+        driver.writer.commit(vec![append(two, vec![purge], 4, &answers)], Marks::new());
+        driver.writer.commit(vec![append(one, vec![vote("second")], 5, &answers)], Marks::new());
+        let results: Vec<_> = answers.lock().drain(..).filter(|(ticket, _)| *ticket > 2).collect();
+        assert!(results[0].1.is_ok() && results[1].1.is_ok());
+        assert!(matches!(results[2].1, Err(StorageError::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn missing_file_is_damage_of_every_shard() {
+    let (disk, _, files) = filled(60);
+    assert!(files.len() > 2);
+    disk.remove(&dir().join(&files[1])).unwrap();
+    let (_, recovered) = Driver::open(&disk).unwrap();
+    assert!(
+        recovered
+            .values()
+            .all(|shard| matches!(&shard.corrupt, Some(StorageError::Corrupt { file, .. }) if *file == files[1]))
+    );
+}
+
+#[test]
+fn failed_sync_is_for_ever_and_costs_nothing_acknowledged() {
+    for seed in 0..40 {
+        let disk = FaultDisk::new();
+        let mut histories = vec![History::default(); SHARDS as usize];
+        let (mut driver, _) = Driver::open(&disk).unwrap();
+        let mut random = Random(seed);
+        run(&mut driver, &mut histories, &mut random, 5);
+        disk.fail_sync_after(random.below(20));
+        run(&mut driver, &mut histories, &mut random, 60);
+        if *driver.shared.failed.borrow() {
+            let answers = Answers::default();
+            driver
+                .writer
+                .commit(vec![append(ShardId::new(9), vec![entry(1, 1, Bytes::new())], 1, &answers)], Marks::new());
+            assert!(matches!(answers.lock()[0].1, Err(StorageError::SyncFailed)));
+        }
+        drop(driver);
+        // First a start that finds in the cache what never reached the disk, then a power cut after that start.
+        let (driver, recovered) = Driver::open(&disk).unwrap();
+        check(&driver, &recovered, &mut histories, &format!("seed {seed}, restarted"));
+        for history in &mut histories {
+            history.acknowledged = history.states.len() - 1;
+        }
+        drop(driver);
+        let disk = disk.crash(seed);
+        let (driver, recovered) = Driver::open(&disk).unwrap();
+        check(&driver, &recovered, &mut histories, &format!("seed {seed}, crashed"));
+    }
+}
+
+#[test]
+fn full_disk_refuses_entries_but_not_votes_and_goes_on_when_there_is_space() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let answers = Answers::default();
+    let shard = ShardId::new(1);
+    let payload = Bytes::from(vec![1; 300]);
+    let commit = |driver: &mut Driver, record: WalRecord| {
+        driver.writer.commit(vec![append(shard, vec![record], 0, &answers)], Marks::new());
+        answers.lock().pop().unwrap().1
+    };
+    disk.set_capacity(Some(disk.bytes_used()));
+    let mut next = 1;
+    while commit(&mut driver, entry(1, next, payload.clone())).is_ok() {
+        next += 1;
+    }
+    assert!((FILE_BYTES / 400..2 * FILE_BYTES / 300).contains(&next), "both files there are were used: {next}");
+    assert!(matches!(commit(&mut driver, entry(1, next, payload.clone())), Err(StorageError::DiskFull)));
+    assert!(!*driver.shared.failed.borrow());
+    let after_refused = commit(&mut driver, entry(1, next + 1, Bytes::new()));
+    assert!(matches!(after_refused, Err(StorageError::OutOfOrder { .. })));
+    commit(&mut driver, WalRecord::Vote { payload: Bytes::from_static(b"v") }).unwrap();
+    // A purge gives a file back without any new space.
+    commit(&mut driver, WalRecord::Purge { upto: EntryIndex::new(next - 1), payload: Bytes::new() }).unwrap();
+    commit(&mut driver, entry(1, next, payload.clone())).unwrap();
+    next += 1;
+    while commit(&mut driver, entry(1, next, payload.clone())).is_ok() {
+        next += 1;
+    }
+    disk.set_capacity(None);
+    commit(&mut driver, entry(1, next, payload.clone())).unwrap();
+    drop(driver);
+    let (_, recovered) = Driver::open(&disk.crash(1)).unwrap();
+    assert_eq!(recovered[&shard].last, Some((Term::new(1), EntryIndex::new(next))));
+    assert_eq!(recovered[&shard].vote.as_deref(), Some(b"v".as_slice()));
+}
+
+#[test]
+fn purged_files_are_recycled_and_their_old_frames_never_come_back() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let answers = Answers::default();
+    let shard = ShardId::new(1);
+    for index in 1..400 {
+        let mut records = vec![entry(1, index, Bytes::from(vec![7; 500]))];
+        if index % 10 == 0 {
+            records.push(WalRecord::Purge { upto: EntryIndex::new(index - 1), payload: Bytes::new() });
+        }
+        driver.writer.commit(vec![append(shard, records, index, &answers)], Marks::new());
+    }
+    assert!(answers.lock().iter().all(|(_, result)| result.is_ok()));
+    assert!(driver.writer.sequence() > 10);
+    assert!(disk.bytes_used() <= 6 * FILE_BYTES, "{}", disk.bytes_used());
+    drop(driver);
+    let (_, recovered) = Driver::open(&disk).unwrap();
+    assert_eq!(recovered[&shard].first, Some(EntryIndex::new(390)));
+    assert_eq!(recovered[&shard].last, Some((Term::new(1), EntryIndex::new(399))));
+    assert!(recovered[&shard].corrupt.is_none());
+}
+
+#[test]
+fn unknown_files_are_left_alone() {
+    let disk = FaultDisk::new();
+    disk.create_dir_all(&dir()).unwrap();
+    disk.create(&dir().join("notes.txt")).unwrap();
+    drop(Driver::open(&disk).unwrap());
+    assert!(disk.exists(&dir().join("notes.txt")).unwrap());
+}
+
+fn open_threaded(disk: &FaultDisk) -> (Wal, HashMap<ShardId, ShardRecovered>) {
+    Wal::open(Arc::new(disk.clone()), &dir(), options()).unwrap()
+}
+
+/// Appends and waits for the answer.
+fn append_and_wait(wal: &Wal, shard: u32, records: Vec<WalRecord>) -> Result<(), StorageError> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    wal.append(ShardId::new(shard), records, Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv().unwrap()
+}
+
+#[test]
+fn many_threads_append_read_close_and_find_everything_again() {
+    let disk = FaultDisk::new();
+    let (wal, recovered) = open_threaded(&disk);
+    assert!(recovered.is_empty());
+    let appenders: Vec<_> = (0..4)
+        .map(|shard| {
+            let wal = wal.clone();
+            env::thread("appender", move || {
+                for index in 1..=100 {
+                    append_and_wait(&wal, shard, vec![entry(1, index, Bytes::from(vec![shard as u8; 200]))]).unwrap();
+                    let index = EntryIndex::new(index);
+                    let read = wal.read(ShardId::new(shard), index, index.next(), ByteSize::ZERO).unwrap();
+                    assert_eq!(read[0].payload, vec![shard as u8; 200]);
+                }
+            })
+            .unwrap()
+        })
+        .collect();
+    appenders.into_iter().for_each(|appender| appender.join().unwrap());
+    append_and_wait(&wal, 0, vec![WalRecord::Committed { payload: Bytes::from_static(b"100") }]).unwrap();
+    let stats = wal.stats();
+    assert_eq!(stats.appends, 400);
+    assert!(stats.files > 5 && stats.oldest.is_some() && !stats.is_disk_full);
+    wal.close();
+    assert!(matches!(append_and_wait(&wal, 0, vec![entry(1, 101, Bytes::new())]), Err(StorageError::Closed)));
+    let (wal, recovered) = open_threaded(&disk.crash(0));
+    assert_eq!(recovered[&ShardId::new(0)].committed.as_deref(), Some(b"100".as_slice()));
+    for shard in 0..4 {
+        let found = &recovered[&ShardId::new(shard)];
+        assert_eq!((found.first, found.last), (Some(EntryIndex::new(1)), Some((Term::new(1), EntryIndex::new(100)))));
+        let all = wal.read(ShardId::new(shard), EntryIndex::new(1), EntryIndex::new(500), ByteSize::new(1 << 20));
+        assert_eq!(all.unwrap().len(), 100);
+    }
+    let none = wal.read(ShardId::new(0), EntryIndex::new(101), EntryIndex::new(200), ByteSize::new(1));
+    assert_eq!(none.unwrap(), []);
+}
+
+#[test]
+fn failed_sync_and_full_disk_reach_every_handle() {
+    let disk = FaultDisk::new();
+    let (wal, _) = open_threaded(&disk);
+    append_and_wait(&wal, 1, vec![entry(1, 1, Bytes::new())]).unwrap();
+    disk.set_capacity(Some(disk.bytes_used()));
+    let mut index = 2;
+    while append_and_wait(&wal, 1, vec![entry(1, index, Bytes::from(vec![0; 500]))]).is_ok() {
+        index += 1;
+    }
+    assert!(wal.stats().is_disk_full);
+    assert!(matches!(wal.check_room(ByteSize::new(1)), Err(StorageError::DiskFull)));
+    disk.set_capacity(None);
+    append_and_wait(&wal, 1, vec![entry(1, index, Bytes::from(vec![0; 500]))]).unwrap();
+    wal.check_room(ByteSize::new(1)).unwrap();
+    assert!(!*wal.failed().borrow());
+    disk.fail_after(0);
+    let failed = append_and_wait(&wal, 1, vec![entry(1, index + 1, Bytes::new())]);
+    assert!(matches!(failed, Err(StorageError::SyncFailed)));
+    assert!(*wal.clone().failed().borrow());
+    let mark = append_and_wait(&wal, 1, vec![WalRecord::Committed { payload: Bytes::new() }]);
+    assert!(matches!(mark, Err(StorageError::SyncFailed)));
+}
