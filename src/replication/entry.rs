@@ -21,7 +21,8 @@
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
 //! u32, offset u64`; idle is the same without offsets; `bytes` are `length u64` and the bytes.
 //!
-//! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command), then its fields.
+//! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal),
+//! then its fields.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::raft::{Membership, Payload};
@@ -129,6 +130,8 @@ pub(crate) enum Change {
     CreateQuery(QueryId, Vec<PartitionPosition>),
     DropQuery(QueryId),
     Catalog(Box<Command>),
+    /// Seal after this entry, whatever its size: so that a quiet shard does not hold back the shared log.
+    Seal,
 }
 
 /// What openraft carries: bytes, and on the leader the operations they encode.
@@ -418,6 +421,7 @@ fn encode_change(change: &Change) -> Bytes {
             encoder.u8(5);
             encoder.bytes(&encode_command(command));
         }
+        Change::Seal => encoder.u8(6),
     }
     encoder.finish()
 }
@@ -433,6 +437,7 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
             let command = decode_command(&bytes).map_err(|e| DecodeError::Damaged(e.to_string()))?;
             Change::Catalog(Box::new(command))
         }
+        6 => Change::Seal,
         kind => return Err(DecodeError::Kind(kind)),
     })
 }

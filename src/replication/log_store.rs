@@ -46,6 +46,8 @@ struct State {
     committed: Option<LogId>,
     purged: Option<LogId>,
     last: Option<LogId>,
+    /// The index of the first entry, when there is one; or where the next would go.
+    first: u64,
     /// Consecutive entries up to `last`, from the first that is not applied yet, or none.
     cache: VecDeque<Entry>,
 }
@@ -78,7 +80,8 @@ impl LogStore {
         let committed = recovered.committed.map(decode_log_id).transpose();
         // A mark past the log would claim entries that are not there.
         let committed = committed.map_err(|e| damaged(shard, "commit mark", &e))?.min(last);
-        let state = State { vote, committed, purged, last, cache: VecDeque::new() };
+        let first = recovered.first.map_or_else(|| last.next_index(), |first| first.value().saturating_sub(1));
+        let state = State { vote, committed, purged, last, first, cache: VecDeque::new() };
         Ok(Self { wal, shard, state: Arc::new(Mutex::new(state)), failure })
     }
 
@@ -164,7 +167,7 @@ impl LogStore {
     /// The bounds cut to what the log holds, and the cached entries at their end.
     fn read_cached(&self, start: u64, end: u64) -> (u64, u64, Vec<Entry>) {
         let state = self.state.lock();
-        let start = start.max(state.purged.next_index());
+        let start = start.max(state.first);
         let end = end.min(state.last.next_index());
         let cached = match state.cache.front() {
             Some(front) if start < end => {
@@ -274,6 +277,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         {
             let mut state = self.state.lock();
+            if state.first == state.last.next_index() {
+                state.first = entries.first().map_or(state.first, RaftEntry::index);
+            }
             if let Some(last) = entries.last() {
                 state.last = Some(last.log_id);
             }
@@ -297,10 +303,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let kept = last.next_index();
         {
             let mut state = self.state.lock();
+            if last >= state.last {
+                return Ok(());
+            }
             while state.cache.back().is_some_and(|entry| entry.index() >= kept) {
                 state.cache.pop_back();
             }
             state.last = last.max(state.purged);
+            state.first = state.first.min(state.last.next_index());
         }
         // `kept` is Raft's next index, so it is the WAL's index of the last entry kept.
         self.write(vec![WalRecord::Truncate { after: EntryIndex::new(kept) }]).await
@@ -314,6 +324,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             state.purged = state.purged.max(Some(id));
             state.last = state.last.max(Some(id));
+            state.first = state.first.max(state.purged.next_index());
         }
         self.write_later(vec![WalRecord::Purge { upto: wal_index(id.index()), payload: encode_log_id(&id) }]);
         Ok(())

@@ -61,6 +61,8 @@ pub(crate) struct Machine {
     /// Log since the last seal.
     log_bytes: u64,
     log_entries: u64,
+    /// The entry just applied asks for a seal.
+    is_seal_asked: bool,
     sealing: Option<Sealing>,
     snapshot: Option<SnapshotMeta>,
 }
@@ -95,6 +97,7 @@ impl Machine {
             membership: StoredMembership::default(),
             log_bytes: 0,
             log_entries: 0,
+            is_seal_asked: false,
             sealing: None,
             snapshot: None,
         };
@@ -191,6 +194,7 @@ impl Machine {
                 self.publish_catalog();
                 return Ok(Reply::Catalog(reply));
             }
+            Change::Seal => self.is_seal_asked = true,
         }
         Ok(Reply::Done(index))
     }
@@ -280,7 +284,8 @@ impl Machine {
     fn must_seal(&self) -> bool {
         let log_bytes_max = self.seal_bytes.value().saturating_mul(LOG_BYTES_FACTOR);
         let is_catalog = self.catalog.is_some();
-        self.store.unsealed_bytes() >= self.seal_bytes
+        self.is_seal_asked
+            || self.store.unsealed_bytes() >= self.seal_bytes
             || self.log_bytes >= log_bytes_max
             || (is_catalog && self.log_entries >= CATALOG_ENTRIES_MAX)
     }
@@ -297,7 +302,7 @@ impl Machine {
         let place = encode_applied(&applied, &self.membership).map_err(Fatal::Encode)?;
         let extra = encode_extra(self.catalog.as_ref(), &self.read.queries.read());
         let job = self.store.seal(place, extra);
-        (self.log_bytes, self.log_entries) = (0, 0);
+        (self.log_bytes, self.log_entries, self.is_seal_asked) = (0, 0, false);
         self.read.is_sealing.store(true, Ordering::Release);
         self.sealing = Some(Sealing { meta, done: run_seal(job, Arc::clone(&self.read)) });
         Ok(())

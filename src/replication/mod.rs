@@ -20,6 +20,8 @@ mod progress;
 mod raft;
 mod read_side;
 mod shard;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use error::ReplicationError;

@@ -7,15 +7,17 @@ use super::error::ReplicationError;
 use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
-use crate::env::Clock;
-use crate::storage::Disk;
-use crate::storage::wal::{Wal, WalOptions, WalStats};
+use crate::env::{self, Clock};
+use crate::storage::wal::{ShardRecovered, Wal, WalOptions, WalStats};
+use crate::storage::{DirLock, Disk, StorageError};
 use futures::future::{join_all, try_join_all};
-use millstream_catalog::model::limit::SHARDS_MAX;
+use millstream_catalog::model::limit::{SHARDS_MAX, WAL_BYTES_TARGET};
 use millstream_catalog::model::{ByteSize, NodeId, ShardId};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 /// How a node's log is laid out.
 #[derive(Debug, Clone)]
@@ -34,8 +36,11 @@ pub struct ReplicationConfig {
 pub struct Replication {
     catalog: Arc<CatalogShard>,
     shards: Vec<Arc<Shard>>,
+    cores: Arc<[Arc<Core>]>,
     wal: Wal,
     failure: Failure,
+    keeper: JoinHandle<()>,
+    _lock: DirLock,
 }
 
 impl Replication {
@@ -49,38 +54,39 @@ impl Replication {
         disk: Arc<dyn Disk>,
         _clock: Arc<dyn Clock>,
     ) -> Result<Self, ReplicationError> {
-        let shards = config.shards.clamp(1, SHARDS_MAX - 1);
-        let wal_dir = config.data_dir.join("wal");
-        let (wal, mut recovered) = Wal::open(Arc::clone(&disk), &wal_dir, WalOptions::default())?;
-        let fail = |reason| ReplicationError::Start { shard: ShardId::CATALOG, reason };
-        let failure = Failure::new();
+        let dir = &config.data_dir;
+        disk.create_dir_all(dir).map_err(|source| StorageError::io("create the data directory", source))?;
+        let lock = disk.lock(dir)?;
+        let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), WalOptions::default())?;
         let shared = Shared {
             disk,
             wal: wal.clone(),
             node: config.node,
-            raft_config: config_checked().map_err(fail)?,
+            raft_config: config_checked().map_err(start_error)?,
             seal_bytes: config.seal_bytes,
-            failure: failure.clone(),
+            failure: Failure::new(),
+            sealed: Arc::new(Notify::new()),
         };
-        let starts = (0..=shards).map(|number| {
-            let id = ShardId::new(number);
-            let recovered = recovered.remove(&id).unwrap_or_default();
-            let dir = config.data_dir.join("shards").join(number.to_string());
-            let shared = shared.clone();
-            async move { Core::start(&shared, &dir, id, recovered).await }
-        });
-        let starts: Vec<_> = starts.collect();
-        let cores = match try_join_all(starts).await {
-            Ok(cores) => cores,
+        let cores: Arc<[Arc<Core>]> = match start_shards(&config, &shared, recovered).await {
+            Ok(cores) => cores.into_iter().map(Arc::new).collect(),
             Err(error) => {
                 wal.close();
                 return Err(error);
             }
         };
-        let mut cores = cores.into_iter();
-        let catalog = cores.next().map(CatalogShard::new).ok_or_else(|| fail("it was not opened".to_owned()))?;
-        let shards = cores.map(|core| Arc::new(Shard::new(core))).collect();
-        Ok(Self { catalog: Arc::new(catalog), shards, wal, failure })
+        let Some((catalog, data)) = cores.split_first() else {
+            return Err(start_error("it was not opened".to_owned()));
+        };
+        let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.sealed)));
+        Ok(Self {
+            catalog: Arc::new(CatalogShard::new(Arc::clone(catalog))),
+            shards: data.iter().map(|core| Arc::new(Shard::new(Arc::clone(core)))).collect(),
+            cores,
+            wal,
+            failure: shared.failure,
+            keeper,
+            _lock: lock,
+        })
     }
 
     /// The shard of the catalog.
@@ -98,20 +104,69 @@ impl Replication {
         &self.shards
     }
 
+    #[cfg(test)]
+    pub(crate) fn cores(&self) -> &[Arc<Core>] {
+        &self.cores
+    }
+
     /// Counts of the shared log.
     pub fn wal_stats(&self) -> WalStats {
         self.wal.stats()
     }
 
-    /// Why replication stopped, once a fatal error stopped it; the node must end then.
-    pub fn failed(&self) -> watch::Receiver<Option<Arc<str>>> {
-        self.failure.subscribe()
+    /// Completes when a fatal error stopped replication, with the reason; the node must end then.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn failed(&self) -> String {
+        let mut reason = self.failure.subscribe();
+        match reason.wait_for(Option::is_some).await {
+            Ok(reason) => reason.as_deref().unwrap_or_default().to_owned(),
+            // `self` holds the sender.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Refuses further requests, ends every shard, and syncs and closes the log.
     pub async fn shutdown(&self) {
-        join_all(self.shards.iter().map(|shard| shard.shutdown())).await;
-        self.catalog.shutdown().await;
+        self.keeper.abort();
+        join_all(self.cores.iter().map(|core| core.shutdown())).await;
         self.wal.close();
+    }
+}
+
+fn start_error(reason: String) -> ReplicationError {
+    ReplicationError::Start { shard: ShardId::CATALOG, reason }
+}
+
+/// Starts the catalog's shard and the others, at once.
+async fn start_shards(
+    config: &ReplicationConfig,
+    shared: &Shared,
+    mut recovered: HashMap<ShardId, ShardRecovered>,
+) -> Result<Vec<Core>, ReplicationError> {
+    let shards = config.shards.clamp(1, SHARDS_MAX - 1);
+    let starts = (0..=shards).map(|number| {
+        let id = ShardId::new(number);
+        let recovered = recovered.remove(&id).unwrap_or_default();
+        let dir = config.data_dir.join("shards").join(number.to_string());
+        async move { Core::start(shared, &dir, id, recovered).await }
+    });
+    let starts: Vec<_> = starts.collect();
+    try_join_all(starts).await
+}
+
+/// Seals quiet shards whose few old entries keep the shared log from giving files back.
+async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, sealed: Arc<Notify>) {
+    loop {
+        sealed.notified().await;
+        let stats = wal.stats();
+        if stats.bytes < WAL_BYTES_TARGET {
+            continue;
+        }
+        let Some(core) = cores.iter().find(|core| Some(core.id()) == stats.oldest) else { continue };
+        if let Err(error) = core.seal().await {
+            tracing::debug!(shard = core.id().value(), %error, "a quiet shard was not sealed");
+        }
     }
 }

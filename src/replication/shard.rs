@@ -15,7 +15,7 @@ use super::raft::{Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
-use crate::storage::batch::batch_bytes;
+use crate::storage::batch::{batch_bytes, with_schema};
 use crate::storage::wal::{ShardRecovered, Wal};
 use crate::storage::{Disk, Partitions, ShardStore, StorageError, TopicStorage};
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// Bytes a change of definitions is counted as in the queue.
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) raft_config: Arc<Config>,
     pub(crate) seal_bytes: ByteSize,
     pub(crate) failure: Failure,
+    /// Woken when a shard has sealed, so that the log may have files to give back.
+    pub(crate) sealed: Arc<Notify>,
 }
 
 /// A running shard.
@@ -83,7 +85,8 @@ impl Core {
         let raft = raft.map_err(|e| fail(e.to_string()))?;
         lead(&raft, node, &shared.failure).await.map_err(fail)?;
         let appender = Appender::start(id, raft.clone(), failure.clone());
-        let compactor = env::spawn("compactor", compact(raft.clone(), read.seals.subscribe()));
+        let compactor =
+            env::spawn("compactor", compact(raft.clone(), read.seals.subscribe(), Arc::clone(&shared.sealed)));
         Ok(Self { id, node, raft, appender, log, read, partitions, failure, compactor })
     }
 
@@ -103,29 +106,41 @@ impl Core {
         self.submit(Request::Change(change), CHANGE_BYTES).await
     }
 
-    /// Checks rows against what the read side knows; their bytes.
-    fn check(&self, parts: &[PartitionWrite]) -> Result<usize, ReplicationError> {
+    /// Checks rows against what the read side knows, and gives them exactly the stored schema, so that apply
+    /// cannot refuse them; with their bytes.
+    fn check(&self, mut parts: Vec<PartitionWrite>) -> Result<(Vec<PartitionWrite>, usize), ReplicationError> {
         let topics = self.read.topics.read();
         let mut bytes = ByteSize::ZERO;
-        for part in parts {
-            let shape = topics.get(&part.topic).ok_or(ReplicationError::NoTopic(part.topic))?;
+        for part in &mut parts {
+            let topic = part.topic;
+            let shape = topics.get(&topic).ok_or(ReplicationError::NoTopic(topic))?;
             if part.partition.value() >= shape.partitions {
-                return Err(ReplicationError::NoPartition(part.topic, part.partition));
+                return Err(ReplicationError::NoPartition(topic, part.partition));
             }
-            let schema = part.batch.schema_ref();
-            if !Arc::ptr_eq(schema, &shape.schema) {
-                check_schema(schema, &shape.schema)
-                    .map_err(|reason| ReplicationError::SchemaMismatch { topic: part.topic, reason })?;
-            }
+            part.batch = with_schema(part.batch.clone(), &shape.schema)
+                .map_err(|error| ReplicationError::SchemaMismatch { topic, reason: error.to_string() })?;
             bytes = bytes.plus(batch_bytes(&part.batch));
         }
         if bytes > STATEMENT_ROWS_BYTES_MAX {
             return Err(ReplicationError::TooLarge { bytes, limit: STATEMENT_ROWS_BYTES_MAX });
         }
-        Ok(bytes.as_usize())
+        Ok((parts, bytes.as_usize()))
     }
 
-    async fn shutdown(&self) {
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Writes segments and the manifest now, unless nothing came since the last time.
+    pub(crate) async fn seal(&self) -> Result<(), ReplicationError> {
+        let applied = self.partitions.applied();
+        if self.read.is_sealing.load(Ordering::Acquire) || self.read.sealed().is_some_and(|sealed| sealed >= applied) {
+            return Ok(());
+        }
+        self.change(Change::Seal).await.map(|_| ())
+    }
+
+    pub(crate) async fn shutdown(&self) {
         self.appender.close();
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.value(), %error, "Raft core did not end in order");
@@ -157,25 +172,6 @@ impl Core {
     }
 }
 
-fn check_schema(schema: &arrow::datatypes::Schema, expected: &arrow::datatypes::Schema) -> Result<(), String> {
-    if schema.fields().len() != expected.fields().len() {
-        return Err(format!("{} columns instead of {}", schema.fields().len(), expected.fields().len()));
-    }
-    let differs = |(field, expected): &(&Arc<arrow::datatypes::Field>, &Arc<arrow::datatypes::Field>)| {
-        field.name() != expected.name() || field.data_type() != expected.data_type()
-    };
-    match schema.fields().iter().zip(expected.fields()).find(differs) {
-        None => Ok(()),
-        Some((field, expected)) => Err(format!(
-            "column \"{}\" of {} instead of \"{}\" of {}",
-            field.name(),
-            field.data_type(),
-            expected.name(),
-            expected.data_type()
-        )),
-    }
-}
-
 /// Founds or joins the group of one, wins the election, and waits until the whole log is applied.
 async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String> {
     if raft.is_initialized().await.map_err(|e| e.to_string())? {
@@ -195,7 +191,7 @@ async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String
 }
 
 /// After each seal: takes the segments into use, and lets the log go that they replace.
-async fn compact(raft: Raft, mut seals: watch::Receiver<u64>) {
+async fn compact(raft: Raft, mut seals: watch::Receiver<u64>, sealed: Arc<Notify>) {
     loop {
         let installed = raft.with_state_machine(|machine| {
             machine.install_finished();
@@ -204,6 +200,7 @@ async fn compact(raft: Raft, mut seals: watch::Receiver<u64>) {
         if installed.await.is_err() || raft.trigger().snapshot().await.is_err() {
             return;
         }
+        sealed.notify_one();
         if seals.changed().await.is_err() {
             return;
         }
@@ -212,17 +209,13 @@ async fn compact(raft: Raft, mut seals: watch::Receiver<u64>) {
 
 /// The shard of the catalog.
 pub struct CatalogShard {
-    core: Core,
+    core: Arc<Core>,
 }
 
 impl CatalogShard {
-    pub(crate) fn new(core: Core) -> Self {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
-    pub(crate) async fn shutdown(&self) {
-        self.core.shutdown().await;
-    }
-
     /// The catalog as of the last applied command.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::clone(&self.core.read.catalog.load())
@@ -255,17 +248,13 @@ impl CatalogShard {
 
 /// A shard of partitions and continuous queries.
 pub struct Shard {
-    core: Core,
+    core: Arc<Core>,
 }
 
 impl Shard {
-    pub(crate) fn new(core: Core) -> Self {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
-    pub(crate) async fn shutdown(&self) {
-        self.core.shutdown().await;
-    }
-
     /// The shard's id.
     pub fn id(&self) -> ShardId {
         self.core.id
@@ -288,7 +277,7 @@ impl Shard {
     /// # Cancellation
     /// The rows may be stored nevertheless.
     pub async fn append(&self, parts: Vec<PartitionWrite>) -> Result<Appended, ReplicationError> {
-        let bytes = self.core.check(&parts)?;
+        let (parts, bytes) = self.core.check(parts)?;
         let (parts, gaps) = split_empty(parts);
         if parts.is_empty() {
             return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
@@ -341,9 +330,10 @@ impl Shard {
     /// # Cancellation
     /// The step may be committed nevertheless.
     pub async fn step(&self, mut step: Step) -> Result<Appended, ReplicationError> {
-        let bytes = self.core.check(&step.outputs)? + step.overhead_bytes();
-        let (outputs, gaps) = split_empty(std::mem::take(&mut step.outputs));
+        let (outputs, bytes) = self.core.check(std::mem::take(&mut step.outputs))?;
+        let (outputs, gaps) = split_empty(outputs);
         step.outputs = outputs;
+        let bytes = bytes + step.overhead_bytes();
         self.appended(self.core.submit(Request::Step(step), bytes).await?, gaps)
     }
 

@@ -54,3 +54,5 @@ pub const JSON_NESTING_MAX: usize = 1_000;
 pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
 /// Entries of the catalog's shard after which its state is written and its log purged.
 pub const CATALOG_ENTRIES_MAX: u64 = 512;
+/// Bytes of the write-ahead log above which quiet shards are sealed too, so that it gives files back.
+pub const WAL_BYTES_TARGET: ByteSize = ByteSize::new(512 << 20);

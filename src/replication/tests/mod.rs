@@ -1,0 +1,4 @@
+//! A node's shards on a disk in memory: append, crash, start again, compare.
+
+mod log_suite;
+mod node;

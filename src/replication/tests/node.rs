@@ -1,0 +1,383 @@
+//! One node with all its shards.
+
+use crate::env::system_clock;
+use crate::replication::*;
+use crate::storage::{FaultDisk, ScanRequest, StorageError, TopicStorage};
+use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
+use bytes::Bytes;
+use millstream_catalog::model::*;
+use millstream_catalog::{Command, Compression, Relation, RelationKind, Reply, TopicOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let rowtime = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, true), Field::new("rowtime", rowtime, false)]))
+});
+const TOPIC: TopicId = TopicId::new(7);
+const QUERY: QueryId = QueryId::new(3);
+
+fn batch(values: impl IntoIterator<Item = i64>) -> RecordBatch {
+    let values = Int64Array::from_iter_values(values);
+    let times = TimestampMicrosecondArray::from(vec![1; values.len()]).with_timezone("UTC");
+    RecordBatch::try_new(Arc::clone(&SCHEMA), vec![Arc::new(values), Arc::new(times)]).expect("fits")
+}
+fn topic(id: TopicId, partitions: u32) -> TopicStorage {
+    TopicStorage { topic: id, partitions, schema: Arc::clone(&SCHEMA), compression: Compression::None }
+}
+fn part(partition: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
+    PartitionWrite { topic: TOPIC, partition: PartitionId::new(partition), batch: batch(values) }
+}
+async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
+    let config = ReplicationConfig {
+        data_dir: PathBuf::from("/data"),
+        node: NodeId::new(1),
+        shards: 1,
+        seal_bytes: ByteSize::new(seal_bytes),
+    };
+    Replication::start(config, Arc::new(disk.clone()), system_clock()).await.expect("starts")
+}
+async fn start(disk: &FaultDisk) -> Replication {
+    start_sealing(disk, 64 << 20).await
+}
+fn shard(node: &Replication) -> &Shard {
+    node.shard(ShardId::new(1)).expect("shard 1")
+}
+fn values(node: &Replication, partition: u32) -> Vec<i64> {
+    let partition = shard(node).partitions().get(TOPIC, PartitionId::new(partition)).expect("partition");
+    let mut values = Vec::new();
+    for batch in partition.view().scan(ScanRequest::all()) {
+        let batch = batch.expect("reads");
+        assert_eq!(batch.offset_start, Offset::new(values.len() as u64));
+        values.extend(batch.batch.column(0).as_primitive::<Int64Type>().values());
+    }
+    values
+}
+/// Waits for a condition of the shard's status.
+async fn until(node: &Replication, condition: impl Fn(&ShardStatus) -> bool) {
+    let deadline = crate::env::instant() + Duration::from_secs(20);
+    while !condition(&shard(node).status()) {
+        assert!(crate::env::instant() < deadline, "never happened: {:?}", shard(node).status());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_acknowledged_append_is_visible_and_survives_a_restart() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 2)).await.expect("created");
+    let first = shard(&node).append(vec![part(0, [1, 2]), part(1, [3]), part(0, [4])]).await.expect("appended");
+    assert_eq!(first.offsets, [Offset::new(0), Offset::new(0), Offset::new(2)]);
+    assert_eq!(shard(&node).partitions().applied(), first.index);
+    let second = shard(&node).append(vec![part(1, []), part(0, [5])]).await.expect("appended");
+    assert_eq!(second.offsets, [Offset::new(1), Offset::new(3)]);
+    assert_eq!(values(&node, 0), [1, 2, 4, 5]);
+    node.shutdown().await;
+    let refused = shard(&node).append(vec![part(0, [6])]).await.expect_err("shut down");
+    assert_eq!(refused.sqlstate(), SqlState::AdminShutdown);
+    drop(node);
+    let node = start(&disk).await;
+    assert_eq!((values(&node, 0), values(&node, 1)), (vec![1, 2, 4, 5], vec![3]));
+    let third = shard(&node).append(vec![part(0, [7])]).await.expect("appended");
+    assert_eq!(third.offsets, [Offset::new(4)]);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_crash_loses_nothing_acknowledged() {
+    let mut disk = FaultDisk::new();
+    let mut expected = Vec::new();
+    for round in 0..6 {
+        let node = start_sealing(&disk, 256).await;
+        if round == 0 {
+            shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+        }
+        assert_eq!(values(&node, 0), expected, "round {round}");
+        for number in 0..9 {
+            let value = round * 100 + number;
+            shard(&node).append(vec![part(0, [value])]).await.expect("appended");
+            expected.push(value);
+        }
+        let after = disk.crash(round as u64);
+        node.shutdown().await;
+        disk = after;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_statements_get_dense_unique_offsets() {
+    let disk = FaultDisk::new();
+    let node = Arc::new(start_sealing(&disk, 40_000).await);
+    shard(&node).create_topic(topic(TOPIC, 2)).await.expect("created");
+    let syncs = node.wal_stats().syncs;
+    let tasks: Vec<_> = (0..64)
+        .map(|task| {
+            let node = Arc::clone(&node);
+            crate::env::spawn("client", async move {
+                let mut offsets = Vec::new();
+                for number in 0..200 {
+                    let value = task * 1_000 + number;
+                    let parts = vec![part(0, [value, -value]), part(1, [value])];
+                    let appended = shard(&node).append(parts).await.expect("appended");
+                    offsets.push((value, appended.offsets[0]));
+                }
+                offsets
+            })
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut by_offset = BTreeMap::new();
+    for task in tasks {
+        for (value, offset) in task.await.expect("ran") {
+            assert!(seen.insert(offset), "offset {offset} twice");
+            by_offset.insert(offset, value);
+        }
+    }
+    let stored = values(&node, 0);
+    assert_eq!(stored.len(), 64 * 200 * 2);
+    for (offset, value) in by_offset {
+        let at = offset.value() as usize;
+        assert_eq!(stored[at..at + 2], [value, -value]);
+    }
+    let syncs = node.wal_stats().syncs - syncs;
+    assert!(syncs < 64 * 200 / 4, "statements did not share syncs: {syncs}");
+    until(&node, |status| !status.is_sealing).await;
+    let before = (values(&node, 0), values(&node, 1));
+    node.shutdown().await;
+    drop(node);
+    let node = start_sealing(&disk, 40_000).await;
+    assert_eq!((values(&node, 0), values(&node, 1)), before);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn sealing_shrinks_the_log_and_keeps_the_rows() {
+    let disk = FaultDisk::new();
+    let node = start_sealing(&disk, 4_000).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    for start in 0..200 {
+        shard(&node).append(vec![part(0, start * 10..start * 10 + 10)]).await.expect("appended");
+    }
+    until(&node, |status| !status.is_sealing && status.purged.is_some() && status.sealed > status.purged).await;
+    let status = shard(&node).status();
+    assert!(status.sealed > Some(EntryIndex::new(150)), "{status:?}");
+    until(&node, |status| status.purged > Some(EntryIndex::new(150))).await;
+    assert!(!shard(&node).partitions().segments().is_empty());
+    let expected: Vec<i64> = (0..2_000).collect();
+    assert_eq!(values(&node, 0), expected);
+    let after = disk.crash(1);
+    node.shutdown().await;
+    let node = start_sealing(&after, 4_000).await;
+    assert_eq!(values(&node, 0), expected);
+    assert!(shard(&node).status().sealed >= status.sealed);
+    node.shutdown().await;
+}
+
+fn step(number: u64, position: u64, outputs: Vec<PartitionWrite>) -> Step {
+    Step {
+        query: QUERY,
+        step: StepNumber::new(number),
+        positions: vec![(TOPIC, PartitionId::new(0), Offset::new(position))],
+        idle: vec![(TOPIC, PartitionId::new(1))],
+        now: Timestamp::from_micros(i64::try_from(number).expect("small")),
+        outputs,
+        input_rows: RowCount::new(2),
+        late_rows: RowCount::new(1),
+    }
+}
+
+#[tokio::test]
+async fn steps_and_checkpoints_survive_restarts_and_seals() {
+    let mut disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 2)).await.expect("created");
+    let missing = shard(&node).step(step(1, 1, Vec::new())).await.expect_err("no query");
+    assert!(matches!(missing, ReplicationError::NoQuery(QUERY)));
+    shard(&node).create_query(QUERY, vec![(TOPIC, PartitionId::new(0), Offset::new(5))]).await.expect("created");
+    assert_eq!(shard(&node).progress(QUERY).expect("query").step, StepNumber::new(0));
+    // The second is submitted before the first is committed.
+    let (one, two) = tokio::join!(
+        shard(&node).step(step(1, 6, vec![part(1, [10])])),
+        shard(&node).step(step(2, 7, vec![part(1, [20, 21])]))
+    );
+    assert_eq!(one.expect("first").offsets, [Offset::new(0)]);
+    assert_eq!(two.expect("second").offsets, [Offset::new(1)]);
+    for stale in [0, 1, 2, 4] {
+        let refused = shard(&node).step(step(stale, 9, vec![part(1, [99])])).await.expect_err("stale");
+        assert!(matches!(refused, ReplicationError::StaleStep { last, .. } if last == StepNumber::new(2)));
+        assert_eq!(refused.sqlstate(), SqlState::SerializationFailure);
+    }
+    let checkpoint = Checkpoint {
+        query: QUERY,
+        step: StepNumber::new(1),
+        positions: BTreeMap::from([((TOPIC, PartitionId::new(0)), Offset::new(6))]),
+        fingerprint: "pipeline".to_owned(),
+        state: Bytes::from_static(b"state"),
+    };
+    shard(&node).checkpoint(checkpoint.clone()).await.expect("newer");
+    shard(&node).checkpoint(checkpoint.clone()).await.expect_err("not newer");
+    let progress = shard(&node).progress(QUERY).expect("query");
+    assert_eq!(progress.checkpoint, Some(checkpoint));
+    assert_eq!(progress.since_checkpoint.len(), 1);
+    assert_eq!((progress.input_rows, progress.output_rows), (RowCount::new(4), RowCount::new(3)));
+    assert_eq!(progress.late_rows, RowCount::new(2));
+    // Replayed from the log, then from the manifest.
+    for seal_bytes in [64 << 20, 1, 1] {
+        disk = disk.crash(seal_bytes);
+        let node = start_sealing(&disk, seal_bytes).await;
+        assert_eq!(shard(&node).progress(QUERY), Some(Arc::clone(&progress)));
+        assert_eq!(values(&node, 1), [10, 20, 21]);
+        until(&node, |status| !status.is_sealing).await;
+        node.shutdown().await;
+    }
+    let node = start(&disk).await;
+    shard(&node).step(step(3, 8, Vec::new())).await.expect("next step");
+    shard(&node).drop_query(QUERY).await.expect("dropped");
+    shard(&node).drop_query(QUERY).await.expect("dropped twice");
+    assert_eq!(shard(&node).progress(QUERY), None);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_dropped_topic_refuses_only_its_own_statements() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    let other = TopicId::new(8);
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    shard(&node).create_topic(topic(other, 1)).await.expect("created");
+    let to = |topic: TopicId, value: i64| PartitionWrite { topic, ..part(0, [value]) };
+    // Queued behind the drop, so that the state machine decides.
+    let (_, both, alone) = tokio::join!(
+        shard(&node).drop_topic(other),
+        shard(&node).append(vec![to(TOPIC, 1), to(other, 2)]),
+        shard(&node).append(vec![to(TOPIC, 3)])
+    );
+    assert!(matches!(both, Err(ReplicationError::NoTopic(topic)) if topic == other), "{both:?}");
+    assert_eq!(alone.expect("appended").offsets, [Offset::ZERO]);
+    assert_eq!(values(&node, 0), [3]);
+    let refused = shard(&node).append(vec![to(other, 4)]).await.expect_err("dropped");
+    assert_eq!(refused.sqlstate(), SqlState::UndefinedTable);
+    let refused = shard(&node).append(vec![PartitionWrite { partition: PartitionId::new(1), ..part(0, [4]) }]).await;
+    assert!(matches!(refused, Err(ReplicationError::NoPartition(..))));
+    shard(&node).drop_topic(other).await.expect("dropped twice");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn rows_of_another_schema_are_refused_before_the_log() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    let narrow = batch([1]).project(&[0]).expect("one column");
+    let write = PartitionWrite { topic: TOPIC, partition: PartitionId::new(0), batch: narrow };
+    let refused = shard(&node).append(vec![write]).await.expect_err("one column missing");
+    assert_eq!(refused.sqlstate(), SqlState::InternalError);
+    assert_eq!(values(&node, 0), Vec::<i64>::new());
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_failed_sync_stops_the_node_with_words() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    disk.fail_sync_after(0);
+    let failed = shard(&node).append(vec![part(0, [1])]).await.expect_err("sync failed");
+    assert_eq!(failed.sqlstate(), SqlState::IoError, "{failed}");
+    assert!(!failed.is_retryable());
+    assert!(!node.failed().await.is_empty());
+    let refused = shard(&node).append(vec![part(0, [2])]).await.expect_err("stopped");
+    assert!(matches!(refused, ReplicationError::Stopped { .. }));
+    assert_eq!(values(&node, 0), Vec::<i64>::new());
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_is_used_by_one_node_at_a_time() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    let config = ReplicationConfig {
+        data_dir: PathBuf::from("/data"),
+        node: NodeId::new(1),
+        shards: 1,
+        seal_bytes: ByteSize::new(1),
+    };
+    let second = Replication::start(config, Arc::new(disk.clone()), system_clock()).await;
+    assert!(matches!(second.err(), Some(ReplicationError::Storage(StorageError::Locked))));
+    node.shutdown().await;
+}
+
+fn relation(name: &str) -> Relation {
+    Relation {
+        id: TopicId::new(0),
+        name: Name::new(name).expect("valid"),
+        kind: RelationKind::Stream,
+        schema: millstream_catalog::Schema { columns: Vec::new() },
+        timestamp: None,
+        watermark_delay: None,
+        options: TopicOptions::default(),
+        shard: ShardId::new(1),
+        query: None,
+        created_at: Timestamp::from_micros(0),
+        sql: String::new(),
+    }
+}
+fn create(name: &str) -> Command {
+    Command::CreateRelation { relation: Box::new(relation(name)), query: None }
+}
+
+#[tokio::test]
+async fn the_catalog_survives_crashes_and_its_own_snapshots() {
+    let mut disk = FaultDisk::new();
+    let mut created = 0;
+    for commands in [3, 520, 5] {
+        let node = start(&disk).await;
+        assert_eq!(node.catalog().snapshot().relations().count(), created);
+        let mut versions = node.catalog().subscribe();
+        for _ in 0..commands {
+            let reply = node.catalog().propose(create(&format!("r{created}"))).await.expect("created");
+            created += 1;
+            assert_eq!(reply, Reply::Created { topic: TopicId::new(created as u64), query: None });
+        }
+        let taken = node.catalog().propose(create("r0")).await.expect_err("taken");
+        assert_eq!(taken.sqlstate(), SqlState::DuplicateTable);
+        assert_eq!(*versions.borrow_and_update(), created as u64);
+        assert_eq!(node.catalog().snapshot().version(), created as u64);
+        assert!(node.catalog().snapshot().relation("r1").is_some());
+        if commands > 512 {
+            let deadline = crate::env::instant() + Duration::from_secs(20);
+            while node.catalog().status().purged.is_none() {
+                assert!(crate::env::instant() < deadline, "the catalog's log was not purged");
+                tokio::task::yield_now().await;
+            }
+        }
+        let after = disk.crash(created as u64);
+        node.shutdown().await;
+        disk = after;
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_shard_is_sealed_on_request_and_only_once() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    shard(&node).append(vec![part(0, [1])]).await.expect("appended");
+    let core = &node.cores()[1];
+    core.seal().await.expect("sealed");
+    until(&node, |status| !status.is_sealing && status.sealed == status.applied).await;
+    let log_last = shard(&node).status().log_last;
+    core.seal().await.expect("nothing to do");
+    assert_eq!(shard(&node).status().log_last, log_last);
+    until(&node, |status| status.purged.is_some()).await;
+    assert_eq!(values(&node, 0), [1]);
+    node.shutdown().await;
+    drop(node);
+    let node = start(&disk).await;
+    assert_eq!(values(&node, 0), [1]);
+    node.shutdown().await;
+}
