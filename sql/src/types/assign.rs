@@ -15,6 +15,7 @@ use arrow::array::{
     Time64MicrosecondArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{ArrowPrimitiveType, DataType};
+use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use std::sync::Arc;
@@ -168,6 +169,24 @@ fn integer(
         }
     };
     i64::try_from(wide).ok().filter(|value| (min..=max).contains(value)).ok_or_else(refused)
+}
+
+/// A number in a statement as an integer of type `to`; a fraction is rounded.
+///
+/// # Errors
+/// 22003 out of the type's range.
+pub(crate) fn integer_literal(text: &str, to: &SqlType) -> Result<ScalarValue, ValueError> {
+    let refused = || ValueError::new(SqlState::NumericValueOutOfRange, format!("{to} out of range"));
+    let shape = Shape { precision: 38, scale: 0 };
+    let value = parse_numeric(text.as_bytes(), shape).map_err(|error| match error.sqlstate {
+        SqlState::NumericValueOutOfRange => refused(),
+        _ => error,
+    })?;
+    Ok(match to {
+        SqlType::SmallInt => ScalarValue::Int16(Some(value.try_into().map_err(|_| refused())?)),
+        SqlType::Integer => ScalarValue::Int32(Some(value.try_into().map_err(|_| refused())?)),
+        _ => ScalarValue::Int64(Some(value.try_into().map_err(|_| refused())?)),
+    })
 }
 
 fn narrow(value: f64) -> Result<f32, ValueError> {

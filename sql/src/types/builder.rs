@@ -251,16 +251,27 @@ impl ColumnBuilder {
 
     fn append_other(&mut self, value: &ScalarValue) -> Result<(), ValueError> {
         let array = value.to_array().map_err(|_| ValueError::unassignable(&self.sql_type, "this value"))?;
-        let from = SqlType::of_arrow(array.data_type())
-            .ok_or_else(|| ValueError::unassignable(&self.sql_type, "a value of another type"))?;
+        let is_uuid = self.sql_type == SqlType::Uuid && *array.data_type() == self.sql_type.arrow();
+        let from = if is_uuid { Some(SqlType::Uuid) } else { SqlType::of_arrow(array.data_type()) };
+        let from = from.ok_or_else(|| ValueError::unassignable(&self.sql_type, "a value of another type"))?;
         let assigned = assign_array(&array, &from, &self.sql_type).map_err(|refused| refused.error)?;
-        self.scratch.clear();
-        let mut binary = std::mem::take(&mut self.scratch);
-        let encoder = super::ColumnEncoder::new(assigned.as_ref(), &self.sql_type);
-        let is_value = encoder.binary(0, &mut binary);
-        let outcome = if is_value { self.append_binary(&binary) } else { Ok(self.append_null()) };
-        self.scratch = binary;
-        outcome
+        self.append_first(&assigned)
+    }
+
+    /// Appends a value that a builder of the same type made.
+    pub(crate) fn append_stored(&mut self, value: &ScalarValue) -> Result<(), ValueError> {
+        let array = value.to_array().map_err(|_| ValueError::unassignable(&self.sql_type, "this value"))?;
+        self.append_first(&array)
+    }
+
+    /// Appends the first value of an array of this type.
+    pub(crate) fn append_first(&mut self, array: &ArrayRef) -> Result<(), ValueError> {
+        let mut binary = Vec::new();
+        if super::ColumnEncoder::new(array.as_ref(), &self.sql_type).binary(0, &mut binary) {
+            return self.append_binary(&binary);
+        }
+        self.append_null();
+        Ok(())
     }
 
     /// For callers that find the elements of an array themselves: the builder of the elements.

@@ -32,6 +32,6 @@ pub use error::ValueError;
 pub use oid::{from_oid, oid, typlen, typmod};
 pub use scalar::{scalar_binary, scalar_null, scalar_text};
 
+pub(crate) use assign::integer_literal;
 pub(crate) use datetime::write_timestamp_with;
 pub(crate) use error::quoted;
-pub(crate) use text::check_text;

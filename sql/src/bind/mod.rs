@@ -1,0 +1,5 @@
+//! Binding: statements of the dialect against the catalog, before any plan.
+//!
+//! Leaves out SELECT, which `plan` resolves. The engine calls it. Pure: a crash does nothing to it.
+
+pub mod insert;

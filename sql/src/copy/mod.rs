@@ -1,0 +1,18 @@
+//! Copy data: rows from and to PostgreSQL's text and csv formats, and JSON lines.
+//!
+//! Owns the scanners and writers of the formats. Leaves out the protocol and where rows go. The engine
+//! decodes, the server and the shell encode. Pure: a crash does nothing to it.
+
+mod csv;
+mod decoder;
+mod encoder;
+mod json;
+mod lines;
+mod sink;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+pub use decoder::CopyDecoder;
+pub use encoder::CopyEncoder;

@@ -1,0 +1,171 @@
+//! Rows under construction from copy data: one builder per target, batches when they are full.
+//!
+//! Leaves out formats. The decoders append one cell after the other and end each row.
+
+use crate::bind::insert::{InsertRows, PlanEval, Shape, Target, constant_default, repeat, resolve};
+use crate::dialect::ast::Ident;
+use crate::error::SqlError;
+use crate::types::{ColumnBuilder, ValueError, quoted};
+use arrow::array::ArrayRef;
+use millstream_catalog::Relation;
+use millstream_catalog::model::SqlState;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use std::collections::VecDeque;
+
+/// Bytes of copy data after which a batch is closed whatever its rows: bounds the builders.
+const BATCH_BYTES: usize = 16 << 20;
+/// Rows the first builders have room for; small copies are common.
+const ROWS_AT_FIRST: usize = 1024;
+
+/// Builders of the targets, and finished batches.
+#[derive(Debug)]
+pub(super) struct Sink {
+    shape: Shape,
+    targets: Vec<Target>,
+    is_not_null: Vec<bool>,
+    builders: Vec<ColumnBuilder>,
+    /// The default of each column, as a column of one row.
+    defaults: Vec<ArrayRef>,
+    rows: usize,
+    rows_before: usize,
+    bytes: usize,
+    /// Number of the line being read, from 1.
+    pub(super) line: u64,
+    ready: VecDeque<InsertRows>,
+}
+
+impl Sink {
+    pub(super) fn new(relation: &Relation, columns: Option<&[Ident]>, eval: PlanEval<'_>) -> Result<Self, SqlError> {
+        let shape = Shape::of(relation);
+        let targets = resolve(relation, columns)?;
+        let default = |i: usize| constant_default(&shape, i, &mut *eval);
+        let defaults = (0..shape.columns.len()).map(default).collect::<Result<_, _>>()?;
+        let is_not_null = targets.iter().map(|target| match target {
+            Target::Column(i) => !shape.columns[*i].is_nullable,
+            // A NULL event time is refused where event times are formed.
+            Target::Rowtime => false,
+        });
+        let is_not_null = is_not_null.collect();
+        let builders = targets.iter().map(|target| ColumnBuilder::new(shape.sql_type(*target), ROWS_AT_FIRST));
+        let builders = builders.collect();
+        let ready = VecDeque::new();
+        Ok(Self { shape, targets, is_not_null, builders, defaults, rows: 0, rows_before: 0, bytes: 0, line: 1, ready })
+    }
+
+    /// Number of targets.
+    pub(super) fn width(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// The name of a target.
+    pub(super) fn name(&self, at: usize) -> &str {
+        self.shape.name(self.targets[at])
+    }
+
+    /// The target of a name.
+    pub(super) fn find(&self, name: &[u8]) -> Option<usize> {
+        (0..self.width()).find(|at| self.name(*at).as_bytes() == name)
+    }
+
+    /// The builder of a target, for formats that find the parts of a value themselves.
+    pub(super) fn builder(&mut self, at: usize) -> &mut ColumnBuilder {
+        &mut self.builders[at]
+    }
+
+    /// Appends a value in PostgreSQL's text form.
+    #[inline]
+    pub(super) fn text(&mut self, at: usize, value: &[u8]) -> Result<(), SqlError> {
+        match self.builders[at].append_text(value) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.refuse(at, value, error)),
+        }
+    }
+
+    /// Appends NULL.
+    #[inline]
+    pub(super) fn null(&mut self, at: usize) -> Result<(), SqlError> {
+        if self.is_not_null[at] {
+            return Err(self.null_refused(at));
+        }
+        self.builders[at].append_null();
+        Ok(())
+    }
+
+    #[cold]
+    fn null_refused(&self, at: usize) -> SqlError {
+        let Target::Column(i) = self.targets[at] else { return SqlError::internal("rowtime may be NULL here") };
+        self.shape.null_error(i).detail(self.place(at))
+    }
+
+    /// The default of a target the row leaves out, or NULL.
+    pub(super) fn absent(&mut self, at: usize) -> Result<(), SqlError> {
+        let Target::Column(i) = self.targets[at] else { return self.null(at) };
+        if self.defaults[i].is_null(0) {
+            return self.null(at);
+        }
+        Ok(self.builders[at].append_first(&self.defaults[i])?)
+    }
+
+    #[cold]
+    pub(super) fn refuse(&self, at: usize, value: &[u8], error: ValueError) -> SqlError {
+        let place = format!("{}: \"{}\"", self.place(at), quoted(value));
+        let detail = match &error.detail {
+            Some(detail) => format!("{place}: {detail}"),
+            None => place,
+        };
+        SqlError::from(error).detail(detail)
+    }
+
+    /// `line 3, column "delay"`.
+    pub(super) fn place(&self, at: usize) -> String {
+        format!("line {}, column \"{}\"", self.line, self.name(at))
+    }
+
+    /// 22P04 at the current line.
+    #[cold]
+    pub(super) fn bad(&self, message: impl Into<String>) -> SqlError {
+        SqlError::new(SqlState::BadCopyFileFormat, message).detail(format!("line {}", self.line))
+    }
+
+    /// Ends a row of `bytes` bytes of copy data.
+    #[inline]
+    pub(super) fn end_row(&mut self, bytes: usize) -> Result<(), SqlError> {
+        self.rows += 1;
+        self.bytes += bytes;
+        if self.rows >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES { self.close_batch() } else { Ok(()) }
+    }
+
+    /// Makes a batch of the rows so far.
+    pub(super) fn close_batch(&mut self) -> Result<(), SqlError> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        let mut columns: Vec<Option<ArrayRef>> = vec![None; self.shape.columns.len()];
+        let mut rowtime = None;
+        for (target, builder) in self.targets.iter().zip(&mut self.builders) {
+            let full = builder.finish();
+            match target {
+                Target::Column(i) => columns[*i] = Some(full),
+                Target::Rowtime => rowtime = Some(full),
+            }
+            *builder = ColumnBuilder::new(self.shape.sql_type(*target), rows);
+        }
+        let mut filled = Vec::with_capacity(columns.len());
+        for (column, default) in columns.into_iter().zip(&self.defaults) {
+            filled.push(match column {
+                Some(column) => column,
+                None => repeat(default, rows)?,
+            });
+        }
+        self.ready.push_back(self.shape.finish(filled, rowtime, self.rows_before + 1)?);
+        self.rows_before += rows;
+        Ok(())
+    }
+
+    /// The next finished batch.
+    pub(super) fn next_rows(&mut self) -> Option<InsertRows> {
+        self.ready.pop_front()
+    }
+}

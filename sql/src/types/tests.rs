@@ -1,1 +1,0 @@
-//! Tests of every type through the public builder and encoder.
