@@ -540,3 +540,103 @@ impl DiskFile for FaultFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> PathBuf {
+        PathBuf::from("/d")
+    }
+
+    fn disk_with_file(name: &str, bytes: &[u8]) -> (FaultDisk, Arc<dyn DiskFile>) {
+        let disk = FaultDisk::new();
+        disk.create_dir_all(&root()).unwrap();
+        let file = disk.create(&root().join(name)).unwrap();
+        file.write_at(bytes, 0).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir(&root()).unwrap();
+        (disk, file)
+    }
+
+    #[test]
+    fn synced_bytes_survive_and_unsynced_sectors_may_not() {
+        let (disk, file) = disk_with_file("a", &[1; 2048]);
+        file.write_at(&[2; 2048], 0).unwrap();
+        let mut seen = BTreeSet::new();
+        for seed in 0..200 {
+            let survivor = disk.crash(seed);
+            let bytes = survivor.map(&root().join("a")).unwrap();
+            let sectors: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
+            assert!(bytes.chunks(512).all(|sector| sector.iter().all(|byte| *byte == sector[0])), "a torn sector");
+            seen.insert(sectors);
+        }
+        assert_eq!(seen.len(), 16, "every subset of four sectors");
+        file.sync_data().unwrap();
+        assert!((0..50).all(|seed| disk.crash(seed).map(&root().join("a")).unwrap().as_slice() == [2; 2048]));
+    }
+
+    #[test]
+    fn names_survive_only_a_synced_directory() {
+        let (disk, _) = disk_with_file("a", b"x");
+        disk.rename(&root().join("a"), &root().join("b")).unwrap();
+        let has = |disk: &FaultDisk, name: &str| disk.exists(&root().join(name)).unwrap();
+        let crashed: BTreeSet<_> =
+            (0..50).map(|seed| disk.crash(seed)).map(|disk| (has(&disk, "a"), has(&disk, "b"))).collect();
+        assert_eq!(crashed, BTreeSet::from([(true, false), (false, true)]));
+        disk.sync_dir(&root()).unwrap();
+        disk.remove(&root().join("b")).unwrap();
+        let crashed: BTreeSet<_> = (0..50).map(|seed| has(&disk.crash(seed), "b")).collect();
+        assert_eq!(crashed, BTreeSet::from([false, true]));
+        assert_eq!(disk.list(&root()).unwrap(), []);
+    }
+
+    #[test]
+    fn same_seed_leaves_the_same_bytes() {
+        let (disk, file) = disk_with_file("a", &[1; 4096]);
+        file.write_at(&[2; 4096], 100).unwrap();
+        for seed in 0..20 {
+            let map = |disk: FaultDisk| disk.map(&root().join("a")).unwrap();
+            assert_eq!(map(disk.crash(seed)), map(disk.crash(seed)));
+        }
+    }
+
+    #[test]
+    fn failed_sync_loses_what_it_should_have_kept() {
+        let (disk, file) = disk_with_file("a", &[1; 8192]);
+        disk.fail_sync_after(0);
+        file.write_at(&[2; 8192], 0).unwrap();
+        assert!(file.sync_data().is_err());
+        file.sync_data().unwrap();
+        let mut bytes = [0; 8192];
+        file.read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [2; 8192], "the cache still has it");
+        assert!(disk.crash(0).map(&root().join("a")).unwrap().contains(&1));
+    }
+
+    #[test]
+    fn full_disk_takes_what_fits_and_the_power_stays_off() {
+        let (disk, file) = disk_with_file("a", &[1; 100]);
+        disk.set_capacity(Some(150));
+        let full = file.write_at(&[2; 100], 100).unwrap_err();
+        assert_eq!((full.kind(), file.len().unwrap()), (io::ErrorKind::StorageFull, 150));
+        file.write_at(&[3; 100], 0).unwrap();
+        assert_eq!(file.set_len(151).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        let other = disk.create(&root().join("b")).unwrap();
+        assert_eq!(other.write_at(&[1], 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        disk.remove(&root().join("a")).unwrap();
+        other.write_at(&[1], 0).unwrap();
+        disk.fail_after(1);
+        other.write_at(&[1], 0).unwrap();
+        assert!(other.write_at(&[1], 0).is_err() && other.len().is_err() && disk.list(&root()).is_err());
+    }
+
+    #[test]
+    fn lock_is_exclusive_until_dropped() {
+        let disk = FaultDisk::new();
+        let lock = disk.lock(&root()).unwrap();
+        assert!(matches!(disk.clone().lock(&root()), Err(StorageError::Locked)));
+        drop(lock);
+        disk.lock(&root()).unwrap();
+    }
+}

@@ -109,10 +109,15 @@ fn scan(bytes: &[u8], sequence: u64) -> Result<Scan, StorageError> {
     Ok(Scan { pieces, end: position })
 }
 
-/// The next position from `from` on with a whole header.
+/// The next position from `from` on with a whole header. Most of what it passes over was never written.
 fn find_header(bytes: &[u8], from: u64, sequence: u64) -> Option<u64> {
+    const ZEROS: [u8; 4096] = [0; 4096];
     let mut position = from;
     while let Some(rest) = bytes.get(position as usize..).filter(|rest| !rest.is_empty()) {
+        if rest.starts_with(&ZEROS) {
+            position += ZEROS.len() as u64;
+            continue;
+        }
         if rest[0] != 0 && FrameHeader::decode(rest, position).is_ok_and(|header| header.sequence == sequence) {
             return Some(position);
         }

@@ -1,7 +1,7 @@
 //! The log under crashes, damage, failing syncs and a full disk. The checker keeps its own model of every shard and
 //! shares nothing with the index.
 
-use super::file::log_name;
+use super::file::{DATA_START, log_name};
 use super::prepare::{Mode, Preparer};
 use super::writer::{Append, Marks, Writer};
 use super::*;
@@ -258,7 +258,7 @@ fn crash_at(seed: u64, step: u64) -> bool {
 
 #[test]
 fn every_crash_point_keeps_what_was_acknowledged() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         let mut step = 0;
         while !crash_at(seed, step) {
             step += 1;
@@ -283,7 +283,7 @@ fn flipped_bits_are_named_or_harmless_and_never_returned() {
     let (disk, histories, files) = filled(60);
     assert!(files.len() > 1);
     let (mut named, mut random) = (0, Random(1));
-    for round in 0..1500 {
+    for round in 0..400 {
         let disk = disk.crash(round);
         let file = &files[random.below(files.len() as u64) as usize];
         let len = disk.open(&dir().join(file)).unwrap().len().unwrap();
@@ -303,7 +303,7 @@ fn flipped_bits_are_named_or_harmless_and_never_returned() {
             }
         }
     }
-    assert!(named > 100, "{named}");
+    assert!(named > 40, "{named}");
 }
 
 #[test]
@@ -447,6 +447,27 @@ fn purged_files_are_recycled_and_their_old_frames_never_come_back() {
     let (_, recovered) = Driver::open(&disk).unwrap();
     assert_eq!(recovered[&shard].first, Some(EntryIndex::new(390)));
     assert_eq!(recovered[&shard].last, Some((Term::new(1), EntryIndex::new(399))));
+    assert!(recovered[&shard].corrupt.is_none());
+}
+
+#[test]
+fn frames_behind_a_cut_never_come_back() {
+    let disk = FaultDisk::new();
+    let answers = Answers::default();
+    let shard = ShardId::new(1);
+    let payload = Bytes::from(vec![b'x'; 700]);
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let torn = vec![entry(1, 1, payload.clone()), entry(1, 2, payload.clone()), entry(1, 3, payload.clone())];
+    driver.writer.commit(vec![append(shard, torn, 1, &answers)], Marks::new());
+    drop(driver);
+    // Nothing tells the last batch, were it torn so, from one that was synced.
+    disk.flip_bit(&dir().join(log_name(1)), DATA_START + 100, 1).unwrap();
+    let (mut driver, recovered) = Driver::open(&disk).unwrap();
+    assert_eq!(recovered.get(&shard).and_then(|found| found.last), None);
+    driver.writer.commit(vec![append(shard, vec![entry(2, 1, payload)], 2, &answers)], Marks::new());
+    drop(driver);
+    let (_, recovered) = Driver::open(&disk.crash(1)).unwrap();
+    assert_eq!(recovered[&shard].last, Some((Term::new(2), EntryIndex::new(1))));
     assert!(recovered[&shard].corrupt.is_none());
 }
 
