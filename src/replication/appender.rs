@@ -8,10 +8,12 @@
 use super::entry::{EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
 use super::error::ReplicationError;
 use super::flow::{Flow, ReplySender, Request, Waiting};
+use super::log_store::LogStore;
 use super::raft::{EntryResponder, Raft, Reply, WriteResult};
 use super::read_side::Failure;
 use super::types::PartitionWrite;
 use crate::env;
+use crate::storage::StorageError;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::FutureExt as _;
@@ -37,13 +39,14 @@ pub(crate) struct Appender {
     wake: Notify,
     bytes: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    log: LogStore,
     failure: Failure,
     is_shutting_down: AtomicBool,
 }
 
 impl Appender {
     /// An appender and its task, which ends after [`Appender::close`].
-    pub(crate) fn start(shard: ShardId, raft: Raft, failure: Failure) -> Arc<Self> {
+    pub(crate) fn start(shard: ShardId, raft: Raft, log: LogStore, failure: Failure) -> Arc<Self> {
         let appender = Arc::new(Self {
             shard,
             raft,
@@ -51,6 +54,7 @@ impl Appender {
             wake: Notify::new(),
             bytes: Arc::new(Semaphore::new(APPEND_QUEUE_BYTES_MAX.as_usize() / PERMIT_BYTES)),
             requests: Arc::new(Semaphore::new(APPEND_QUEUE_STATEMENTS_MAX)),
+            log,
             failure,
             is_shutting_down: AtomicBool::new(false),
         });
@@ -137,10 +141,15 @@ impl Appender {
         let bytes: usize = taken.iter().map(|waiting| waiting.bytes).sum();
         let formed = if bytes > ENCODE_INLINE_BYTES {
             let forming = env::spawn_blocking(move || form(taken)).await;
-            forming.unwrap_or_else(|_| Err((ReplicationError::Encode("encoding ended early".to_owned()), Vec::new())))
+            forming.unwrap_or_else(|_| Err((FormError::Encode("encoding ended early".to_owned()), Vec::new())))
         } else {
             form(taken)
         };
+        // Asked again here, because what was proposed meanwhile took its share.
+        let formed = formed.and_then(|(data, waiters)| match self.log.check_room(data.len()) {
+            Err(StorageError::DiskFull) => Err((FormError::DiskFull, waiters)),
+            Ok(()) | Err(_) => Ok((data, waiters)),
+        });
         match formed {
             Ok((data, waiters)) => {
                 let responder = self.responder(waiters);
@@ -151,9 +160,8 @@ impl Appender {
                 }
             }
             Err((error, waiters)) => {
-                let text = error.to_string();
                 for waiter in waiters {
-                    waiter.send(Err(ReplicationError::Encode(text.clone())));
+                    waiter.send(Err(error.clone().into()));
                 }
                 self.settle(|flow| flow.committed() | flow.completed());
             }
@@ -227,7 +235,23 @@ fn answer(shard: ShardId, result: WriteResult, waiters: Vec<ReplySender>) {
     }
 }
 
-type Formed = Result<(EntryData, Vec<ReplySender>), (ReplicationError, Vec<ReplySender>)>;
+/// Why an entry was not proposed; each of its requests gets it.
+#[derive(Debug, Clone)]
+enum FormError {
+    Encode(String),
+    DiskFull,
+}
+
+impl From<FormError> for ReplicationError {
+    fn from(error: FormError) -> Self {
+        match error {
+            FormError::Encode(text) => Self::Encode(text),
+            FormError::DiskFull => Self::DiskFull,
+        }
+    }
+}
+
+type Formed = Result<(EntryData, Vec<ReplySender>), (FormError, Vec<ReplySender>)>;
 
 /// Encodes the requests as one entry.
 fn form(taken: Vec<Waiting>) -> Formed {
@@ -249,7 +273,7 @@ fn form(taken: Vec<Waiting>) -> Formed {
     };
     match operations.and_then(EntryData::new) {
         Ok(data) => Ok((data, waiters)),
-        Err(text) => Err((ReplicationError::Encode(text), waiters)),
+        Err(text) => Err((FormError::Encode(text), waiters)),
     }
 }
 

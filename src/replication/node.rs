@@ -54,10 +54,19 @@ impl Replication {
         disk: Arc<dyn Disk>,
         _clock: Arc<dyn Clock>,
     ) -> Result<Self, ReplicationError> {
+        Self::start_on(config, disk, WalOptions::default()).await
+    }
+
+    /// As [`Replication::start`], on a log of another layout.
+    pub(crate) async fn start_on(
+        config: ReplicationConfig,
+        disk: Arc<dyn Disk>,
+        wal_options: WalOptions,
+    ) -> Result<Self, ReplicationError> {
         let dir = &config.data_dir;
         disk.create_dir_all(dir).map_err(|source| StorageError::io("create the data directory", source))?;
         let lock = disk.lock(dir)?;
-        let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), WalOptions::default())?;
+        let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), wal_options)?;
         let shared = Shared {
             disk,
             wal: wal.clone(),

@@ -97,6 +97,9 @@ impl<T: Send + 'static> Responder<TypeConfig, T> for EntryResponder<T> {
     }
 }
 
+/// Entries that stay in the log although the manifest has them; openraft needs the last one's term.
+pub(crate) const LOG_ENTRIES_KEPT: u64 = 1;
+
 /// The settings of every shard's group.
 ///
 /// openraft's own snapshots are off: a snapshot is our manifest, taken when segments are sealed, and the
@@ -109,7 +112,7 @@ pub(crate) fn config() -> Config {
         election_timeout_max: 1_000,
         snapshot_policy: SnapshotPolicy::Never,
         replication_lag_threshold: u64::MAX,
-        max_in_snapshot_log_to_keep: 1,
+        max_in_snapshot_log_to_keep: LOG_ENTRIES_KEPT,
         purge_batch_size: 1,
         enable_pre_vote: Some(true),
         // An election at start appends an entry of the new term, which commits everything before it.

@@ -11,7 +11,7 @@ use super::flow::Request;
 use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::NoPeers;
-use super::raft::{Raft, Reply, index_of};
+use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
@@ -84,9 +84,8 @@ impl Core {
         let raft = Raft::new(node.value(), config, NoPeers, log.clone(), machine).await;
         let raft = raft.map_err(|e| fail(e.to_string()))?;
         lead(&raft, node, &shared.failure).await.map_err(fail)?;
-        let appender = Appender::start(id, raft.clone(), failure.clone());
-        let compactor =
-            env::spawn("compactor", compact(raft.clone(), read.seals.subscribe(), Arc::clone(&shared.sealed)));
+        let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone());
+        let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
         Ok(Self { id, node, raft, appender, log, read, partitions, failure, compactor })
     }
 
@@ -191,7 +190,14 @@ async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String
 }
 
 /// After each seal: takes the segments into use, and lets the log go that they replace.
-async fn compact(raft: Raft, mut seals: watch::Receiver<u64>, sealed: Arc<Notify>) {
+async fn compact(raft: Raft, read: Arc<ReadSide>, sealed: Arc<Notify>) {
+    let mut seals = read.seals.subscribe();
+    // A crash may have come between a manifest and the purge of the log behind it.
+    if let Some(upto) = read.sealed().and_then(|sealed| sealed.value().checked_sub(LOG_ENTRIES_KEPT))
+        && raft.trigger().purge_log(upto).await.is_err()
+    {
+        return;
+    }
     loop {
         let installed = raft.with_state_machine(|machine| {
             machine.install_finished();

@@ -2,6 +2,7 @@
 
 use crate::env::system_clock;
 use crate::replication::*;
+use crate::storage::wal::WalOptions;
 use crate::storage::{FaultDisk, ScanRequest, StorageError, TopicStorage};
 use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
@@ -17,7 +18,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let rowtime = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     Arc::new(Schema::new(vec![Field::new("v", DataType::Int64, true), Field::new("rowtime", rowtime, false)]))
 });
-const TOPIC: TopicId = TopicId::new(7);
+pub(super) const TOPIC: TopicId = TopicId::new(7);
 const QUERY: QueryId = QueryId::new(3);
 
 fn batch(values: impl IntoIterator<Item = i64>) -> RecordBatch {
@@ -25,10 +26,10 @@ fn batch(values: impl IntoIterator<Item = i64>) -> RecordBatch {
     let times = TimestampMicrosecondArray::from(vec![1; values.len()]).with_timezone("UTC");
     RecordBatch::try_new(Arc::clone(&SCHEMA), vec![Arc::new(values), Arc::new(times)]).expect("fits")
 }
-fn topic(id: TopicId, partitions: u32) -> TopicStorage {
+pub(super) fn topic(id: TopicId, partitions: u32) -> TopicStorage {
     TopicStorage { topic: id, partitions, schema: Arc::clone(&SCHEMA), compression: Compression::None }
 }
-fn part(partition: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
+pub(super) fn part(partition: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
     PartitionWrite { topic: TOPIC, partition: PartitionId::new(partition), batch: batch(values) }
 }
 async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
@@ -38,12 +39,14 @@ async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
         shards: 1,
         seal_bytes: ByteSize::new(seal_bytes),
     };
-    Replication::start(config, Arc::new(disk.clone()), system_clock()).await.expect("starts")
+    // Small files, so that the log moves from one to the next.
+    let wal_options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
+    Replication::start_on(config, Arc::new(disk.clone()), wal_options).await.expect("starts")
 }
-async fn start(disk: &FaultDisk) -> Replication {
+pub(super) async fn start(disk: &FaultDisk) -> Replication {
     start_sealing(disk, 64 << 20).await
 }
-fn shard(node: &Replication) -> &Shard {
+pub(super) fn shard(node: &Replication) -> &Shard {
     node.shard(ShardId::new(1)).expect("shard 1")
 }
 fn values(node: &Replication, partition: u32) -> Vec<i64> {
