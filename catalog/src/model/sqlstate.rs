@@ -31,6 +31,10 @@ states! {
     ProtocolViolation = "08P01",
     /// `0A000`
     FeatureNotSupported = "0A000",
+    /// `21000`
+    CardinalityViolation = "21000",
+    /// `2201B`
+    InvalidRegularExpression = "2201B",
     /// `22000`
     DataException = "22000",
     /// `2200G`
@@ -119,6 +123,8 @@ states! {
     UndefinedObject = "42704",
     /// `42710`
     DuplicateObject = "42710",
+    /// `42712`
+    DuplicateAlias = "42712",
     /// `42725`
     AmbiguousFunction = "42725",
     /// `42803`

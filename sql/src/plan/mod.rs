@@ -6,7 +6,28 @@
 
 mod pipeline;
 
+mod constant;
+mod continuous;
+mod from;
+mod names;
+mod operator;
+mod parameter;
+mod provider;
+mod refuse;
+mod resolve;
+mod rewrite;
+mod scope;
+mod select;
+mod settle;
+mod syntax;
+mod type_name;
+mod window;
+
 pub use crate::exec::table::{scan_schema, scanned_relation};
+pub use constant::eval_constant;
+pub use continuous::plan_continuous;
+pub(crate) use parameter::map_expressions;
+pub use select::plan_select;
 
 use crate::ports::RelationSource;
 use datafusion::logical_expr::LogicalPlan;

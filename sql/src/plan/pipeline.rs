@@ -519,4 +519,3 @@ fn free_name(name: &str, columns: &[Column]) -> Result<Name, SqlError> {
     let free = std::iter::once(name.to_owned()).chain(numbered).find(|name| !is_taken(name));
     Ok(Name::new(free.unwrap_or_default())?)
 }
-

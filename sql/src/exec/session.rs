@@ -1,0 +1,67 @@
+//! The engine's settings, and its rule sets: analysis, simplification, evaluation of constants.
+//!
+//! Owns what of the engine is switched on. No catalogs, file formats, object stores or spill files. Called by `plan`
+//! and `exec`. Pure but for the memory accounting of one query.
+
+use crate::error::SqlError;
+use crate::plan::PlanSettings;
+use arrow::array::RecordBatch;
+use arrow::array::RecordBatchOptions;
+use arrow::datatypes::Schema;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
+use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext};
+use datafusion::physical_expr::create_physical_expr;
+use datafusion::prelude::SessionConfig;
+use std::sync::Arc;
+
+/// Rows of a batch between operators; scans give larger ones, which pass as they are.
+const BATCH_ROWS: usize = 8_192;
+
+/// The session of one query: its settings and its memory.
+pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError> {
+    let mut config = SessionConfig::new()
+        .with_target_partitions(settings.target_partitions.max(1))
+        .with_batch_size(BATCH_ROWS)
+        .with_information_schema(false)
+        .with_create_default_catalog_and_schema(false);
+    let options = config.options_mut();
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.optimizer.skip_failed_rules = false;
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(settings.memory_bytes.as_usize())))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
+        .build_arc()?;
+    Ok(SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).build())
+}
+
+/// Resolves what is left open and coerces types.
+pub(crate) fn analyze(plan: LogicalPlan) -> Result<LogicalPlan, SqlError> {
+    Ok(Analyzer::new().execute_and_check(plan, &ConfigOptions::default(), |_, _| {})?)
+}
+
+/// Simplifies expressions without changing the plan's shape.
+pub(crate) fn simplify(plan: LogicalPlan) -> Result<LogicalPlan, SqlError> {
+    let optimizer = Optimizer::with_rules(vec![Arc::new(SimplifyExpressions::new())]);
+    let context = OptimizerContext::new().with_skip_failing_rules(false).without_query_execution_start_time();
+    Ok(optimizer.optimize(plan, &context, |_, _| {})?)
+}
+
+/// The value of an expression without columns.
+pub(crate) fn evaluate(expr: &Expr) -> Result<ScalarValue, SqlError> {
+    let physical =
+        create_physical_expr(expr, &DFSchema::empty(), &ExecutionProps::new(), &PhysicalPlanningContext::default())?;
+    let one_row = RecordBatchOptions::new().with_row_count(Some(1));
+    let batch = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), Vec::new(), &one_row)
+        .map_err(|_| SqlError::internal("a row without columns"))?;
+    let array = physical.evaluate(&batch)?.into_array(1)?;
+    Ok(ScalarValue::try_from_array(&array, 0)?)
+}

@@ -1,0 +1,206 @@
+//! Clauses that parse and would otherwise be ignored: each is refused by name.
+//!
+//! Leaves out what the dialect already refuses while parsing. Called by `resolve` for every query and SELECT. Pure.
+
+use crate::error::SqlError;
+use sqlparser::ast::helpers::attached_token::AttachedToken;
+use sqlparser::ast::{CastKind, SetExpr, Values};
+use sqlparser::ast::{
+    DataType, Expr, GroupByExpr, LimitClause, ObjectName, OrderBy, OrderByExpr, OrderByKind, Query, Select,
+    SelectFlavor, SelectItem, SetQuantifier, TableFactor, TableWithJoins, Value, WildcardAdditionalOptions, With,
+};
+
+/// Refuses clauses of a query that have no effect here.
+pub(super) fn query(query: &mut Query) -> Result<(), SqlError> {
+    if !query.locks.is_empty() {
+        return Err(SqlError::unsupported("FOR UPDATE or FOR SHARE", "reads never block and take no locks"));
+    }
+    if query.for_clause.is_some() || query.settings.is_some() || query.format_clause.is_some() {
+        return Err(SqlError::unsupported(
+            "FOR, SETTINGS or FORMAT after a query",
+            "use COPY … TO STDOUT for other formats",
+        ));
+    }
+    if !query.pipe_operators.is_empty() {
+        return Err(SqlError::unsupported("|>", "use clauses of SELECT"));
+    }
+    if let Some(fetch) = query.fetch.take() {
+        if fetch.with_ties || fetch.percent {
+            return Err(SqlError::unsupported("FETCH FIRST … WITH TIES or PERCENT", "use rank() OVER (…)"));
+        }
+        let wanted = fetch.quantity.unwrap_or_else(|| literal(Value::Number("1".to_owned(), false)));
+        match &mut query.limit_clause {
+            None => {
+                query.limit_clause =
+                    Some(LimitClause::LimitOffset { limit: Some(wanted), offset: None, limit_by: Vec::new() })
+            }
+            Some(LimitClause::LimitOffset { limit: limit @ None, .. }) => *limit = Some(wanted),
+            Some(_) => return Err(SqlError::syntax("multiple LIMIT clauses not allowed")),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses clauses of a SELECT that have no effect here.
+pub(super) fn select(select: &Select) -> Result<(), SqlError> {
+    let refused: [(&str, &str, bool); 9] = [
+        ("SELECT … INTO", "use CREATE TABLE … AS SELECT", select.into.is_some()),
+        ("TOP", "use LIMIT", select.top.is_some()),
+        ("EXCLUDE", "name the columns", select.exclude.is_some()),
+        ("LATERAL VIEW", "use CROSS JOIN LATERAL", !select.lateral_views.is_empty()),
+        ("PREWHERE", "use WHERE", select.prewhere.is_some()),
+        ("CONNECT BY", "use WITH RECURSIVE", !select.connect_by.is_empty()),
+        ("CLUSTER BY, DISTRIBUTE BY or SORT BY", "use ORDER BY", has_hive_order(select)),
+        ("SELECT AS STRUCT or AS VALUE", "name the columns", select.value_table_mode.is_some()),
+        ("FROM before SELECT", "write SELECT first", select.flavor != SelectFlavor::Standard),
+    ];
+    match refused.into_iter().find(|(_, _, is_there)| *is_there) {
+        Some((what, hint, _)) => Err(SqlError::unsupported(what, hint)),
+        None => Ok(()),
+    }
+}
+
+fn has_hive_order(select: &Select) -> bool {
+    !select.cluster_by.is_empty() || !select.distribute_by.is_empty() || !select.sort_by.is_empty()
+}
+
+/// Refuses options after `*`.
+pub(super) fn wildcard(options: &WildcardAdditionalOptions) -> Result<(), SqlError> {
+    let has_options = options.opt_ilike.is_some()
+        || options.opt_exclude.is_some()
+        || options.opt_except.is_some()
+        || options.opt_replace.is_some()
+        || options.opt_rename.is_some()
+        || options.opt_alias.is_some();
+    match has_options {
+        true => Err(SqlError::unsupported("an option after *", "name the columns")),
+        false => Ok(()),
+    }
+}
+
+/// Refuses set operations by name.
+pub(super) fn set_quantifier(quantifier: SetQuantifier) -> Result<(), SqlError> {
+    match quantifier {
+        SetQuantifier::All | SetQuantifier::Distinct | SetQuantifier::None => Ok(()),
+        SetQuantifier::ByName | SetQuantifier::AllByName | SetQuantifier::DistinctByName => {
+            Err(SqlError::unsupported("BY NAME", "list the columns in the same order"))
+        }
+    }
+}
+
+/// Refuses clauses around the parts of a recursive query.
+pub(super) fn recursive(
+    with: &Option<With>,
+    order_by: &Option<OrderBy>,
+    limit: &Option<LimitClause>,
+) -> Result<(), SqlError> {
+    match with.is_some() || order_by.is_some() || limit.is_some() {
+        true => Err(SqlError::unsupported("WITH, ORDER BY or LIMIT in a recursive query", "put it around the query")),
+        false => Ok(()),
+    }
+}
+
+/// The keys of ORDER BY.
+pub(super) fn order_keys(order_by: &mut OrderBy) -> Result<&mut [OrderByExpr], SqlError> {
+    if order_by.interpolate.is_some() {
+        return Err(SqlError::unsupported("INTERPOLATE", "use a window function"));
+    }
+    match &mut order_by.kind {
+        OrderByKind::All(_) => Err(SqlError::unsupported("ORDER BY ALL", "name the columns")),
+        OrderByKind::Expressions(keys) => match keys.iter().any(|key| key.with_fill.is_some()) {
+            true => Err(SqlError::unsupported("WITH FILL", "join with generate_series")),
+            false => Ok(keys),
+        },
+    }
+}
+
+/// A window needs exactly one stream or table.
+pub(super) fn window_source(from: &[TableWithJoins]) -> Result<(), SqlError> {
+    let hint = "put one stream or table into FROM";
+    match from {
+        [tree] if tree.joins.is_empty() => match &tree.relation {
+            TableFactor::Table { args: None, .. } => Ok(()),
+            _ => Err(SqlError::unsupported("WINDOW over a sub-query or function", hint)),
+        },
+        [] => Err(SqlError::unsupported("WINDOW without FROM", hint)),
+        _ => Err(SqlError::unsupported("WINDOW over a join", hint)),
+    }
+}
+
+/// NULL.
+pub(super) fn null() -> Expr {
+    literal(Value::Null)
+}
+
+/// A literal.
+pub(super) fn literal(value: Value) -> Expr {
+    Expr::Value(value.with_empty_span())
+}
+
+/// `CAST(expr AS bigint)`.
+pub(super) fn as_bigint(expr: Expr) -> Expr {
+    cast(expr, DataType::BigInt(None))
+}
+
+/// `CAST(expr AS data_type)`, for types the planner maps itself.
+pub(super) fn cast(expr: Expr, data_type: DataType) -> Expr {
+    Expr::Cast { kind: CastKind::Cast, expr: Box::new(expr), data_type, array: false, format: None }
+}
+
+/// A query that says nothing, to stand in for one that is taken out for a moment.
+pub(super) fn empty_query() -> Query {
+    Query {
+        with: None,
+        body: Box::new(SetExpr::Values(Values { explicit_row: false, value_keyword: false, rows: Vec::new() })),
+        order_by: None,
+        limit_clause: None,
+        fetch: None,
+        locks: Vec::new(),
+        for_clause: None,
+        settings: None,
+        format_clause: None,
+        pipe_operators: Vec::new(),
+    }
+}
+
+/// `SELECT * FROM name`.
+pub(super) fn select_all(name: ObjectName) -> Select {
+    let relation = TableFactor::Table {
+        name,
+        alias: None,
+        args: None,
+        with_hints: Vec::new(),
+        version: None,
+        with_ordinality: false,
+        partitions: Vec::new(),
+        json_path: None,
+        sample: None,
+        index_hints: Vec::new(),
+    };
+    Select {
+        select_token: AttachedToken::empty(),
+        optimizer_hints: Vec::new(),
+        distinct: None,
+        select_modifiers: None,
+        top: None,
+        top_before_distinct: false,
+        projection: vec![SelectItem::Wildcard(WildcardAdditionalOptions::default())],
+        exclude: None,
+        into: None,
+        from: vec![TableWithJoins { relation, joins: Vec::new() }],
+        lateral_views: Vec::new(),
+        prewhere: None,
+        selection: None,
+        connect_by: Vec::new(),
+        group_by: GroupByExpr::Expressions(Vec::new(), Vec::new()),
+        cluster_by: Vec::new(),
+        distribute_by: Vec::new(),
+        sort_by: Vec::new(),
+        having: None,
+        named_window: Vec::new(),
+        qualify: None,
+        window_before_qualify: false,
+        value_table_mode: None,
+        flavor: SelectFlavor::Standard,
+    }
+}

@@ -1,0 +1,371 @@
+//! Expressions: references to columns, and syntax to the functions that mean it.
+//!
+//! Owns qualifying identifiers, typed literals, casts, and the forms that become calls (BETWEEN, simple CASE, EXTRACT,
+//! AT TIME ZONE). Leaves out operators and types (`operator`). Called by `resolve` for every expression. Pure.
+
+use super::from::binary;
+use super::refuse;
+use super::resolve::Resolver;
+use super::scope::{Scope, quoted};
+use super::settle;
+use super::syntax;
+use crate::dialect::ast::Position;
+use crate::error::SqlError;
+use crate::function::cast::{cast_function, constant_function};
+use crate::function::session::{clock_type, is_clock_function, is_session_function, session_value};
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::ScalarUDF;
+use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
+use millstream_catalog::model::limit::PARAMETERS_MAX;
+use sqlparser::ast::{
+    AccessExpr, BinaryOperator, CaseWhen, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
+    FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, Spanned, UnaryOperator, Value, ValueWithSpan,
+    VisitMut, VisitorMut, WindowFrame, WindowType,
+};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Resolves `expr` in `scope`, in place.
+pub(super) fn resolve_expr(resolver: &mut Resolver<'_>, scope: &Scope<'_>, expr: &mut Expr) -> Result<(), SqlError> {
+    let mut visitor = Rewriter { resolver, scope, taken: Vec::new() };
+    match expr.visit(&mut visitor) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(error) => Err(*error),
+    }
+}
+
+/// A call of `name`.
+pub(super) fn call(name: &str, args: Vec<Expr>) -> Expr {
+    Expr::Function(Function {
+        name: ObjectName(vec![ObjectNamePart::Identifier(quoted(name))]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args: args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect(),
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
+}
+
+/// 42P01 for a qualifier that nothing in FROM has.
+pub(super) fn missing_from(ident: Option<&Ident>) -> SqlError {
+    let (name, position) =
+        ident.map_or(("", Position::UNKNOWN), |ident| (ident.value.as_str(), Position::of(ident.span)));
+    SqlError::new(SqlState::UndefinedTable, format!("missing FROM-clause entry for table \"{name}\"")).at(position)
+}
+
+/// What is taken out of a node while its children are visited.
+enum Taken {
+    Query(Box<Query>),
+    Frame(Option<WindowFrame>),
+}
+
+struct Rewriter<'v, 'c, 's> {
+    resolver: &'v mut Resolver<'c>,
+    scope: &'v Scope<'s>,
+    taken: Vec<Taken>,
+}
+
+impl VisitorMut for Rewriter<'_, '_, '_> {
+    type Break = Box<SqlError>;
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Self::Break> {
+        flow(self.enter(expr))
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Self::Break> {
+        flow(self.leave(expr))
+    }
+}
+
+fn flow(result: Result<(), SqlError>) -> ControlFlow<Box<SqlError>> {
+    match result {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => ControlFlow::Break(Box::new(error)),
+    }
+}
+
+/// The sub-query of an expression.
+fn sub_query(expr: &mut Expr) -> Option<&mut Box<Query>> {
+    match expr {
+        Expr::Subquery(query) | Expr::Exists { subquery: query, .. } | Expr::InSubquery { subquery: query, .. } => {
+            Some(query)
+        }
+        _ => None,
+    }
+}
+
+fn window_frame(expr: &mut Expr) -> Option<&mut Option<WindowFrame>> {
+    match expr {
+        Expr::Function(Function { over: Some(WindowType::WindowSpec(spec)), .. }) => Some(&mut spec.window_frame),
+        _ => None,
+    }
+}
+
+impl Rewriter<'_, '_, '_> {
+    /// Sub-queries have names of their own and are resolved apart; frames hold plain numbers.
+    fn enter(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        if let Some(query) = sub_query(expr) {
+            let mut query = std::mem::replace(query, Box::new(refuse::empty_query()));
+            let output = self.resolver.query(&mut query, Some(self.scope))?;
+            if output.len() != 1 && !matches!(expr, Expr::Exists { .. }) {
+                return Err(SqlError::syntax("subquery must return only one column"));
+            }
+            self.taken.push(Taken::Query(query));
+            return Ok(());
+        }
+        if let Some(frame) = window_frame(expr) {
+            let frame = frame.take();
+            self.taken.push(Taken::Frame(frame));
+        }
+        match expr {
+            Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } => {
+                if let Some(text) = super::names::number(inner).filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
+                {
+                    *expr = refuse::literal(Value::Number(format!("-{text}"), false));
+                }
+            }
+            Expr::CompoundFieldAccess { root, access_chain } => qualify_root(self.scope, root, access_chain),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        if let Some(query) = sub_query(expr) {
+            if let Some(Taken::Query(taken)) = self.taken.pop() {
+                *query = taken;
+            }
+            return Ok(());
+        }
+        if let Some(frame) = window_frame(expr) {
+            if let Some(Taken::Frame(taken)) = self.taken.pop() {
+                *frame = taken;
+            }
+        }
+        syntax::check(expr)?;
+        self.rewrite(expr)
+    }
+
+    fn rewrite(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        let replaced = match expr {
+            Expr::Identifier(ident) => Some(self.column(ident)?),
+            Expr::CompoundIdentifier(idents) => Some(self.qualified(idents)?),
+            Expr::Value(value) => self.value(value)?,
+            Expr::Cast { expr: inner, data_type, .. } => {
+                let target = syntax::sql_type(data_type)?;
+                Some(self.cast(take(inner), target)?)
+            }
+            Expr::TypedString(typed) => {
+                let target = syntax::sql_type(&typed.data_type)?;
+                Some(self.cast(Expr::Value(typed.value.clone()), target)?)
+            }
+            Expr::Interval(interval) => {
+                let text = syntax::interval_text(interval)?;
+                Some(self.cast(refuse::literal(Value::SingleQuotedString(text)), SqlType::Interval)?)
+            }
+            Expr::Between { expr: inner, negated, low, high } => {
+                Some(between(take(inner), *negated, take(low), take(high)))
+            }
+            Expr::IsDistinctFrom(left, right) => Some(binary(take(left), syntax::is_distinct_from(), take(right))),
+            Expr::IsNotDistinctFrom(left, right) => {
+                Some(binary(take(left), syntax::is_not_distinct_from(), take(right)))
+            }
+            Expr::Case { operand, conditions, .. } => {
+                if let Some(operand) = operand.take() {
+                    search(*operand, conditions);
+                }
+                {
+                    mark(expr);
+                    return Ok(());
+                }
+            }
+            Expr::InList { .. } | Expr::Like { .. } | Expr::ILike { .. } => {
+                mark(expr);
+                return Ok(());
+            }
+            Expr::UnaryOp { op: UnaryOperator::Not, .. } => {
+                mark(expr);
+                return Ok(());
+            }
+            Expr::UnaryOp { op, expr: inner } => syntax::unary(*op, inner)?,
+            Expr::AtTimeZone { timestamp, time_zone } => Some(call("timezone", vec![take(time_zone), take(timestamp)])),
+            Expr::Extract { field, expr: inner, .. } => {
+                let field = refuse::literal(Value::SingleQuotedString(field.to_string().to_lowercase()));
+                Some(call("extract", vec![field, take(inner)]))
+            }
+            Expr::Collate { expr: inner, .. } => Some(take(inner)),
+            Expr::Function(_) => return self.function(expr),
+            _ => None,
+        };
+        if let Some(replaced) = replaced {
+            *expr = replaced;
+        }
+        Ok(())
+    }
+
+    /// A call: of a session function its value, of one whose arguments must agree with its mark.
+    fn function(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        let Expr::Function(function) = expr else { return Ok(()) };
+        syntax::function(self.resolver.registry, function)?;
+        let name = function.name.0.last().and_then(ObjectNamePart::as_ident).map_or("", |ident| ident.value.as_str());
+        let has_args = matches!(&function.args, FunctionArguments::List(list) if !list.args.is_empty());
+        if is_session_function(name) && !has_args {
+            let name = name.to_owned();
+            *expr = self.session(&name)?;
+        } else if settle::needs_agreement(name) {
+            mark(expr);
+        } else if name == "generate_series" {
+            return Err(SqlError::unsupported("generate_series outside FROM", "use FROM generate_series(…) AS n"));
+        }
+        Ok(())
+    }
+
+    fn session(&mut self, name: &str) -> Result<Expr, SqlError> {
+        if self.resolver.keeps_clock && is_clock_function(name) {
+            let now = call("now", Vec::new());
+            return match clock_type(name) {
+                SqlType::TimestampTz => Ok(now),
+                other => self.cast(now, other),
+            };
+        }
+        let (value, sql_type) = session_value(name, self.resolver.context)?;
+        Ok(self.constant(value, &sql_type))
+    }
+
+    fn column(&self, ident: &Ident) -> Result<Expr, SqlError> {
+        let position = Position::of(ident.span);
+        match self.scope.find(&ident.value).map_err(|error| error.at(position))? {
+            Some(found) => Ok(found),
+            None if self.scope.relation(None, &ident.value).is_some() => {
+                Err(SqlError::unsupported("a whole row as a value", "name its columns").at(position))
+            }
+            None => {
+                let fact = format!("column \"{}\" does not exist", ident.value);
+                Err(SqlError::new(SqlState::UndefinedColumn, fact).at(position))
+            }
+        }
+    }
+
+    fn qualified(&self, idents: &[Ident]) -> Result<Expr, SqlError> {
+        let (schema, alias, column) = match idents {
+            [alias, column] => (None, alias, column),
+            [schema, alias, column] => (Some(schema.value.as_str()), alias, column),
+            [_, schema, alias, column] => (Some(schema.value.as_str()), alias, column),
+            _ => return Err(SqlError::syntax("improper qualified name")),
+        };
+        let relation = self.scope.relation(schema, &alias.value).ok_or_else(|| missing_from(Some(alias)))?;
+        relation.column(&column.value).map_err(|error| error.at(Position::of(column.span)))
+    }
+
+    /// A number takes PostgreSQL's type: integer, else bigint, else numeric.
+    fn value(&mut self, value: &ValueWithSpan) -> Result<Option<Expr>, SqlError> {
+        let position = Position::of(value.span);
+        match &value.value {
+            Value::Number(text, _) => syntax::number(text).map_err(|error| error.at(position)),
+            Value::Placeholder(text) => {
+                let number = text.strip_prefix('$').and_then(|text| text.parse::<usize>().ok());
+                match number {
+                    Some(number) if (1..=PARAMETERS_MAX).contains(&number) => {
+                        self.resolver.parameters = self.resolver.parameters.max(number);
+                        Ok(None)
+                    }
+                    _ => {
+                        let fact = format!("there is no parameter {text}");
+                        Err(SqlError::new(SqlState::UndefinedParameter, fact).at(position))
+                    }
+                }
+            }
+            Value::HexStringLiteral(_) | Value::SingleQuotedByteStringLiteral(_) => {
+                Err(SqlError::unsupported("a bit string", "use a bytea literal: '\\x…'::bytea").at(position))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// `inner::target`; a literal is converted at once, so that its error has its place.
+    fn cast(&mut self, inner: Expr, target: SqlType) -> Result<Expr, SqlError> {
+        if let Expr::Value(ValueWithSpan { value, span }) = &inner
+            && let Some(text) = string_of(value)
+        {
+            let at = Position::of(*span);
+            let value = syntax::literal(text, &target, self.resolver.context).map_err(|error| error.at(at))?;
+            return Ok(self.constant(value, &target));
+        }
+        if let (Expr::Array(array), SqlType::Array(_)) = (&inner, &target)
+            && array.elem.is_empty()
+        {
+            let value = crate::types::scalar_text(&target, b"{}")?;
+            return Ok(self.constant(value, &target));
+        }
+        let name = self.define(cast_function(target));
+        Ok(call(&name, vec![inner]))
+    }
+
+    fn constant(&mut self, value: ScalarValue, target: &SqlType) -> Expr {
+        let name = self.define(constant_function(value, target));
+        call(&name, Vec::new())
+    }
+
+    fn define(&mut self, function: ScalarUDF) -> String {
+        self.resolver.functions.push(Arc::new(function));
+        format!("$f{}", self.resolver.functions.len() - 1)
+    }
+}
+
+fn mark(expr: &mut Expr) {
+    let inner = std::mem::replace(expr, refuse::null());
+    *expr = settle::marked(inner);
+}
+
+fn take(expr: &mut Box<Expr>) -> Expr {
+    std::mem::replace(expr, refuse::null())
+}
+
+fn string_of(value: &Value) -> Option<&str> {
+    match value {
+        Value::SingleQuotedString(text) | Value::EscapedStringLiteral(text) => Some(text),
+        Value::DollarQuotedString(text) => Some(&text.value),
+        _ => None,
+    }
+}
+
+fn between(expr: Expr, negated: bool, low: Expr, high: Expr) -> Expr {
+    let (above, below, both) = match negated {
+        false => (BinaryOperator::GtEq, BinaryOperator::LtEq, BinaryOperator::And),
+        true => (BinaryOperator::Lt, BinaryOperator::Gt, BinaryOperator::Or),
+    };
+    let condition = binary(binary(expr.clone(), above, low), both, binary(expr, below, high));
+    Expr::Nested(Box::new(condition))
+}
+
+/// `CASE operand WHEN value` as `CASE WHEN operand = value`.
+fn search(operand: Expr, conditions: &mut [CaseWhen]) {
+    for when in conditions {
+        let value = std::mem::replace(&mut when.condition, refuse::null());
+        when.condition = binary(operand.clone(), BinaryOperator::Eq, value);
+    }
+}
+
+/// `t.a[1]` is an access to `a` of `t`, not to a field of `t`.
+fn qualify_root(scope: &Scope<'_>, root: &mut Box<Expr>, chain: &mut Vec<AccessExpr>) {
+    let Expr::Identifier(alias) = root.as_ref() else { return };
+    if scope.relation(None, &alias.value).is_none() {
+        return;
+    }
+    if let Some(AccessExpr::Dot(Expr::Identifier(column))) = chain.first() {
+        **root = Expr::CompoundIdentifier(vec![alias.clone(), column.clone()]);
+        chain.remove(0);
+    }
+}
+
+/// Where an expression begins.
+pub(super) fn position_of(expr: &Expr) -> Position {
+    Position::of(expr.span())
+}

@@ -1,0 +1,146 @@
+//! SELECT for one bounded run: resolved, planned, typed, analysed.
+//!
+//! Owns the order of the stages and the result's columns. Leaves out optimisation, which runs with the parameters'
+//! values (`exec`). Pure.
+
+use super::provider::Provider;
+use super::resolve::{OutputColumn, Resolver};
+use super::window::window_spec;
+use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
+use crate::dialect::ast::Select;
+use crate::error::SqlError;
+use crate::exec::session::analyze;
+use crate::function::registry;
+use datafusion::common::Column;
+use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder};
+use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use millstream_catalog::model::TopicId;
+use millstream_catalog::{Relation, SqlType};
+use sqlparser::ast::{Query, Statement};
+use std::sync::Arc;
+
+/// A statement after the engine's planner, before analysis.
+pub(super) struct Drafted {
+    pub(super) plan: LogicalPlan,
+    pub(super) output: Vec<OutputColumn>,
+    pub(super) sources: Vec<Arc<Relation>>,
+    pub(super) window: Option<WindowSpec>,
+    pub(super) parameters: usize,
+}
+
+/// Whether the statement runs once or for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Run {
+    Once,
+    Continuously,
+}
+
+/// Plans `select` for one run over what is stored now.
+///
+/// `param_types` are the types the client declares, by position; others are inferred.
+///
+/// # Errors
+/// PostgreSQL's SQLSTATEs for unknown names and types, with a position where there is one.
+pub fn plan_select(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+) -> Result<PlannedSelect, SqlError> {
+    let drafted = draft(context, select, param_types, Run::Once)?;
+    let (plan, params) = parameter::settle(drafted.plan, param_types, drafted.parameters)?;
+    let plan = analyze(plan)?;
+    let columns = result_columns(&plan, &drafted.output)?;
+    let plan = in_result_types(plan, &columns)?;
+    Ok(PlannedSelect { plan, params, columns })
+}
+
+/// Resolves and plans `select`.
+pub(super) fn draft(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+    run: Run,
+) -> Result<Drafted, SqlError> {
+    let registry = registry();
+    let window = select.window.as_ref().map(window_spec).transpose()?;
+    let mut resolver = Resolver::new(context, registry, window.is_some());
+    resolver.keeps_clock = run == Run::Continuously;
+    let mut query: Query = select.query.as_ref().clone();
+    let output = resolver.statement(&mut query)?;
+    let (functions, sources, parameters) = (resolver.functions, resolver.sources, resolver.parameters);
+    let provider = Provider::new(context, registry, functions, window);
+    let options = ParserOptions::new()
+        .with_parse_float_as_decimal(true)
+        .with_enable_ident_normalization(false)
+        .with_map_string_types_to_utf8view(false);
+    let planner = SqlToRel::new_with_options(&provider, options);
+    let mut scope = PlannerContext::new().with_prepare_param_data_types(parameter::fields(param_types));
+    let plan = planner.sql_statement_to_plan_with_context(Statement::Query(Box::new(query)), &mut scope)?;
+    Ok(Drafted { plan, output, sources, window, parameters })
+}
+
+/// The columns of `plan` under the names clients see.
+pub(super) fn result_columns(plan: &LogicalPlan, output: &[OutputColumn]) -> Result<Vec<ResultColumn>, SqlError> {
+    let fields = plan.schema().fields();
+    if fields.len() != output.len() {
+        return Err(SqlError::internal("the plan has other columns than the statement"));
+    }
+    let columns = fields.iter().zip(output).enumerate().map(|(at, (field, column))| {
+        let sql_type = SqlType::of(field).ok_or_else(|| {
+            SqlError::unsupported(format!("a result of this type in column \"{}\"", column.name), "cast it to text")
+        })?;
+        Ok(ResultColumn { name: column.name.clone(), sql_type, source: origin(plan, at) })
+    });
+    columns.collect()
+}
+
+/// The stored column that output column `at` shows unchanged.
+fn origin(plan: &LogicalPlan, at: usize) -> Option<(TopicId, usize)> {
+    match plan {
+        LogicalPlan::Projection(projection) => {
+            let mut expr = projection.expr.get(at)?;
+            while let Expr::Alias(alias) = expr {
+                expr = &alias.expr;
+            }
+            let Expr::Column(column) = expr else { return None };
+            origin(&projection.input, index_of(&projection.input, column)?)
+        }
+        LogicalPlan::SubqueryAlias(alias) => origin(&alias.input, at),
+        LogicalPlan::Filter(filter) => origin(&filter.input, at),
+        LogicalPlan::Sort(sort) => origin(&sort.input, at),
+        LogicalPlan::Limit(limit) => origin(&limit.input, at),
+        LogicalPlan::TableScan(scan) => {
+            let relation = scanned_relation(scan)?;
+            (at < relation.schema.columns.len()).then_some((relation.id, at))
+        }
+        _ => None,
+    }
+}
+
+fn index_of(plan: &LogicalPlan, column: &Column) -> Option<usize> {
+    plan.schema().maybe_index_of_column(column)
+}
+
+/// Casts where the engine's type is not the one the result announces.
+pub(super) fn in_result_types(plan: LogicalPlan, columns: &[ResultColumn]) -> Result<LogicalPlan, SqlError> {
+    let is_exact =
+        |(field, column): (&arrow::datatypes::FieldRef, &ResultColumn)| *field.data_type() == column.sql_type.arrow();
+    if plan.schema().fields().iter().zip(columns).all(is_exact) {
+        return Ok(plan);
+    }
+    let exprs: Vec<Expr> = plan
+        .schema()
+        .iter()
+        .zip(columns)
+        .map(|((qualifier, field), column)| {
+            let expr = Expr::Column(Column::from((qualifier, field)));
+            let wanted = column.sql_type.field(field.name(), true);
+            match field.data_type() == wanted.data_type() {
+                true => expr,
+                false => Expr::Cast(Cast::new_from_field(Box::new(expr), Arc::new(wanted)))
+                    .alias_qualified(qualifier.cloned(), field.name()),
+            }
+        })
+        .collect();
+    Ok(LogicalPlanBuilder::from(plan).project(exprs)?.build()?)
+}

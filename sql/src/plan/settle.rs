@@ -1,0 +1,155 @@
+//! Expressions whose parts must be of one type: CASE, IN, COALESCE and its kin, LIKE, conditions.
+//!
+//! The rewriter marks them with an operator of its own, so that they are typed when they are built and every use of them
+//! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
+
+use super::from::binary;
+use super::operator::{as_numeric, boolean, comparable, convert, type_of};
+use super::refuse;
+use crate::error::SqlError;
+use crate::function::errors::external;
+use datafusion::common::{DFSchema, Result};
+use datafusion::logical_expr::expr::{InList, ScalarFunction};
+use datafusion::logical_expr::{Case, Expr, Like};
+use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
+use sqlparser::ast::{self, BinaryOperator};
+
+/// The mark on an expression whose parts must agree.
+pub(super) const AGREE: &str = "$agree";
+/// The mark on a condition, followed by the clause it stands in.
+pub(super) const CONDITION: &str = "$condition ";
+
+/// `expr`, to be settled when it is built.
+pub(super) fn marked(expr: ast::Expr) -> ast::Expr {
+    binary(expr, BinaryOperator::Custom(AGREE.to_owned()), refuse::null())
+}
+
+/// `expr` as the condition of `clause`.
+pub(super) fn condition(expr: &mut ast::Expr, clause: &str) {
+    let inner = std::mem::replace(expr, refuse::null());
+    *expr = binary(inner, BinaryOperator::Custom(format!("{CONDITION}{clause}")), refuse::null());
+}
+
+/// True for calls whose arguments must agree.
+pub(super) fn needs_agreement(function: &str) -> bool {
+    ["coalesce", "greatest", "least", "nullif"].contains(&function)
+}
+
+/// Settles a marked expression; `None` when `op` is no mark.
+pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<Expr>> {
+    if let Some(clause) = op.strip_prefix(CONDITION) {
+        return boolean(expr, schema, clause).map(Some);
+    }
+    if op != AGREE {
+        return Ok(None);
+    }
+    Ok(Some(match expr {
+        Expr::Case(case) => Expr::Case(self::case(case, schema)?),
+        Expr::InList(list) => Expr::InList(in_list(list, schema)?),
+        Expr::Like(like) => Expr::Like(self::like(like, schema)?),
+        Expr::Not(inner) => Expr::Not(Box::new(boolean(*inner, schema, "NOT")?)),
+        Expr::ScalarFunction(call) => Expr::ScalarFunction(self::call(call, schema)?),
+        other => other,
+    }))
+}
+
+/// The type that values of all `types` take.
+pub(super) fn common_type(types: &[SqlType], what: &str) -> Result<SqlType, SqlError> {
+    let mut types = types.iter();
+    let Some(first) = types.next() else { return Ok(SqlType::Text) };
+    types.try_fold(first.clone(), |common, next| {
+        union(&common, next).ok_or_else(|| {
+            let fact = format!("{what} types {common} and {next} cannot be matched");
+            SqlError::new(SqlState::DatatypeMismatch, fact)
+        })
+    })
+}
+
+fn union(left: &SqlType, right: &SqlType) -> Option<SqlType> {
+    if left == right {
+        return Some(left.clone());
+    }
+    if let (SqlType::Numeric { precision: p1, scale: s1 }, SqlType::Numeric { precision: p2, scale: s2 }) =
+        (as_numeric(left), as_numeric(right))
+        && [left, right].iter().any(|side| matches!(side, SqlType::Numeric { .. }))
+    {
+        let scale = s1.max(s2);
+        let whole = (i16::from(p1) - i16::from(s1)).max(i16::from(p2) - i16::from(s2));
+        let precision = u8::try_from((whole + i16::from(scale)).clamp(1, 38)).unwrap_or(38);
+        return Some(SqlType::Numeric { precision, scale });
+    }
+    comparable(left, right).and_then(|(left, right)| (left == right).then_some(left))
+}
+
+/// All `exprs` as their common type.
+fn agree(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
+    let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
+    let known: Vec<SqlType> = types.iter().flatten().cloned().collect();
+    let common = common_type(&known, what).map_err(external)?;
+    exprs.into_iter().zip(types).map(|(expr, from)| convert(expr, from.as_ref(), &common)).collect()
+}
+
+fn case(case: Case, schema: &DFSchema) -> Result<Case> {
+    let mut whens = Vec::new();
+    let mut results = Vec::new();
+    for (when, then) in case.when_then_expr {
+        whens.push(Box::new(boolean(*when, schema, "CASE/WHEN")?));
+        results.push(*then);
+    }
+    let has_else = case.else_expr.is_some();
+    results.extend(case.else_expr.map(|expr| *expr));
+    let mut results = agree(results, "CASE", schema)?;
+    let else_expr = if has_else { results.pop().map(Box::new) } else { None };
+    let when_then_expr = whens.into_iter().zip(results.into_iter().map(Box::new)).collect();
+    Ok(Case { expr: case.expr, when_then_expr, else_expr })
+}
+
+fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
+    let mut exprs = vec![*list.expr];
+    exprs.extend(list.list);
+    let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
+    // The column's own type is enough where every constant fits it: no column is cast.
+    if let Some(Some(column)) = types.first() {
+        let fits = |expr: &Expr| super::operator::fits(expr, column);
+        let rest = exprs.iter().zip(&types).skip(1);
+        if rest.clone().all(|(expr, from)| from.is_none() || from.as_ref() == Some(column) || fits(expr)) {
+            let column = column.clone();
+            let convert_item =
+                |(expr, from): (Expr, Option<SqlType>)| super::operator::narrow(expr, from.as_ref(), &column);
+            let mut items = exprs.into_iter().zip(types);
+            let first = items.next().map(|(expr, _)| expr);
+            let list_items = items.map(convert_item).collect::<Result<Vec<_>>>()?;
+            return match first {
+                Some(first) => Ok(InList { expr: Box::new(first), list: list_items, negated: list.negated }),
+                None => Err(external(SqlError::internal("IN without a left side"))),
+            };
+        }
+    }
+    let mut exprs = agree(exprs, "IN", schema)?.into_iter();
+    let first = exprs.next().ok_or_else(|| external(SqlError::internal("IN without a left side")))?;
+    Ok(InList { expr: Box::new(first), list: exprs.collect(), negated: list.negated })
+}
+
+fn like(like: Like, schema: &DFSchema) -> Result<Like> {
+    let text = |expr: Box<Expr>| -> Result<Box<Expr>> {
+        let from = type_of(&expr, schema)?;
+        match &from {
+            None | Some(SqlType::Text | SqlType::Varchar(_) | SqlType::Char(_)) => {
+                Ok(Box::new(convert(*expr, from.as_ref(), &SqlType::Text)?))
+            }
+            Some(other) => {
+                let op = if like.case_insensitive { "~~*" } else { "~~" };
+                let fact = format!("operator does not exist: {other} {op} text");
+                Err(external(SqlError::new(SqlState::UndefinedFunction, fact)))
+            }
+        }
+    };
+    Ok(Like { expr: text(like.expr.clone())?, pattern: text(like.pattern.clone())?, ..like })
+}
+
+fn call(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunction> {
+    let what = call.func.name().to_uppercase();
+    let args = agree(call.args, &what, schema)?;
+    Ok(ScalarFunction { func: call.func, args })
+}
