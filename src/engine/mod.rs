@@ -154,6 +154,14 @@ impl Engine {
         self.registry.rows().len()
     }
 
+    /// The rows of a view of schema `millstream`, outside of any session.
+    ///
+    /// # Errors
+    /// 42P01 when there is no such view.
+    pub fn system_view(self: &Arc<Self>, name: &str) -> Result<arrow::array::RecordBatch> {
+        system_view::rows(self, None, name)
+    }
+
     pub(crate) fn catalog(&self) -> Snapshot {
         self.replication.catalog().snapshot()
     }

@@ -1,0 +1,137 @@
+//! What interrupts a statement from outside: a cancel request, shutdown, and the client's end.
+//!
+//! Owns the signals a connection listens to in every wait of its own. Leaves out the keys of sessions and
+//! the statements they cancel: the engine has them, and gives each statement a token. A cancel request that
+//! finds no statement running therefore has no effect, as in PostgreSQL. A crash forgets all of it.
+
+use crate::env;
+use std::future::pending;
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Why a statement did not run to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interrupt {
+    /// A cancel request with the right key came.
+    Cancelled,
+    /// `statement_timeout` passed.
+    TimedOut,
+    /// The server stops.
+    Stopped,
+    /// The client is gone; nobody is left to tell.
+    Gone,
+}
+
+/// The two stages of a shutdown.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stopping {
+    gently: CancellationToken,
+    now: CancellationToken,
+}
+
+impl Stopping {
+    /// No new work; statements that end by themselves may do so.
+    pub(crate) fn stop_gently(&self) {
+        self.gently.cancel();
+    }
+
+    /// Everything ends.
+    pub(crate) fn stop_now(&self) {
+        self.gently.cancel();
+        self.now.cancel();
+    }
+
+    /// Resolves when no new work is taken.
+    pub(crate) async fn gently(&self) {
+        self.gently.cancelled().await;
+    }
+}
+
+/// What a wait of one statement listens to.
+#[derive(Debug, Clone)]
+pub(super) struct Signals {
+    cancel: CancellationToken,
+    stop: CancellationToken,
+    deadline: Option<Instant>,
+}
+
+impl Signals {
+    /// For a statement that ends by itself: shutdown leaves it some time.
+    pub(super) fn finite(cancel: CancellationToken, stopping: &Stopping) -> Self {
+        Self { cancel, stop: stopping.now.clone(), deadline: None }
+    }
+
+    /// The same for a statement that does not end by itself: it stops when the shutdown begins.
+    pub(super) fn endless(&self, stopping: &Stopping) -> Self {
+        Self { stop: stopping.gently.clone(), ..self.clone() }
+    }
+
+    /// The same with another moment at which the statement has taken too long; `None` is never.
+    pub(super) fn until(self, deadline: Option<Instant>) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Resolves when the statement must end.
+    pub(super) async fn interrupted(&self) -> Interrupt {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Interrupt::Stopped,
+            () = self.cancel.cancelled() => Interrupt::Cancelled,
+            () = self.timed_out() => Interrupt::TimedOut,
+        }
+    }
+
+    async fn timed_out(&self) {
+        match self.deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+            None => pending().await,
+        }
+    }
+
+    /// The reason to end now, if there is one: for loops that never wait.
+    pub(super) fn check(&self) -> Result<(), Interrupt> {
+        if self.stop.is_cancelled() {
+            Err(Interrupt::Stopped)
+        } else if self.cancel.is_cancelled() {
+            Err(Interrupt::Cancelled)
+        } else if self.deadline.is_some_and(|deadline| deadline <= env::instant()) {
+            Err(Interrupt::TimedOut)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn endless_statements_stop_at_the_first_stage_and_others_at_the_second() {
+        let stopping = Stopping::default();
+        let finite = Signals::finite(CancellationToken::new(), &stopping);
+        let endless = finite.endless(&stopping);
+        assert_eq!(endless.check(), Ok(()));
+        stopping.stop_gently();
+        assert_eq!(finite.check(), Ok(()));
+        assert_eq!(endless.interrupted().await, Interrupt::Stopped);
+        stopping.stop_now();
+        assert_eq!(finite.interrupted().await, Interrupt::Stopped);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_passed_times_out() {
+        let signals = Signals::finite(CancellationToken::new(), &Stopping::default()).until(Some(env::instant()));
+        assert_eq!(signals.check(), Err(Interrupt::TimedOut));
+        assert_eq!(signals.interrupted().await, Interrupt::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_token_cancels() {
+        let cancel = CancellationToken::new();
+        let signals = Signals::finite(cancel.clone(), &Stopping::default());
+        cancel.cancel();
+        assert_eq!(signals.check(), Err(Interrupt::Cancelled));
+        assert_eq!(signals.interrupted().await, Interrupt::Cancelled);
+    }
+}

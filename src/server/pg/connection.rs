@@ -1,0 +1,235 @@
+//! One connection after its handshake: reads messages, has them handled, reports errors, stays in step.
+//!
+//! Owns the order of messages: errors, skipping to Sync, ReadyForQuery, notices and changed settings. Leaves
+//! out what each statement message does (`simple`, `extended`, `copy`). Runs as one task; its session ends
+//! with it, and whatever the session had not committed.
+
+use crate::engine::{Session, SqlError, SqlState, TransactionStatus};
+use crate::env;
+use crate::server::admin::metrics::Meters;
+use crate::server::pg::cancel::{Interrupt, Signals, Stopping};
+use crate::server::pg::error::{self, Severity, Stop};
+use crate::server::pg::message::{self, Frontend};
+use crate::server::pg::portal::Portals;
+use crate::server::pg::reply;
+use crate::server::pg::wire::{Flushing, Frame, Orphan, Wire, WireError};
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection with its session.
+#[derive(Debug)]
+pub(super) struct Connection<'a, S> {
+    pub(super) wire: &'a mut Wire<S>,
+    pub(super) session: Session,
+    pub(super) portals: Portals,
+    /// Names of prepared statements without text; the session knows only those with one.
+    pub(super) statements_empty: HashSet<String>,
+    pub(super) stopping: Stopping,
+    pub(super) meters: Arc<Meters>,
+    /// After an error in the extended protocol nothing counts until Sync.
+    is_skipping: bool,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
+    /// A connection whose client was let in.
+    pub(super) fn new(wire: &'a mut Wire<S>, session: Session, stopping: Stopping, meters: Arc<Meters>) -> Self {
+        let (portals, statements_empty) = (Portals::default(), HashSet::new());
+        Self { wire, session, portals, statements_empty, stopping, meters, is_skipping: false }
+    }
+
+    /// Serves the client until it leaves.
+    ///
+    /// # Errors
+    /// Why the connection ends otherwise.
+    pub(super) async fn run(mut self) -> Result<(), Stop> {
+        self.welcome();
+        loop {
+            let frame = match self.next_frame().await {
+                Ok(frame) => frame,
+                Err(Stop::Gone) => return Ok(()),
+                Err(stop) => return Err(stop),
+            };
+            let Some(message) = self.read(frame)? else { continue };
+            if message == Frontend::Terminate {
+                return Ok(());
+            }
+            self.handle(message).await?;
+            self.session.end_statement();
+            if self.wire.is_full() {
+                let signals = self.signals("");
+                self.wire.make_room(&signals).await?;
+            }
+        }
+    }
+
+    fn welcome(&mut self) {
+        let id = self.session.id();
+        let out = self.wire.out();
+        reply::authentication_ok(out);
+        for (name, value) in self.session.reported_settings() {
+            reply::parameter_status(out, &name, &value);
+        }
+        reply::backend_key(out, id.pid, id.secret);
+        self.ready();
+    }
+
+    /// The next frame, unless the server stops first.
+    async fn next_frame(&mut self) -> Result<Frame, Stop> {
+        tokio::select! {
+            biased;
+            () = self.stopping.gently() => Err(Stop::Fatal(error::shutting_down())),
+            frame = self.wire.next_frame() => Ok(frame?),
+        }
+    }
+
+    /// Makes a message of a frame; `None` when there is nothing to handle. A frame that makes no sense is
+    /// reported like a failed statement, because the next one can still be found.
+    fn read(&mut self, frame: Frame) -> Result<Option<Frontend>, Stop> {
+        let (tag, result) = match frame {
+            // Left over from a COPY that failed.
+            Frame::CopyData(_) | Frame::Whole(b'c' | b'f', _) => return Ok(None),
+            Frame::Whole(tag, body) => (tag, message::decode(tag, body).map_err(Stop::from)),
+            Frame::TooLarge { tag, bytes, bytes_max } => (tag, Err(Stop::Statement(too_large(tag, bytes, bytes_max)))),
+        };
+        if self.is_skipping && !matches!(tag, b'S' | b'X') {
+            return Ok(None);
+        }
+        match result {
+            Ok(message) => Ok(Some(message)),
+            Err(Stop::Statement(error)) if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C') => {
+                self.report(&error);
+                self.after_error(tag);
+                Ok(None)
+            }
+            Err(Stop::Statement(error) | Stop::Fatal(error)) => Err(Stop::Fatal(error)),
+            Err(Stop::Gone) => Err(Stop::Gone),
+        }
+    }
+
+    /// A simple query is over after its error; the extended protocol goes on after the next Sync.
+    fn after_error(&mut self, tag: u8) {
+        if matches!(tag, b'Q' | b'F') {
+            self.ready();
+        } else {
+            self.is_skipping = true;
+        }
+    }
+
+    async fn handle(&mut self, message: Frontend) -> Result<(), Stop> {
+        let tag = match &message {
+            Frontend::Query(_) => b'Q',
+            Frontend::FunctionCall => b'F',
+            _ => b'P',
+        };
+        let result = match message {
+            Frontend::Query(sql) => self.simple_query(&sql).await,
+            Frontend::Parse { name, sql, param_oids } => self.parse(&name, &sql, &param_oids).await,
+            Frontend::Bind(bind) => self.bind(bind),
+            Frontend::Describe { target, name } => self.describe(target, &name),
+            Frontend::Execute { portal, rows_max } => self.execute_portal(&portal, rows_max).await,
+            Frontend::Close { target, name } => self.close(target, &name).await,
+            Frontend::Flush => self.flush().await,
+            Frontend::Sync => return self.sync().await,
+            Frontend::FunctionCall => {
+                Err(SqlError::unsupported("the function call message", "use SELECT function(…)").into())
+            }
+            Frontend::Terminate | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
+        };
+        match result {
+            Err(Stop::Statement(error)) => {
+                self.session.fail_transaction();
+                self.report(&error);
+                self.after_error(tag);
+                Ok(())
+            }
+            Err(stop) => Err(stop),
+            Ok(()) => {
+                if tag == b'Q' {
+                    self.ready();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Stop> {
+        let signals = self.signals("");
+        Ok(self.wire.make_room(&signals).await?)
+    }
+
+    /// Ends a series of extended messages: outside a transaction its portals end with it.
+    async fn sync(&mut self) -> Result<(), Stop> {
+        self.is_skipping = false;
+        if self.session.transaction_status() != TransactionStatus::Open {
+            self.portals.clear();
+        }
+        self.ready();
+        Ok(())
+    }
+
+    /// Tells the client of an error, and of what came before it.
+    fn report(&mut self, error: &SqlError) {
+        self.meters.failed(error.sqlstate.code());
+        self.send_messages();
+        error::error_response(self.wire.out(), Severity::Error, error);
+    }
+
+    /// Sends notices and changed settings.
+    pub(super) fn send_messages(&mut self) {
+        for notice in self.session.take_notices() {
+            error::notice_response(self.wire.out(), &notice);
+        }
+        for (name, value) in self.session.take_reported() {
+            reply::parameter_status(self.wire.out(), &name, &value);
+        }
+    }
+
+    fn ready(&mut self) {
+        self.send_messages();
+        let status = match self.session.transaction_status() {
+            TransactionStatus::Idle => b'I',
+            TransactionStatus::Open => b'T',
+            TransactionStatus::Failed => b'E',
+        };
+        reply::ready_for_query(self.wire.out(), status);
+    }
+
+    /// Begins a statement: what can interrupt it from now on.
+    pub(super) fn signals(&self, text: &str) -> Signals {
+        let cancel = self.session.begin_statement(text);
+        let timeout = self.session.statement_timeout().and_then(|span| u64::try_from(span.micros()).ok());
+        let deadline = timeout.map(|micros| env::instant() + Duration::from_micros(micros));
+        Signals::finite(cancel, &self.stopping).until(deadline)
+    }
+}
+
+/// Awaits a step of a statement that changes something, while the connection is served.
+pub(super) async fn step<S, F>(wire: &mut Wire<S>, signals: &Signals, future: F) -> Result<F::Output, Interrupt>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future,
+{
+    wire.during(signals, Flushing::Soon, Orphan::Finish, future).await
+}
+
+/// The next frame while a statement waits for the client.
+pub(super) async fn frame_of<S>(wire: &mut Wire<S>, signals: &Signals) -> Result<Frame, Stop>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::select! {
+        biased;
+        interrupt = signals.interrupted() => Err(interrupt.into()),
+        frame = wire.next_frame() => frame.map_err(|error: WireError| error.into()),
+    }
+}
+
+fn too_large(tag: u8, bytes: usize, bytes_max: usize) -> SqlError {
+    let what = if matches!(tag, b'Q' | b'P') { "statement" } else { "message" };
+    SqlError::new(SqlState::ProgramLimitExceeded, format!("{what} is too long"))
+        .detail(format!("it has {bytes} bytes, and {bytes_max} are allowed"))
+        .hint("send rows with COPY, or in several statements")
+}

@@ -1,0 +1,302 @@
+//! The extended query protocol: Parse, Bind, Describe, Execute, Close.
+//!
+//! Owns prepared statements without text, parameter and result formats, and row-limited execution: a limit
+//! is filled exactly, because drivers take less for the end. A DECLAREd cursor is a portal too: it can be
+//! described, executed and closed by its name. Leaves out rows (`pump`) and Sync (`connection`).
+
+use crate::engine::{Outcome, Param, Prepared, SqlError, SqlState, Via, types};
+use crate::env;
+use crate::server::pg::cancel::Signals;
+use crate::server::pg::connection::{Connection, step};
+use crate::server::pg::error::{Stop, violation};
+use crate::server::pg::message::{Bind, Format, Target};
+use crate::server::pg::portal::{self, Portal, State};
+use crate::server::pg::pump::{Goal, Reached, Source};
+use crate::server::pg::reply::{self, Bare};
+use crate::server::pg::rows::{self, Formats};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// `unknown`, which leaves a parameter's type to us, as 0 does.
+const UNKNOWN_OID: u32 = 705;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+    /// Parse: a statement under a name.
+    ///
+    /// # Errors
+    /// Of parsing and planning; `42P05` when the name is taken; `42601` for several statements.
+    pub(super) async fn parse(&mut self, name: &str, sql: &str, param_oids: &[u32]) -> Result<(), Stop> {
+        if !name.is_empty() && self.statements_empty.contains(name) {
+            let message = format!("prepared statement \"{name}\" already exists");
+            return Err(SqlError::new(SqlState::DuplicatePreparedStatement, message).into());
+        }
+        let param_types = param_oids.iter().map(|oid| param_type(*oid)).collect::<Result<Vec<_>, _>>()?;
+        let signals = self.signals(sql);
+        let mut statements = step(self.wire, &signals, self.session.parse(sql)).await??;
+        let parsed = statements.pop();
+        if !statements.is_empty() {
+            let message = "cannot insert multiple commands into a prepared statement";
+            return Err(SqlError::new(SqlState::SyntaxError, message).into());
+        }
+        match parsed {
+            Some(parsed) => {
+                let prepared = step(self.wire, &signals, self.session.prepare(parsed, &param_types)).await??;
+                self.session.store_statement(name, prepared)?;
+                self.statements_empty.remove(name);
+            }
+            None => {
+                if !name.is_empty() && self.session.statement(name).is_ok() {
+                    let message = format!("prepared statement \"{name}\" already exists");
+                    return Err(SqlError::new(SqlState::DuplicatePreparedStatement, message).into());
+                }
+                self.session.close_statement(name);
+                self.statements_empty.insert(name.to_owned());
+            }
+        }
+        reply::bare(self.wire.out(), Bare::ParseComplete);
+        Ok(())
+    }
+
+    /// The statement of this name; `None` for one without text.
+    fn statement(&self, name: &str) -> Result<Option<Arc<Prepared>>, SqlError> {
+        if self.statements_empty.contains(name) {
+            return Ok(None);
+        }
+        match self.session.statement(name) {
+            Err(_) if name.is_empty() => {
+                Err(SqlError::new(SqlState::InvalidSqlStatementName, "unnamed prepared statement does not exist"))
+            }
+            result => result.map(Some),
+        }
+    }
+
+    /// Bind: a portal of a statement and its parameters.
+    ///
+    /// # Errors
+    /// `26000`, `42P03`, `53400`, and `08P01` when counts do not fit the statement.
+    pub(super) fn bind(&mut self, bind: Bind) -> Result<(), Stop> {
+        let prepared = self.statement(&bind.statement)?;
+        if !bind.portal.is_empty() && self.session.cursor_columns(&bind.portal).is_some() {
+            return Err(portal::taken(&bind.portal).into());
+        }
+        let expected = prepared.as_ref().map_or(0, |prepared| prepared.params().len());
+        if bind.params.len() != expected {
+            return Err(violation(format!(
+                "bind message supplies {} parameters, but prepared statement \"{}\" requires {expected}",
+                bind.params.len(),
+                bind.statement
+            ))
+            .into());
+        }
+        let columns = prepared.as_ref().and_then(|prepared| prepared.columns()).map(|columns| columns.len());
+        let formats = Formats::new(bind.result_formats);
+        if formats.len() > 1 && columns.is_some_and(|columns| columns != formats.len()) {
+            return Err(violation(format!(
+                "bind message has {} result formats but query has {} columns",
+                formats.len(),
+                columns.unwrap_or(0)
+            ))
+            .into());
+        }
+        let param_formats = Formats::new(bind.param_formats);
+        let param = |(index, value)| Param { is_binary: param_formats.of(index) == Format::Binary, value };
+        let params = bind.params.into_iter().enumerate().map(param).collect();
+        self.portals.open(&bind.portal, Portal { prepared, formats, state: State::Bound(params) })?;
+        reply::bare(self.wire.out(), Bare::BindComplete);
+        Ok(())
+    }
+
+    /// Describe: parameters and columns of a statement, or columns of a portal or cursor.
+    ///
+    /// # Errors
+    /// `26000` or `34000` when there is no such thing.
+    pub(super) fn describe(&mut self, target: Target, name: &str) -> Result<(), Stop> {
+        let (columns, formats) = match target {
+            Target::Statement => {
+                let prepared = self.statement(name)?;
+                let params = prepared.as_ref().map_or(&[][..], |prepared| prepared.params());
+                let oids: Vec<u32> = params.iter().map(types::oid).collect();
+                reply::parameter_description(self.wire.out(), &oids);
+                (prepared.and_then(|prepared| prepared.columns().cloned()), Formats::default())
+            }
+            Target::Portal => match self.portals.find(name) {
+                Some(portal) => {
+                    let columns = portal.prepared.as_ref().and_then(|prepared| prepared.columns().cloned());
+                    (columns, portal.formats.clone())
+                }
+                None => {
+                    let columns = self.session.cursor_columns(name).ok_or_else(|| portal::missing(name))?;
+                    (Some(columns), Formats::default())
+                }
+            },
+        };
+        match columns {
+            Some(columns) => rows::describe(self.wire.out(), &columns, &formats),
+            None => reply::bare(self.wire.out(), Bare::NoData),
+        }
+        Ok(())
+    }
+
+    /// Close: forgets a statement, portal or cursor; one that is not there is no error.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub(super) async fn close(&mut self, target: Target, name: &str) -> Result<(), Stop> {
+        match target {
+            Target::Statement => {
+                self.statements_empty.remove(name);
+                self.session.close_statement(name);
+            }
+            Target::Portal => {
+                if self.portals.take(name).is_none() && self.session.cursor_columns(name).is_some() {
+                    let signals = self.signals("");
+                    self.run_text(&format!("CLOSE {}", quote(name)), &signals).await?;
+                }
+            }
+        }
+        reply::bare(self.wire.out(), Bare::CloseComplete);
+        Ok(())
+    }
+
+    /// Execute: runs a portal, or goes on with one, for at most `rows_max` rows; 0 is all.
+    ///
+    /// # Errors
+    /// Of the statement; the portal is gone then.
+    pub(super) async fn execute_portal(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
+        let Some(portal) = self.portals.take(name) else {
+            return self.execute_cursor(name, rows_max).await;
+        };
+        let Some(prepared) = portal.prepared.clone() else {
+            reply::bare(self.wire.out(), Bare::EmptyQuery);
+            self.portals.put_back(name, portal);
+            return Ok(());
+        };
+        let signals = self.signals(prepared.text());
+        let source = match portal.state {
+            State::Open(source) => Some(source),
+            State::Done => {
+                let message = format!("portal \"{name}\" cannot be run");
+                return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message).into());
+            }
+            State::Bound(params) => {
+                let timer = self.meters.statement();
+                let executing = self.session.execute(&prepared, params, Via::Extended);
+                let outcome = step(self.wire, &signals, executing).await??;
+                let source = self.begin(outcome, &signals).await?;
+                timer.succeeded();
+                source
+            }
+        };
+        let state = match source {
+            Some(mut source) => {
+                self.send_portal(&mut source, &portal.formats, &signals, rows_max).await?;
+                State::Open(source)
+            }
+            None => State::Done,
+        };
+        self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state });
+        Ok(())
+    }
+
+    /// Completes an outcome without rows; gives back the rows of one with.
+    async fn begin(&mut self, outcome: Outcome, signals: &Signals) -> Result<Option<Box<Source>>, Stop> {
+        let tag = match outcome {
+            Outcome::Rows(rows) => {
+                self.send_messages();
+                return Ok(Some(Box::new(Source::new(rows))));
+            }
+            Outcome::Command { tag } => tag,
+            Outcome::CopyIn(copy) => self.copy_in(copy, signals).await?,
+            Outcome::CopyOut(copy) => self.copy_out(copy, signals).await?,
+            Outcome::Empty => {
+                reply::bare(self.wire.out(), Bare::EmptyQuery);
+                return Ok(None);
+            }
+        };
+        self.send_messages();
+        reply::command_complete(self.wire.out(), &tag);
+        Ok(None)
+    }
+
+    async fn send_portal(
+        &mut self,
+        source: &mut Source,
+        formats: &Formats,
+        signals: &Signals,
+        rows_max: u32,
+    ) -> Result<(), Stop> {
+        let signals = source.signals(signals, &self.stopping);
+        let rows_max = (rows_max > 0).then(|| u64::from(rows_max));
+        let timeout = self.session.fetch_timeout().filter(|_| source.is_push && rows_max.is_some());
+        let micros = timeout.and_then(|span| u64::try_from(span.micros()).ok());
+        let goal = Goal { rows_max, short_after: micros.map(|micros| env::instant() + Duration::from_micros(micros)) };
+        let (sent, reached) = source.pump(self.wire, &signals, formats, goal).await?;
+        self.meters.rows_sent(sent);
+        self.send_messages();
+        match reached {
+            Reached::Goal => reply::bare(self.wire.out(), Bare::PortalSuspended),
+            Reached::End => reply::command_complete(self.wire.out(), &source.tag.render(sent)),
+        }
+        Ok(())
+    }
+
+    /// Executes a DECLAREd cursor as a portal: the next rows of it, in text.
+    async fn execute_cursor(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
+        if self.session.cursor_columns(name).is_none() {
+            return Err(portal::missing(name).into());
+        }
+        let count = if rows_max == 0 { "ALL".to_owned() } else { rows_max.to_string() };
+        let text = format!("FETCH {count} FROM {}", quote(name));
+        let signals = self.signals(&text);
+        let Outcome::Rows(rows) = self.run_text(&text, &signals).await? else { return Ok(()) };
+        let mut source = Source::new(rows);
+        let (sent, _) = source.pump(self.wire, &signals, &Formats::default(), Goal::default()).await?;
+        self.meters.rows_sent(sent);
+        if rows_max > 0 && sent == u64::from(rows_max) {
+            reply::bare(self.wire.out(), Bare::PortalSuspended);
+        } else {
+            reply::command_complete(self.wire.out(), &format!("SELECT {sent}"));
+        }
+        Ok(())
+    }
+
+    /// Runs a statement of ours on behalf of a message.
+    async fn run_text(&mut self, text: &str, signals: &Signals) -> Result<Outcome, Stop> {
+        let mut statements = step(self.wire, signals, self.session.parse(text)).await??;
+        let Some(parsed) = statements.pop() else { return Ok(Outcome::Empty) };
+        let prepared = step(self.wire, signals, self.session.prepare(parsed, &[])).await??;
+        Ok(step(self.wire, signals, self.session.execute(&prepared, Vec::new(), Via::Extended)).await??)
+    }
+}
+
+fn param_type(oid: u32) -> Result<Option<crate::engine::SqlType>, SqlError> {
+    if oid == 0 || oid == UNKNOWN_OID {
+        return Ok(None);
+    }
+    types::from_oid(oid).map(Some).ok_or_else(|| {
+        SqlError::unsupported(format!("a parameter of the type with OID {oid}"), "leave its type open, or cast it")
+    })
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_parameter_types_are_left_to_planning_and_unknown_ones_refused() {
+        assert_eq!(param_type(0).unwrap(), None);
+        assert_eq!(param_type(UNKNOWN_OID).unwrap(), None);
+        assert_eq!(param_type(23).unwrap(), Some(crate::engine::SqlType::Integer));
+        assert_eq!(param_type(4_000_000).unwrap_err().sqlstate, SqlState::FeatureNotSupported);
+    }
+
+    #[test]
+    fn names_are_quoted_for_our_own_statements() {
+        assert_eq!(quote("a\"b"), "\"a\"\"b\"");
+    }
+}

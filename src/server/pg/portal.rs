@@ -1,0 +1,116 @@
+//! Portals: bound statements, perhaps half read.
+//!
+//! Owns the portals of one connection and their number. Leaves out SQL cursors, which the session has; to a
+//! client the two share their names. Portals end with the transaction, or with Sync outside of one.
+
+use crate::engine::{Param, Prepared, SqlError, SqlState};
+use crate::server::pg::pump::Source;
+use crate::server::pg::rows::Formats;
+use millstream_catalog::model::limit::PORTALS_MAX;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A statement with its parameters.
+#[derive(Debug)]
+pub(super) struct Portal {
+    /// `None` for a statement without text.
+    pub(super) prepared: Option<Arc<Prepared>>,
+    pub(super) formats: Formats,
+    pub(super) state: State,
+}
+
+/// How far a portal was executed.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Not yet; these are the parameters.
+    Bound(Vec<Param>),
+    /// Rows were asked for, and more may come.
+    Open(Box<Source>),
+    /// To its end, without rows.
+    Done,
+}
+
+/// The portals of a connection, by name.
+#[derive(Debug, Default)]
+pub(super) struct Portals(HashMap<String, Portal>);
+
+impl Portals {
+    /// Adds a portal; the one without a name replaces its predecessor.
+    ///
+    /// # Errors
+    /// `42P03` when the name is taken, `53400` over the limit.
+    pub(super) fn open(&mut self, name: &str, portal: Portal) -> Result<(), SqlError> {
+        if !name.is_empty() {
+            if self.0.contains_key(name) {
+                return Err(taken(name));
+            }
+            if self.0.len() >= PORTALS_MAX {
+                return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open portals")
+                    .detail(format!("a session may have {PORTALS_MAX}"))
+                    .hint("close portals that are not needed any more"));
+            }
+        }
+        self.0.insert(name.to_owned(), portal);
+        Ok(())
+    }
+
+    /// The portal of this name.
+    pub(super) fn find(&self, name: &str) -> Option<&Portal> {
+        self.0.get(name)
+    }
+
+    /// Takes a portal out, to run it.
+    pub(super) fn take(&mut self, name: &str) -> Option<Portal> {
+        self.0.remove(name)
+    }
+
+    /// Puts a portal back that `take` gave.
+    pub(super) fn put_back(&mut self, name: &str, portal: Portal) {
+        self.0.insert(name.to_owned(), portal);
+    }
+
+    /// Ends all of them.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// `42P03`
+pub(super) fn taken(name: &str) -> SqlError {
+    SqlError::new(SqlState::DuplicateCursor, format!("cursor \"{name}\" already exists"))
+}
+
+/// `34000`
+pub(super) fn missing(name: &str) -> SqlError {
+    SqlError::new(SqlState::InvalidCursorName, format!("portal \"{name}\" does not exist"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn portal() -> Portal {
+        Portal { prepared: None, formats: Formats::default(), state: State::Done }
+    }
+
+    #[test]
+    fn names_are_unique_but_the_unnamed_portal_is_replaced() {
+        let mut portals = Portals::default();
+        portals.open("", portal()).unwrap();
+        portals.open("", portal()).unwrap();
+        portals.open("a", portal()).unwrap();
+        assert_eq!(portals.open("a", portal()).unwrap_err().sqlstate, SqlState::DuplicateCursor);
+        assert!(portals.take("a").is_some());
+        portals.open("a", portal()).unwrap();
+    }
+
+    #[test]
+    fn the_number_of_portals_is_bounded() {
+        let mut portals = Portals::default();
+        for n in 0..PORTALS_MAX {
+            portals.open(&format!("p{n}"), portal()).unwrap();
+        }
+        let error = portals.open("one more", portal()).unwrap_err();
+        assert_eq!(error.sqlstate, SqlState::ConfigurationLimitExceeded);
+    }
+}

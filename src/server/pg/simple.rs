@@ -1,0 +1,88 @@
+//! The simple query protocol: one text, perhaps of several statements.
+//!
+//! Owns the order of replies to a Query message. Several statements of one text commit together, as in
+//! PostgreSQL, unless the text says otherwise; the first error ends the text. Leaves out rows (`pump`) and
+//! copy data (`copy`).
+
+use crate::engine::{Outcome, Parsed, Rows, SqlError, SqlState, Via};
+use crate::server::pg::cancel::Signals;
+use crate::server::pg::connection::{Connection, step};
+use crate::server::pg::error::Stop;
+use crate::server::pg::pump::{Goal, Source};
+use crate::server::pg::reply::{self, Bare};
+use crate::server::pg::rows::{self, Formats};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+    /// Runs a text. ReadyForQuery is left to the caller.
+    ///
+    /// # Errors
+    /// Of the first statement that fails.
+    pub(super) async fn simple_query(&mut self, sql: &str) -> Result<(), Stop> {
+        // The unnamed statement and portal do not survive a simple query.
+        self.session.close_statement("");
+        self.statements_empty.remove("");
+        self.portals.take("");
+        let signals = self.signals(sql);
+        let statements = step(self.wire, &signals, self.session.parse(sql)).await??;
+        if statements.is_empty() {
+            reply::bare(self.wire.out(), Bare::EmptyQuery);
+            return Ok(());
+        }
+        let is_several = statements.len() > 1;
+        let result = self.run_all(statements, is_several).await;
+        if is_several {
+            let ending = self.session.end_implicit(result.is_ok()).await;
+            result?;
+            ending?;
+            return Ok(());
+        }
+        result
+    }
+
+    async fn run_all(&mut self, statements: Vec<Parsed>, is_several: bool) -> Result<(), Stop> {
+        for parsed in statements {
+            if is_several {
+                self.session.begin_implicit();
+            }
+            let timer = self.meters.statement();
+            self.run_one(parsed).await?;
+            timer.succeeded();
+        }
+        Ok(())
+    }
+
+    async fn run_one(&mut self, parsed: Parsed) -> Result<(), Stop> {
+        let signals = self.signals(&parsed.text);
+        let prepared = step(self.wire, &signals, self.session.prepare(parsed, &[])).await??;
+        if !prepared.params().is_empty() {
+            return Err(SqlError::new(SqlState::UndefinedParameter, "there is no parameter $1").into());
+        }
+        let outcome = step(self.wire, &signals, self.session.execute(&prepared, Vec::new(), Via::Simple)).await??;
+        let tag = match outcome {
+            Outcome::Rows(rows) => self.send_rows(rows, &signals).await?,
+            Outcome::Command { tag } => tag,
+            Outcome::CopyIn(copy) => self.copy_in(copy, &signals).await?,
+            Outcome::CopyOut(copy) => self.copy_out(copy, &signals).await?,
+            Outcome::Empty => {
+                reply::bare(self.wire.out(), Bare::EmptyQuery);
+                return Ok(());
+            }
+        };
+        self.send_messages();
+        reply::command_complete(self.wire.out(), &tag);
+        Ok(())
+    }
+
+    /// Sends a whole result in text; returns the completion tag.
+    async fn send_rows(&mut self, rows: Rows, signals: &Signals) -> Result<String, Stop> {
+        self.send_messages();
+        let formats = Formats::default();
+        let mut source = Source::new(rows);
+        rows::describe(self.wire.out(), &source.columns, &formats);
+        let signals = source.signals(signals, &self.stopping);
+        let (sent, _) = source.pump(self.wire, &signals, &formats, Goal::default()).await?;
+        self.meters.rows_sent(sent);
+        Ok(source.tag.render(sent))
+    }
+}
