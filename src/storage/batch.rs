@@ -105,7 +105,7 @@ impl RowtimeRange {
 ///
 /// A function of the rows alone, so that replicas agree on when to seal.
 pub fn batch_bytes(batch: &RecordBatch) -> ByteSize {
-    ByteSize::of(batch.columns().iter().map(|column| array_bytes(column)).sum())
+    ByteSize::of(batch.columns().iter().map(array_bytes).sum())
 }
 
 fn array_bytes(array: &ArrayRef) -> usize {

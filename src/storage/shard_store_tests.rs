@@ -10,6 +10,7 @@ use millstream_catalog::model::RowCount;
 use millstream_catalog::relation::Compression;
 use proptest::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const DIR: &str = "/data/shard-1";
 
@@ -180,6 +181,19 @@ fn files_of_a_dropped_topic_go_after_the_next_manifest() {
 }
 
 #[test]
+fn removed_files_do_not_come_back_after_later_seals_and_crashes() {
+    for seed in 0..16 {
+        let (disk, mut store) = before_second_seal();
+        seal(&mut store, 5).unwrap();
+        seal(&mut store, 5).unwrap();
+        let disk = disk.crash(seed);
+        open(&disk).unwrap();
+        assert!(files(&disk, "segments").iter().all(|file| !file.starts_with("t2-")));
+        assert_eq!(files(&disk, "unknown"), [""; 0]);
+    }
+}
+
+#[test]
 fn a_topic_dropped_while_it_is_sealed_leaves_nothing_behind() {
     let (disk, mut store) = fresh();
     store.create_topic(topic(1, 1, Compression::None));
@@ -228,16 +242,27 @@ fn unknown_files_are_moved_aside_and_temporary_ones_removed() {
     }
 }
 
+/// Ends the readers of a test whose writer panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn readers_beside_the_writer_see_dense_prefixes() {
     let (_disk, mut store) = fresh();
     store.create_topic(topic(1, 1, Compression::None));
     let partition = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap();
+    let is_stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&is_stopped);
         for _ in 0..2 {
             scope.spawn(|| {
                 let mut seen = 0;
-                while seen < 3_000 {
+                while seen < 3_000 && !is_stopped.load(Ordering::Relaxed) {
                     let view = partition.view();
                     let end = view.offset_end().value();
                     assert!(end >= seen);
