@@ -2,6 +2,7 @@
 //!
 //! Leaves out what one module can show by itself. The model shares no code with the store.
 
+use super::super::disk::RealDisk;
 use super::super::fault_disk::FaultDisk;
 use super::super::scan::ScanRequest;
 use super::super::testing::{dense, numbers, rows, topic};
@@ -240,6 +241,27 @@ fn unknown_files_are_moved_aside_and_temporary_ones_removed() {
         assert_eq!(files(&disk, "unknown").len(), 2 * (round + 1));
         assert!(!disk.exists(&dir.join("manifest.tmp")).unwrap());
     }
+}
+
+#[test]
+fn the_machines_disk_does_as_the_simulated_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = dir.path().join("shard-1");
+    let open = || ShardStore::open(Arc::new(RealDisk), &shard, ShardId::new(1)).unwrap();
+    let (mut store, _) = open();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..1_000);
+    seal(&mut store, 1).unwrap();
+    let held = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    RealDisk.create_dir_all(&shard.join("segments/somebody")).unwrap();
+    let (mut store, state) = open();
+    assert_eq!(state.unwrap().applied, "1");
+    assert_eq!(read(&store, 1, 0).len(), 1_000);
+    assert!(RealDisk.exists(&shard.join("unknown/somebody")).unwrap());
+    store.drop_topic(TopicId::new(1));
+    seal(&mut store, 2).unwrap();
+    assert_eq!(RealDisk.list(&shard.join("segments")).unwrap(), []);
+    assert_eq!(dense(0, held.scan(ScanRequest::all()).map(Result::unwrap)).len(), 1_000);
 }
 
 /// Ends the readers of a test whose writer panics.
