@@ -11,6 +11,7 @@ use super::raft::{
     Entry, LogId, TypeConfig, Vote, decode_log_id, decode_vote, encode_log_id, encode_vote, index_of, log_id, term_of,
 };
 use super::read_side::Failure;
+use super::stall::{EntryAppend, Stall};
 use crate::storage::StorageError;
 use crate::storage::wal::{ShardRecovered, Wal, WalRecord};
 use futures::Stream;
@@ -35,6 +36,7 @@ pub(crate) struct LogStore {
     wal: Wal,
     shard: ShardId,
     state: Arc<Mutex<State>>,
+    stall: Arc<Stall>,
     failure: Failure,
 }
 
@@ -82,7 +84,7 @@ impl LogStore {
         let committed = committed.map_err(|e| damaged(shard, "commit mark", &e))?.min(last);
         let first = recovered.first.map_or_else(|| last.next_index(), |first| first.value().saturating_sub(1));
         let state = State { vote, committed, purged, last, first, cache: VecDeque::new() };
-        Ok(Self { wal, shard, state: Arc::new(Mutex::new(state)), failure })
+        Ok(Self { wal, shard, state: Arc::new(Mutex::new(state)), stall: Arc::default(), failure })
     }
 
     /// Drops entries up to `upto` from the cache: they are applied.
@@ -101,7 +103,15 @@ impl LogStore {
     /// Whether entries of `bytes` will find space in the WAL; asked before they are proposed, because a failed
     /// write is fatal.
     pub(crate) fn check_room(&self, bytes: usize) -> Result<(), StorageError> {
+        if self.stall.is_stalled() {
+            return Err(StorageError::DiskFull);
+        }
         self.wal.check_room(ByteSize::of(bytes))
+    }
+
+    /// Appends again what the WAL had no room for, whenever it has some. Runs until it is aborted.
+    pub(crate) async fn retry_stalled(self) {
+        self.stall.run(self.wal, self.shard, self.failure).await;
     }
 
     /// Appends `records` and waits until they are synced.
@@ -266,6 +276,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        let Some(first) = entries.first().map(RaftEntry::index) else {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        };
         let mut records = Vec::with_capacity(entries.len());
         for entry in &entries {
             let payload = encode_payload(&entry.payload).map_err(io::Error::other)?;
@@ -278,24 +292,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut state = self.state.lock();
             if state.first == state.last.next_index() {
-                state.first = entries.first().map_or(state.first, RaftEntry::index);
+                state.first = first;
             }
             if let Some(last) = entries.last() {
                 state.last = Some(last.log_id);
             }
             state.cache.extend(entries);
         }
-        let failure = self.failure.clone();
-        self.wal.append(
-            self.shard,
-            records,
-            Box::new(move |result| {
-                if let Err(error) = &result {
-                    failure.report(error);
-                }
-                callback.io_completed(result.map_err(io::Error::other));
-            }),
-        );
+        let append = EntryAppend { first, records, flushed: callback };
+        self.stall.append(&self.wal, self.shard, &self.failure, append);
         Ok(())
     }
 
@@ -305,6 +310,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut state = self.state.lock();
             if last >= state.last {
                 return Ok(());
+            }
+            if self.stall.is_stalled() {
+                return Err(io::Error::other("cannot cut the log while entries wait for space"));
             }
             while state.cache.back().is_some_and(|entry| entry.index() >= kept) {
                 state.cache.pop_back();

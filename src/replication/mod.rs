@@ -20,6 +20,7 @@ mod progress;
 mod raft;
 mod read_side;
 mod shard;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod types;

@@ -56,7 +56,8 @@ pub(crate) struct Core {
     read: Arc<ReadSide>,
     partitions: Arc<Partitions>,
     failure: Failure,
-    compactor: JoinHandle<()>,
+    /// The compactor, and the one that waits for space.
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Core {
@@ -85,8 +86,9 @@ impl Core {
         let raft = raft.map_err(|e| fail(e.to_string()))?;
         lead(&raft, node, &shared.failure).await.map_err(fail)?;
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone());
+        let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
-        Ok(Self { id, node, raft, appender, log, read, partitions, failure, compactor })
+        Ok(Self { id, node, raft, appender, log, read, partitions, failure, tasks: [compactor, retry] })
     }
 
     async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
@@ -144,7 +146,7 @@ impl Core {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(shard = self.id.value(), %error, "Raft core did not end in order");
         }
-        self.compactor.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         let job = self.read.seal_job.lock().take();
         if let Some(job) = job {
             // Its outcome does not matter: with or without the new manifest, the log has the rest.

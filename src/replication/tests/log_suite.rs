@@ -1,16 +1,22 @@
 //! openraft's own suite against the log store; the state machine beside it is a plain one in memory.
 
+use crate::replication::Checkpoint;
+use crate::replication::entry::{EntryData, Operations, Write, Writes};
 use crate::replication::log_store::LogStore;
 use crate::replication::machine::SnapshotFiles;
-use crate::replication::raft::{LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::replication::raft::{Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig, log_id};
 use crate::replication::read_side::Failure;
 use crate::storage::FaultDisk;
 use crate::storage::wal::{Wal, WalOptions};
-use futures::{Stream, TryStreamExt};
-use millstream_catalog::model::{ByteSize, ShardId};
+use futures::{FutureExt, Stream, TryStreamExt};
+use millstream_catalog::model::{ByteSize, EntryIndex, QueryId, ShardId, StepNumber, Term};
 use openraft::alias::SnapshotOf;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::entry::RaftEntry;
+use openraft::storage::{
+    EntryResponder, IOFlushed, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine,
+};
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::type_config::TypeConfigExt;
 use openraft::{EntryPayload, OptionalSend, StorageError};
 use std::io;
 use std::path::Path;
@@ -93,4 +99,63 @@ impl StoreBuilder<TypeConfig, LogStore, Plain, Closing> for Builder {
 #[tokio::test]
 async fn the_log_store_passes_the_suite_of_openraft() {
     Suite::test_all(Builder).await.expect("every case");
+}
+
+#[tokio::test]
+async fn entries_without_room_wait_and_go_in_order() {
+    let disk = FaultDisk::new();
+    let options = || WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
+    let (wal, _) = Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options()).expect("opens");
+    let failure = Failure::new();
+    let mut store = LogStore::open(wal.clone(), ShardId::new(1), Default::default(), failure.clone()).expect("empty");
+    let retry = crate::env::spawn("retry", store.clone().retry_stalled());
+    let mut flushed = Vec::new();
+    for index in 0..60 {
+        if index == 3 {
+            disk.set_capacity(Some(disk.bytes_used()));
+        }
+        let data = EntryData::new(Operations::Writes(Writes {
+            batches: Vec::new(),
+            writes: vec![Write::Checkpoint(Checkpoint {
+                query: QueryId::new(1),
+                step: StepNumber::new(index),
+                positions: Default::default(),
+                fingerprint: String::new(),
+                state: vec![7; 100_000].into(),
+            })],
+        }));
+        let payload = EntryPayload::Normal(data.expect("encodes"));
+        let entry = Entry::new(log_id(Term::new(1), EntryIndex::new(index)), payload);
+        let (done, synced) = TypeConfig::oneshot();
+        store.append([entry], IOFlushed::signal(done)).await.expect("queued");
+        flushed.push(synced);
+    }
+    let deadline = crate::env::instant() + std::time::Duration::from_secs(20);
+    while store.check_room(0).is_ok() {
+        assert!(crate::env::instant() < deadline, "60 entries do not fit");
+        tokio::task::yield_now().await;
+    }
+    let last = flushed.pop().expect("60");
+    let mut last = Box::pin(last);
+    assert!(last.as_mut().now_or_never().is_none(), "none waits");
+    assert_eq!(failure.reason(), None);
+    // What waits can be read, as openraft wants.
+    assert_eq!(store.try_get_log_entries(0..100).await.expect("reads").len(), 60);
+    disk.set_capacity(None);
+    while store.check_room(0).is_err() {
+        assert!(crate::env::instant() < deadline, "there is space again");
+        tokio::task::yield_now().await;
+    }
+    last.await.expect("answered").expect("synced");
+    for synced in flushed {
+        synced.await.expect("answered").expect("synced");
+    }
+    retry.abort();
+    wal.close();
+    let (wal, mut shards) = Wal::open(Arc::new(disk), Path::new("/wal"), options()).expect("opens");
+    let recovered = shards.remove(&ShardId::new(1)).expect("shard");
+    let mut store = LogStore::open(wal.clone(), ShardId::new(1), recovered, failure).expect("readable");
+    let entries = store.try_get_log_entries(0..100).await.expect("reads");
+    assert!(entries.iter().map(RaftEntry::index).eq(0..60));
+    wal.close();
 }

@@ -300,6 +300,59 @@ async fn a_failed_sync_stops_the_node_with_words() {
 }
 
 #[tokio::test]
+async fn a_full_disk_refuses_writes_until_there_is_space_again() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    disk.set_capacity(Some(disk.bytes_used() + 1_000));
+    let mut stored = Vec::new();
+    let mut refused = 0;
+    for round in 0..200 {
+        let appends = (0..16).map(|number| {
+            let value = round * 16 + number;
+            let append = shard(&node).append(vec![part(0, vec![value; 1_000])]);
+            async move { (value, append.await) }
+        });
+        for (value, outcome) in futures::future::join_all(appends).await {
+            match outcome {
+                Ok(_) => stored.push(value),
+                Err(error) => {
+                    assert_eq!(error.sqlstate(), SqlState::DiskFull, "{error}");
+                    assert!(error.is_retryable());
+                    refused += 1;
+                }
+            }
+        }
+        if refused > 100 {
+            break;
+        }
+    }
+    assert!(refused > 100);
+    assert_eq!(values(&node, 0).len(), stored.len() * 1_000);
+    disk.set_capacity(None);
+    let deadline = crate::env::instant() + Duration::from_secs(20);
+    loop {
+        match shard(&node).append(vec![part(0, [-1])]).await {
+            Ok(_) => break,
+            Err(error) => assert_eq!(error.sqlstate(), SqlState::DiskFull),
+        }
+        assert!(crate::env::instant() < deadline, "there is space again");
+        tokio::task::yield_now().await;
+    }
+    stored.push(-1);
+    let mut seen = values(&node, 0);
+    seen.dedup();
+    assert_eq!(seen, stored);
+    let after = disk.crash(3);
+    node.shutdown().await;
+    let node = start(&after).await;
+    let mut seen = values(&node, 0);
+    seen.dedup();
+    assert_eq!(seen, stored);
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_data_directory_is_used_by_one_node_at_a_time() {
     let disk = FaultDisk::new();
     let node = start(&disk).await;
