@@ -74,7 +74,7 @@ impl Appender {
         let waiting = Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } };
         let taken = {
             let mut flow = self.flow.lock();
-            flow.push(waiting).map_err(|_| self.stopped())?;
+            flow.push(waiting);
             flow.take()
         };
         if let Some(taken) = taken {

@@ -63,14 +63,13 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Adds a request at the end; gives it back when the queue is closed.
-    pub(crate) fn push(&mut self, waiting: Waiting) -> Result<(), Waiting> {
+    /// Adds a request at the end. When the queue is closed it is dropped, and whoever waits sees that.
+    pub(crate) fn push(&mut self, waiting: Waiting) {
         if self.is_closed {
-            return Err(waiting);
+            return;
         }
         self.waiting_bytes += waiting.bytes;
         self.waiting.push_back(waiting);
-        Ok(())
     }
 
     /// The requests of the next entry, if one may be formed now. [`Flow::formed`] must follow.
@@ -156,10 +155,10 @@ mod tests {
     fn the_first_goes_at_once_and_what_follows_shares_the_next_entry() {
         let mut flow = Flow::default();
         assert!(flow.take().is_none());
-        flow.push(append(10)).expect("open");
+        flow.push(append(10));
         assert_eq!(taken(&mut flow), Some(1));
-        flow.push(append(10)).expect("open");
-        flow.push(append(10)).expect("open");
+        flow.push(append(10));
+        flow.push(append(10));
         // Two arrived while the first was on its way.
         assert_eq!(taken(&mut flow), None);
         assert!(flow.committed());
@@ -172,7 +171,7 @@ mod tests {
         let mut flow = Flow::default();
         let full = ENTRY_BYTES_TARGET.as_usize();
         for _ in 0..40 {
-            flow.push(append(full)).expect("open");
+            flow.push(append(full));
         }
         for _ in 0..UNCOMMITTED_MAX {
             assert_eq!(taken(&mut flow), Some(1));
@@ -191,10 +190,10 @@ mod tests {
     #[test]
     fn a_change_is_alone_and_keeps_its_place() {
         let mut flow = Flow::default();
-        flow.push(append(1)).expect("open");
-        flow.push(append(1)).expect("open");
-        flow.push(waiting(Request::Change(Change::DropTopic(TopicId::new(1))), 1)).expect("open");
-        flow.push(append(1)).expect("open");
+        flow.push(append(1));
+        flow.push(append(1));
+        flow.push(waiting(Request::Change(Change::DropTopic(TopicId::new(1))), 1));
+        flow.push(append(1));
         for expected in [2, 1, 1] {
             assert_eq!(taken(&mut flow), Some(expected));
             flow.committed();
@@ -206,13 +205,14 @@ mod tests {
     fn one_entry_is_formed_at_a_time_and_none_after_closing() {
         let mut flow = Flow::default();
         let full = ENTRY_BYTES_TARGET.as_usize();
-        flow.push(append(full)).expect("open");
-        flow.push(append(full)).expect("open");
+        flow.push(append(full));
+        flow.push(append(full));
         assert!(flow.take().is_some());
         assert!(flow.take().is_none());
         flow.formed();
         assert_eq!(flow.close().len(), 1);
         assert!(flow.take().is_none());
-        assert!(flow.push(append(1)).is_err());
+        flow.push(append(1));
+        assert_eq!(flow.depth(), (0, 0));
     }
 }
