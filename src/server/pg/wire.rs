@@ -151,8 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if self.is_ended {
                 return Err(WireError::Gone);
             }
-            self.flush().await?;
-            poll_fn(|cx| self.poll_read(cx)).await?;
+            self.read_more().await?;
         }
         Ok(())
     }
@@ -172,9 +171,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if self.is_ended {
                 return Err(WireError::Gone);
             }
-            self.flush().await?;
-            poll_fn(|cx| self.poll_read(cx)).await?;
+            self.read_more().await?;
         }
+    }
+
+    /// Flushes if there is output, else reads. Flushing may read too, so the caller looks at the input in between.
+    async fn read_more(&mut self) -> Result<(), WireError> {
+        if self.output.is_empty() { poll_fn(|cx| self.poll_read(cx)).await } else { self.flush().await }
     }
 
     /// A frame out of what was read already.
