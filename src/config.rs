@@ -133,7 +133,8 @@ impl Config {
 }
 
 fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
-    let is_known = |name: &String| OPTION_VARIABLES.contains(&name.as_str()) || OTHER_VARIABLES.contains(&name.as_str());
+    let is_known =
+        |name: &String| OPTION_VARIABLES.contains(&name.as_str()) || OTHER_VARIABLES.contains(&name.as_str());
     match names.filter(|name| name.starts_with("MILLSTREAM_")).find(|name| !is_known(name)) {
         Some(name) => Err(ConfigError::Variable(name)),
         None => Ok(()),

@@ -8,7 +8,7 @@ use crate::engine::{Engine, EngineConfig, SqlError};
 use crate::env;
 use crate::server::admin::AdminServer;
 use crate::server::pg::PgServer;
-use crate::storage::disk::{Disk, RealDisk};
+use crate::storage::{Disk, RealDisk};
 use std::net::SocketAddr;
 use std::sync::Arc;
 

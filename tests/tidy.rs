@@ -23,7 +23,11 @@ impl Source {
 
     /// Lines without comments.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.product().lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(i, l)| (i + 1, l))
+        self.product()
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            .map(|(i, l)| (i + 1, l))
     }
 }
 
@@ -81,7 +85,18 @@ fn layers_import_only_what_they_may() {
     let banned: &[(&str, &[&str])] = &[
         ("catalog", &["millstream_sql", "crate::storage", "tokio"]),
         ("sql", &["tokio", "std::fs", "std::net", "std::time::SystemTime", "std::time::Instant"]),
-        ("storage", &["crate::replication", "crate::engine", "crate::server", "crate::shell", "millstream_sql", "millstream_catalog::apply", "millstream_catalog::Relation"]),
+        (
+            "storage",
+            &[
+                "crate::replication",
+                "crate::engine",
+                "crate::server",
+                "crate::shell",
+                "millstream_sql",
+                "millstream_catalog::apply",
+                "millstream_catalog::Relation",
+            ],
+        ),
         ("replication", &["crate::engine", "crate::server", "crate::shell", "millstream_sql"]),
         ("engine", &["crate::server", "crate::shell", "crate::node", "pgwire"]),
         ("server", &["crate::storage", "crate::replication", "crate::shell", "millstream_sql", "crate::node"]),
@@ -169,12 +184,25 @@ fn long_functions(source: &Source) -> Vec<String> {
     let lines: Vec<&str> = source.product().lines().collect();
     for (at, line) in lines.iter().enumerate() {
         let indent = line.len() - line.trim_start().len();
-        let starts = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn ", "pub(crate) async fn ", "pub(super) async fn ", "const fn ", "pub const fn "];
+        let starts = [
+            "fn ",
+            "pub fn ",
+            "pub(crate) fn ",
+            "pub(super) fn ",
+            "async fn ",
+            "pub async fn ",
+            "pub(crate) async fn ",
+            "pub(super) async fn ",
+            "const fn ",
+            "pub const fn ",
+        ];
         if !starts.iter().any(|start| line.trim_start().starts_with(start)) {
             continue;
         }
         let close = format!("{}}}", " ".repeat(indent));
-        let end = lines[at..].iter().position(|l| **l == close || (l.ends_with(';') && l.len() - l.trim_start().len() == indent));
+        let end = lines[at..]
+            .iter()
+            .position(|l| **l == close || (l.ends_with(';') && l.len() - l.trim_start().len() == indent));
         if let Some(length) = end.filter(|length| *length >= FUNCTION_LINES_MAX) {
             found.push(format!("{}:{}: function of {} lines", source.path, at + 1, length + 1));
         }
@@ -246,7 +274,19 @@ fn tests_do_not_sleep_or_hide() {
 
 #[test]
 fn the_top_level_is_as_agreed() {
-    let agreed = ["Cargo.toml", "Cargo.lock", "README.md", "src", "sql", "catalog", "tests", "examples", "clippy.toml", "rustfmt.toml", "target"];
+    let agreed = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "src",
+        "sql",
+        "catalog",
+        "tests",
+        "examples",
+        "clippy.toml",
+        "rustfmt.toml",
+        "target",
+    ];
     let found = std::fs::read_dir(ROOT)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

@@ -37,8 +37,9 @@ fn died(error: tokio::task::JoinError) -> SqlError {
 impl Compute {
     /// Starts `threads` threads.
     pub(crate) fn start(threads: usize) -> Result<Self> {
-        let runtime = env::runtime("query", threads.max(1), STACK_BYTES)
-            .map_err(|error| SqlError::new(SqlState::InsufficientResources, format!("no threads for queries: {error}")))?;
+        let runtime = env::runtime("query", threads.max(1), STACK_BYTES).map_err(|error| {
+            SqlError::new(SqlState::InsufficientResources, format!("no threads for queries: {error}"))
+        })?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Mutex::new(Some(runtime)) })
     }
 

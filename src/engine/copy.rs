@@ -7,12 +7,13 @@ use crate::engine::insert::check_bytes;
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Engine, Outcome, Result, Rows, replication_error};
+use millstream_catalog::model::SqlState;
 use millstream_catalog::{Column, Relation};
 use millstream_sql::bind::insert::InsertRows;
 use millstream_sql::copy::{CopyDecoder, CopyEncoder};
 use millstream_sql::dialect::{Copy, CopyDirection, CopyOptions, Ident, QualifiedName, Select};
-use millstream_sql::{SqlError, dialect, exec};
-use millstream_catalog::model::SqlState;
+use millstream_sql::plan::eval_constant;
+use millstream_sql::{SqlError, dialect};
 use sqlparser::ast;
 use std::fmt;
 use std::sync::Arc;
@@ -133,9 +134,8 @@ impl Session {
         self.transaction.check_writable("COPY FROM")?;
         let relation = self.target(name)?;
         let context = self.plan_context();
-        let mut eval = |expr: &ast::Expr, sql_type: &millstream_catalog::SqlType| {
-            exec::eval_constant(&context, expr, sql_type, &[])
-        };
+        let mut eval =
+            |expr: &ast::Expr, sql_type: &millstream_catalog::SqlType| eval_constant(&context, expr, sql_type, &[]);
         let decoder = CopyDecoder::new(&relation, columns, options, &mut eval)?;
         let columns = columns.map_or_else(|| visible(&relation).count(), <[Ident]>::len);
         let engine = Arc::clone(&self.engine);
@@ -162,4 +162,3 @@ fn table_select(name: &QualifiedName, columns: Option<&[Ident]>) -> Result<Selec
         _ => Err(SqlError::new(SqlState::InternalError, "a table could not be read as a query")),
     }
 }
-

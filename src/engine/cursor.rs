@@ -168,9 +168,7 @@ impl Source {
     async fn wait(&mut self, goal: &Goal) -> Option<Result<RecordBatch, SqlError>> {
         let next = match (goal.ready_only, goal.deadline) {
             (true, _) => self.stream.next().now_or_never()?,
-            (false, Some(deadline)) => {
-                tokio::time::timeout_at(deadline.into(), self.stream.next()).await.ok()?
-            }
+            (false, Some(deadline)) => tokio::time::timeout_at(deadline.into(), self.stream.next()).await.ok()?,
             (false, None) => self.stream.next().await,
         };
         self.is_done = next.is_none();

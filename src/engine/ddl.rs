@@ -7,7 +7,7 @@
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, replication_error};
 use crate::replication::{ReplicationError, Shard};
-use crate::storage::partition::TopicStorage;
+use crate::storage::TopicStorage;
 use millstream_catalog::model::{Name, Offset, PartitionId, QueryId, ShardId, SqlState, TopicId};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{
@@ -181,7 +181,7 @@ impl Session {
         let context = self.plan_context();
         for (def, column) in create.columns.iter().zip(&relation.schema.columns) {
             if let Some(default) = &def.default {
-                millstream_sql::exec::eval_constant(&context, default, &column.sql_type, &[])
+                millstream_sql::plan::eval_constant(&context, &default.expr, &column.sql_type, &[])
                     .map_err(|error| error.at(def.constraint_position))?;
             }
         }
@@ -241,6 +241,7 @@ impl Session {
     ) -> Result<(Relation, Query)> {
         let output = pipeline.output();
         check_kind(create, output.kind)?;
+        output.check_storable()?;
         let source = plan.sources.first().ok_or_else(|| SqlError::internal("a query without a source"))?;
         let now = self.engine.clock().now();
         let relation = Relation {
@@ -254,12 +255,12 @@ impl Session {
             shard: source.shard,
             query: None,
             created_at: now,
-            sql: render::create_as(create),
+            sql: render::create_as(create).to_owned(),
         };
         let query = Query {
             id: QueryId::default(),
             name: create.name.name.clone(),
-            sql: render::select(&create.select),
+            sql: render::select(&create.select).to_owned(),
             sources: plan.sources.iter().map(|source| source.id).collect(),
             sink: TopicId::default(),
             fingerprint: pipeline.fingerprint(),
@@ -360,18 +361,16 @@ impl Session {
 
 fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
     match (create.kind.relation_kind(), kind) {
-        (RelationKind::Stream, RelationKind::Table) => Err(SqlError::new(
-            SqlState::WrongObjectType,
-            "an aggregate gives a table, not a stream",
-        )
-        .hint("write CREATE TABLE … AS SELECT")
-        .at(create.name.position)),
-        (RelationKind::Table, RelationKind::Stream) => Err(SqlError::new(
-            SqlState::WrongObjectType,
-            "a projection of a stream gives a stream, not a table",
-        )
-        .hint("write CREATE STREAM … AS SELECT, or group the rows")
-        .at(create.name.position)),
+        (RelationKind::Stream, RelationKind::Table) => {
+            Err(SqlError::new(SqlState::WrongObjectType, "an aggregate gives a table, not a stream")
+                .hint("write CREATE TABLE … AS SELECT")
+                .at(create.name.position))
+        }
+        (RelationKind::Table, RelationKind::Stream) => {
+            Err(SqlError::new(SqlState::WrongObjectType, "a projection of a stream gives a stream, not a table")
+                .hint("write CREATE STREAM … AS SELECT, or group the rows")
+                .at(create.name.position))
+        }
         _ => Ok(()),
     }
 }
@@ -394,4 +393,3 @@ fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &Ident) -> Resul
         .hint(format!("use {hint}"))
         .at(name.position))
 }
-

@@ -9,6 +9,7 @@ use arrow::datatypes::{Field, Schema};
 use millstream_catalog::model::{Name, SqlState};
 use millstream_catalog::{Relation, RelationKind, SqlType};
 use millstream_sql::dialect::{Describe, Ident, Show, Statement};
+use millstream_sql::stream::Pipeline;
 use millstream_sql::{SqlError, function};
 use std::sync::Arc;
 
@@ -90,7 +91,7 @@ impl Session {
                 ]
             }
             Show::Functions => {
-                let functions = function::all();
+                let functions = function::registry().names();
                 vec![
                     text(functions.iter().map(|(name, _)| Some(name.clone()))),
                     text(functions.iter().map(|(_, kind)| Some((*kind).to_owned()))),
@@ -142,9 +143,11 @@ impl Session {
             })
             .collect();
         if describe.extended {
-            rows.extend(self.properties(relation)?.into_iter().map(|(name, value)| {
-                [Some(format!("({name})")), Some(value), None, None, None]
-            }));
+            rows.extend(
+                self.properties(relation)?
+                    .into_iter()
+                    .map(|(name, value)| [Some(format!("({name})")), Some(value), None, None, None]),
+            );
         }
         let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
         fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
@@ -152,7 +155,8 @@ impl Session {
 
     fn describe_view(&self, describe: &Describe, schema: &Name) -> Result<Outcome> {
         let name = describe.name.name.as_str();
-        let found = system_view::schemas().into_iter().find(|(view, _)| view == name && schema.as_str() == "millstream");
+        let found =
+            system_view::schemas().into_iter().find(|(view, _)| view == name && schema.as_str() == "millstream");
         let (_, found) = found.ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{schema}.{name}\" does not exist"))
                 .at(describe.name.position)
@@ -211,7 +215,7 @@ impl Session {
         })?;
         let pipeline = crate::engine::query::plan(&self.engine, query)?;
         let mut lines = vec![format!("Query \"{}\" ({})", query.name, query.state.word())];
-        lines.extend(pipeline.explain().into_iter().map(|line| format!("  {line}")));
+        lines.extend(pipeline_lines(&pipeline).into_iter().map(|line| format!("  {line}")));
         if let Some(progress) = self.engine.shard_of_query(query)?.progress(query.id) {
             let status = self.engine.queries.status(query.id);
             lines.push(format!(
@@ -221,6 +225,18 @@ impl Session {
         }
         crate::engine::select::text_rows("QUERY PLAN", lines, "EXPLAIN").map(Outcome::Rows)
     }
+}
+
+/// The operators of a pipeline, one per line.
+pub(crate) fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
+    let kind = match pipeline.output().kind {
+        RelationKind::Stream => "stream",
+        RelationKind::Table => "table",
+    };
+    let state = if pipeline.is_stateful() { "with state" } else { "without state" };
+    let mut lines = vec![format!("Continuous query, gives a {kind}, {state}")];
+    lines.extend(pipeline.fingerprint().lines().map(|line| format!("  {line}")));
+    lines
 }
 
 type Shown = (&'static str, &'static [&'static str], Vec<ResultColumn>);

@@ -5,8 +5,7 @@
 //! them (`query`, `push`). Reads only.
 
 use crate::engine::{Result, storage_error};
-use crate::storage::partition::{PartitionView, Partitions};
-use crate::storage::scan::ScanRequest;
+use crate::storage::{PartitionView, Partitions, ScanRequest};
 use futures::future::select_all;
 use millstream_catalog::Relation;
 use millstream_catalog::model::limit::{BATCH_ROWS_MAX, STEP_ROWS_TARGET};
@@ -163,9 +162,8 @@ fn cut(views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions, appl
     let ends = |entry: EntryIndex| -> Positions {
         views.iter().map(|(id, view)| (*id, view.offset_end_at(entry).max(position(from, *id)))).collect()
     };
-    let rows = |entry: EntryIndex| -> u64 {
-        ends(entry).iter().map(|(id, end)| end.since(position(from, *id)).value()).sum()
-    };
+    let rows =
+        |entry: EntryIndex| -> u64 { ends(entry).iter().map(|(id, end)| end.since(position(from, *id)).value()).sum() };
     let all = rows(applied);
     if all <= STEP_ROWS_TARGET as u64 {
         return ends(applied);

@@ -12,9 +12,10 @@ use futures::StreamExt;
 use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
+use millstream_sql::SqlError;
 use millstream_sql::bind::insert::{InsertPlan, InsertRows, assign};
 use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
-use millstream_sql::{SqlError, exec};
+use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ impl Session {
             InsertSource::Select(_) => return Ok((Vec::new(), columns, Plan::Late)),
         };
         let context = self.plan_context();
-        let mut eval = |expr: &ast::Expr, sql_type: &SqlType| exec::eval_constant(&context, expr, sql_type, &[]);
+        let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
         let plan = match &insert.source {
             InsertSource::DefaultValues => InsertPlan::defaults(&relation, &mut eval)?,
             _ => InsertPlan::plan(&relation, insert.columns.as_deref(), rows, declared, &mut eval)?,
@@ -83,12 +84,11 @@ impl Session {
         let now = self.engine.clock().now();
         let rows = {
             let context = target.plan.needs_eval().then(|| self.plan_context());
-            let mut eval = |expr: &ast::Expr, sql_type: &SqlType, values: &[datafusion::common::ScalarValue]| {
-                match &context {
-                    Some(context) => exec::eval_constant(context, expr, sql_type, values),
+            let mut eval =
+                |expr: &ast::Expr, sql_type: &SqlType, values: &[datafusion::common::ScalarValue]| match &context {
+                    Some(context) => eval_constant(context, expr, sql_type, values),
                     None => Err(SqlError::internal("an expression was not planned for")),
-                }
-            };
+                };
             target.plan.rows(params, &mut eval)?
         };
         let routed = write::route(&target.relation, rows, now, &self.engine.spreader)?;
@@ -195,7 +195,12 @@ fn returning(relation: &Relation, items: &[ast::SelectItem]) -> Result<Vec<Retur
                     returned.push(returned_column(relation, column.name.as_str(), None)?);
                 }
             }
-            _ => return Err(SqlError::unsupported("an expression in RETURNING", "return columns, rowtime, rowpartition and rowoffset")),
+            _ => {
+                return Err(SqlError::unsupported(
+                    "an expression in RETURNING",
+                    "return columns, rowtime, rowpartition and rowoffset",
+                ));
+            }
         }
     }
     Ok(returned)
@@ -208,9 +213,10 @@ fn returned_column(relation: &Relation, name: &str, alias: Option<&str>) -> Resu
         ROWPARTITION => (ReturnedSource::Partition, SqlType::Integer, None),
         ROWOFFSET => (ReturnedSource::Offset, SqlType::BigInt, None),
         name => {
-            let (at, column) = relation.schema.find(name).ok_or_else(|| {
-                SqlError::new(SqlState::UndefinedColumn, format!("column \"{name}\" does not exist"))
-            })?;
+            let (at, column) = relation
+                .schema
+                .find(name)
+                .ok_or_else(|| SqlError::new(SqlState::UndefinedColumn, format!("column \"{name}\" does not exist")))?;
             (ReturnedSource::Stored(at), column.sql_type.clone(), Some((relation.id, at)))
         }
     };
@@ -231,4 +237,3 @@ fn returned_rows(routed: &Routed, returning: &[Returned], bases: &[Offset]) -> R
     };
     Ok(returning.iter().map(column).collect())
 }
-

@@ -30,12 +30,13 @@ pub use copy::{CopyIn, CopyOut};
 pub use millstream_catalog::model::SqlState;
 pub use millstream_catalog::{Column, SqlType};
 pub use millstream_sql::SqlError;
+pub use millstream_sql::bind::insert::Param;
 pub use millstream_sql::dialect::{Parsed, Statement};
 pub use millstream_sql::exec::BatchStream;
 pub use millstream_sql::plan::ResultColumn;
 /// Formats of values on the wire and in copy data.
 pub use millstream_sql::{copy as formats, types};
-pub use outcome::{Notice, Outcome, Param, Result, Rows, RowsTag, TransactionStatus, Via};
+pub use outcome::{Notice, Outcome, Result, Rows, RowsTag, TransactionStatus, Via};
 pub use prepare::Prepared;
 pub use registry::{SessionId, SessionRow};
 pub use session::{Session, SessionOptions};
@@ -43,8 +44,7 @@ pub use settings::SERVER_VERSION;
 
 use crate::env::Clock;
 use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard};
-use crate::storage::disk::Disk;
-use crate::storage::error::StorageError;
+use crate::storage::{Disk, StorageError};
 use compute::Compute;
 use millstream_catalog::model::{ByteSize, NodeId, ShardId};
 use millstream_catalog::{Relation, Snapshot};

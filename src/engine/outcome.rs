@@ -76,15 +76,6 @@ pub enum Via {
     Extended,
 }
 
-/// One parameter value as it came over the wire.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Param {
-    /// True for PostgreSQL's binary format, false for text.
-    pub is_binary: bool,
-    /// The bytes; `None` is NULL.
-    pub value: Option<bytes::Bytes>,
-}
-
 /// A message beside the result: PostgreSQL's NOTICE and WARNING.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {

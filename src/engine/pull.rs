@@ -4,11 +4,10 @@
 //! how rows are stored (storage). Reads only; a crash ends the statement.
 
 use crate::engine::table::Tables;
-use crate::engine::{storage_error, system_view};
 use crate::engine::{Engine, Result};
+use crate::engine::{storage_error, system_view};
 use crate::replication::Shard;
-use crate::storage::partition::Partitions;
-use crate::storage::scan::ScanRequest as StorageScan;
+use crate::storage::{Partitions, ScanRequest as StorageScan};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
@@ -40,16 +39,15 @@ impl LogSource {
             let applied = partitions.applied();
             (shard.id(), (partitions, applied))
         };
-        Self {
-            engine: Arc::clone(engine),
-            session,
-            shards: engine.replication().shards().iter().map(cut).collect(),
-        }
+        Self { engine: Arc::clone(engine), session, shards: engine.replication().shards().iter().map(cut).collect() }
     }
 
     fn shard(&self, relation: &Relation) -> Result<(&Arc<Partitions>, EntryIndex)> {
         self.shards.get(&relation.shard).map(|(partitions, cut)| (partitions, *cut)).ok_or_else(|| {
-            SqlError::new(SqlState::NoLeader, format!("shard {} of relation \"{}\" is not here", relation.shard, relation.name))
+            SqlError::new(
+                SqlState::NoLeader,
+                format!("shard {} of relation \"{}\" is not here", relation.shard, relation.name),
+            )
         })
     }
 
@@ -78,8 +76,9 @@ impl LogSource {
                     Some(Ok(stored)) => Some(layout.arrange(partition, stored.offset_start, &stored.batch)),
                     Some(Err(error)) => Some(Err(storage_error(error))),
                     None => {
-                        metrics.add_read(scan.segments_read());
-                        metrics.add_skipped(scan.segments_skipped());
+                        let counts = scan.counts();
+                        metrics.add_read(counts.segments_read as u64);
+                        metrics.add_skipped(counts.segments_skipped as u64);
                         None
                     }
                 }));
@@ -99,8 +98,10 @@ impl LogSource {
             if !request.wants(partition) {
                 continue;
             }
-            let arranged: Vec<Result<RecordBatch>> =
-                batches.iter().map(|batch| layout.arrange_with(partition, batch, batch.column(offset_column))).collect();
+            let arranged: Vec<Result<RecordBatch>> = batches
+                .iter()
+                .map(|batch| layout.arrange_with(partition, batch, batch.column(offset_column)))
+                .collect();
             let mut arranged = arranged.into_iter();
             iterators.push(limited(request.limit, move || arranged.next()));
         }

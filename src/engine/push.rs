@@ -7,12 +7,12 @@ use crate::engine::input::{Positions, Reader};
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
 use arrow::array::RecordBatch;
+use millstream_catalog::Relation;
 use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::query::OffsetReset;
-use millstream_catalog::Relation;
 use millstream_sql::dialect::{Explain, Select};
 use millstream_sql::plan::{ContinuousPlan, plan_continuous};
-use millstream_sql::stream::{InputBatch, Pipeline, StepInput, client_rows};
+use millstream_sql::stream::{InputBatch, Pipeline, StepInput};
 use millstream_sql::{SqlError, bind};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,8 +26,6 @@ struct Subscription {
     positions: Positions,
     /// Rows that stand before the first change: a table's rows as they are.
     first: VecDeque<InputBatch>,
-    /// Columns delivered: the first of the pipeline's output.
-    width: usize,
     /// Rows until `LIMIT`.
     left: u64,
     versions: watch::Receiver<u64>,
@@ -78,8 +76,11 @@ impl Session {
         let (plan, pipeline) = self.plan_push(select).await?;
         let source = plan.sources.first().ok_or_else(|| SqlError::internal("a push query without a source"))?;
         let shard = self.engine.shard_of(source)?;
-        let reader =
-            Reader { relation: Arc::clone(source), partitions: shard.partitions(), projection: pipeline.projection(0).to_vec() };
+        let reader = Reader {
+            relation: Arc::clone(source),
+            partitions: shard.partitions(),
+            projection: pipeline.projection(0).to_vec(),
+        };
         let earliest = match options.auto_offset_reset {
             Some(reset) => reset == OffsetReset::Earliest,
             None => self.settings.starts_at_earliest(),
@@ -93,7 +94,6 @@ impl Session {
         let subscription = Subscription {
             engine: Arc::clone(&self.engine),
             versions: self.engine.replication().catalog().subscribe(),
-            width: columns.len(),
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
             reader,
             pipeline,
@@ -137,7 +137,7 @@ impl Session {
             return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
         }
         let (plan, pipeline) = self.plan_push(select).await?;
-        let mut lines = pipeline.explain();
+        let mut lines = crate::engine::describe::pipeline_lines(&pipeline);
         if explain.verbose {
             lines.push("Logical plan:".to_owned());
             lines.extend(plan.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));
@@ -207,8 +207,6 @@ impl Subscription {
         let now = self.engine.clock().now();
         let output = self.pipeline.step(StepInput { batches, idle: &[], now })?;
         let Some(batch) = output.batch.filter(|batch| batch.num_rows() > 0) else { return Ok(None) };
-        let columns: Vec<usize> = (0..self.width).collect();
-        let batch = client_rows(self.pipeline.output(), &batch)?;
-        batch.project(&columns).map(Some).map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))
+        self.pipeline.output().client_rows(&batch).map(Some)
     }
 }

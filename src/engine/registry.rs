@@ -25,7 +25,7 @@ pub struct SessionId {
 
 /// One open session, as others see it.
 #[derive(Debug)]
-pub struct SessionEntry {
+pub(crate) struct SessionEntry {
     /// Its id.
     pub id: SessionId,
     /// The user it came with.
@@ -63,7 +63,7 @@ pub struct SessionRow {
 
 impl SessionEntry {
     /// Marks the beginning of a statement; the token is cancelled by a cancel request from now on.
-    pub fn begin(&self, text: &str) -> CancellationToken {
+    pub(crate) fn begin(&self, text: &str) -> CancellationToken {
         let mut activity = self.activity.lock();
         activity.statement = Some(text.chars().take(1_000).collect());
         activity.interrupt = CancellationToken::new();
@@ -71,19 +71,19 @@ impl SessionEntry {
     }
 
     /// Marks the end of a statement.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.activity.lock().statement = None;
     }
 
     /// Remembers `application_name` for the system view.
-    pub fn rename(&self, application_name: &str) {
+    pub(crate) fn rename(&self, application_name: &str) {
         application_name.clone_into(&mut self.activity.lock().application_name);
     }
 }
 
 /// Every open session.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     sessions: Mutex<HashMap<i32, Arc<SessionEntry>>>,
     pid_last: AtomicI32,
     secrets: RandomState,
@@ -100,7 +100,13 @@ impl Registry {
     ///
     /// # Errors
     /// 53300 when there are as many as the limit allows.
-    pub fn open(&self, user: &str, application_name: &str, client: &str, now: Timestamp) -> Result<Arc<SessionEntry>, SqlError> {
+    pub(crate) fn open(
+        &self,
+        user: &str,
+        application_name: &str,
+        client: &str,
+        now: Timestamp,
+    ) -> Result<Arc<SessionEntry>, SqlError> {
         let mut sessions = self.sessions.lock();
         if sessions.len() >= SESSIONS_MAX {
             return Err(SqlError::new(SqlState::TooManyConnections, "sorry, too many clients already"));
@@ -123,12 +129,12 @@ impl Registry {
     }
 
     /// Removes a session.
-    pub fn close(&self, id: SessionId) {
+    pub(crate) fn close(&self, id: SessionId) {
         self.sessions.lock().remove(&id.pid);
     }
 
     /// Cancels what the session runs; says nothing when the id or secret is wrong, as PostgreSQL does.
-    pub fn cancel(&self, id: SessionId) {
+    pub(crate) fn cancel(&self, id: SessionId) {
         let entry = self.sessions.lock().get(&id.pid).cloned();
         if let Some(entry) = entry
             && entry.id.secret == id.secret
@@ -138,7 +144,7 @@ impl Registry {
     }
 
     /// Every session, by pid.
-    pub fn rows(&self) -> Vec<SessionRow> {
+    pub(crate) fn rows(&self) -> Vec<SessionRow> {
         let sessions = self.sessions.lock();
         let mut rows: Vec<SessionRow> = sessions
             .values()

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use millstream_sql::dialect::{self, Declare, Explain, Fetch, Parsed, Prepare, Select, Statement};
-use millstream_sql::plan::{PlanContext, PlannedSelect, plan_select};
+use millstream_sql::plan::{PlanContext, PlannedSelect, eval_constant, plan_select};
 use millstream_sql::{SqlError, bind, exec, types};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl Session {
     async fn run_planned(&self, planned: PlannedSelect, params: Vec<ScalarValue>) -> Result<Rows> {
         let context = self.plan_context();
         let columns: Arc<[ResultColumn]> = planned.columns.clone().into();
-        let stream = self.engine.compute.run(async move { exec::execute(&context, planned, params).await }).await?;
+        let stream = self.engine.compute.run(async move { exec::execute(&context, &planned, params).await }).await?;
         let stream = self.engine.compute.drive(stream);
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream })
     }
@@ -140,12 +140,16 @@ impl Session {
                 SqlState::SyntaxError,
                 format!("wrong number of parameters for prepared statement \"{}\"", execute.name),
             )
-            .detail(format!("expected {} parameters but got {}", prepared.params.len(), execute.arguments.len())));
+            .detail(format!(
+                "expected {} parameters but got {}",
+                prepared.params.len(),
+                execute.arguments.len()
+            )));
         }
         let context = self.plan_context();
         let mut params = Vec::new();
         for (argument, sql_type) in execute.arguments.iter().zip(&prepared.params) {
-            let value = exec::eval_constant(&context, argument, sql_type, &[])?;
+            let value = eval_constant(&context, argument, sql_type, &[])?;
             params.push(text_param(&value, sql_type)?);
         }
         self.execute(&prepared, params, via).await
@@ -164,11 +168,14 @@ impl Session {
                     lines
                 }
                 dialect::InsertSource::Select(_) => {
-                    return Err(SqlError::unsupported("EXPLAIN ANALYZE of a statement that writes", "leave ANALYZE out"));
+                    return Err(SqlError::unsupported(
+                        "EXPLAIN ANALYZE of a statement that writes",
+                        "leave ANALYZE out",
+                    ));
                 }
                 _ => vec![format!("Insert on {}", insert.name), "  Values".to_owned()],
             },
-            other => return Err(SqlError::unsupported(format!("EXPLAIN of {}", other.word()), "explain a SELECT")),
+            _ => return Err(SqlError::unsupported("EXPLAIN of this statement", "explain a SELECT")),
         };
         Ok(Outcome::Rows(text_rows("QUERY PLAN", lines, "EXPLAIN")?))
     }
@@ -176,13 +183,19 @@ impl Session {
     async fn explain_pull(&self, select: &Select, explain: &Explain) -> Result<Vec<String>> {
         let planned = self.plan_pull(select, &[]).await?;
         let context = self.plan_context();
-        let (analyze, verbose) = (explain.analyze, explain.verbose);
-        let mode = match (analyze, verbose) {
-            (true, _) => exec::ExplainMode::Analyze,
-            (false, true) => exec::ExplainMode::Verbose,
-            (false, false) => exec::ExplainMode::Plan,
-        };
-        self.engine.compute.run(async move { exec::explain(&context, planned, mode).await }).await
+        let mode = if explain.analyze { exec::ExplainMode::Analyze } else { exec::ExplainMode::Plan };
+        let is_verbose = explain.verbose;
+        self.engine
+            .compute
+            .run(async move {
+                let mut lines = exec::explain(&context, &planned, Vec::new(), mode).await?;
+                if is_verbose {
+                    lines.push("Logical plan:".to_owned());
+                    lines.extend(planned.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));
+                }
+                Ok(lines)
+            })
+            .await
     }
 }
 
@@ -195,19 +208,18 @@ pub(crate) fn text_rows(name: &str, lines: Vec<String>, tag: &'static str) -> Re
 
 /// Parameter values as the planner takes them.
 pub(crate) fn scalars(sql_types: &[SqlType], params: &[Param]) -> Result<Vec<ScalarValue>> {
-    let scalar = |(i, (sql_type, param)): (usize, (&SqlType, &Param))| match &param.value {
-        None => ScalarValue::try_from(&sql_type.arrow())
-            .map_err(|_| SqlError::internal(format!("no null of type {sql_type} for ${}", i + 1))),
+    let scalar = |(sql_type, param): (&SqlType, &Param)| match &param.value {
+        None => types::scalar_null(sql_type),
         Some(bytes) if param.is_binary => types::scalar_binary(sql_type, bytes),
         Some(bytes) => types::scalar_text(sql_type, bytes),
     };
-    sql_types.iter().zip(params).enumerate().map(scalar).collect()
+    sql_types.iter().zip(params).map(scalar).collect()
 }
 
 /// A constant as a parameter in text.
 fn text_param(value: &ScalarValue, sql_type: &SqlType) -> Result<Param> {
     let array = value.to_array().map_err(|error| SqlError::internal(format!("constant cannot be read: {error}")))?;
     let mut bytes = Vec::new();
-    let is_value = types::ColumnEncoder::new(array.as_ref(), sql_type)?.text(0, &mut bytes);
+    let is_value = types::ColumnEncoder::new(array.as_ref(), sql_type).text(0, &mut bytes);
     Ok(Param { is_binary: false, value: is_value.then(|| bytes.into()) })
 }

@@ -312,7 +312,7 @@ impl Session {
                 }
                 if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }
             }
-            other => return Err(SqlError::internal(format!("no executor for {}", other.word()))),
+            _ => return Err(SqlError::internal("no executor for the statement")),
         };
         Ok(Outcome::Command { tag: tag.to_owned() })
     }
@@ -320,7 +320,11 @@ impl Session {
     fn set(&mut self, set: &dialect::Set) -> Result<&'static str> {
         let scope = match (set.scope, self.transaction.is_explicit()) {
             (dialect::SetScope::Local, false) => {
-                self.notify("WARNING", SqlState::NoActiveSqlTransaction, "SET LOCAL can only be used in transaction blocks");
+                self.notify(
+                    "WARNING",
+                    SqlState::NoActiveSqlTransaction,
+                    "SET LOCAL can only be used in transaction blocks",
+                );
                 return Ok("SET");
             }
             (dialect::SetScope::Local, true) => SetScope::Local,
@@ -440,10 +444,7 @@ impl Session {
         if self.transaction.is_explicit() {
             return Ok(());
         }
-        Err(SqlError::new(
-            SqlState::NoActiveSqlTransaction,
-            format!("{word} can only be used in transaction blocks"),
-        ))
+        Err(SqlError::new(SqlState::NoActiveSqlTransaction, format!("{word} can only be used in transaction blocks")))
     }
 
     pub(crate) fn notify(&mut self, severity: &'static str, sqlstate: SqlState, message: impl Into<String>) {

@@ -3,7 +3,7 @@
 //! A value without an effect is refused rather than remembered. Leaves out where settings are read: the
 //! session passes typed values to planning and execution. A crash forgets them, as a lost connection does.
 
-use millstream_catalog::model::{SqlState, Span};
+use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
 
@@ -89,7 +89,7 @@ const SETTINGS: &[Definition] = &[
 
 /// A setting as `SHOW ALL` and `millstream.settings` list it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SettingRow {
+pub(crate) struct SettingRow {
     /// Its name.
     pub name: &'static str,
     /// Its value in this session.
@@ -100,7 +100,7 @@ pub struct SettingRow {
 
 /// The settings of one session.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub(crate) struct Settings {
     changed: BTreeMap<&'static str, String>,
     /// Values as they were before the transaction, for `SET` rolled back and `SET LOCAL`.
     before: BTreeMap<&'static str, Option<String>>,
@@ -152,18 +152,17 @@ impl Definition {
                 }
                 Err(invalid().hint(format!("accepted: {}", words.join("; "))))
             }
-            Kind::Time => parse_time(value).map(|_| value.to_owned()).ok_or_else(|| {
-                invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\"")
-            }),
+            Kind::Time => parse_time(value)
+                .map(|_| value.to_owned())
+                .ok_or_else(|| invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\"")),
             Kind::Number(least, last) => match value.trim().parse::<i64>() {
                 Ok(number) if (least..=last).contains(&number) => Ok(number.to_string()),
                 Ok(_) => Err(invalid().hint(format!("accepted: {least} to {last}"))),
                 Err(_) => Err(invalid()),
             },
-            Kind::Fixed => Err(SqlError::new(
-                SqlState::ObjectInUse,
-                format!("parameter \"{}\" cannot be changed", self.name),
-            )),
+            Kind::Fixed => {
+                Err(SqlError::new(SqlState::ObjectInUse, format!("parameter \"{}\" cannot be changed", self.name)))
+            }
         }
     }
 }
@@ -173,7 +172,7 @@ impl Settings {
     ///
     /// # Errors
     /// 42704 when there is no such setting.
-    pub fn show(&self, name: &str) -> Result<String, SqlError> {
+    pub(crate) fn show(&self, name: &str) -> Result<String, SqlError> {
         let definition = find(name)?;
         Ok(self.value(definition))
     }
@@ -190,7 +189,12 @@ impl Settings {
     ///
     /// # Errors
     /// 42704 for an unknown name, 22023 for a value that would have no effect, 55006 for a fixed one.
-    pub fn set(&mut self, name: &str, value: &str, scope: SetScope) -> Result<Option<(String, String)>, SqlError> {
+    pub(crate) fn set(
+        &mut self,
+        name: &str,
+        value: &str,
+        scope: SetScope,
+    ) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         let value = definition.check(value)?;
         let old = self.changed.insert(definition.name, value.clone());
@@ -207,7 +211,7 @@ impl Settings {
     }
 
     /// Sets a value without checks: for what the server itself decides (`session_authorization`).
-    pub fn force(&mut self, name: &str, value: &str) {
+    pub(crate) fn force(&mut self, name: &str, value: &str) {
         if let Ok(definition) = find(name) {
             self.changed.insert(definition.name, value.to_owned());
         }
@@ -217,7 +221,7 @@ impl Settings {
     ///
     /// # Errors
     /// 42704 for an unknown name.
-    pub fn reset(&mut self, name: &str) -> Result<Option<(String, String)>, SqlError> {
+    pub(crate) fn reset(&mut self, name: &str) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         if !matches!(definition.kind, Kind::Fixed) {
             self.changed.remove(definition.name);
@@ -226,12 +230,12 @@ impl Settings {
     }
 
     /// Everything that can be set, back to the defaults.
-    pub fn reset_all(&mut self) {
+    pub(crate) fn reset_all(&mut self) {
         self.changed.retain(|name, _| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed)));
     }
 
     /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back.
-    pub fn end_transaction(&mut self, is_committed: bool) {
+    pub(crate) fn end_transaction(&mut self, is_committed: bool) {
         let local = std::mem::take(&mut self.local);
         let before = std::mem::take(&mut self.before);
         let undo = if is_committed { BTreeMap::new() } else { before };
@@ -244,7 +248,7 @@ impl Settings {
     }
 
     /// Every setting with its value.
-    pub fn all(&self) -> Vec<SettingRow> {
+    pub(crate) fn all(&self) -> Vec<SettingRow> {
         let row = |definition: &Definition| SettingRow {
             name: definition.name,
             value: self.value(definition),
@@ -254,7 +258,7 @@ impl Settings {
     }
 
     /// The settings a client is told at start-up and whenever they change: PostgreSQL's spelling and value.
-    pub fn reported(&self) -> Vec<(String, String)> {
+    pub(crate) fn reported(&self) -> Vec<(String, String)> {
         SETTINGS
             .iter()
             .filter(|definition| definition.is_reported)
@@ -263,24 +267,24 @@ impl Settings {
     }
 
     /// `statement_timeout`, `None` when off.
-    pub fn statement_timeout(&self) -> Option<Span> {
+    pub(crate) fn statement_timeout(&self) -> Option<Span> {
         parse_time(&self.get("statement_timeout")).filter(|span| *span > Span::ZERO)
     }
 
     /// `fetch_timeout`, `None` when off.
-    pub fn fetch_timeout(&self) -> Option<Span> {
+    pub(crate) fn fetch_timeout(&self) -> Option<Span> {
         parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
     }
 
     /// Whether an anonymous push query begins at the oldest event.
-    pub fn starts_at_earliest(&self) -> bool {
+    pub(crate) fn starts_at_earliest(&self) -> bool {
         self.get("auto_offset_reset") == "earliest"
     }
 }
 
 /// How long a `SET` lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetScope {
+pub(crate) enum SetScope {
     /// Until the session ends.
     Session,
     /// As `Session`, but undone if the surrounding transaction is rolled back.

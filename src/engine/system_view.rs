@@ -5,7 +5,7 @@
 
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Result};
-use crate::storage::partition::PartitionView;
+use crate::storage::{PartitionView, Segment};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use millstream_catalog::model::{PartitionId, SqlState, Timestamp};
@@ -211,7 +211,9 @@ fn column<'a>(kind: char, cells: impl Iterator<Item = &'a Cell>) -> ArrayRef {
         Text(_) => None,
     };
     match kind {
-        'i' => Arc::new(cells.map(|cell| long(cell).and_then(|value| i32::try_from(value).ok())).collect::<Int32Array>()),
+        'i' => {
+            Arc::new(cells.map(|cell| long(cell).and_then(|value| i32::try_from(value).ok())).collect::<Int32Array>())
+        }
         'b' => Arc::new(cells.map(long).collect::<Int64Array>()),
         'z' => Arc::new(cells.map(long).collect::<TimestampMicrosecondArray>().with_timezone("UTC")),
         _ => Arc::new(
@@ -297,7 +299,7 @@ fn partition_rows(relation: &Relation, id: PartitionId, view: &PartitionView) ->
 }
 
 fn segment_rows(relation: &Relation, id: PartitionId, view: &PartitionView) -> Vec<Vec<Cell>> {
-    let row = |segment: &Arc<crate::storage::segment::Segment>| {
+    let row = |segment: &Arc<Segment>| {
         vec![
             text(&relation.name),
             Integer(i64::from(id.value())),
@@ -305,8 +307,8 @@ fn segment_rows(relation: &Relation, id: PartitionId, view: &PartitionView) -> V
             long(segment.offset_end().value()),
             long(segment.offset_end().since(segment.offset_start()).value()),
             long(segment.bytes().value()),
-            Time(segment.rowtime().map(|(least, _)| least)),
-            Time(segment.rowtime().map(|(_, greatest)| greatest)),
+            Time(segment.rowtime().map(|range| range.first)),
+            Time(segment.rowtime().map(|range| range.last)),
         ]
     };
     view.segments().iter().map(row).collect()

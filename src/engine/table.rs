@@ -4,8 +4,7 @@
 //! durability (the log has it; after a crash the first read folds it again) and who may read. Called by
 //! pull queries and by push queries that begin with the rows as they are.
 
-use crate::storage::partition::Partitions;
-use crate::storage::scan::ScanRequest;
+use crate::storage::{Partitions, ScanRequest};
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -25,7 +24,7 @@ const DEAD_ROWS_SLACK: usize = 65_536;
 
 /// The current rows of every table that was read since the start.
 #[derive(Debug, Default)]
-pub struct Tables {
+pub(crate) struct Tables {
     tables: Mutex<HashMap<TopicId, Arc<Mutex<Table>>>>,
 }
 
@@ -37,7 +36,7 @@ impl Tables {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn rows(
+    pub(crate) fn rows(
         &self,
         relation: &Arc<Relation>,
         partitions: &Partitions,
@@ -62,14 +61,14 @@ impl Tables {
     }
 
     /// Forgets tables that are no longer in the catalog.
-    pub fn retain(&self, catalog: &Snapshot) {
+    pub(crate) fn retain(&self, catalog: &Snapshot) {
         self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
     }
 }
 
 /// A table's rows at a moment.
 #[derive(Debug)]
-pub struct TableRows {
+pub(crate) struct TableRows {
     /// Batches per partition; see [`Tables::rows`].
     pub partitions: Vec<(PartitionId, Vec<RecordBatch>)>,
     /// The next offset of each partition's changelog.
@@ -142,7 +141,8 @@ impl Table {
         if end <= position {
             return Ok(());
         }
-        let request = ScanRequest { offsets: position..end, rowtime: None, projection: None, batch_rows: BATCH_ROWS_MAX };
+        let request =
+            ScanRequest { offsets: position..end, rowtime: None, projection: None, batch_rows: BATCH_ROWS_MAX };
         for stored in view.scan(request) {
             let stored = stored.map_err(crate::engine::storage_error)?;
             self.fold(id, stored.offset_start, &stored.batch)?;

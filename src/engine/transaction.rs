@@ -167,9 +167,10 @@ impl Transaction {
     }
 
     fn find(&self, name: &str) -> Result<usize, SqlError> {
-        self.savepoints.iter().rposition(|(saved, _)| saved == name).ok_or_else(|| {
-            SqlError::new(SqlState::InvalidSavepoint, format!("savepoint \"{name}\" does not exist"))
-        })
+        self.savepoints
+            .iter()
+            .rposition(|(saved, _)| saved == name)
+            .ok_or_else(|| SqlError::new(SqlState::InvalidSavepoint, format!("savepoint \"{name}\" does not exist")))
     }
 
     /// Writes to commit so far, the block staying open: before a statement that cannot be held back.

@@ -5,7 +5,9 @@
 //! nothing was written.
 
 use crate::replication::PartitionWrite;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
+};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Int64Type, TimestampMicrosecondType};
 use millstream_catalog::model::{Offset, PartitionId, SqlState, Timestamp, TopicId};
@@ -19,7 +21,7 @@ use std::sync::Arc;
 
 /// Spreads batches without a key evenly over the partitions of their topic.
 #[derive(Debug, Default)]
-pub struct Spreader {
+pub(crate) struct Spreader {
     next: Mutex<HashMap<TopicId, u32>>,
 }
 
@@ -35,7 +37,7 @@ impl Spreader {
 
 /// Rows of one statement, split by partition.
 #[derive(Debug, Default)]
-pub struct Routed {
+pub(crate) struct Routed {
     /// What is appended, one batch per partition that gets rows.
     pub parts: Vec<PartitionWrite>,
     /// For each part, which input rows went there, in order; `None` when all rows went to the only part.
@@ -54,7 +56,12 @@ fn internal(error: impl std::fmt::Display) -> SqlError {
 ///
 /// # Errors
 /// 23502 for a NULL event time, 22008 for one out of range.
-pub fn route(relation: &Relation, rows: InsertRows, now: Timestamp, spreader: &Spreader) -> Result<Routed, SqlError> {
+pub(crate) fn route(
+    relation: &Relation,
+    rows: InsertRows,
+    now: Timestamp,
+    spreader: &Spreader,
+) -> Result<Routed, SqlError> {
     let stored = stored_rows(relation, rows, now)?;
     route_stored(relation, stored, spreader)
 }
@@ -63,7 +70,7 @@ pub fn route(relation: &Relation, rows: InsertRows, now: Timestamp, spreader: &S
 ///
 /// # Errors
 /// When a key column cannot be encoded; none is known.
-pub fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &Spreader) -> Result<Routed, SqlError> {
+pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &Spreader) -> Result<Routed, SqlError> {
     let row_count = stored.num_rows();
     if row_count == 0 {
         return Ok(Routed::default());
@@ -79,10 +86,10 @@ pub fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &Spreade
         return Ok(Routed { parts, rows: None, row_count, stored: Some(stored) });
     }
     let mut by_partition: Vec<Vec<u32>> = vec![Vec::new(); relation.options.partitions as usize];
-    let encoders: Vec<ColumnEncoder<'_>> = key
+    let encoders: Vec<ColumnEncoder> = key
         .iter()
         .map(|i| ColumnEncoder::new(stored.column(*i).as_ref(), &relation.schema.columns[*i].sql_type))
-        .collect::<Result<_, _>>()?;
+        .collect();
     let mut bytes = Vec::new();
     let mut spread = None;
     for row in 0..row_count {
@@ -106,7 +113,7 @@ pub fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &Spreade
 }
 
 /// Hash of a row's key in PostgreSQL's binary format, each value behind its length; `None` with a NULL in it.
-fn key_hash(encoders: &[ColumnEncoder<'_>], row: usize, bytes: &mut Vec<u8>) -> Option<u32> {
+fn key_hash(encoders: &[ColumnEncoder], row: usize, bytes: &mut Vec<u8>) -> Option<u32> {
     bytes.clear();
     for encoder in encoders {
         let at = bytes.len();
@@ -151,9 +158,7 @@ fn stored_rows(relation: &Relation, rows: InsertRows, now: Timestamp) -> Result<
     let rowtime = match (relation.timestamp, rows.rowtime) {
         (Some(column), _) => event_time(relation, column, rows.batch.column(column))?,
         (None, Some(rowtime)) => not_null(rowtime, "rowtime", relation)?,
-        (None, None) => Arc::new(
-            TimestampMicrosecondArray::from_value(now.micros(), count).with_timezone("UTC"),
-        ),
+        (None, None) => Arc::new(TimestampMicrosecondArray::from_value(now.micros(), count).with_timezone("UTC")),
     };
     let mut columns = rows.batch.columns().to_vec();
     columns.push(rowtime);
@@ -178,14 +183,15 @@ fn event_time(relation: &Relation, column: usize, array: &ArrayRef) -> Result<Ar
     let name = relation.schema.columns[column].name.as_str();
     let array = not_null(Arc::clone(array), name, relation)?;
     let micros = match (&relation.schema.columns[column].sql_type, array.data_type()) {
-        (_, DataType::Timestamp(_, _)) => {
-            array.as_primitive::<TimestampMicrosecondType>().clone().with_timezone("UTC")
-        }
+        (_, DataType::Timestamp(_, _)) => array.as_primitive::<TimestampMicrosecondType>().clone().with_timezone("UTC"),
         (SqlType::BigInt, _) => {
             let millis = array.as_primitive::<Int64Type>();
             let micros: Option<Vec<i64>> = millis.values().iter().map(|ms| ms.checked_mul(1_000)).collect();
             let micros = micros.ok_or_else(|| {
-                SqlError::new(SqlState::DatetimeFieldOverflow, format!("event time in column \"{name}\" is out of range"))
+                SqlError::new(
+                    SqlState::DatetimeFieldOverflow,
+                    format!("event time in column \"{name}\" is out of range"),
+                )
             })?;
             TimestampMicrosecondArray::from(micros).with_timezone("UTC")
         }
@@ -198,7 +204,7 @@ impl Routed {
     /// Where each input row landed: partitions and offsets, in input order.
     ///
     /// `bases` are the base offsets of `parts`, as the append gave them.
-    pub fn places(&self, bases: &[Offset]) -> (Vec<i32>, Vec<i64>) {
+    pub(crate) fn places(&self, bases: &[Offset]) -> (Vec<i32>, Vec<i64>) {
         let mut partitions = vec![0_i32; self.row_count];
         let mut offsets = vec![0_i64; self.row_count];
         for (i, (part, base)) in self.parts.iter().zip(bases).enumerate() {
@@ -219,7 +225,7 @@ impl Routed {
 ///
 /// # Errors
 /// When they do not have one schema; they come from one decoder.
-pub fn join_rows(batches: Vec<InsertRows>) -> Result<Option<InsertRows>, SqlError> {
+pub(crate) fn join_rows(batches: Vec<InsertRows>) -> Result<Option<InsertRows>, SqlError> {
     let Some(first) = batches.first() else { return Ok(None) };
     if batches.len() == 1 {
         return Ok(batches.into_iter().next());
@@ -237,7 +243,7 @@ pub fn join_rows(batches: Vec<InsertRows>) -> Result<Option<InsertRows>, SqlErro
 }
 
 /// The pseudo-columns of written rows, for `RETURNING`.
-pub fn place_columns(places: (Vec<i32>, Vec<i64>)) -> (ArrayRef, ArrayRef) {
+pub(crate) fn place_columns(places: (Vec<i32>, Vec<i64>)) -> (ArrayRef, ArrayRef) {
     (Arc::new(arrow::array::Int32Array::from(places.0)), Arc::new(Int64Array::from(places.1)))
 }
 

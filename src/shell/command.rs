@@ -23,10 +23,7 @@ pub(crate) enum Command {
     /// `\o [file]`
     Output(Option<PathBuf>),
     /// `\copy table [(columns)] from 'file' [options]`: the statement to send, and the file
-    Copy {
-        statement: String,
-        file: PathBuf,
-    },
+    Copy { statement: String, file: PathBuf },
     /// A statement that stands behind a command.
     Sql(String),
 }
@@ -68,9 +65,7 @@ pub(crate) fn parse(line: &str) -> Result<Command, String> {
         "\\i" => required(rest, "\\i FILE").map(|path| Command::Include(PathBuf::from(unquote(path)))),
         "\\o" => Ok(Command::Output((!rest.is_empty()).then(|| PathBuf::from(unquote(rest))))),
         "\\copy" => copy(rest),
-        "\\d" if rest.is_empty() => {
-            sql("SELECT name, kind, partitions, events FROM millstream.topics ORDER BY name;")
-        }
+        "\\d" if rest.is_empty() => sql("SELECT name, kind, partitions, events FROM millstream.topics ORDER BY name;"),
         "\\d" => sql(&format!("DESCRIBE EXTENDED {rest};")),
         "\\dt" => sql("SELECT name, partitions, primary_key, query FROM millstream.tables ORDER BY name;"),
         "\\l" => sql("SELECT current_database() AS database;"),

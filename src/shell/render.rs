@@ -171,7 +171,11 @@ fn lines_width(value: &str) -> usize {
 }
 
 fn csv(value: &str) -> String {
-    if value.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", value.replace('"', "\"\"")) } else { value.to_owned() }
+    if value.contains(['"', ',', '\n', '\r']) {
+        format!("\"{}\"", value.replace('"', "\"\""))
+    } else {
+        value.to_owned()
+    }
 }
 
 fn json_text(value: &str) -> String {

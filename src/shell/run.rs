@@ -110,12 +110,7 @@ impl Shell {
             }
         };
         let target = self.client.target();
-        println!(
-            "millstream {} on {}:{}; \\? for help",
-            env!("CARGO_PKG_VERSION"),
-            target.host,
-            target.port
-        );
+        println!("millstream {} on {}:{}; \\? for help", env!("CARGO_PKG_VERSION"), target.host, target.port);
         let mut typed = String::new();
         loop {
             let prompt = if split::is_blank(&typed) { "millstream=> " } else { "millstream-> " };

@@ -30,8 +30,8 @@ pub mod wal;
 
 pub use batch::{StoredBatch, TopicStorage};
 pub use disk::{DirLock, Disk, DiskEntry, DiskFile, RealDisk};
-pub use error::StorageError;
 pub use entries::EntryRuns;
+pub use error::StorageError;
 pub use fault_disk::FaultDisk;
 pub use partition::{Partition, PartitionView};
 pub use partitions::Partitions;

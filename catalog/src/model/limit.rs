@@ -46,6 +46,11 @@ pub const PORTALS_MAX: usize = 1_000;
 pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(16 << 20);
 /// Rows of one step's input, for the same reason.
 pub const STEP_ROWS_TARGET: usize = 262_144;
+/// Words, literals and signs of one text: each takes some hundred bytes while it is parsed.
+pub const STATEMENT_TOKENS_MAX: usize = 2_000_000;
+/// Levels of an expression, counting each term of a chain such as `a + b + c`: the tree is walked and freed
+/// recursively, and a stack overflow kills the process.
+pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 /// Elements of a list literal or `IN` list; each becomes an expression node.
 pub const LIST_ITEMS_MAX: usize = 100_000;
 /// Nesting of a JSON value: `jsonb` is normalised by recursion.

@@ -2,4 +2,6 @@
 //!
 //! Leaves out SELECT, which `plan` resolves. The engine calls it. Pure: a crash does nothing to it.
 
+pub mod ddl;
 pub mod insert;
+pub mod types;

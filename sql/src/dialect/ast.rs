@@ -203,6 +203,8 @@ pub struct CreateRelation {
     pub watermark: Option<Watermark>,
     /// `WITH (…)`.
     pub options: WithOptions,
+    /// The canonical text of the statement.
+    pub sql: String,
 }
 
 /// A column of a `CREATE`.
@@ -219,9 +221,18 @@ pub struct ColumnDef {
     /// `NOT NULL`.
     pub is_not_null: bool,
     /// `DEFAULT expr`.
-    pub default: Option<ast::Expr>,
+    pub default: Option<DefaultValue>,
     /// Where the `DEFAULT` or the `KEY` stands.
     pub constraint_position: Position,
+}
+
+/// `DEFAULT expr`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DefaultValue {
+    /// The expression.
+    pub expr: ast::Expr,
+    /// Its canonical text.
+    pub sql: String,
 }
 
 /// The key word on a column.
@@ -304,8 +315,10 @@ pub struct CreateAs {
     pub if_not_exists: bool,
     /// `WITH (…)`: options of the topic and of the query.
     pub options: WithOptions,
-    /// What it computes.
+    /// What it computes; `select.sql` is its canonical text.
     pub select: Select,
+    /// The canonical text of the statement.
+    pub sql: String,
 }
 
 /// `DROP STREAM | TOPIC | TABLE [IF EXISTS] names [CASCADE]`.
@@ -473,6 +486,8 @@ pub struct Select {
     pub options: WithOptions,
     /// `LIMIT n` after `EMIT`: the subscription ends after that many rows.
     pub limit: Option<RowCount>,
+    /// The canonical text, with the clauses above, from which the same is parsed again.
+    pub sql: String,
 }
 
 /// `WINDOW …` as ksqlDB has it.

@@ -4,9 +4,29 @@
 //! types and options (`bind`) and plans. Sessions call [`parse`]; a crash does nothing to it.
 
 pub mod ast;
+mod copy;
+mod create;
+mod cursor;
+mod cursors;
+pub(crate) mod duration;
+mod insert;
+mod keywords;
+mod lexer;
+mod nesting;
+mod options;
+mod postgres;
+mod refuse;
+pub mod render;
+mod select;
+mod session;
 mod statement;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod vet;
 
-pub use ast::{Parsed, Position, Select, Statement};
+pub use ast::*;
+pub(crate) use duration::parse_interval;
 
 use crate::error::SqlError;
 

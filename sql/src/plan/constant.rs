@@ -34,6 +34,7 @@ pub fn eval_constant(
         emit: None,
         options: WithOptions::default(),
         limit: None,
+        sql: String::new(),
     };
     let types: Vec<Option<SqlType>> = params.iter().map(|value| SqlType::of_arrow(&value.data_type())).collect();
     let drafted = draft(context, &select, &types, Run::Once)?;

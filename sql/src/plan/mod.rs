@@ -20,7 +20,7 @@ mod scope;
 mod select;
 mod settle;
 mod syntax;
-mod type_name;
+pub(crate) mod type_name;
 mod window;
 
 pub use crate::exec::table::{scan_schema, scanned_relation};

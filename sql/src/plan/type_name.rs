@@ -13,7 +13,7 @@ use sqlparser::ast::{
 ///
 /// # Errors
 /// 42704 for an unknown name, 22023 for a length or precision out of range.
-pub(super) fn sql_type(data_type: &DataType) -> Result<SqlType, SqlError> {
+pub(crate) fn sql_type(data_type: &DataType) -> Result<SqlType, SqlError> {
     Ok(match data_type {
         DataType::SmallInt(_) | DataType::Int2(_) => SqlType::SmallInt,
         DataType::Int(_) | DataType::Integer(_) | DataType::Int4(_) => SqlType::Integer,

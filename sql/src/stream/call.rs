@@ -243,7 +243,11 @@ fn is_idempotent(name: &str) -> bool {
 }
 
 impl Keep {
-    fn choose(function: &Arc<AggregateFunctionExpr>, types: &[DataType], with_order: &[DataType]) -> Result<Self, SqlError> {
+    fn choose(
+        function: &Arc<AggregateFunctionExpr>,
+        types: &[DataType],
+        with_order: &[DataType],
+    ) -> Result<Self, SqlError> {
         let name = function.fun().name();
         let result = function.field().data_type().clone();
         if name == "grouping" {
@@ -262,7 +266,8 @@ impl Keep {
         }
         let fields = function.state_fields().map_err(sql_error)?;
         let states: Vec<DataType> = fields.iter().map(|field| field.data_type().clone()).collect();
-        let is_digest = matches!(name, "approx_median" | "approx_percentile_cont" | "approx_percentile_cont_with_weight");
+        let is_digest =
+            matches!(name, "approx_median" | "approx_percentile_cont" | "approx_percentile_cont_with_weight");
         let keeps_one_row = matches!(name, "min" | "max" | "first_value" | "last_value" | "any_value");
         let is_fixed = |data_type: &DataType| *data_type == DataType::Boolean || data_type.primitive_width().is_some();
         if is_digest {

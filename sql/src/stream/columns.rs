@@ -61,7 +61,12 @@ impl Columns {
         Ok(accumulator)
     }
 
-    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched<'_>, delta: &Delta) -> Result<ArrayRef, SqlError> {
+    pub(super) fn step(
+        &mut self,
+        input: &Input<'_>,
+        touched: &Touched<'_>,
+        delta: &Delta,
+    ) -> Result<ArrayRef, SqlError> {
         let count = touched.found.len();
         let mut accumulator = self.load(touched)?;
         let updated = accumulator.update_batch(input.arguments, touched.groups, input.filter, count);

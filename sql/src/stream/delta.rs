@@ -140,9 +140,7 @@ pub(crate) fn sql_error(error: datafusion::error::DataFusionError) -> SqlError {
         },
         DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
             ArrowError::DivideByZero => SqlError::new(SqlState::DivisionByZero, "division by zero"),
-            ArrowError::ArithmeticOverflow(_) => {
-                SqlError::new(SqlState::NumericValueOutOfRange, "value out of range")
-            }
+            ArrowError::ArithmeticOverflow(_) => SqlError::new(SqlState::NumericValueOutOfRange, "value out of range"),
             inner => SqlError::internal(inner.to_string()),
         },
         root => SqlError::internal(root.to_string()),

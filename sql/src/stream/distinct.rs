@@ -78,10 +78,8 @@ impl DistinctGate {
             owners.resize(owners.len() + sorted.len(), owner as u32);
             keys.extend(sorted);
         }
-        let schema = Schema::new(vec![
-            Field::new("owner", DataType::UInt32, false),
-            Field::new("key", DataType::Binary, false),
-        ]);
+        let schema =
+            Schema::new(vec![Field::new("owner", DataType::UInt32, false), Field::new("key", DataType::Binary, false)]);
         let columns: Vec<ArrayRef> = vec![Arc::new(UInt32Array::from(owners)), Arc::new(BinaryArray::from(keys))];
         RecordBatch::try_new(Arc::new(schema), columns).map_err(arrow_error)
     }

@@ -179,7 +179,9 @@ impl Operator for KeyedMap {
             batch: batch.map_err(arrow_error)?,
             rowtime: downcast(&take(&input.rowtime, &rows)?)?,
             weights: if sources.null_count() == 0 { Weights::Ones } else { Weights::Each(Int8Array::from(weights)) },
-            rows: Some(rows.values().iter().map(|row| input.input_row(*row as usize) as u32).collect::<Vec<_>>().into()),
+            rows: Some(
+                rows.values().iter().map(|row| input.input_row(*row as usize) as u32).collect::<Vec<_>>().into(),
+            ),
             origin: input.origin,
         })
     }
@@ -198,9 +200,11 @@ impl Operator for KeyedMap {
         for (index, column) in shown.slots.columns(&live)?.into_iter().enumerate() {
             columns.push((format!("key{index}"), column));
         }
-        state.put("shown", &RecordBatch::try_from_iter_with_nullable(
-            columns.into_iter().map(|(name, column)| (name, column, true)),
-        ).map_err(arrow_error)?)
+        state.put(
+            "shown",
+            &RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))
+                .map_err(arrow_error)?,
+        )
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {

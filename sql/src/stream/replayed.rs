@@ -80,7 +80,8 @@ impl Replayed {
         let mut columns = Vec::with_capacity(self.types.len());
         for (index, data_type) in self.types.iter().enumerate() {
             let field = Arc::new(Field::new_list_field(data_type.clone(), true));
-            let parts: Vec<&ArrayRef> = slots.iter().filter_map(|slot| self.groups[*slot as usize].get(index)).collect();
+            let parts: Vec<&ArrayRef> =
+                slots.iter().filter_map(|slot| self.groups[*slot as usize].get(index)).collect();
             let lengths = parts.iter().map(|part| part.len());
             let offsets = OffsetBuffer::from_lengths(lengths);
             let values = match parts.is_empty() {

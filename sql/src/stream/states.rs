@@ -38,9 +38,7 @@ impl StateColumn {
     /// An empty column.
     pub(crate) fn new(data_type: &DataType) -> Self {
         match data_type.primitive_width() {
-            Some(width) => {
-                Self::Fixed { data_type: data_type.clone(), width, bytes: Vec::new(), valid: Vec::new() }
-            }
+            Some(width) => Self::Fixed { data_type: data_type.clone(), width, bytes: Vec::new(), valid: Vec::new() },
             None => Self::Scalars { data_type: data_type.clone(), values: Vec::new() },
         }
     }
@@ -99,8 +97,7 @@ impl StateColumn {
             }
             Self::Scalars { data_type, .. } if slots.is_empty() => Ok(new_empty_array(data_type)),
             Self::Scalars { values, .. } => {
-                ScalarValue::iter_to_array(slots.iter().map(|slot| values[*slot as usize].clone()))
-                    .map_err(sql_error)
+                ScalarValue::iter_to_array(slots.iter().map(|slot| values[*slot as usize].clone())).map_err(sql_error)
             }
         }
     }

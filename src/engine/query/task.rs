@@ -53,7 +53,8 @@ impl QueryTask {
         let catalog = engine.catalog();
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
-        let source = query.sources.first().and_then(|id| catalog.relation_by_id(*id)).ok_or_else(|| missing("source"))?;
+        let source =
+            query.sources.first().and_then(|id| catalog.relation_by_id(*id)).ok_or_else(|| missing("source"))?;
         let shard = Arc::clone(engine.shard(sink.shard)?);
         let pipeline = plan(engine, query)?;
         let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
@@ -196,7 +197,8 @@ impl QueryTask {
                 self.active_at.insert(*id, now);
             }
         }
-        let timeout = u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
+        let timeout =
+            u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
         let partitions: Vec<PartitionId> = self.reader.relation.partitions().collect();
         let is_idle = |id: &PartitionId| {
             let active_at = *self.active_at.entry(*id).or_insert(now);
@@ -251,4 +253,3 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<Pipeline> {
     };
     Pipeline::plan(&plan_continuous(&context, &select)?)
 }
-

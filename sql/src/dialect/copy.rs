@@ -1,0 +1,358 @@
+//! `COPY`, with PostgreSQL's options in both spellings.
+//!
+//! Owns the checks of the options against each other, in PostgreSQL's words. Leaves out the data. A crash
+//! does nothing to it.
+
+use super::ast::{Copy, CopyColumns, CopyDirection, CopyFormat, CopyHeader, CopyOptions, Position, Statement};
+use super::cursor::Cursor;
+use super::{select, statement};
+use crate::error::SqlError;
+use millstream_catalog::model::SqlState;
+use sqlparser::tokenizer::Token;
+
+/// `COPY name [(columns)] FROM STDIN …`, `COPY name | (query) TO STDOUT …`.
+pub(super) fn copy(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
+    cursor.expect(&["copy"])?;
+    if cursor.is(&["binary"]) {
+        return Err(cursor.unsupported("COPY in binary", "use text, csv or json"));
+    }
+    let direction = if cursor.is_token(&Token::LParen) {
+        let query = query(cursor)?;
+        cursor.expect(&["to"])?;
+        stdout(cursor)?;
+        CopyDirection::SelectToStdout(Box::new(query))
+    } else {
+        relation(cursor)?
+    };
+    let given = options(cursor)?;
+    if cursor.is(&["where"]) {
+        return Err(cursor.unsupported("COPY … WHERE", "filter the rows where they are read"));
+    }
+    let is_from = matches!(direction, CopyDirection::FromStdin { .. });
+    let options = check(given, is_from)?;
+    Ok(Statement::Copy(Box::new(Copy { direction, options })))
+}
+
+fn query(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, SqlError> {
+    cursor.expect_token(&Token::LParen)?;
+    match cursor.word() {
+        Some("insert" | "update" | "delete" | "merge") => {
+            return Err(cursor.unsupported("COPY of a statement that writes", "use a SELECT"));
+        }
+        Some("select" | "with" | "values" | "table") => {}
+        _ if cursor.is_token(&Token::LParen) => {}
+        _ => return Err(cursor.unexpected()),
+    }
+    let end = cursor.find(|_| false);
+    let mut part = cursor.part(end);
+    let query = select::select_part(&mut part)?;
+    cursor.expect_token(&Token::RParen)?;
+    Ok(query)
+}
+
+fn relation(cursor: &mut Cursor<'_>) -> Result<CopyDirection, SqlError> {
+    let place = cursor.clone();
+    let name = cursor.qualified()?;
+    let columns = cursor.columns()?;
+    if cursor.eat(&["to"]) {
+        stdout(cursor)?;
+        return Ok(CopyDirection::TableToStdout { name, columns });
+    }
+    cursor.expect(&["from"])?;
+    if !cursor.eat(&["stdin"]) {
+        return Err(refuse_file(cursor));
+    }
+    let name = place.clone().target()?;
+    Ok(CopyDirection::FromStdin { name, columns })
+}
+
+fn stdout(cursor: &mut Cursor<'_>) -> Result<(), SqlError> {
+    if cursor.eat(&["stdout"]) { Ok(()) } else { Err(refuse_file(cursor)) }
+}
+
+fn refuse_file(cursor: &Cursor<'_>) -> SqlError {
+    let message = match cursor.peek() {
+        Some(Token::SingleQuotedString(_)) => "permission denied: COPY does not read or write files of the server",
+        _ if cursor.is(&["program"]) => "permission denied: COPY does not run programs",
+        _ => return cursor.unexpected(),
+    };
+    SqlError::new(SqlState::InsufficientPrivilege, message)
+        .hint("use COPY … FROM STDIN or TO STDOUT; psql's \\copy command also works for anyone")
+        .at(cursor.position())
+}
+
+/// The options as given, with where each stands.
+#[derive(Default)]
+struct Given {
+    format: Option<(CopyFormat, Position)>,
+    delimiter: Option<(String, Position)>,
+    null: Option<(String, Position)>,
+    header: Option<(CopyHeader, Position)>,
+    quote: Option<(String, Position)>,
+    escape: Option<(String, Position)>,
+    force_quote: Option<(CopyColumns, Position)>,
+    force_not_null: Option<(CopyColumns, Position)>,
+    force_null: Option<(CopyColumns, Position)>,
+    encoding: Option<((), Position)>,
+}
+
+fn put<T>(slot: &mut Option<(T, Position)>, value: T, position: Position) -> Result<(), SqlError> {
+    if slot.replace((value, position)).is_some() {
+        return Err(SqlError::syntax("conflicting or redundant options").at(position));
+    }
+    Ok(())
+}
+
+fn options(cursor: &mut Cursor<'_>) -> Result<Given, SqlError> {
+    let mut given = Given::default();
+    let _ = cursor.eat(&["with"]);
+    if cursor.is_token(&Token::LParen) {
+        cursor.parens(|cursor| option(cursor, &mut given))?;
+    } else {
+        while !cursor.is_end() && !cursor.is(&["where"]) {
+            old_option(cursor, &mut given)?;
+        }
+    }
+    Ok(given)
+}
+
+/// `name [value]` in parentheses.
+fn option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
+    let position = cursor.position();
+    let place = cursor.clone();
+    let Some(name) = cursor.word() else { return Err(cursor.unexpected()) };
+    cursor.at += 1;
+    match name {
+        "format" => {
+            let format = format(cursor)?;
+            put(&mut given.format, format, position)
+        }
+        "delimiter" => put(&mut given.delimiter, text(cursor)?, position),
+        "null" => put(&mut given.null, text(cursor)?, position),
+        "quote" => put(&mut given.quote, text(cursor)?, position),
+        "escape" => put(&mut given.escape, text(cursor)?, position),
+        "header" => {
+            let header = header(cursor)?;
+            put(&mut given.header, header, position)
+        }
+        "force_quote" => put(&mut given.force_quote, columns(cursor)?, position),
+        "force_not_null" => put(&mut given.force_not_null, columns(cursor)?, position),
+        "force_null" => put(&mut given.force_null, columns(cursor)?, position),
+        "encoding" => {
+            encoding(cursor)?;
+            put(&mut given.encoding, (), position)
+        }
+        "freeze" => Err(place.unsupported("FREEZE", "leave it out")),
+        "sequence" => Err(place.unsupported("COPY … WITH (sequence = …)", "leave it out")),
+        "group" => Err(place.unsupported("groups in COPY", "subscribe without a group")),
+        _ => Err(SqlError::syntax(format!("option \"{name}\" not recognized")).at(position)),
+    }
+}
+
+/// The options before PostgreSQL 9, which psql users still type: `CSV HEADER DELIMITER AS ';'`.
+fn old_option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
+    let position = cursor.position();
+    let place = cursor.clone();
+    let Some(name) = cursor.word() else { return Err(cursor.unexpected()) };
+    cursor.at += 1;
+    let value = |cursor: &mut Cursor<'_>| {
+        let _ = cursor.eat(&["as"]);
+        cursor.string()
+    };
+    match name {
+        "csv" => put(&mut given.format, CopyFormat::Csv, position),
+        "binary" => Err(place.unsupported("COPY in binary", "use text, csv or json")),
+        "freeze" => Err(place.unsupported("FREEZE", "leave it out")),
+        "header" => put(&mut given.header, CopyHeader::Yes, position),
+        "delimiter" => put(&mut given.delimiter, value(cursor)?, position),
+        "delimiters" => put(&mut given.delimiter, value(cursor)?, position),
+        "using" if cursor.eat(&["delimiters"]) => put(&mut given.delimiter, value(cursor)?, position),
+        "null" => put(&mut given.null, value(cursor)?, position),
+        "quote" => put(&mut given.quote, value(cursor)?, position),
+        "escape" => put(&mut given.escape, value(cursor)?, position),
+        "encoding" => {
+            encoding(cursor)?;
+            put(&mut given.encoding, (), position)
+        }
+        "force" if cursor.eat(&["quote"]) => put(&mut given.force_quote, bare_columns(cursor)?, position),
+        "force" if cursor.eat(&["not", "null"]) => put(&mut given.force_not_null, bare_columns(cursor)?, position),
+        "force" if cursor.eat(&["null"]) => put(&mut given.force_null, bare_columns(cursor)?, position),
+        _ => Err(place.unexpected()),
+    }
+}
+
+fn format(cursor: &mut Cursor<'_>) -> Result<CopyFormat, SqlError> {
+    let place = cursor.clone();
+    let name = text(cursor)?;
+    match name.as_str() {
+        "text" => Ok(CopyFormat::Text),
+        "csv" => Ok(CopyFormat::Csv),
+        "json" => Ok(CopyFormat::Json),
+        "binary" => Err(place.unsupported("COPY in binary", "use text, csv or json")),
+        "arrow" => Err(place.unsupported("COPY in arrow", "use text, csv or json")),
+        _ => Err(SqlError::new(SqlState::InvalidParameterValue, format!("COPY format \"{name}\" not recognized"))
+            .hint("the formats are text, csv and json")
+            .at(place.position())),
+    }
+}
+
+fn header(cursor: &mut Cursor<'_>) -> Result<CopyHeader, SqlError> {
+    if cursor.eat(&["match"]) {
+        return Ok(CopyHeader::Match);
+    }
+    match cursor.peek() {
+        Some(Token::Comma | Token::RParen) | None => Ok(CopyHeader::Yes),
+        _ => Ok(if statement::boolean(cursor)? { CopyHeader::Yes } else { CopyHeader::No }),
+    }
+}
+
+fn encoding(cursor: &mut Cursor<'_>) -> Result<(), SqlError> {
+    let place = cursor.clone();
+    let name = text(cursor)?;
+    match name.to_ascii_lowercase().replace(['-', '_'], "").as_str() {
+        "utf8" | "unicode" => Ok(()),
+        _ => Err(place.unsupported(&format!("encoding \"{name}\""), "send UTF-8")),
+    }
+}
+
+/// A string, or a bare word.
+fn text(cursor: &mut Cursor<'_>) -> Result<String, SqlError> {
+    match cursor.peek() {
+        Some(Token::Word(word)) => {
+            cursor.at += 1;
+            Ok(word.value.clone())
+        }
+        _ => cursor.string(),
+    }
+}
+
+fn columns(cursor: &mut Cursor<'_>) -> Result<CopyColumns, SqlError> {
+    if cursor.eat_token(&Token::Mul) {
+        return Ok(CopyColumns::All);
+    }
+    cursor.parens(Cursor::ident).map(CopyColumns::Named)
+}
+
+fn bare_columns(cursor: &mut Cursor<'_>) -> Result<CopyColumns, SqlError> {
+    if cursor.eat_token(&Token::Mul) {
+        return Ok(CopyColumns::All);
+    }
+    cursor.list(Cursor::ident).map(CopyColumns::Named)
+}
+
+fn unsupported(message: impl Into<String>, position: Position) -> SqlError {
+    SqlError::new(SqlState::FeatureNotSupported, message).at(position)
+}
+
+fn invalid(message: impl Into<String>, position: Position) -> SqlError {
+    SqlError::new(SqlState::InvalidParameterValue, message).at(position)
+}
+
+fn one_byte(what: &str, text: &str, position: Position) -> Result<u8, SqlError> {
+    match text.as_bytes() {
+        [byte] => Ok(*byte),
+        _ => Err(unsupported(format!("COPY {what} must be a single one-byte character"), position)),
+    }
+}
+
+/// The same checks, in the same order and words, as PostgreSQL's `ProcessCopyOptions`.
+fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
+    let format = given.format.map_or(CopyFormat::Text, |(format, _)| format);
+    let mut options = CopyOptions::of(format);
+    only_in(&given, format)?;
+    if let Some((text, position)) = &given.delimiter {
+        options.delimiter = one_byte("delimiter", text, *position)?;
+        if matches!(options.delimiter, b'\n' | b'\r') {
+            return Err(invalid("COPY delimiter cannot be newline or carriage return", *position));
+        }
+        if format == CopyFormat::Text && b"\\.abcdefghijklmnopqrstuvwxyz0123456789".contains(&options.delimiter) {
+            return Err(invalid(format!("COPY delimiter cannot be \"{text}\""), *position));
+        }
+    }
+    if let Some((text, position)) = given.null {
+        if text.contains(['\n', '\r']) {
+            return Err(invalid("COPY null representation cannot use newline or carriage return", position));
+        }
+        if text.as_bytes().contains(&options.delimiter) {
+            return Err(invalid("COPY delimiter must not appear in the NULL specification", position));
+        }
+        options.null = text;
+    }
+    if let Some((text, position)) = &given.quote {
+        options.quote = one_byte("quote", text, *position)?;
+        options.escape = options.quote;
+        if options.quote == options.delimiter {
+            return Err(invalid("COPY delimiter and quote must be different", *position));
+        }
+        if options.null.as_bytes().contains(&options.quote) {
+            return Err(invalid("CSV quote character must not appear in the NULL specification", *position));
+        }
+    }
+    if let Some((text, position)) = &given.escape {
+        options.escape = one_byte("escape", text, *position)?;
+    }
+    if let Some((header, position)) = given.header {
+        if header == CopyHeader::Match && !is_from {
+            return Err(invalid("cannot use \"match\" with HEADER in COPY TO", position));
+        }
+        options.header = header;
+    }
+    directions(given.force_quote, given.force_not_null, given.force_null, is_from, &mut options)?;
+    Ok(options)
+}
+
+/// Options that one format has.
+fn only_in(given: &Given, format: CopyFormat) -> Result<(), SqlError> {
+    let csv_only = [
+        ("quote", given.quote.as_ref().map(|(_, position)| position)),
+        ("escape", given.escape.as_ref().map(|(_, position)| position)),
+        ("force quote", given.force_quote.as_ref().map(|(_, position)| position)),
+        ("force not null", given.force_not_null.as_ref().map(|(_, position)| position)),
+        ("force null", given.force_null.as_ref().map(|(_, position)| position)),
+    ];
+    if let Some((what, Some(position))) =
+        csv_only.into_iter().find(|(_, position)| position.is_some() && format != CopyFormat::Csv)
+    {
+        return Err(unsupported(format!("COPY {what} available only in CSV mode"), *position));
+    }
+    let not_json = [
+        ("delimiter", given.delimiter.as_ref().map(|(_, position)| position)),
+        ("null", given.null.as_ref().map(|(_, position)| position)),
+        ("header", given.header.as_ref().map(|(_, position)| position)),
+    ];
+    if let Some((what, Some(position))) =
+        not_json.into_iter().find(|(_, position)| position.is_some() && format == CopyFormat::Json)
+    {
+        return Err(unsupported(format!("COPY {what} not available in JSON mode"), *position));
+    }
+    Ok(())
+}
+
+type Columns = Option<(CopyColumns, Position)>;
+
+fn directions(
+    force_quote: Columns,
+    force_not_null: Columns,
+    force_null: Columns,
+    is_from: bool,
+    options: &mut CopyOptions,
+) -> Result<(), SqlError> {
+    if let Some((columns, position)) = force_quote {
+        if is_from {
+            return Err(unsupported("COPY force quote only available using COPY TO", position));
+        }
+        options.force_quote = columns;
+    }
+    for (what, given, slot) in [
+        ("force not null", force_not_null, &mut options.force_not_null),
+        ("force null", force_null, &mut options.force_null),
+    ] {
+        if let Some((columns, position)) = given {
+            if !is_from {
+                return Err(unsupported(format!("COPY {what} only available using COPY FROM"), position));
+            }
+            *slot = columns;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,395 @@
+//! `CREATE` and `DROP`.
+//!
+//! Leaves out what types, keys and options mean (`bind::ddl`). A crash does nothing to it.
+
+use super::ast::{
+    ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Ident, ObjectKind, Position, Statement,
+    Watermark, WithOptions,
+};
+use super::cursor::Cursor;
+use super::{duration, options, render, select, vet};
+use crate::error::SqlError;
+use millstream_catalog::model::{Span, SqlState};
+use sqlparser::tokenizer::Token;
+
+const USE_TABLE_AS: &str = "use CREATE TABLE … AS SELECT, which is kept up to date";
+
+/// What may stand after `CREATE` or `DROP` and is not supported, and the hint.
+const OBJECTS: &[(&[&str], &str)] = &[
+    (&["materialized", "view"], USE_TABLE_AS),
+    (&["view"], "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT"),
+    (&["recursive", "view"], "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT"),
+    (&["consumer", "group"], "subscribe without a group"),
+    (&["connector"], "use INSERT or COPY to bring events in"),
+    (&["source"], "use INSERT or COPY to bring events in"),
+    (&["sink"], "use SELECT … EMIT CHANGES to take events out"),
+    (&["role"], "every session may do everything until there are roles"),
+    (&["user"], "every session may do everything until there are roles"),
+    (&["group"], "every session may do everything until there are roles"),
+    (&["index"], "name the columns to look rows up by as KEY or PRIMARY KEY"),
+    (&["unique", "index"], "name the columns as PRIMARY KEY of a table"),
+    (&["schema"], "streams and tables live in schema \"public\""),
+    (&["database"], "start another server with a data directory of its own"),
+    (&["temp"], "use CREATE TABLE, and DROP it afterwards"),
+    (&["temporary"], "use CREATE TABLE, and DROP it afterwards"),
+    (&["local"], "use CREATE TABLE, and DROP it afterwards"),
+    (&["global"], "use CREATE TABLE, and DROP it afterwards"),
+    (&["unlogged"], "use CREATE TABLE: every event is logged"),
+    (&["foreign", "table"], "load the rows with COPY … FROM STDIN"),
+    (&["type"], "use the types there are, json among them"),
+    (&["domain"], "use the type itself"),
+    (&["sequence"], "rowpartition and rowoffset number every event"),
+    (&["function"], "see SHOW FUNCTIONS for those there are"),
+    (&["procedure"], "send the statements themselves"),
+    (&["aggregate"], "see SHOW FUNCTIONS for those there are"),
+    (&["trigger"], "use CREATE STREAM … AS SELECT"),
+    (&["rule"], "use CREATE STREAM … AS SELECT"),
+    (&["extension"], "see SHOW FUNCTIONS for what is built in"),
+    (&["publication"], "subscribe with SELECT … EMIT CHANGES"),
+    (&["subscription"], "subscribe with SELECT … EMIT CHANGES"),
+    (&["query"], "use TERMINATE QUERY"),
+    (&["tablespace"], "start the server with another data directory"),
+    (&["server"], "load the rows with COPY … FROM STDIN"),
+    (&["policy"], "every session may do everything until there are roles"),
+    (&["cast"], "use the casts there are"),
+    (&["collation"], "texts are ordered by their bytes"),
+    (&["operator"], "use the operators there are"),
+    (&["statistics"], "leave it out: statistics are kept with the stored events"),
+    (&["language"], "see SHOW FUNCTIONS for what is built in"),
+    (&["event", "trigger"], "use CREATE STREAM … AS SELECT"),
+    (&["owned"], "drop the streams and tables by name"),
+];
+
+/// The error for an object of another kind than stream, topic and table.
+fn refuse_object(cursor: &Cursor<'_>, verb: &str) -> SqlError {
+    if cursor.is(&["external", "table"]) {
+        return SqlError::new(SqlState::InsufficientPrivilege, "permission denied: statements do not read files")
+            .hint("load the file with COPY … FROM STDIN")
+            .at(cursor.position());
+    }
+    match OBJECTS.iter().find(|(words, _)| cursor.is(words)) {
+        Some((words, hint)) => cursor.unsupported(&format!("{verb} {}", words.join(" ").to_uppercase()), hint),
+        None => cursor.unexpected(),
+    }
+}
+
+fn object_kind(cursor: &mut Cursor<'_>) -> Option<ObjectKind> {
+    let kind = match cursor.word() {
+        Some("stream") => ObjectKind::Stream,
+        Some("topic") => ObjectKind::Topic,
+        Some("table") => ObjectKind::Table,
+        _ => return None,
+    };
+    cursor.at += 1;
+    Some(kind)
+}
+
+/// `CREATE STREAM | TOPIC | TABLE …`.
+pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
+    let start = cursor.at;
+    cursor.expect(&["create"])?;
+    if cursor.is(&["or", "replace"]) {
+        return Err(cursor.unsupported("CREATE OR REPLACE", "DROP it first, then CREATE it"));
+    }
+    let Some(kind) = object_kind(cursor) else { return Err(refuse_object(cursor, "CREATE")) };
+    let if_not_exists = cursor.eat(&["if", "not", "exists"]);
+    let name = cursor.target()?;
+    let sql = render::text(cursor.text, cursor.lexemes.get(start..).unwrap_or_default());
+    if cursor.is(&["as"]) || cursor.is(&["with"]) {
+        let options = options::with_options(cursor)?;
+        if kind == ObjectKind::Topic && cursor.is_end() {
+            return Err(no_columns(cursor, &name));
+        }
+        let select = select_as(cursor)?;
+        let create = CreateAs { kind, name, if_not_exists, options, select, sql };
+        return Ok(Statement::CreateAs(Box::new(create)));
+    }
+    if kind == ObjectKind::Topic && cursor.is_end() {
+        return Err(no_columns(cursor, &name));
+    }
+    refuse_column_names(cursor)?;
+    let mut elements = Elements::default();
+    cursor.parens(|cursor| element(cursor, &mut elements))?;
+    let options = relation_tail(cursor)?;
+    Ok(Statement::CreateRelation(Box::new(CreateRelation {
+        kind,
+        name,
+        if_not_exists,
+        columns: elements.columns,
+        primary_key: elements.primary_key,
+        watermark: elements.watermark,
+        options,
+        sql,
+    })))
+}
+
+fn no_columns(cursor: &Cursor<'_>, name: &Ident) -> SqlError {
+    let hint = "declare the columns: CREATE TOPIC name (key bytea KEY, value bytea)";
+    cursor.unsupported("CREATE TOPIC without columns", hint).at(name.position)
+}
+
+/// `CREATE TABLE name (a, b) AS SELECT`.
+fn refuse_column_names(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+    let mut place = cursor.clone();
+    if place.columns().is_ok_and(|columns| columns.is_some()) && (place.is(&["as"]) || place.is(&["with"])) {
+        return Err(cursor.unsupported("a list of names before AS", "name the columns in the SELECT"));
+    }
+    Ok(())
+}
+
+/// `AS SELECT …`, of a continuous query.
+fn select_as(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, SqlError> {
+    cursor.expect(&["as"])?;
+    if !cursor.is_token(&Token::LParen) && !matches!(cursor.word(), Some("select" | "with" | "values" | "table")) {
+        return Err(cursor.unexpected());
+    }
+    let end = cursor.lexemes.len();
+    for words in [&["with", "no", "data"][..], &["with", "data"]] {
+        let mut place = cursor.clone();
+        place.at = end.saturating_sub(words.len());
+        if place.at > cursor.at && place.is(words) {
+            return Err(place.unsupported(&words.join(" ").to_uppercase(), "use WITH (auto_offset_reset = 'latest')"));
+        }
+    }
+    let place = cursor.clone();
+    let select = select::select(cursor)?;
+    if select.limit.is_some() {
+        let at = last(&place, "limit");
+        return Err(SqlError::unsupported("LIMIT of a continuous query", "put LIMIT into a query that reads it").at(at));
+    }
+    if let Some(option) = select.options.0.first() {
+        return Err(SqlError::unsupported("WITH after EMIT in CREATE", "put WITH (…) before AS").at(option.position));
+    }
+    Ok(select)
+}
+
+fn last(cursor: &Cursor<'_>, wanted: &str) -> Position {
+    let mut place = cursor.clone();
+    place.at = place.lexemes.len();
+    while place.at > 0 && place.word() != Some(wanted) {
+        place.at -= 1;
+    }
+    place.position()
+}
+
+#[derive(Default)]
+struct Elements {
+    columns: Vec<ColumnDef>,
+    primary_key: Option<Vec<Ident>>,
+    watermark: Option<Watermark>,
+}
+
+/// A column, or a constraint of the whole relation.
+fn element(cursor: &mut Cursor<'_>, elements: &mut Elements) -> Result<(), SqlError> {
+    match cursor.word() {
+        Some("primary") => {
+            let position = cursor.position();
+            cursor.expect(&["primary", "key"])?;
+            let columns = cursor.parens(Cursor::ident)?;
+            if elements.primary_key.replace(columns).is_some() {
+                return Err(SqlError::new(SqlState::InvalidTableDefinition, "multiple primary keys are not allowed")
+                    .at(position));
+            }
+            refuse_constraint_options(cursor)
+        }
+        Some("watermark") if cursor.is(&["watermark", "for"]) => {
+            let position = cursor.position();
+            let watermark = watermark(cursor)?;
+            if elements.watermark.replace(watermark).is_some() {
+                return Err(
+                    SqlError::new(SqlState::InvalidTableDefinition, "multiple watermarks are not allowed").at(position)
+                );
+            }
+            Ok(())
+        }
+        Some("constraint") => Err(cursor.unsupported("a name for a constraint", "leave CONSTRAINT and its name out")),
+        Some("like") => Err(cursor.unsupported("LIKE", "list the columns")),
+        Some("unique" | "check" | "foreign" | "exclude") if !is_column(cursor) => Err(refuse_constraint(cursor)),
+        _ => column(cursor).map(|column| elements.columns.push(column)),
+    }
+}
+
+/// True if the next word is a column's name although it could begin a constraint.
+fn is_column(cursor: &Cursor<'_>) -> bool {
+    cursor.is(&["exclude"]) && cursor.word_at(1).is_some_and(|word| word != "using")
+}
+
+fn refuse_constraint(cursor: &Cursor<'_>) -> SqlError {
+    match cursor.word() {
+        Some("unique") => cursor.unsupported("UNIQUE", "use PRIMARY KEY of a table: the latest row of a key counts"),
+        Some("check") => cursor.unsupported("CHECK", "filter the events with WHERE where they are read"),
+        Some("foreign" | "references") => cursor.unsupported("a foreign key", "join the relations where they are read"),
+        _ => cursor.unsupported("EXCLUDE", "filter the events with WHERE where they are read"),
+    }
+}
+
+fn refuse_constraint_options(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+    match cursor.word() {
+        Some("deferrable" | "initially" | "not" | "include" | "using" | "with") => {
+            Err(cursor.unsupported("an option of PRIMARY KEY", "leave it out"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `WATERMARK FOR column AS column [- INTERVAL '…']`.
+fn watermark(cursor: &mut Cursor<'_>) -> Result<Watermark, SqlError> {
+    cursor.expect(&["watermark", "for"])?;
+    let column = cursor.ident()?;
+    cursor.expect(&["as"])?;
+    let place = cursor.clone();
+    let source = cursor.ident()?;
+    if source.name != column.name {
+        return Err(place.unsupported("a watermark of another column", "write column AS column - INTERVAL '…'"));
+    }
+    let mut delay = Span::ZERO;
+    if cursor.eat_token(&Token::Minus) {
+        let place = cursor.clone();
+        delay = duration::interval_literal(cursor)?;
+        if delay < Span::ZERO {
+            let message = "the delay of a watermark must not be negative";
+            return Err(SqlError::new(SqlState::InvalidParameterValue, message).at(place.position()));
+        }
+    }
+    Ok(Watermark { column, delay })
+}
+
+/// `name type [KEY | PRIMARY KEY] [NOT NULL | NULL] [DEFAULT expr]`.
+fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
+    let name = cursor.ident()?;
+    let end = cursor.find(|token| *token == Token::Comma);
+    let type_position = cursor.position();
+    refuse_type(cursor, end)?;
+    let data_type = cursor.with_parser(end, |parser| parser.parse_data_type())?;
+    let mut column = ColumnDef {
+        name,
+        data_type,
+        type_position,
+        key: ColumnKey::No,
+        is_not_null: false,
+        default: None,
+        constraint_position: Position::UNKNOWN,
+    };
+    let mut is_null = None;
+    while cursor.at < end {
+        let position = cursor.position();
+        let place = cursor.clone();
+        if cursor.eat(&["key"]) || cursor.is(&["primary"]) {
+            let key = if cursor.is(&["primary"]) { ColumnKey::PrimaryKey } else { ColumnKey::Key };
+            if key == ColumnKey::PrimaryKey {
+                cursor.expect(&["primary", "key"])?;
+            }
+            if column.key != ColumnKey::No {
+                return Err(place.unexpected());
+            }
+            (column.key, column.constraint_position) = (key, position);
+        } else if cursor.eat(&["not", "null"]) {
+            column.is_not_null = true;
+        } else if cursor.eat(&["null"]) {
+            is_null = Some(position);
+        } else if cursor.is(&["default"]) && column.default.is_none() {
+            column.default = Some(default(cursor, end)?);
+            column.constraint_position = position;
+        } else {
+            return Err(refuse_column_constraint(cursor));
+        }
+        if let (Some(position), true) = (is_null, column.is_not_null) {
+            let message = format!("conflicting NULL/NOT NULL declarations for column \"{}\"", column.name);
+            return Err(SqlError::syntax(message).at(position));
+        }
+    }
+    Ok(column)
+}
+
+/// Types that sqlparser would take for a syntax error or for a name.
+fn refuse_type(cursor: &Cursor<'_>, end: usize) -> Result<(), SqlError> {
+    let mut place = cursor.clone();
+    if place.is(&["headers"]) {
+        return Err(place.unsupported("HEADERS", "declare a column of type json for what the headers say"));
+    }
+    while place.at < place.lexemes.len() {
+        let opens = matches!(place.peek_at(1), Some(Token::Lt));
+        match place.word() {
+            Some("struct") if opens => return Err(place.unsupported("type STRUCT", "use json or jsonb")),
+            Some("map") if opens => return Err(place.unsupported("type MAP", "use json or jsonb")),
+            Some("array") if opens => place.at += 1,
+            _ => {}
+        }
+        place.at += 1;
+        if place.at >= end || !matches!(place.peek(), Some(Token::Word(_) | Token::Lt)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn default(cursor: &mut Cursor<'_>, end: usize) -> Result<DefaultValue, SqlError> {
+    cursor.expect(&["default"])?;
+    let start = cursor.at;
+    let mut expr = cursor.with_parser(end, |parser| parser.parse_expr())?;
+    let place = cursor.clone();
+    vet::expr(&mut expr, &|word: &str| select::first(&place, start, word))?;
+    let sql = render::text(cursor.text, cursor.lexemes.get(start..cursor.at).unwrap_or_default());
+    Ok(DefaultValue { expr, sql })
+}
+
+fn refuse_column_constraint(cursor: &Cursor<'_>) -> SqlError {
+    let hint = "leave it out";
+    match cursor.word() {
+        Some("unique" | "check" | "references") => refuse_constraint(cursor),
+        Some("headers") => cursor.unsupported("HEADERS", "declare a column of type json for what the headers say"),
+        Some("constraint") => cursor.unsupported("a name for a constraint", "leave CONSTRAINT and its name out"),
+        Some("collate") => cursor.unsupported("COLLATE", "leave it out: texts are ordered by their bytes"),
+        Some("generated" | "as") => cursor.unsupported("a generated column", "compute it where it is read"),
+        Some("storage") => cursor.unsupported("STORAGE", hint),
+        Some("compression") => cursor.unsupported("COMPRESSION of a column", "use WITH (compression = 'lz4')"),
+        Some("deferrable" | "initially") => cursor.unsupported("DEFERRABLE", hint),
+        Some("auto_increment" | "autoincrement" | "identity") => {
+            cursor.unsupported("a numbered column", "rowpartition and rowoffset number every event")
+        }
+        Some("comment") => cursor.unsupported("COMMENT", hint),
+        _ => cursor.unexpected(),
+    }
+}
+
+/// What follows the columns: `WITH (…)`, and what PostgreSQL and others allow there.
+fn relation_tail(cursor: &mut Cursor<'_>) -> Result<WithOptions, SqlError> {
+    refuse_table_clause(cursor)?;
+    let options = options::with_options(cursor)?;
+    refuse_table_clause(cursor)?;
+    Ok(options)
+}
+
+fn refuse_table_clause(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+    let (what, hint) = match cursor.word() {
+        Some("append") => ("APPEND ONLY", "use CREATE STREAM"),
+        Some("inherits") => ("INHERITS", "list all columns"),
+        Some("partition") => ("PARTITION BY", "mark the columns KEY and use WITH (partitions = n)"),
+        Some("partitioned") => ("PARTITIONED BY", "mark the columns KEY and use WITH (partitions = n)"),
+        Some("using") => ("USING", "leave it out"),
+        Some("tablespace") => ("TABLESPACE", "start the server with another data directory"),
+        Some("on") => ("ON COMMIT and ON CONFLICT", "leave it out"),
+        Some("without") => ("WITHOUT OIDS", "leave it out"),
+        Some("engine") => ("ENGINE", "leave it out"),
+        Some("include") => ("INCLUDE", "rowtime, rowpartition and rowoffset are always there"),
+        Some("format") => ("FORMAT", "send rows with INSERT or COPY"),
+        _ => return Ok(()),
+    };
+    Err(cursor.unsupported(what, hint))
+}
+
+/// `DROP STREAM | TOPIC | TABLE [IF EXISTS] name, … [CASCADE | RESTRICT]`.
+pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
+    cursor.expect(&["drop"])?;
+    let Some(kind) = object_kind(cursor) else { return Err(refuse_object(cursor, "DROP")) };
+    let if_exists = cursor.eat(&["if", "exists"]);
+    let names = cursor.list(Cursor::target)?;
+    let cascade = cursor.eat(&["cascade"]);
+    if !cascade {
+        let _ = cursor.eat(&["restrict"]);
+    }
+    if cursor.is(&["delete", "topic"]) {
+        return Err(cursor.unsupported("DELETE TOPIC", "leave it out: the topic goes with the stream or table"));
+    }
+    Ok(Statement::Drop(Drop { kind, names, if_exists, cascade }))
+}

@@ -1,0 +1,166 @@
+//! The dialect sqlparser parses queries and expressions with: its PostgreSQL, less what we do not have.
+//!
+//! Owns two guards besides: a reserved word is never taken for a name, and the work of one call is bounded
+//! (sqlparser backtracks, and some nestings would take it time exponential in their depth). Used by
+//! `cursor`; a crash does nothing to it.
+
+use super::keywords::is_fully_reserved;
+use sqlparser::ast::Expr;
+use sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::Token;
+use std::any::TypeId;
+use std::cell::Cell;
+
+/// Expressions that may be begun for each token: enough for every honest statement.
+const BEGINNINGS_PER_TOKEN: u64 = 64;
+/// The same for the smallest statements.
+const BEGINNINGS_MIN: u64 = 100_000;
+
+/// The dialect of one parse.
+#[derive(Debug)]
+pub(super) struct Millstream {
+    postgres: PostgreSqlDialect,
+    /// Expressions that may still be begun.
+    left: Cell<u64>,
+}
+
+impl Millstream {
+    /// For a statement of so many tokens.
+    pub(super) fn new(tokens: usize) -> Self {
+        let left = BEGINNINGS_MIN.saturating_add(BEGINNINGS_PER_TOKEN.saturating_mul(tokens as u64));
+        Self { postgres: PostgreSqlDialect {}, left: Cell::new(left) }
+    }
+
+    /// True once the bound is reached.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.left.get() == 0
+    }
+}
+
+/// Reserved words that begin an expression.
+fn begins_expression(word: &str) -> bool {
+    matches!(
+        word,
+        "all"
+            | "any"
+            | "array"
+            | "case"
+            | "cast"
+            | "current_catalog"
+            | "current_date"
+            | "current_role"
+            | "current_time"
+            | "current_timestamp"
+            | "current_user"
+            | "default"
+            | "distinct"
+            | "false"
+            | "localtime"
+            | "localtimestamp"
+            | "not"
+            | "null"
+            | "session_user"
+            | "some"
+            | "true"
+            | "user"
+    )
+}
+
+impl Dialect for Millstream {
+    fn dialect(&self) -> TypeId {
+        self.postgres.dialect()
+    }
+
+    fn identifier_quote_style(&self, identifier: &str) -> Option<char> {
+        self.postgres.identifier_quote_style(identifier)
+    }
+
+    fn is_delimited_identifier_start(&self, ch: char) -> bool {
+        self.postgres.is_delimited_identifier_start(ch)
+    }
+
+    fn is_identifier_start(&self, ch: char) -> bool {
+        self.postgres.is_identifier_start(ch)
+    }
+
+    fn is_identifier_part(&self, ch: char) -> bool {
+        self.postgres.is_identifier_part(ch)
+    }
+
+    fn is_custom_operator_part(&self, ch: char) -> bool {
+        self.postgres.is_custom_operator_part(ch)
+    }
+
+    /// A word that failed as the beginning of `CASE`, `NOT` and the like is not tried again as a name.
+    fn is_reserved_for_identifier(&self, keyword: Keyword) -> bool {
+        self.postgres.is_reserved_for_identifier(keyword)
+            || is_fully_reserved(&keyword.to_string().to_ascii_lowercase())
+    }
+
+    fn parse_prefix(&self, parser: &mut Parser<'_>) -> Option<Result<Expr, ParserError>> {
+        let left = self.left.get();
+        if left == 0 {
+            return Some(Err(ParserError::RecursionLimitExceeded));
+        }
+        self.left.set(left - 1);
+        let next = parser.peek_token_ref();
+        match &next.token {
+            Token::Word(word)
+                if word.quote_style.is_none() && is_fully_reserved(&word.value) && !begins_expression(&word.value) =>
+            {
+                Some(parser.expected_ref("an expression", next))
+            }
+            _ => None,
+        }
+    }
+
+    fn get_next_precedence(&self, parser: &Parser<'_>) -> Option<Result<u8, ParserError>> {
+        self.postgres.get_next_precedence(parser)
+    }
+
+    fn prec_value(&self, precedence: Precedence) -> u8 {
+        self.postgres.prec_value(precedence)
+    }
+
+    fn supports_unicode_string_literal(&self) -> bool {
+        true
+    }
+    fn supports_filter_during_aggregation(&self) -> bool {
+        true
+    }
+    fn supports_group_by_expr(&self) -> bool {
+        true
+    }
+    fn allow_extract_custom(&self) -> bool {
+        true
+    }
+    fn allow_extract_single_quotes(&self) -> bool {
+        true
+    }
+    fn supports_bitwise_shift_operators(&self) -> bool {
+        true
+    }
+    fn supports_empty_projections(&self) -> bool {
+        true
+    }
+    fn supports_nested_comments(&self) -> bool {
+        true
+    }
+    fn supports_string_escape_constant(&self) -> bool {
+        true
+    }
+    fn supports_array_typedef_with_brackets(&self) -> bool {
+        true
+    }
+    fn supports_notnull_operator(&self) -> bool {
+        true
+    }
+    fn supports_interval_options(&self) -> bool {
+        true
+    }
+    fn supports_comma_separated_trim(&self) -> bool {
+        true
+    }
+}

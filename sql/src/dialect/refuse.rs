@@ -1,0 +1,57 @@
+//! Statements that are known and not supported, each with the alternative; anything else is no statement.
+//!
+//! Called for a first word that nothing else takes. A crash does nothing to it.
+
+use super::cursor::Cursor;
+use crate::error::SqlError;
+use millstream_catalog::model::SqlState;
+
+/// First words, what to call the statement, and the hint.
+const STATEMENTS: &[(&[&str], &str, &str)] = &[
+    (
+        &["alter", "consumer"],
+        "ALTER CONSUMER GROUP",
+        "subscribe without a group, WITH (auto_offset_reset = 'earliest')",
+    ),
+    (&["alter", "system"], "ALTER SYSTEM", "use SET, or the server's configuration file"),
+    (&["alter"], "ALTER", "create a new stream or table and copy the events with INSERT INTO … SELECT"),
+    (&["truncate"], "TRUNCATE", "DROP the stream or table and create it again"),
+    (&["update"], "UPDATE", "INSERT the new version of the row into the table: the latest row of a key counts"),
+    (&["delete"], "DELETE", "keep the rows out of what you read with WHERE"),
+    (&["merge"], "MERGE", "INSERT the new versions into a table with a primary key: an INSERT is an upsert"),
+    (&["upsert"], "UPSERT", "use INSERT: into a table with a primary key it is an upsert"),
+    (&["grant"], "GRANT", "every session may do everything until there are roles"),
+    (&["revoke"], "REVOKE", "every session may do everything until there are roles"),
+    (&["print"], "PRINT", "use SELECT * FROM topic EMIT CHANGES"),
+    (&["listen"], "LISTEN", "subscribe with SELECT … EMIT CHANGES"),
+    (&["unlisten"], "UNLISTEN", "subscribe with SELECT … EMIT CHANGES"),
+    (&["notify"], "NOTIFY", "INSERT into a stream"),
+    (&["list"], "LIST", "use SHOW"),
+    (&["comment"], "COMMENT", "keep the description in your own documents"),
+    (&["lock"], "LOCK", "leave it out: readers and writers do not block each other"),
+    (&["vacuum"], "VACUUM", "leave it out: stored events need no vacuum"),
+    (&["analyze"], "ANALYZE", "leave it out: statistics are kept with the stored events"),
+    (&["analyse"], "ANALYSE", "leave it out: statistics are kept with the stored events"),
+    (&["reindex"], "REINDEX", "leave it out: there are no indexes"),
+    (&["cluster"], "CLUSTER", "leave it out: events stay in the order of their offsets"),
+    (&["checkpoint"], "CHECKPOINT", "use FLUSH to wait for continuous queries"),
+    (&["refresh"], "REFRESH MATERIALIZED VIEW", "use FLUSH: continuous tables are always up to date"),
+    (&["do"], "DO", "send the statements themselves"),
+    (&["call"], "CALL", "send the statements themselves"),
+    (&["security"], "SECURITY LABEL", "leave it out"),
+    (&["reassign"], "REASSIGN OWNED", "leave it out: nothing is owned"),
+    (&["import"], "IMPORT FOREIGN SCHEMA", "load the rows with COPY … FROM STDIN"),
+];
+
+/// The error for a statement that begins at the next token.
+pub(super) fn statement(cursor: &Cursor<'_>) -> SqlError {
+    if cursor.is(&["load"]) {
+        return SqlError::new(SqlState::InsufficientPrivilege, "permission denied: statements do not load files")
+            .hint("every function is built in; see SHOW FUNCTIONS")
+            .at(cursor.position());
+    }
+    match STATEMENTS.iter().find(|(words, _, _)| cursor.is(words)) {
+        Some((_, what, hint)) => cursor.unsupported(what, hint),
+        None => cursor.unexpected(),
+    }
+}

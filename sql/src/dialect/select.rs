@@ -1,0 +1,305 @@
+//! Queries: the streaming clauses are cut out of the tokens, sqlparser reads the rest, `vet` checks it.
+//!
+//! Owns `WINDOW TUMBLING (…)`, `EMIT …` and what follows it. Leaves out names and types (planner). Called
+//! for every statement that has a query in it; a crash does nothing to it.
+
+use super::ast::{Emit, EmitKind, Position, Select, WindowClause, WindowKind, WithOptions};
+use super::cursor::Cursor;
+use super::lexer::Lexeme;
+use super::{duration, options, render, vet};
+use crate::error::SqlError;
+use millstream_catalog::model::{RowCount, Span, SqlState};
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::Parser;
+use sqlparser::tokenizer::{Token, TokenWithSpan, Word};
+use std::ops::Range;
+
+/// Reads a query from the next token to the end of the statement.
+pub(super) fn select(cursor: &mut Cursor<'_>) -> Result<Select, SqlError> {
+    let end = cursor.lexemes.len();
+    let mut part = cursor.part(end);
+    select_part(&mut part)
+}
+
+/// Reads a query that takes all the tokens of `cursor`.
+pub(super) fn select_part(cursor: &mut Cursor<'_>) -> Result<Select, SqlError> {
+    let start = cursor.at;
+    refuse_unsupported_clauses(cursor)?;
+    let emit_at = find_emit(cursor);
+    let body_end = emit_at.unwrap_or(cursor.lexemes.len());
+    let window = find_window(cursor, body_end)?;
+    let mut query = query(cursor, start..body_end, window.as_ref().map(|(_, range)| range.clone()))?;
+    vet::query(&mut query, &|word| first(cursor, start, word))?;
+    cursor.at = body_end;
+    let emit = if emit_at.is_some() { Some(emit(cursor)?) } else { None };
+    let (options, limit) = if emit.is_some() { tail(cursor)? } else { (WithOptions::default(), None) };
+    cursor.expect_end()?;
+    let sql = render::text(cursor.text, cursor.lexemes.get(start..).unwrap_or_default());
+    Ok(Select { query, window: window.map(|(clause, _)| clause), emit, options, limit, sql })
+}
+
+/// The tokens of `range` without those of `cut`, through sqlparser.
+fn query(
+    cursor: &Cursor<'_>,
+    range: Range<usize>,
+    cut: Option<Range<usize>>,
+) -> Result<Box<sqlparser::ast::Query>, SqlError> {
+    let cut = cut.unwrap_or(range.end..range.end);
+    let before = cursor.lexemes.get(range.start..cut.start).unwrap_or_default();
+    let after = cursor.lexemes.get(cut.end..range.end).unwrap_or_default();
+    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(before.len() + after.len() + 3);
+    // `TABLE name` is `SELECT * FROM name`.
+    let mut rest = before;
+    if let Some(first) = before.first()
+        && word(first) == Some("table")
+    {
+        let span = first.token.span;
+        let keyword = |text: &str| TokenWithSpan::new(Token::make_keyword(text), span);
+        tokens.extend([keyword("select"), TokenWithSpan::new(Token::Mul, span), keyword("from")]);
+        rest = before.get(1..).unwrap_or_default();
+        let name = |lexeme: &Lexeme| matches!(lexeme.token.token, Token::Word(_));
+        if !rest.first().is_some_and(name) {
+            let mut place = cursor.clone();
+            place.at = range.start + 1;
+            return Err(place.unexpected());
+        }
+    }
+    tokens.extend(rest.iter().chain(after).map(|lexeme| lexeme.token.clone()));
+    let part: Vec<Lexeme> = before.iter().chain(after).cloned().collect();
+    let end = |parser: &mut Parser<'_>| {
+        let query = parser.parse_query()?;
+        if parser.peek_token_ref().token != Token::EOF {
+            return parser.expected_ref("end of statement", parser.peek_token_ref());
+        }
+        Ok(query)
+    };
+    cursor.run_parser(tokens, &part, end).map(|(query, _)| query)
+}
+
+/// Where `word` first stands, from index `start` on; unknown if it does not.
+pub(super) fn first(cursor: &Cursor<'_>, start: usize, wanted: &str) -> Position {
+    let lexeme = cursor.lexemes.iter().skip(start).find(|lexeme| word(lexeme) == Some(wanted));
+    lexeme.map_or(Position::UNKNOWN, |lexeme| Position::new(lexeme.position()))
+}
+
+fn word(lexeme: &Lexeme) -> Option<&str> {
+    match &lexeme.token.token {
+        Token::Word(Word { value, quote_style: None, .. }) => Some(value),
+        _ => None,
+    }
+}
+
+fn word_of<'a>(cursor: &Cursor<'a>, at: usize) -> Option<&'a str> {
+    cursor.lexemes.get(at).and_then(word)
+}
+
+fn token_of<'a>(cursor: &Cursor<'a>, at: usize) -> Option<&'a Token> {
+    cursor.lexemes.get(at).map(|lexeme| &lexeme.token.token)
+}
+
+/// True if the token before `at` ends an operand, so that a word at `at` may begin a clause.
+fn follows_operand(cursor: &Cursor<'_>, at: usize) -> bool {
+    let Some(before) = at.checked_sub(1).and_then(|before| token_of(cursor, before)) else { return false };
+    match before {
+        Token::RParen | Token::RBracket | Token::Mul => true,
+        Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => true,
+        Token::Word(word) if word.quote_style.is_some() => true,
+        Token::Word(word) => !matches!(
+            word.keyword,
+            Keyword::SELECT
+                | Keyword::DISTINCT
+                | Keyword::ALL
+                | Keyword::FROM
+                | Keyword::JOIN
+                | Keyword::WHERE
+                | Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::BY
+                | Keyword::HAVING
+                | Keyword::ON
+                | Keyword::AS
+                | Keyword::IN
+                | Keyword::LATERAL
+        ),
+        _ => false,
+    }
+}
+
+/// Tokens at the level of the statement's own brackets, from the next on: their indexes.
+fn top_level<'a>(cursor: &'a Cursor<'_>, end: usize) -> impl Iterator<Item = usize> + 'a {
+    let mut depth = 0_usize;
+    (cursor.at..end).filter(move |at| match token_of(cursor, *at) {
+        Some(Token::LParen | Token::LBracket) => {
+            depth += 1;
+            false
+        }
+        Some(Token::RParen | Token::RBracket) => {
+            depth = depth.saturating_sub(1);
+            false
+        }
+        _ => depth == 0,
+    })
+}
+
+/// Where `EMIT` stands, if it is the clause and not a name.
+fn find_emit(cursor: &Cursor<'_>) -> Option<usize> {
+    top_level(cursor, cursor.lexemes.len()).find(|at| is_emit(cursor, *at))
+}
+
+fn is_emit(cursor: &Cursor<'_>, at: usize) -> bool {
+    word_of(cursor, at) == Some("emit")
+        && matches!(word_of(cursor, at + 1), Some("changes" | "final" | "on"))
+        && follows_operand(cursor, at)
+}
+
+/// Clauses of DIALECT that stand anywhere in a query and are not there yet.
+fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+    let refuse = |at: usize, what: &str, hint: &str| {
+        Err(SqlError::unsupported(what, hint).at(cursor.lexemes.get(at).map_or(0, Lexeme::position)))
+    };
+    let mut depth = 0_usize;
+    for at in cursor.at..cursor.lexemes.len() {
+        match token_of(cursor, at) {
+            Some(Token::LParen | Token::LBracket) => depth += 1,
+            Some(Token::RParen | Token::RBracket) => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        match (word_of(cursor, at), token_of(cursor, at + 1)) {
+            (Some("within"), Some(Token::Number(..) | Token::LParen)) if follows_operand(cursor, at) => {
+                return refuse(at, "JOIN … WITHIN", "join the stored streams with a pull query, on a range of rowtime");
+            }
+            (Some("for"), _) if word_of(cursor, at + 1) == Some("system_time") => {
+                return refuse(at, "FOR SYSTEM_TIME AS OF", "a pull query joins the current rows of the table");
+            }
+            (Some("emit"), _) if depth > 0 && is_emit(cursor, at) => {
+                return refuse(at, "EMIT in a sub-query", "write EMIT at the end of the statement");
+            }
+            (Some("window"), _) if depth > 0 && is_window(cursor, at) => {
+                return refuse(at, "WINDOW in a sub-query", "create a table with the window and read that");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_window(cursor: &Cursor<'_>, at: usize) -> bool {
+    word_of(cursor, at) == Some("window")
+        && matches!(word_of(cursor, at + 1), Some("tumbling" | "hopping" | "session"))
+        && token_of(cursor, at + 2) == Some(&Token::LParen)
+}
+
+/// The window clause of the outermost SELECT, with its tokens.
+fn find_window(cursor: &Cursor<'_>, end: usize) -> Result<Option<(WindowClause, Range<usize>)>, SqlError> {
+    let mut found: Option<(WindowClause, Range<usize>)> = None;
+    let mut after_from = false;
+    let mut set_operation = None;
+    for at in top_level(cursor, end) {
+        let mut place = cursor.clone();
+        place.at = at;
+        match word_of(cursor, at) {
+            Some("window") if is_window(cursor, at) => {
+                if found.is_some() || !after_from || !follows_operand(cursor, at) {
+                    return Err(place.unexpected());
+                }
+                let clause = window(&mut place)?;
+                check_after_window(&place, end)?;
+                found = Some((clause, at..place.at));
+            }
+            Some("from") => after_from = true,
+            Some("where" | "group" | "having" | "order" | "limit") => after_from = false,
+            Some("union" | "except" | "intersect") => set_operation = Some(place),
+            _ => {}
+        }
+    }
+    match (set_operation, &found) {
+        (Some(place), Some(_)) => {
+            Err(place.unsupported("WINDOW with UNION, EXCEPT or INTERSECT", "create a table with the window first"))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Only a later clause may follow a window clause: an alias there would otherwise become that of the relation.
+fn check_after_window(place: &Cursor<'_>, end: usize) -> Result<(), SqlError> {
+    let is_clause = matches!(
+        place.word(),
+        Some("where" | "group" | "having" | "order" | "limit" | "offset" | "fetch" | "for" | "window")
+            | Some("union" | "except" | "intersect")
+    );
+    if place.at >= end || is_clause { Ok(()) } else { Err(place.unexpected()) }
+}
+
+/// `WINDOW TUMBLING (SIZE n unit [, GRACE PERIOD n unit])`.
+fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
+    let position = cursor.position();
+    cursor.expect(&["window"])?;
+    if !cursor.is(&["tumbling"]) {
+        let kind = if cursor.is(&["hopping"]) { "WINDOW HOPPING" } else { "WINDOW SESSION" };
+        return Err(SqlError::unsupported(kind, "use WINDOW TUMBLING (SIZE …)").at(position));
+    }
+    cursor.at += 1;
+    cursor.expect_token(&Token::LParen)?;
+    cursor.expect(&["size"])?;
+    let size_position = cursor.position();
+    let size = duration::length(cursor)?;
+    if size <= Span::ZERO {
+        return Err(SqlError::new(SqlState::InvalidParameterValue, "window size must be positive").at(size_position));
+    }
+    let mut grace = None;
+    while cursor.eat_token(&Token::Comma) {
+        if cursor.is(&["retention"]) {
+            return Err(cursor.unsupported("RETENTION of windows", "leave it out: every window is kept"));
+        }
+        if grace.is_some() {
+            return Err(cursor.unexpected());
+        }
+        cursor.expect(&["grace", "period"])?;
+        let grace_position = cursor.position();
+        let length = duration::length(cursor)?;
+        if length < Span::ZERO {
+            let message = "grace period must not be negative";
+            return Err(SqlError::new(SqlState::InvalidParameterValue, message).at(grace_position));
+        }
+        grace = Some(length);
+    }
+    cursor.expect_token(&Token::RParen)?;
+    Ok(WindowClause { kind: WindowKind::Tumbling { size }, grace, position })
+}
+
+/// `EMIT CHANGES`.
+fn emit(cursor: &mut Cursor<'_>) -> Result<Emit, SqlError> {
+    let position = cursor.position();
+    cursor.expect(&["emit"])?;
+    if cursor.eat(&["changes"]) {
+        return Ok(Emit { kind: EmitKind::Changes, position });
+    }
+    let hint = "use EMIT CHANGES: the last form of a window is its result";
+    if cursor.eat(&["final"]) {
+        return Err(SqlError::unsupported("EMIT FINAL", hint).at(position));
+    }
+    cursor.expect(&["on", "window", "close"])?;
+    Err(SqlError::unsupported("EMIT ON WINDOW CLOSE", hint).at(position))
+}
+
+/// `[WITH (…)] [LIMIT n]` after `EMIT CHANGES`.
+fn tail(cursor: &mut Cursor<'_>) -> Result<(WithOptions, Option<RowCount>), SqlError> {
+    let options = options::with_options(cursor)?;
+    let mut limit = None;
+    if cursor.eat(&["limit"]) {
+        let position = cursor.position();
+        if matches!(cursor.peek(), Some(Token::Placeholder(_))) {
+            return Err(cursor.unsupported("a parameter in LIMIT after EMIT", "write the number"));
+        }
+        let number = cursor.number()?;
+        let rows = number.parse::<u64>().map_err(|_| not_a_row_count(&number, position))?;
+        limit = Some(RowCount::new(rows));
+    }
+    Ok((options, limit))
+}
+
+fn not_a_row_count(number: &str, position: Position) -> SqlError {
+    let message = format!("LIMIT must be a whole number that is not negative, not {number}");
+    SqlError::new(SqlState::InvalidParameterValue, message).at(position)
+}
