@@ -6,7 +6,7 @@ use crate::cli::{DemoArgs, Format};
 use crate::config::Config;
 use crate::env;
 use crate::node::Node;
-use crate::shell::client::{Client, Reply, Target};
+use crate::shell::client::{Client, Column, Reply, Target};
 use crate::shell::render::Renderer;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -32,7 +32,8 @@ FROM flights WINDOW TUMBLING (SIZE 1 HOUR)
 GROUP BY origin EMIT CHANGES;";
 
 const SUBSCRIBE: &str = "\
-SELECT windowstart, origin, flights, average_delay, worst_delay FROM delays_by_airport EMIT CHANGES;";
+SELECT windowstart, origin, flights, round(average_delay, 1) AS average_delay, worst_delay
+FROM delays_by_airport EMIT CHANGES;";
 
 const COPY: &str = "COPY flights FROM STDIN WITH (FORMAT csv);";
 
@@ -44,6 +45,8 @@ ORDER BY average_delay DESC, windowstart LIMIT 10;";
 /// Flights per COPY when the pace is to be watched, and the time between two.
 const PACE_ROWS: usize = 100;
 const PACE_EVERY: Duration = Duration::from_millis(50);
+/// How long the subscriber may take to receive what was committed before the end.
+const RECEIVE_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often a change is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
@@ -92,17 +95,30 @@ async fn show(address: SocketAddr, is_fast: bool) -> anyhow::Result<()> {
     let mut subscriber = Client::connect(&target).await?;
     println!("\n-- a second session subscribes\n{SUBSCRIBE}");
     subscriber.query(SUBSCRIBE).await?;
+    let columns = match subscriber.receive().await? {
+        Reply::Columns(columns) => columns,
+        // A notice that the query does not end may come first.
+        _ => match subscriber.receive().await? {
+            Reply::Columns(columns) => columns,
+            other => bail!("no columns came, but {other:?}"),
+        },
+    };
     let count = Arc::clone(&received);
-    let watching = env::spawn("demo subscriber", async move { watch(subscriber, &count).await });
+    let watching = env::spawn("demo subscriber", async move { watch(subscriber, columns, &count).await });
     load(&mut client, is_fast).await?;
     statement(&mut client, "FLUSH;").await?;
+    let changes = count_changes(&mut client).await?;
+    let deadline = env::instant() + RECEIVE_TIME_MAX;
+    while received.load(Ordering::Relaxed) < changes && env::instant() < deadline && !watching.is_finished() {
+        tokio::time::sleep(PACE_EVERY).await;
+    }
     watching.abort();
     match watching.await {
         Ok(result) => result?,
         Err(error) if error.is_cancelled() => {}
         Err(error) => return Err(error).context("the subscriber failed"),
     }
-    println!("\n{} changes received", received.load(Ordering::Relaxed));
+    println!("\n{} of {changes} changes received", received.load(Ordering::Relaxed));
     statement(&mut client, WORST).await
 }
 
@@ -130,6 +146,23 @@ async fn statement(client: &mut Client, sql: &str) -> anyhow::Result<()> {
         print!("{}{}", renderer.rows_text(&rows), renderer.end_text());
     }
     Ok(())
+}
+
+/// The changes that the continuous query has committed.
+async fn count_changes(client: &mut Client) -> anyhow::Result<u64> {
+    client.query("SELECT events FROM millstream.topics WHERE name = 'delays_by_airport';").await?;
+    let mut changes = 0;
+    loop {
+        match client.receive().await? {
+            Reply::Row(row) => {
+                let cell = row.first().and_then(Option::as_ref).context("no count came")?;
+                changes = String::from_utf8_lossy(cell).parse()?;
+            }
+            Reply::Error(error) => bail!(error),
+            Reply::Ready => return Ok(changes),
+            _ => {}
+        }
+    }
 }
 
 /// Loads the flights, in one COPY or in many.
@@ -169,12 +202,11 @@ async fn copy(client: &mut Client, data: String) -> anyhow::Result<()> {
 }
 
 /// Counts the changes as they arrive, and shows one now and then.
-async fn watch(mut client: Client, received: &AtomicU64) -> anyhow::Result<()> {
-    let mut renderer = None;
+async fn watch(mut client: Client, columns: Vec<Column>, received: &AtomicU64) -> anyhow::Result<()> {
+    let mut renderer = Renderer::new(Format::Table, columns);
     let (mut shown_at, mut shown, mut start) = (None, 0, env::instant());
     loop {
         match client.receive().await? {
-            Reply::Columns(columns) => renderer = Some(Renderer::new(Format::Table, columns)),
             Reply::Row(row) => {
                 let count = received.fetch_add(1, Ordering::Relaxed) + 1;
                 if shown_at.is_some_and(|at| env::elapsed(at) < SHOW_EVERY) {
@@ -183,11 +215,8 @@ async fn watch(mut client: Client, received: &AtomicU64) -> anyhow::Result<()> {
                 let seconds = shown_at.map_or(0.0, |_| env::elapsed(start).as_secs_f64());
                 let rate = if seconds > 0.0 { (count - shown) as f64 / seconds } else { 0.0 };
                 (shown_at, shown, start) = (Some(env::instant()), count, env::instant());
-                if let Some(renderer) = &mut renderer {
-                    let text = renderer.rows_text(std::slice::from_ref(&row));
-                    print!("{text}");
-                    println!("    {count} changes so far, {rate:.0} rows/s");
-                }
+                let text = renderer.rows_text(std::slice::from_ref(&row));
+                println!("{}   -- {count} changes so far, {rate:.0} rows/s", text.trim_end());
             }
             Reply::Error(error) => bail!(error),
             Reply::Ready => return Ok(()),
