@@ -53,7 +53,7 @@ pub const STATEMENT_TOKENS_MAX: usize = 2_000_000;
 pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 /// Elements of a list literal or `IN` list; each becomes an expression node.
 pub const LIST_ITEMS_MAX: usize = 100_000;
-/// Nesting of a JSON value: `jsonb` is normalised by recursion.
+/// Nesting of a JSON value: what clients and functions do with it recurses.
 pub const JSON_NESTING_MAX: usize = 1_000;
 /// Steps of one query without a checkpoint: each is kept in memory and replayed after a restart.
 pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;

@@ -1,1 +1,356 @@
-//! Tests.
+//! Tests of copy data: formats both ways, chunks cut anywhere, errors with line and column.
+
+use super::{CopyDecoder, CopyEncoder};
+use crate::bind::insert::InsertRows;
+use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions, Ident, Position};
+use crate::error::SqlError;
+use crate::plan::ResultColumn;
+use arrow::array::{Array, RecordBatch};
+use datafusion::common::ScalarValue;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::{Name, ShardId, SqlState, Timestamp, TopicId};
+use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType, TopicOptions};
+use proptest::prelude::*;
+use sqlparser::ast;
+
+pub(super) fn column(name: &str, sql_type: SqlType) -> Column {
+    Column {
+        name: Name::new(name).unwrap(),
+        sql_type,
+        is_nullable: true,
+        is_key: false,
+        default: None,
+        is_hidden: false,
+    }
+}
+
+pub(super) fn relation(columns: Vec<Column>) -> Relation {
+    Relation {
+        id: TopicId::new(1),
+        name: Name::new("s").unwrap(),
+        kind: RelationKind::Stream,
+        schema: Schema { columns },
+        timestamp: None,
+        watermark_delay: None,
+        options: TopicOptions::default(),
+        shard: ShardId::new(1),
+        query: None,
+        created_at: Timestamp::from_micros(0),
+        sql: String::new(),
+    }
+}
+
+/// id integer not null, name text, at timestamp default '2001-01-01', tags text[], doc jsonb
+fn events() -> Relation {
+    let mut id = column("id", SqlType::Integer);
+    id.is_nullable = false;
+    let mut at = column("at", SqlType::Timestamp);
+    at.default = Some("'2001-01-01 00:00:00'".into());
+    let tags = column("tags", SqlType::Array(Box::new(SqlType::Text)));
+    relation(vec![id, column("name", SqlType::Text), at, tags, column("doc", SqlType::Jsonb)])
+}
+
+fn ident(name: &str) -> Ident {
+    Ident { name: Name::new(name).unwrap(), position: Position::new(7) }
+}
+
+fn no_eval(_: &ast::Expr, _: &SqlType) -> Result<ScalarValue, SqlError> {
+    Err(SqlError::internal("no expression here"))
+}
+
+fn decode_chunks(
+    relation: &Relation,
+    columns: Option<&[Ident]>,
+    options: &CopyOptions,
+    chunks: &[&[u8]],
+) -> Result<Vec<InsertRows>, SqlError> {
+    let mut decoder = CopyDecoder::new(relation, columns, options, &mut no_eval)?;
+    let mut batches = Vec::new();
+    for chunk in chunks {
+        decoder.push(chunk)?;
+        batches.extend(std::iter::from_fn(|| decoder.next_rows()));
+    }
+    decoder.finish()?;
+    batches.extend(std::iter::from_fn(|| decoder.next_rows()));
+    Ok(batches)
+}
+
+fn result_columns(relation: &Relation) -> Vec<ResultColumn> {
+    let columns = relation.schema.columns.iter();
+    columns
+        .map(|column| ResultColumn { name: column.name.to_string(), sql_type: column.sql_type.clone(), source: None })
+        .collect()
+}
+
+fn encode(relation: &Relation, options: &CopyOptions, batch: &RecordBatch) -> String {
+    let mut out = Vec::new();
+    CopyEncoder::new(options, &result_columns(relation)).unwrap().encode(batch, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+/// What a COPY of `data` into `relation` stores, as text with `|` between columns and ∅ for NULL.
+fn rows(relation: &Relation, options: &CopyOptions, data: &str) -> Result<Vec<String>, SqlError> {
+    let batches = decode_chunks(relation, None, options, &[data.as_bytes()])?;
+    let mut plain = CopyOptions::of(CopyFormat::Text);
+    (plain.delimiter, plain.null) = (b'|', "∅".into());
+    let lines: String = batches.iter().map(|rows| encode(relation, &plain, &rows.batch)).collect();
+    Ok(lines.lines().map(str::to_owned).collect())
+}
+
+fn refused(relation: &Relation, options: &CopyOptions, data: &str) -> (&'static str, String, String) {
+    let error = rows(relation, options, data).unwrap_err();
+    (error.sqlstate.code(), error.message, error.detail.unwrap_or_default())
+}
+
+fn of(format: CopyFormat) -> CopyOptions {
+    CopyOptions::of(format)
+}
+
+#[test]
+fn text_is_read_as_postgresql_reads_it() {
+    let data = "1\ta\\tb\\\\c\t\\N\t{x,NULL}\t{\"b\":1,\"a\":2}\n2\t\\101\\x42\\\nz\t2001-02-03 04:05:06\t{}\t[]\n\\.\nignored";
+    assert_eq!(
+        rows(&events(), &of(CopyFormat::Text), data).unwrap(),
+        ["1|a\\tb\\\\c|∅|{x,NULL}|{\"a\": 2, \"b\": 1}", "2|AB\\nz|2001-02-03 04:05:06|{}|[]",]
+    );
+}
+
+#[test]
+fn csv_is_read_as_postgresql_reads_it() {
+    let data = "1,\"a,\"\"b\"\"\r\nc\",,\"{x,\"\"y z\"\"}\",\r\n2,\"\",2001-02-03,,1\r\n3,x\"y,z\"w,,,";
+    assert_eq!(
+        rows(&events(), &of(CopyFormat::Csv), data).unwrap(),
+        ["1|a,\"b\"\\r\\nc|∅|{x,\"y z\"}|∅", "2||2001-02-03 00:00:00|∅|1", "3|xy,zw|∅|∅|∅"]
+    );
+}
+
+#[test]
+fn csv_options_hold() {
+    let mut options = of(CopyFormat::Csv);
+    (options.delimiter, options.quote, options.escape) = (b';', b'\'', b'\\');
+    options.null = "nil".into();
+    options.header = CopyHeader::Match;
+    options.force_null = CopyColumns::Named(vec![ident("name")]);
+    options.force_not_null = CopyColumns::Named(vec![ident("doc")]);
+    let data = "id;name;'at';tags;doc\n1;'it\\'s \\x';nil;nil;1\n2;'nil';nil;nil;2\n";
+    assert_eq!(rows(&events(), &options, data).unwrap(), ["1|it's \\\\x|∅|∅|1", "2|∅|∅|∅|2"]);
+    let (code, message, _) = refused(&events(), &options, "id;name;at;tags;nope\n");
+    assert_eq!(code, "22P04");
+    assert_eq!(message, "column name mismatch in header line field 5: got \"nope\", expected \"doc\"");
+    let (_, message, _) = refused(&events(), &options, "id;name\n");
+    assert_eq!(message, "wrong number of fields in header line: got 2, expected 5");
+    options.force_null = CopyColumns::Named(vec![ident("zzz")]);
+    assert!(rows(&events(), &options, "").is_err());
+}
+
+#[test]
+fn json_is_one_object_per_line() {
+    let data = r#"{"id":1,"name":"a\u00e9\n","at":"2001-02-03T04:05:06","tags":["x",null,"y z"],"doc":{"b":[1],"a":null}}
+
+ { "doc" : "text" , "id" : 2 , "name" : {"nested": 1} }
+{"id":3,"at":null,"tags":"{p,q}","na\u006de":true}"#;
+    assert_eq!(
+        rows(&events(), &of(CopyFormat::Json), data).unwrap(),
+        [
+            "1|aé\\n|2001-02-03 04:05:06|{x,NULL,\"y z\"}|{\"a\": null, \"b\": [1]}",
+            "2|{\"nested\": 1}|2001-01-01 00:00:00|∅|\"text\"",
+            "3|true|∅|{p,q}|∅",
+        ]
+    );
+}
+
+#[test]
+fn errors_name_line_and_column() {
+    let (text, csv, json) = (of(CopyFormat::Text), of(CopyFormat::Csv), of(CopyFormat::Json));
+    let s = relation(vec![column("a", SqlType::Integer), column("b", SqlType::Text)]);
+    for (options, data, code, message, detail) in [
+        (
+            &csv,
+            "1,x\nabc,y\n",
+            "22P02",
+            "invalid input syntax for type integer: \"abc\"",
+            "line 2, column \"a\": \"abc\"",
+        ),
+        (&csv, "1\n", "22P04", "missing data for column \"b\"", "line 1"),
+        (&csv, "1,2,3\n", "22P04", "extra data after last expected column", "line 1"),
+        (&csv, "1,\"2\n3", "22P04", "unterminated CSV quoted field", "line 1"),
+        (
+            &csv,
+            "1,\"2\n3\"\nx,y",
+            "22P02",
+            "invalid input syntax for type integer: \"x\"",
+            "line 3, column \"a\": \"x\"",
+        ),
+        (&csv, "1,2\r3\n", "22P04", "unquoted newline found in data", "line 2"),
+        (&csv, "1,2\n3\r,4", "22P04", "unquoted carriage return found in data", "line 2"),
+        (&text, "1\tx\n2\r\ty\n", "22P04", "literal carriage return found in data", "line 2"),
+        (&text, "1\tx\\.\n", "22P04", "end-of-copy marker corrupt", "line 1"),
+        (
+            &text,
+            "99999999999\tx\n",
+            "22003",
+            "value \"99999999999\" is out of range for type integer",
+            "line 1, column \"a\": \"99999999999\"",
+        ),
+        (&json, "{\"a\":1}\n{\"c\":1}", "42703", "key \"c\" is not a column of the COPY", "line 2"),
+        (&json, "[1]", "22P04", "line is not a JSON object", "line 1"),
+        (&json, "{\"a\":1,}", "22P02", "invalid input syntax for type json", "line 1: Token \"}\" is invalid."),
+        (
+            &json,
+            "{\"a\":1",
+            "22P02",
+            "invalid input syntax for type json",
+            "line 1: The input string ended unexpectedly.",
+        ),
+        (&json, "{\"a\":1} x", "22P02", "invalid input syntax for type json", "line 1: Token \"x\" is invalid."),
+        (&json, "{\"a\":1,\"a\":2}", "22P04", "duplicate key \"a\"", "line 1"),
+        (
+            &json,
+            "{\"a\":[1]}",
+            "22P02",
+            "invalid input syntax for type integer: \"[1]\"",
+            "line 1, column \"a\": \"[1]\"",
+        ),
+    ] {
+        assert_eq!(refused(&s, options, data), (code, message.to_owned(), detail.to_owned()), "{data:?}");
+    }
+}
+
+#[test]
+fn not_null_names_the_line() {
+    let message = "null value in column \"id\" of relation \"s\" violates not-null constraint".to_owned();
+    let expected = ("23502", message, "line 2, column \"id\"".to_owned());
+    assert_eq!(refused(&events(), &of(CopyFormat::Text), "1\t\\N\t\\N\t\\N\t\\N\n\\N\t\\N\t\\N\t\\N\t\\N\n"), expected);
+    assert_eq!(refused(&events(), &of(CopyFormat::Json), "{\"id\":1}\n{\"name\":\"x\"}"), expected);
+}
+
+#[test]
+fn column_lists_choose_and_defaults_fill() {
+    let columns = [ident("rowtime"), ident("id")];
+    let batches =
+        decode_chunks(&events(), Some(&columns), &of(CopyFormat::Csv), &[b"2020-01-01 00:00:00Z,5\n,6\n"]).unwrap();
+    let rows = &batches[0];
+    assert_eq!(
+        encode(&events(), &of(CopyFormat::Csv), &rows.batch),
+        "5,,2001-01-01 00:00:00,,\n6,,2001-01-01 00:00:00,,\n"
+    );
+    let rowtime = rows.rowtime.as_ref().unwrap();
+    assert_eq!((rowtime.len(), rowtime.null_count()), (2, 1));
+    assert_eq!(rowtime.data_type(), &SqlType::TimestampTz.arrow());
+
+    let error = decode_chunks(&events(), Some(&[ident("x")]), &of(CopyFormat::Csv), &[]).unwrap_err();
+    assert_eq!((error.sqlstate, error.position), (SqlState::UndefinedColumn, Some(7)));
+    let error = decode_chunks(&events(), Some(&[ident("id"), ident("id")]), &of(CopyFormat::Csv), &[]).unwrap_err();
+    assert_eq!(error.sqlstate, SqlState::DuplicateColumn);
+    let error = decode_chunks(&events(), Some(&[ident("rowoffset")]), &of(CopyFormat::Csv), &[]).unwrap_err();
+    assert_eq!(error.sqlstate, SqlState::FeatureNotSupported);
+}
+
+#[test]
+fn batches_are_bounded() {
+    let s = relation(vec![column("a", SqlType::Integer)]);
+    let data = "7\n".repeat(BATCH_ROWS_MAX + 1);
+    let batches = decode_chunks(&s, None, &of(CopyFormat::Text), &[data.as_bytes()]).unwrap();
+    let counts: Vec<usize> = batches.iter().map(|rows| rows.batch.num_rows()).collect();
+    assert_eq!(counts, [BATCH_ROWS_MAX, 1]);
+    assert!(decode_chunks(&s, None, &of(CopyFormat::Text), &[]).unwrap().is_empty());
+}
+
+#[test]
+fn output_is_quoted_as_postgresql_quotes_it() {
+    let s = relation(vec![column("a", SqlType::Text), column("b,c", SqlType::Double)]);
+    let mut options = of(CopyFormat::Csv);
+    let data = "{\"a\":\"\",\"b,c\":1.5}\n{\"a\":\"x,\\\"y\\n\",\"b,c\":\"NaN\"}\n{\"a\":null,\"b,c\":null}\n{\"a\":\"t\\t\\\\\",\"b,c\":1e20}";
+    let batches = decode_chunks(&s, None, &of(CopyFormat::Json), &[data.as_bytes()]).unwrap();
+    options.header = CopyHeader::Yes;
+    assert_eq!(encode(&s, &options, &batches[0].batch), "a,\"b,c\"\n\"\",1.5\n\"x,\"\"y\n\",NaN\n,\nt\t\\,1e+20\n");
+    options.force_quote = CopyColumns::All;
+    assert!(encode(&s, &options, &batches[0].batch).contains("\"1.5\""));
+    assert_eq!(
+        encode(&s, &of(CopyFormat::Text), &batches[0].batch),
+        "\t1.5\nx,\"y\\n\tNaN\n\\N\t\\N\nt\\t\\\\\t1e+20\n"
+    );
+    assert_eq!(
+        encode(&s, &of(CopyFormat::Json), &batches[0].batch),
+        "{\"a\":\"\",\"b,c\":1.5}\n{\"a\":\"x,\\\"y\\n\",\"b,c\":\"NaN\"}\n{\"a\":null,\"b,c\":null}\n{\"a\":\"t\\t\\\\\",\"b,c\":1e+20}\n"
+    );
+    options.force_quote = CopyColumns::Named(vec![ident("zzz")]);
+    assert!(CopyEncoder::new(&options, &result_columns(&s)).is_err());
+    let mut out = Vec::new();
+    options.force_quote = CopyColumns::None;
+    CopyEncoder::new(&options, &result_columns(&s)).unwrap().header(&mut out);
+    assert_eq!(out, b"a,\"b,c\"\n");
+}
+
+#[test]
+fn json_output_has_json_values() {
+    let data = "1\ta\t2001-02-03 04:05:06\t{x,NULL,\"y z\"}\t{\"b\":[1]}\n";
+    let batches = decode_chunks(&events(), None, &of(CopyFormat::Text), &[data.as_bytes()]).unwrap();
+    assert_eq!(
+        encode(&events(), &of(CopyFormat::Json), &batches[0].batch),
+        "{\"id\":1,\"name\":\"a\",\"at\":\"2001-02-03T04:05:06\",\"tags\":[\"x\",null,\"y z\"],\"doc\":{\"b\": [1]}}\n"
+    );
+}
+
+/// Data that means the same rows however it is cut; or the same error.
+fn outcome(options: &CopyOptions, data: &[u8], cuts: &[usize]) -> Result<Vec<RecordBatch>, SqlError> {
+    let s = relation(vec![column("a", SqlType::Text), column("b", SqlType::Text)]);
+    let mut chunks = Vec::new();
+    let mut rest = data;
+    for cut in cuts {
+        let (chunk, tail) = rest.split_at(cut % (rest.len() + 1));
+        chunks.push(chunk);
+        rest = tail;
+    }
+    chunks.push(rest);
+    Ok(decode_chunks(&s, None, options, &chunks)?.into_iter().map(|rows| rows.batch).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn cuts_make_no_difference(
+        data in "[ab,\"\\\\\t\r\n.N{}:1]{0,60}",
+        cuts in prop::collection::vec(0usize..12, 0..12),
+        format in 0usize..4,
+    ) {
+        let mut options = match format {
+            0 => of(CopyFormat::Text),
+            1 | 2 => of(CopyFormat::Csv),
+            _ => of(CopyFormat::Json),
+        };
+        if format == 2 {
+            options.escape = b'\\';
+        }
+        prop_assert_eq!(outcome(&options, data.as_bytes(), &cuts), outcome(&options, data.as_bytes(), &[]));
+    }
+
+    #[test]
+    fn noise_never_panics(data in prop::collection::vec(any::<u8>(), 0..80), cuts in prop::collection::vec(0usize..20, 0..4)) {
+        for format in [CopyFormat::Text, CopyFormat::Csv, CopyFormat::Json] {
+            let _ = outcome(&of(format), &data, &cuts);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back(cells in prop::collection::vec((prop::option::of("[^\\x00]{0,9}"), any::<Option<i32>>()), 1..20)) {
+        let s = relation(vec![column("a", SqlType::Text), column("b", SqlType::Integer)]);
+        let mut a = crate::types::ColumnBuilder::new(&SqlType::Text, 1);
+        let mut b = crate::types::ColumnBuilder::new(&SqlType::Integer, 1);
+        for (text, int) in &cells {
+            match text {
+                Some(text) => a.append_text(text.as_bytes()).unwrap(),
+                None => a.append_null(),
+            }
+            b.append_scalar(&ScalarValue::Int32(*int)).unwrap();
+        }
+        let schema = arrow::datatypes::Schema::new(vec![SqlType::Text.field("a", true), SqlType::Integer.field("b", true)]);
+        let batch = RecordBatch::try_new(std::sync::Arc::new(schema), vec![a.finish(), b.finish()]).unwrap();
+        for format in [CopyFormat::Text, CopyFormat::Csv, CopyFormat::Json] {
+            let text = encode(&s, &of(format), &batch);
+            let batches = decode_chunks(&s, None, &of(format), &[text.as_bytes()]).unwrap();
+            prop_assert_eq!(&batches[0].batch, &batch, "{}", text);
+        }
+    }
+}

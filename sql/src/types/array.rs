@@ -12,12 +12,23 @@ fn malformed(text: &[u8], detail: &str) -> ValueError {
         .detail(detail)
 }
 
+/// What may stand in an array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Items {
+    /// Values only.
+    Plain,
+    /// Arrays, given as their literals.
+    Nested,
+}
+
 /// Calls `item` for each element of `text`: `None` is NULL, a nested array is its literal.
 pub(crate) fn parse_array(
     text: &[u8],
+    items: Items,
     mut item: impl FnMut(Option<&[u8]>) -> Result<(), ValueError>,
 ) -> Result<(), ValueError> {
     let trimmed = trim(text);
+    let text = skip_space(text);
     if trimmed.first() == Some(&b'[') {
         return Err(ValueError::new(SqlState::FeatureNotSupported, "array bounds are not supported")
             .hint("write the elements only, as in {1,2,3}; the first is number 1"));
@@ -34,6 +45,7 @@ pub(crate) fn parse_array(
         rest = skip_space(rest);
         rest = match rest.first() {
             None => return Err(malformed(text, "Unexpected end of input.")),
+            Some(b'{') if items == Items::Plain => return Err(nested(text)),
             Some(b'{') => {
                 let len = nested_len(rest).ok_or_else(|| malformed(text, "Unexpected end of input."))?;
                 item(Some(&rest[..len]))?;
@@ -61,6 +73,15 @@ pub(crate) fn parse_array(
             None => return Err(malformed(text, "Unexpected end of input.")),
         }
     }
+}
+
+fn nested(text: &[u8]) -> ValueError {
+    let is_outer = text.get(1..).map(skip_space).is_some_and(|rest| rest.starts_with(b"{"));
+    if is_outer && nested_len(text) == Some(trim(text).len()) {
+        return ValueError::new(SqlState::FeatureNotSupported, "multidimensional arrays are not supported")
+            .hint("use a one-dimensional array, or jsonb");
+    }
+    malformed(text, "Unexpected \"{\" character.")
 }
 
 fn end(text: &[u8], tail: &[u8]) -> Result<(), ValueError> {
@@ -174,7 +195,7 @@ mod tests {
 
     fn items(text: &str) -> Result<Vec<Option<String>>, ValueError> {
         let mut items = Vec::new();
-        parse_array(text.as_bytes(), |item| {
+        parse_array(text.as_bytes(), Items::Nested, |item| {
             items.push(item.map(|item| String::from_utf8_lossy(item).into_owned()));
             Ok(())
         })?;

@@ -4,7 +4,7 @@
 //! places in statements, which callers know. INSERT, COPY and query parameters call it. After an error the
 //! builder's current cell is undefined and the whole column is to be dropped, as the statement fails.
 
-use super::array::parse_array;
+use super::array::{Items, parse_array};
 use super::assign::assign_array;
 use super::binary;
 use super::datetime;
@@ -153,7 +153,11 @@ impl ColumnBuilder {
             Sink::Interval(sink) => sink.append_value(stored_interval(parse_interval(value)?)?),
             Sink::Uuid(sink) => push_uuid(sink, &text::parse_uuid(value)?)?,
             Sink::Array(sink) => {
-                parse_array(value, |item| match item {
+                let items = match sink.items.sql_type {
+                    SqlType::Array(_) => Items::Nested,
+                    _ => Items::Plain,
+                };
+                parse_array(value, items, |item| match item {
                     Some(item) => sink.items.append_text(item),
                     None => {
                         sink.items.append_null();

@@ -70,7 +70,7 @@ type Step = Result<(), Refusal>;
 
 /// Reads `text` for the type `wanted`.
 pub(crate) fn parse(text: &[u8], wanted: Wanted) -> Result<Parsed, ValueError> {
-    let mut fields = Fields::default();
+    let mut fields = Fields { is_time_wanted: wanted == Wanted::Time, ..Fields::default() };
     let trimmed = trim(text);
     let outcome = match std::str::from_utf8(trimmed) {
         Ok(plain) if !plain.is_empty() && plain.len() <= TEXT_BYTES_MAX && plain.is_ascii() => {
@@ -115,6 +115,8 @@ impl Refusal {
 /// What has been read so far.
 #[derive(Default)]
 struct Fields {
+    /// The text is for a `time`: digits alone are one.
+    is_time_wanted: bool,
     year: Option<i64>,
     year_digits: usize,
     month: Option<u32>,
@@ -123,6 +125,7 @@ struct Fields {
     day_of_year: Option<u32>,
     time: Option<i64>,
     zone: Option<Zone>,
+    has_era: bool,
     is_bc: bool,
     is_pm: Option<bool>,
     /// `T` or `J` was read: the next number is a time or a Julian day.
@@ -189,7 +192,8 @@ impl Fields {
             self.julian = Some(number()?);
             return Ok(digits);
         }
-        let is_time = prefix == Some(b't') || self.is_date_full() && self.time.is_none();
+        let is_bare_time = self.is_time_wanted && self.year.is_none() && self.month.is_none();
+        let is_time = prefix == Some(b't') || (self.is_date_full() || is_bare_time) && self.time.is_none();
         if is_time && matches!(digits, 2 | 4 | 6) && (digits != 2 || prefix.is_some()) {
             let len =
                 digits + if has_fraction { 1 + span(&rest[digits + 1..], |byte| byte.is_ascii_digit()) } else { 0 };
@@ -201,7 +205,9 @@ impl Fields {
             return Err(Refusal::Format);
         }
         match digits {
-            8 if self.year.is_none() && self.month.is_none() => self.set_ymd(&rest[..4], &rest[4..6], &rest[6..8])?,
+            8.. if self.year.is_none() && self.month.is_none() => {
+                self.set_ymd(&rest[..digits - 4], &rest[digits - 4..digits - 2], &rest[digits - 2..digits])?;
+            }
             6 if self.year.is_none() && self.month.is_none() => self.set_ymd(&rest[..2], &rest[2..4], &rest[4..6])?,
             1 | 2 if self.day.is_none() && self.day_of_year.is_none() => {
                 self.day = Some(number()? as u32);
@@ -234,7 +240,7 @@ impl Fields {
         let parts: Vec<&str> = text.split(char::from(separator)).collect();
         let named = parts.iter().position(|part| part.bytes().any(|byte| byte.is_ascii_alphabetic()));
         match (parts.as_slice(), named) {
-            ([year, day], None) if separator == b'.' && day.len() == 3 && year.len() >= 4 => {
+            ([year, day], None) if separator == b'.' && day.len() == 3 && year.len() >= 3 => {
                 self.day_of_year = Some(day.parse().map_err(|_| Refusal::Format)?);
                 self.set_year(year)
             }
@@ -287,7 +293,8 @@ impl Fields {
             return Err(Refusal::Infinity);
         }
         let len = span(tail, |byte| byte.is_ascii_digit() || byte == b':');
-        if self.time.is_none() || self.zone.is_some() || len == 0 {
+        let has_moment = self.time.is_some() || self.is_date_full();
+        if !has_moment || self.zone.is_some() || len == 0 {
             return Err(Refusal::Format);
         }
         let offset = offset_of(&tail[..len])?;
@@ -312,8 +319,8 @@ impl Fields {
         let len = letters + usize::from(next == Some(b'.'));
         match word {
             "am" | "pm" if self.is_pm.is_none() => self.is_pm = Some(word == "pm"),
-            "bc" => self.is_bc = true,
-            "ad" | "at" | "on" => {}
+            "bc" | "ad" if !self.has_era => (self.has_era, self.is_bc) = (true, word == "bc"),
+            "at" | "on" => {}
             "t" if next.is_some_and(|byte| byte.is_ascii_digit()) => self.prefix = Some(b't'),
             "j" | "jd" | "julian" => self.prefix = Some(b'j'),
             "epoch" => (self.julian, self.time) = (Some(-DATE_FIRST), Some(0)),
@@ -418,17 +425,17 @@ fn month_of(word: &str) -> Option<u32> {
     found.and_then(|at| u32::try_from(at + 1).ok())
 }
 
-/// Microseconds of a decimal fraction's digits, rounded at the seventh.
+/// Microseconds of a decimal fraction's digits; what is beyond is rounded as PostgreSQL's doubles round it.
 pub(crate) fn fraction_micros(digits: &str) -> Option<i64> {
-    let mut micros = 0;
-    for i in 0..6 {
-        let digit =
-            digits.as_bytes().get(i).map_or(Some(0), |byte| byte.checked_sub(b'0').filter(|digit| *digit <= 9))?;
-        micros = micros * 10 + i64::from(digit);
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
-    let is_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
-    let round_up = digits.as_bytes().get(6).is_some_and(|byte| *byte >= b'5');
-    is_digits.then_some(micros + i64::from(round_up))
+    if digits.len() > 6 {
+        let fraction: f64 = format!("0.{digits}").parse().ok()?;
+        return Some((fraction * 1_000_000.0).round_ties_even() as i64);
+    }
+    let digit = |i: usize| digits.as_bytes().get(i).map_or(0, |byte| i64::from(byte - b'0'));
+    Some((0..6).fold(0, |micros, i| micros * 10 + digit(i)))
 }
 
 /// Seconds of `hh`, `hhmm`, `hh:mm` or `hh:mm:ss`.

@@ -36,9 +36,11 @@ struct Sums {
     days: i128,
     micros: i128,
     fields: usize,
+    /// Units read so far: each may be given once. Of a fraction of a second, the smaller units too.
+    units: u32,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {
     /// So many months.
     Months(i64),
@@ -46,6 +48,26 @@ enum Unit {
     Days(i64),
     /// So many microseconds.
     Micros(i64),
+}
+
+impl Unit {
+    /// A bit for each unit that may be given once.
+    const fn bit(self) -> u32 {
+        1 << match self {
+            Self::Months(1) => 0,
+            Self::Months(12) => 1,
+            Self::Months(120) => 2,
+            Self::Months(1200) => 3,
+            Self::Months(_) => 4,
+            Self::Days(1) => 5,
+            Self::Days(_) => 6,
+            Self::Micros(HOUR) => 7,
+            Self::Micros(1) => 8,
+            Self::Micros(1000) => 9,
+            Self::Micros(SECOND) => 10,
+            Self::Micros(_) => 11,
+        }
+    }
 }
 
 /// Reads an interval.
@@ -111,7 +133,14 @@ impl Number {
 
 impl Sums {
     /// Adds `number` units; fractions go to the next smaller field, as PostgreSQL carries them.
-    fn add(&mut self, number: Number, unit: Unit) {
+    fn add(&mut self, number: Number, unit: Unit) -> Result<(), Refusal> {
+        const SUBSECONDS: u32 = Unit::Micros(1).bit() | Unit::Micros(1000).bit();
+        let is_fraction = unit == Unit::Micros(SECOND) && number.fraction != 0;
+        let bits = unit.bit() | if is_fraction { SUBSECONDS } else { 0 };
+        if self.units & bits != 0 {
+            return Err(Refusal::Format);
+        }
+        self.units |= bits;
         let (whole, fraction) = (i128::from(number.whole), i128::from(number.fraction));
         self.fields += 1;
         match unit {
@@ -135,6 +164,7 @@ impl Sums {
                 self.micros += number.signed(whole * micros + (fraction * micros + 500_000) / 1_000_000);
             }
         }
+        Ok(())
     }
 
     fn add_day_millionths(&mut self, number: Number, millionths: i128) {
@@ -156,7 +186,7 @@ impl Sums {
                 let len = span(rest, |byte| byte.is_ascii_alphabetic());
                 match (&rest[..len], pending.take()) {
                     ("ago", None) if self.fields > 0 => is_ago = true,
-                    (word, Some(number)) => self.add(number, unit_of(word).ok_or(Refusal::Format)?),
+                    (word, Some(number)) => self.add(number, unit_of(word).ok_or(Refusal::Format)?)?,
                     _ => return Err(Refusal::Format),
                 }
                 rest = &rest[len..];
@@ -170,7 +200,7 @@ impl Sums {
                 let is_year_month = dash.len() > 1 && dash.starts_with('-') && dash.as_bytes()[1].is_ascii_digit();
                 if let Some(days) = pending.take() {
                     // A number before a time counts days.
-                    self.add(days, Unit::Days(1));
+                    self.add(days, Unit::Days(1))?;
                     if !body[..len].contains(':') {
                         return Err(Refusal::Format);
                     }
@@ -181,8 +211,8 @@ impl Sums {
                     rest = &body[len..];
                 } else if is_year_month {
                     let months = span(&dash[1..], |byte| byte.is_ascii_digit());
-                    self.add(Number::parse(&body[..len], is_negative)?, Unit::Months(12));
-                    self.add(Number::parse(&dash[1..=months], is_negative)?, Unit::Months(1));
+                    self.add(Number::parse(&body[..len], is_negative)?, Unit::Months(12))?;
+                    self.add(Number::parse(&dash[1..=months], is_negative)?, Unit::Months(1))?;
                     rest = &dash[1 + months..];
                 } else {
                     pending = Some(Number::parse(&body[..len], is_negative)?);
@@ -192,7 +222,7 @@ impl Sums {
             rest = rest.trim_start_matches([' ', ',', '\t', '\n', '\r']);
         }
         if let Some(seconds) = pending {
-            self.add(seconds, Unit::Micros(SECOND));
+            self.add(seconds, Unit::Micros(SECOND))?;
         }
         if is_ago {
             (self.months, self.days, self.micros) = (-self.months, -self.days, -self.micros);
@@ -209,6 +239,10 @@ impl Sums {
             [_, _, _] => &[HOUR, 60 * SECOND, SECOND],
             _ => return Err(Refusal::Format),
         };
+        let clock = [1, 1000, SECOND, 60 * SECOND, HOUR].map(|micros| Unit::Micros(micros).bit());
+        if clock.iter().any(|bit| self.units & bit != 0) {
+            return Err(Refusal::Format);
+        }
         for (i, (part, unit)) in parts.iter().zip(units).enumerate() {
             let number = Number::parse(part, is_negative)?;
             let is_last = i + 1 == parts.len();
@@ -218,8 +252,9 @@ impl Sums {
             if i > 0 && number.whole > if *unit == SECOND { 60 } else { 59 } {
                 return Err(Refusal::Range);
             }
-            self.add(number, Unit::Micros(*unit));
+            self.add(number, Unit::Micros(*unit))?;
         }
+        self.units |= clock.iter().fold(0, |units, bit| units | bit);
         Ok(())
     }
 
@@ -229,17 +264,14 @@ impl Sums {
             Some((date, time)) => (date, Some(time)),
             None => (text, None),
         };
-        if time == Some("") {
-            return Err(Refusal::Format);
-        }
         let date_dashes =
             date.trim_start_matches('-').contains('-') && !date.contains(|c: char| c.is_ascii_alphabetic());
         if date_dashes {
             let parts: Vec<&str> = date.split('-').collect();
             let [year, month, day] = parts.as_slice() else { return Err(Refusal::Format) };
-            self.add(Number::parse(year, false)?, Unit::Months(12));
-            self.add(Number::parse(month, false)?, Unit::Months(1));
-            self.add(Number::parse(day, false)?, Unit::Days(1));
+            self.add(Number::parse(year, false)?, Unit::Months(12))?;
+            self.add(Number::parse(month, false)?, Unit::Months(1))?;
+            self.add(Number::parse(day, false)?, Unit::Days(1))?;
         } else {
             self.read_designators(date, |letter| match letter {
                 b'Y' => Some(Unit::Months(12)),
@@ -259,7 +291,7 @@ impl Sums {
             })?,
             None => {}
         }
-        if self.fields == 0 { Err(Refusal::Format) } else { Ok(()) }
+        if self.fields == 0 && time.is_none() { Err(Refusal::Format) } else { Ok(()) }
     }
 
     fn read_designators(&mut self, text: &str, unit: impl Fn(u8) -> Option<Unit>) -> Result<(), Refusal> {
@@ -269,7 +301,7 @@ impl Sums {
             let body = rest.strip_prefix(['-', '+']).unwrap_or(rest);
             let len = span(body, |byte| byte.is_ascii_digit() || byte == b'.');
             let letter = body.as_bytes().get(len).ok_or(Refusal::Format)?;
-            self.add(Number::parse(&body[..len], is_negative)?, unit(*letter).ok_or(Refusal::Format)?);
+            self.add(Number::parse(&body[..len], is_negative)?, unit(*letter).ok_or(Refusal::Format)?)?;
             rest = &body[len + 1..];
         }
         Ok(())
@@ -295,7 +327,6 @@ fn unit_of(word: &str) -> Option<Unit> {
         "d" | "day" | "days" => Unit::Days(1),
         "w" | "week" | "weeks" => Unit::Days(7),
         "mon" | "mons" | "month" | "months" => Unit::Months(1),
-        "qtr" | "quarter" => Unit::Months(3),
         "y" | "yr" | "yrs" | "year" | "years" => Unit::Months(12),
         "dec" | "decs" | "decade" | "decades" => Unit::Months(120),
         "c" | "cent" | "century" | "centuries" => Unit::Months(1200),
@@ -376,8 +407,21 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in ["", "x", "1 fortnight", "ago", "1 day ago ago", "P", "PT", "P1", "1:2:3:4", "1..2 days", "1 2", "@"]
-        {
+        for bad in [
+            "",
+            "x",
+            "1 fortnight",
+            "ago",
+            "1 day ago ago",
+            "P",
+            "P1",
+            "1:2:3:4",
+            "1 day 1 day",
+            "1 s 0:01",
+            "1..2 days",
+            "1 2",
+            "@",
+        ] {
             let error = parse_interval(bad.as_bytes()).unwrap_err();
             assert_eq!(error.sqlstate, SqlState::InvalidDatetimeFormat, "{bad}");
             assert_eq!(error.message, format!("invalid input syntax for type interval: \"{bad}\""));

@@ -276,39 +276,82 @@ enum Node<'a> {
 /// keys kept, numbers without exponents, one space after `:` and `,`.
 pub(crate) fn normalise(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
     check_json(text)?;
-    let (node, _) = parse(text, skip_space(text, 0))?;
-    print(&node, out)
+    print(&parse(text)?, out)
 }
 
-/// Parses checked text; recursion is bounded by the check.
-fn parse(text: &[u8], at: usize) -> Result<(Node<'_>, usize), ValueError> {
-    let (kind, end) = token(text, at)?;
-    Ok(match kind {
-        JsonKind::Number => (Node::Number(&text[at..end]), end),
-        JsonKind::String => (Node::String(decoded(&text[at..end])?), end),
-        JsonKind::Array => {
-            let mut items = Vec::new();
-            let mut i = skip_space(text, end);
-            while text.get(i) != Some(&b']') {
-                let (item, end) = parse(text, i)?;
-                items.push(item);
-                i = skip_comma(text, end);
+/// A container whose end has not been met.
+enum Open<'a> {
+    Array(Vec<Node<'a>>),
+    /// The entries, and the key whose value is being read.
+    Object(Vec<(Vec<u8>, Node<'a>)>, Vec<u8>),
+}
+
+/// Parses checked text, without recursion: the stack of a task is small.
+fn parse(text: &[u8]) -> Result<Node<'_>, ValueError> {
+    let mut open: Vec<Open<'_>> = Vec::new();
+    let mut at = skip_space(text, 0);
+    loop {
+        at = match open.last_mut() {
+            Some(Open::Object(_, key)) if text.get(at) == Some(&b'"') => {
+                *key = decoded(&text[at..skip_string(text, at)?])?;
+                skip_key(text, at)?
             }
-            (Node::Array(items), i + 1)
-        }
-        JsonKind::Object => {
-            let mut entries = Vec::new();
-            let mut i = skip_space(text, end);
-            while text.get(i) != Some(&b'}') {
-                let key = decoded(&text[i..skip_string(text, i)?])?;
-                let (value, end) = parse(text, skip_key(text, i)?)?;
-                entries.push((key, value));
-                i = skip_comma(text, end);
+            _ => at,
+        };
+        let mut node = match text.get(at) {
+            Some(b'{') => {
+                open.push(Open::Object(Vec::new(), Vec::new()));
+                at = skip_space(text, at + 1);
+                if text.get(at) != Some(&b'}') {
+                    continue;
+                }
+                None
             }
-            (Node::Object(entries), i + 1)
+            Some(b'[') => {
+                open.push(Open::Array(Vec::new()));
+                at = skip_space(text, at + 1);
+                if text.get(at) != Some(&b']') {
+                    continue;
+                }
+                None
+            }
+            _ => {
+                let (kind, end) = token(text, at)?;
+                let raw = &text[at..end];
+                at = skip_space(text, end);
+                Some(match kind {
+                    JsonKind::Number => Node::Number(raw),
+                    JsonKind::String => Node::String(decoded(raw)?),
+                    _ => Node::Word(raw),
+                })
+            }
+        };
+        // A value has ended: it goes to its container, which may end with it.
+        loop {
+            let closed = match (node.take(), open.last_mut()) {
+                (Some(node), None) => return Ok(node),
+                (Some(node), Some(Open::Array(items))) => {
+                    items.push(node);
+                    text.get(at) == Some(&b']')
+                }
+                (Some(node), Some(Open::Object(entries, key))) => {
+                    entries.push((std::mem::take(key), node));
+                    text.get(at) == Some(&b'}')
+                }
+                (None, _) => true,
+            };
+            if !closed {
+                at = skip_space(text, at + 1);
+                break;
+            }
+            at = skip_space(text, at + 1);
+            node = match open.pop() {
+                Some(Open::Array(items)) => Some(Node::Array(items)),
+                Some(Open::Object(entries, _)) => Some(Node::Object(entries)),
+                None => return Err(unexpected(text, at)),
+            };
         }
-        JsonKind::Null | JsonKind::True | JsonKind::False => (Node::Word(&text[at..end]), end),
-    })
+    }
 }
 
 fn decoded(raw: &[u8]) -> Result<Vec<u8>, ValueError> {
@@ -317,12 +360,56 @@ fn decoded(raw: &[u8]) -> Result<Vec<u8>, ValueError> {
     Ok(out)
 }
 
-fn skip_comma(text: &[u8], at: usize) -> usize {
-    let at = skip_space(text, at);
-    if text.get(at) == Some(&b',') { skip_space(text, at + 1) } else { at }
+/// A container being printed: what is left of it.
+enum Printing<'n, 'a> {
+    Array(std::slice::Iter<'n, Node<'a>>),
+    Object(std::vec::IntoIter<&'n (Vec<u8>, Node<'a>)>),
+}
+
+/// Entries in the order of `jsonb`, of equal keys only the last.
+fn ordered<'n, 'a>(entries: &'n [(Vec<u8>, Node<'a>)]) -> Vec<&'n (Vec<u8>, Node<'a>)> {
+    let mut order: Vec<_> = entries.iter().rev().collect();
+    // The sort is stable, so of equal keys the last given comes first.
+    order.sort_by(|a, b| a.0.len().cmp(&b.0.len()).then_with(|| a.0.cmp(&b.0)));
+    order.dedup_by(|later, first| later.0 == first.0);
+    order
 }
 
 fn print(node: &Node<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
+    let mut open = Vec::new();
+    print_start(node, &mut open, out)?;
+    let mut is_first = true;
+    while let Some(last) = open.last_mut() {
+        let (next, close) = match last {
+            Printing::Array(items) => (items.next().map(|item| (None, item)), b']'),
+            Printing::Object(entries) => (entries.next().map(|entry| (Some(&entry.0), &entry.1)), b'}'),
+        };
+        let Some((key, value)) = next else {
+            out.push(close);
+            open.pop();
+            is_first = false;
+            continue;
+        };
+        if !is_first {
+            out.extend_from_slice(b", ");
+        }
+        if let Some(key) = key {
+            write_string(key, out);
+            out.extend_from_slice(b": ");
+        }
+        let depth = open.len();
+        print_start(value, &mut open, out)?;
+        is_first = open.len() > depth;
+    }
+    Ok(())
+}
+
+/// Prints a scalar, or the start of a container and puts it on the stack.
+fn print_start<'n, 'a>(
+    node: &'n Node<'a>,
+    open: &mut Vec<Printing<'n, 'a>>,
+    out: &mut Vec<u8>,
+) -> Result<(), ValueError> {
     match node {
         Node::Word(word) => out.extend_from_slice(word),
         Node::String(text) => write_string(text, out),
@@ -333,33 +420,11 @@ fn print(node: &Node<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
         }
         Node::Array(items) => {
             out.push(b'[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.extend_from_slice(b", ");
-                }
-                print(item, out)?;
-            }
-            out.push(b']');
+            open.push(Printing::Array(items.iter()));
         }
         Node::Object(entries) => {
-            let mut order: Vec<&(Vec<u8>, Node<'_>)> = entries.iter().collect();
-            order.sort_by(|a, b| a.0.len().cmp(&b.0.len()).then_with(|| a.0.cmp(&b.0)));
             out.push(b'{');
-            let mut is_first = true;
-            for (i, entry) in order.iter().enumerate() {
-                // The sort is stable: of equal keys the last stands last.
-                if order.get(i + 1).is_some_and(|next| next.0 == entry.0) {
-                    continue;
-                }
-                if !is_first {
-                    out.extend_from_slice(b", ");
-                }
-                is_first = false;
-                write_string(&entry.0, out);
-                out.extend_from_slice(b": ");
-                print(&entry.1, out)?;
-            }
-            out.push(b'}');
+            open.push(Printing::Object(ordered(entries).into_iter()));
         }
     }
     Ok(())

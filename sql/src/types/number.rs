@@ -60,21 +60,24 @@ fn parse_int_slow(text: &[u8], min: i64, max: i64, type_name: &str) -> Result<i6
         [b'+', rest @ ..] => (rest, false),
         rest => (rest, false),
     };
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+    let len = digits.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(digits.len());
+    if len == 0 {
         return Err(ValueError::syntax(type_name, text));
     }
+    // As PostgreSQL: too many digits are out of range, whatever follows them.
     let mut value = 0i128;
-    for byte in digits {
+    for byte in &digits[..len] {
         value = value * 10 + i128::from(byte - b'0');
-        if value > i128::from(u64::MAX) {
+        let signed = if is_negative { -value } else { value };
+        if signed < i128::from(min) || signed > i128::from(max) {
             return Err(ValueError::range(type_name, text));
         }
     }
-    let value = if is_negative { -value } else { value };
-    match i64::try_from(value) {
-        Ok(value) if value >= min && value <= max => Ok(value),
-        _ => Err(ValueError::range(type_name, text)),
+    if len < digits.len() {
+        return Err(ValueError::syntax(type_name, text));
     }
+    let signed = if is_negative { -value } else { value };
+    i64::try_from(signed).map_err(|_| ValueError::range(type_name, text))
 }
 
 /// Reads a float of either width through `parse`.
@@ -129,12 +132,88 @@ impl Write for Shortest {
     }
 }
 
+impl Shortest {
+    /// The shortest digits that are read back as `value`, whose significand is `mantissa × 2^exponent`.
+    ///
+    /// Rust takes a decimal on the very edge of the interval of such digits where the significand is even;
+    /// PostgreSQL does not, so there one more digit is tried until it is inside.
+    fn of<T: std::fmt::LowerExp + std::str::FromStr + PartialEq>(value: T, mantissa: u64, exponent: i32) -> Self {
+        let mut shortest = Self { bytes: [0; 32], len: 0 };
+        let _ = write!(shortest, "{value:e}");
+        let digits = shortest.bytes[..shortest.len]
+            .iter()
+            .take_while(|byte| **byte != b'e')
+            .filter(|byte| byte.is_ascii_digit())
+            .count();
+        let mut places = digits;
+        while exponent > 0 && places < 17 && is_edge(shortest.text(), mantissa, exponent) {
+            let mut longer = Self { bytes: [0; 32], len: 0 };
+            let _ = write!(longer, "{value:.places$e}");
+            if std::str::from_utf8(longer.text())
+                .ok()
+                .and_then(|text| text.parse::<T>().ok())
+                .is_some_and(|back| back == value)
+            {
+                shortest = longer;
+            }
+            places += 1;
+        }
+        shortest
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Sign, digits and power of ten of the last digit of `[-]d[.ddd]e[-]x`, trailing zeros left out.
+fn decimal(shortest: &[u8]) -> Option<(u128, i32)> {
+    let split = shortest.iter().position(|byte| *byte == b'e')?;
+    let mut power: i32 = std::str::from_utf8(&shortest[split + 1..]).ok()?.parse().ok()?;
+    let mut value = 0u128;
+    let mut is_fraction = false;
+    for byte in &shortest[..split] {
+        match byte {
+            b'.' => is_fraction = true,
+            b'0'..=b'9' => {
+                value = value * 10 + u128::from(byte - b'0');
+                power -= i32::from(is_fraction);
+            }
+            _ => {}
+        }
+    }
+    while value > 0 && value % 10 == 0 {
+        value /= 10;
+        power += 1;
+    }
+    Some((value, power))
+}
+
+/// True if the decimal lies half way between `mantissa × 2^exponent` and a neighbour; for integers only.
+fn is_edge(shortest: &[u8], mantissa: u64, exponent: i32) -> bool {
+    let Some((digits, power)) = decimal(shortest) else { return false };
+    // Beyond 5^27 no such product has as few bits as a significand.
+    if digits == 0 || !(0..=27).contains(&power) {
+        return false;
+    }
+    let Some(product) = digits.checked_mul(5u128.pow(power.unsigned_abs())) else { return false };
+    let twos = product.trailing_zeros();
+    let (odd, twos) = (product >> twos, twos as i32 + power);
+    let mantissa = u128::from(mantissa);
+    let is_half = |edge: u128, exponent: i32| odd == edge && twos == exponent;
+    // Below a power of two the neighbours are twice as close.
+    is_half(2 * mantissa + 1, exponent - 1)
+        || is_half(2 * mantissa - 1, exponent - 1)
+        || mantissa.is_power_of_two() && is_half(4 * mantissa - 1, exponent - 2)
+}
+
 /// Writes a `double precision` as `extra_float_digits = 1` does: shortest digits, exponent from 1e+15.
 pub(crate) fn write_double(value: f64, out: &mut Vec<u8>) {
     if value.is_finite() {
-        let mut shortest = Shortest { bytes: [0; 32], len: 0 };
-        let _ = write!(shortest, "{value:e}");
-        write_float(&shortest.bytes[..shortest.len], 15, out);
+        let bits = value.to_bits();
+        let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
+        let exponent = ((bits >> 52) & 0x7FF) as i32 - 1075;
+        write_float(Shortest::of(value, mantissa, exponent).text(), 15, out);
     } else {
         write_special(value, out);
     }
@@ -143,9 +222,10 @@ pub(crate) fn write_double(value: f64, out: &mut Vec<u8>) {
 /// Writes a `real`: shortest digits, exponent from 1e+06.
 pub(crate) fn write_real(value: f32, out: &mut Vec<u8>) {
     if value.is_finite() {
-        let mut shortest = Shortest { bytes: [0; 32], len: 0 };
-        let _ = write!(shortest, "{value:e}");
-        write_float(&shortest.bytes[..shortest.len], 6, out);
+        let bits = value.to_bits();
+        let mantissa = u64::from(bits & ((1 << 23) - 1) | 1 << 23);
+        let exponent = ((bits >> 23) & 0xFF) as i32 - 150;
+        write_float(Shortest::of(value, mantissa, exponent).text(), 6, out);
     } else {
         write_special(f64::from(value), out);
     }
@@ -179,6 +259,9 @@ fn write_float(shortest: &[u8], exponent_end: i32, out: &mut Vec<u8>) {
                 len += 1;
             }
         }
+    }
+    while len > 1 && digits[len - 1] == b'0' {
+        len -= 1;
     }
     let digits = &digits[..len];
     if (-4..exponent_end).contains(&exponent) {
@@ -269,6 +352,11 @@ mod tests {
         assert_eq!(real(123456.0), "123456");
         assert_eq!(real(0.1), "0.1");
         assert_eq!(real(3.4028235e38), "3.4028235e+38");
+        // The shorter decimals are half way to a neighbour.
+        assert_eq!(real(-669_868_032.0), "-6.6986803e+08");
+        assert_eq!(real(8_244e6), "8.2439997e+09");
+        assert_eq!(double(3_621e18), "3.6209999999999997e+21");
+        assert_eq!(double(9_007_199_254_740_993.0), "9.007199254740992e+15");
     }
 
     #[test]

@@ -28,7 +28,11 @@ pub(super) enum Cell {
     /// A parameter of another type, assigned to the column's.
     ParamOf(usize),
     /// Evaluated at each execution.
-    Expr(Box<Expr>),
+    Expr {
+        expr: Box<Expr>,
+        /// It has one value for all rows of a statement.
+        is_stable: bool,
+    },
 }
 
 /// Decides cells and collects parameter types.
@@ -138,7 +142,7 @@ impl<'a, 'b> Planner<'a, 'b> {
     fn expr(&mut self, expr: &Expr, target: Target, row: usize) -> Result<Cell, SqlError> {
         let sql_type = self.shape.sql_type(target).clone();
         let mut placeholders = Vec::new();
-        let mut is_foldable = true;
+        let (mut is_foldable, mut is_stable) = (true, true);
         let flow = ast::visit_expressions(expr, |inner| {
             match inner {
                 Expr::Value(value) => {
@@ -155,8 +159,12 @@ impl<'a, 'b> Planner<'a, 'b> {
                     }
                     is_foldable = false;
                 }
-                Expr::Function(_) | Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => {
+                Expr::Function(function) => {
                     is_foldable = false;
+                    is_stable &= is_function_word(&function.name.to_string());
+                }
+                Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => {
+                    (is_foldable, is_stable) = (false, false);
                 }
                 _ => {}
             }
@@ -178,7 +186,7 @@ impl<'a, 'b> Planner<'a, 'b> {
             return Ok(if value.is_null() { Cell::Null } else { Cell::Constant(stored(&mut builder)?) });
         }
         self.has_exprs = true;
-        Ok(Cell::Expr(Box::new(expr.clone())))
+        Ok(Cell::Expr { expr: Box::new(expr.clone()), is_stable })
     }
 
     /// A parameter in a place of type `wanted`.
@@ -215,17 +223,22 @@ fn is_same_form(given: &SqlType, wanted: &SqlType) -> bool {
         || matches!((given, wanted), (SqlType::Numeric { .. }, SqlType::Numeric { .. }))
 }
 
+/// Functions with one value for a statement, most of which may stand without parentheses.
 fn is_function_word(word: &str) -> bool {
-    matches!(
-        word,
-        "current_date"
-            | "current_time"
-            | "current_timestamp"
-            | "localtime"
-            | "localtimestamp"
-            | "current_user"
-            | "user"
-    )
+    const WORDS: &[&str] = &[
+        "now",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+        "statement_timestamp",
+        "transaction_timestamp",
+        "current_user",
+        "session_user",
+        "user",
+    ];
+    WORDS.iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 /// Why a literal was refused: its type, or its value.

@@ -150,7 +150,7 @@ impl InsertPlan {
             return Err(SqlError::new(SqlState::ProtocolViolation, message));
         }
         let values = if self.has_exprs { scalars(&self.params, params)? } else { Vec::new() };
-        let mut source = Values { plan: self, params, values, eval };
+        let mut source = Values { plan: self, params, values, eval, last: None };
         let mut columns = Vec::with_capacity(self.fills.len());
         for (i, fill) in self.fills.iter().enumerate() {
             columns.push(source.column(fill, Target::Column(i))?);
@@ -197,22 +197,31 @@ struct Values<'a, 'b> {
     params: &'a [Param],
     values: Vec<ScalarValue>,
     eval: RowEval<'b>,
+    /// Of the column at hand: the last expression that is the same for all rows, and its value.
+    last: Option<(&'a ast::Expr, ScalarValue)>,
 }
 
-impl Values<'_, '_> {
-    fn column(&mut self, fill: &Fill, target: Target) -> Result<ArrayRef, SqlError> {
+impl<'a> Values<'a, '_> {
+    fn column(&mut self, fill: &'a Fill, target: Target) -> Result<ArrayRef, SqlError> {
         let cells = match fill {
             Fill::Constant(array) => return Ok(array.clone()),
             Fill::Cells(cells) => cells,
         };
         let mut builder = ColumnBuilder::new(self.plan.shape.sql_type(target), self.plan.row_count);
+        self.last = None;
         for (row, cell) in cells.iter().enumerate() {
             self.append(&mut builder, cell, target, row + 1)?;
         }
         Ok(builder.finish())
     }
 
-    fn append(&mut self, builder: &mut ColumnBuilder, cell: &Cell, target: Target, row: usize) -> Result<(), SqlError> {
+    fn append(
+        &mut self,
+        builder: &mut ColumnBuilder,
+        cell: &'a Cell,
+        target: Target,
+        row: usize,
+    ) -> Result<(), SqlError> {
         let shape = &self.plan.shape;
         let scalar = match cell {
             Cell::Null => {
@@ -235,7 +244,16 @@ impl Values<'_, '_> {
                 let scalar = scalar.map_err(|error| error.detail(place(row, shape.name(target))))?;
                 scalar.into_iter().next().unwrap_or(ScalarValue::Null)
             }
-            Cell::Expr(expr) => (self.eval)(expr, shape.sql_type(target), &self.values)?,
+            Cell::Expr { expr, is_stable } => match &self.last {
+                Some((last, value)) if *is_stable && **last == **expr => value.clone(),
+                _ => {
+                    let value = (self.eval)(expr, shape.sql_type(target), &self.values)?;
+                    if *is_stable {
+                        self.last = Some((expr, value.clone()));
+                    }
+                    value
+                }
+            },
         };
         append_scalar(builder, &scalar, shape, target, row)
     }
@@ -257,7 +275,7 @@ pub(crate) fn constant_default(shape: &Shape, i: usize, eval: PlanEval<'_>) -> R
         }
     };
     match cells.first() {
-        Some(Cell::Expr(expr)) => {
+        Some(Cell::Expr { expr, .. }) => {
             let value = eval(expr, shape.sql_type(target))?;
             append_scalar(&mut builder, &value, shape, target, 1)?;
         }

@@ -120,7 +120,6 @@ pub(super) const GOLDENS: &[Golden] = &[
     ok("numeric(38,10)", "1e-11", "0.0000000000", "000000000000000a"),
     ok("numeric(38,10)", "5e-11", "0.0000000001", "0001fffd0000000a0064"),
     ok("numeric(38,10)", "0.00000000005", "0.0000000001", "0001fffd0000000a0064"),
-    ok("numeric(38,10)", "NaN ", "NaN", "00000000c0000000"),
     no("numeric(38,10)", "1.2.3", "22P02", "invalid input syntax for type numeric: \"1.2.3\""),
     no("numeric(38,10)", "x", "22P02", "invalid input syntax for type numeric: \"x\""),
     no("numeric(38,10)", "", "22P02", "invalid input syntax for type numeric: \"\""),
@@ -386,7 +385,6 @@ pub(super) const GOLDENS: &[Golden] = &[
     ok("interval", "-4:05", "-04:05:00", "fffffffc93cfcd000000000000000000"),
     ok("interval", "1 2:3", "1 day 02:03:00", "00000001b7e1dd000000000100000000"),
     no("interval", "1 quarter", "22007", "invalid input syntax for type interval: \"1 quarter\""),
-    ok("interval", "'1 day'", "1 day", "00000000000000000000000100000000"),
     ok("interval", "1 d 2 h 3 m 4 s", "1 day 02:03:04", "00000001b81ee6000000000100000000"),
     ok("interval", "0.1 months", "3 days", "00000000000000000000000300000000"),
     ok("interval", "-1.5 days", "-1 days -12:00:00", "fffffff5f1145000ffffffff00000000"),
@@ -545,7 +543,6 @@ pub(super) const GOLDENS: &[Golden] = &[
         "{\"2001-01-01 00:47:00+00\",\"2001-01-01 00:47:00.5+00\"}",
         "0000000100000000000004a000000002000000010000000800001cc3520109000000000800001cc35208aa20",
     ),
-    no("numeric(5,1)[]", "{1,2.55,-3}", "42883", "function numeric_send(numeric[]) does not exist"),
     ok(
         "boolean[]",
         "{t,f,true,NULL}",
