@@ -2,6 +2,7 @@
 //!
 //! Leaves out the session's zone: times without one are UTC. Only date and time input calls it.
 
+use super::datetime::{DAY, civil_from_days, days_from_civil, days_in_month};
 use arrow::array::timezone::Tz;
 use chrono::{DateTime, LocalResult, NaiveDateTime, Offset, TimeDelta, TimeZone};
 use std::str::FromStr;
@@ -74,12 +75,27 @@ impl Zone {
     pub(crate) fn offset_micros(self, local: i64) -> i64 {
         let seconds = match self {
             Self::Fixed(seconds) => seconds,
-            Self::Named(zone) => DateTime::from_timestamp_micros(local)
+            Self::Named(zone) => DateTime::from_timestamp_micros(within_rules(local))
                 .and_then(|time| offset_seconds(zone, time.naive_utc()))
                 .unwrap_or(0),
         };
         i64::from(seconds) * 1_000_000
     }
+}
+
+/// `local`, or the same day and time of a year before 2038 with the same weekdays: the zone tables end some
+/// decades ahead, and PostgreSQL goes on with their last rules.
+fn within_rules(local: i64) -> i64 {
+    const YEAR_LAST: i64 = 2037;
+    let (year, ..) = civil_from_days(local.div_euclid(DAY));
+    if year <= YEAR_LAST {
+        return local;
+    }
+    let shape = |year: i64| (days_from_civil(year, 1, 1).rem_euclid(7), days_in_month(year, 2));
+    // All fourteen shapes of a year occur within 28 years.
+    let alike = (YEAR_LAST - 27..=YEAR_LAST).find(|candidate| shape(*candidate) == shape(year));
+    let days = alike.map_or(0, |alike| days_from_civil(year, 1, 1) - days_from_civil(alike, 1, 1));
+    local - days * DAY
 }
 
 fn offset_seconds(zone: Tz, local: NaiveDateTime) -> Option<i32> {

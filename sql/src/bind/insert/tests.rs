@@ -280,10 +280,9 @@ fn selects_count_rows_over_batches() {
 #[test]
 fn literal_columns_are_found() {
     let select = |text: &str| {
-        let parsed = Parser::parse_sql(&PostgreSqlDialect {}, text).unwrap();
-        let sqlparser::ast::Statement::Query(query) = parsed.into_iter().next().unwrap() else { panic!("{text}") };
-        let options = crate::dialect::ast::WithOptions::default();
-        literal_columns(&crate::dialect::Select { query, window: None, emit: None, options, limit: None })
+        let parsed = crate::dialect::parse(text).unwrap().remove(0);
+        let crate::dialect::Statement::Select(select) = parsed.statement else { panic!("{text}") };
+        literal_columns(&select)
     };
     assert_eq!(select("SELECT 'x', a, ('y') AS z, 1 FROM t"), [true, false, true, false]);
     assert!(select("SELECT *, 'x' FROM t").is_empty());
