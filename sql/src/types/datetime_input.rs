@@ -421,7 +421,7 @@ fn span(text: &str, is_in: impl Fn(u8) -> bool) -> usize {
 /// The number of a month by its name or three letters; `sept` too.
 fn month_of(word: &str) -> Option<u32> {
     let is_match = |month: &&str| *month == word || word.len() == 3 && month.starts_with(word);
-    let found = MONTHS.iter().position(|month| is_match(&month) || word == "sept" && *month == "september");
+    let found = MONTHS.iter().position(|month| is_match(month) || word == "sept" && *month == "september");
     found.and_then(|at| u32::try_from(at + 1).ok())
 }
 
@@ -442,11 +442,9 @@ pub(crate) fn fraction_micros(digits: &str) -> Option<i64> {
 fn offset_of(text: &str) -> Result<i32, Refusal> {
     let mut parts = [0i32; 3];
     if text.contains(':') {
-        let mut count = 0;
-        for part in text.split(':') {
-            let slot = parts.get_mut(count).ok_or(Refusal::Format)?;
+        for (at, part) in text.split(':').enumerate() {
+            let slot = parts.get_mut(at).ok_or(Refusal::Format)?;
             *slot = part.parse().map_err(|_| Refusal::Format)?;
-            count += 1;
         }
     } else {
         let number: i32 = text.parse().map_err(|_| Refusal::Zone)?;

@@ -195,7 +195,7 @@ impl Sums {
             } else {
                 let is_signed = matches!(first, b'+' | b'-');
                 let body = &rest[usize::from(is_signed)..];
-                let len = span(body, |byte| byte.is_ascii_digit() || matches!(byte, b'.' | b':')) + 0;
+                let len = span(body, |byte| byte.is_ascii_digit() || matches!(byte, b'.' | b':'));
                 let dash = &body[len..];
                 let is_year_month = dash.len() > 1 && dash.starts_with('-') && dash.as_bytes()[1].is_ascii_digit();
                 if let Some(days) = pending.take() {

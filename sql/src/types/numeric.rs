@@ -44,7 +44,7 @@ impl Shape {
     /// The value of `0.d1d2d3… × 10^whole`, rounded half away from zero to the scale.
     ///
     /// Digits `1, 2, 3, 4` with `whole` 2 are 12.34.
-    fn from_digits(self, digits: impl Iterator<Item = u8>, whole: i64, is_negative: bool) -> Result<i128, ValueError> {
+    fn of_digits(self, digits: impl Iterator<Item = u8>, whole: i64, is_negative: bool) -> Result<i128, ValueError> {
         let mut keep = whole + i64::from(self.scale);
         let mut value = 0u128;
         let mut is_leading = true;
@@ -96,7 +96,7 @@ pub(crate) fn parse_numeric(text: &[u8], shape: Shape) -> Result<i128, ValueErro
         return Err(syntax());
     }
     let digits = mantissa[..whole].iter().chain(fraction).map(|byte| byte - b'0');
-    shape.from_digits(digits, whole as i64 + exponent, is_negative)
+    shape.of_digits(digits, whole as i64 + exponent, is_negative)
 }
 
 /// The exponent, held within ±1,000,000: beyond that every value overflows or is zero.
@@ -153,7 +153,7 @@ pub(crate) fn parse_numeric_binary(bytes: &[u8], shape: Shape) -> Result<i128, V
     }
     let digits = groups.flat_map(|group| [group / 1000, group / 100 % 10, group / 10 % 10, group % 10]);
     let digits = digits.map(|digit| digit as u8);
-    shape.from_digits(digits, (i64::from(weight) + 1) * 4, sign == SIGN_NEGATIVE)
+    shape.of_digits(digits, (i64::from(weight) + 1) * 4, sign == SIGN_NEGATIVE)
 }
 
 /// Decimal digits of a scaled integer, most significant first, on the stack.

@@ -136,9 +136,9 @@ fn uuid_bytes(text: &[u8]) -> Option<[u8; 16]> {
         plain => plain,
     };
     let mut uuid = [0u8; 16];
-    for i in 0..16 {
+    for (i, byte) in uuid.iter_mut().enumerate() {
         let [high, low, tail @ ..] = rest else { return None };
-        uuid[i] = digit(*high)? << 4 | digit(*low)?;
+        *byte = digit(*high)? << 4 | digit(*low)?;
         rest = match tail {
             [b'-', tail @ ..] if i % 2 == 1 && i < 15 => tail,
             tail => tail,

@@ -75,8 +75,9 @@ impl<'a, 'b> Planner<'a, 'b> {
         let mut cells = Vec::with_capacity(row_count);
         // Constants go straight into a column: it is the result if there is nothing else.
         let mut builder = Some(ColumnBuilder::new(self.shape.sql_type(target), row_count));
+        let mut given = given.map(|at| rows.iter().map(move |row| &row[at]));
         for row in 0..row_count {
-            let expr = given.map(|at| &rows[row][at]).filter(|expr| !is_default(expr));
+            let expr = given.as_mut().and_then(Iterator::next).filter(|expr| !is_default(expr));
             let cell = match expr {
                 Some(expr) => self.cell(expr, target, row + 1)?,
                 None => default.clone().unwrap_or(Cell::Null),

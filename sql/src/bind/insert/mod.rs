@@ -232,7 +232,10 @@ impl<'a> Values<'a, '_> {
             Cell::Param(i) => {
                 let param = &self.params[*i];
                 let outcome = match &param.value {
-                    None => Ok(builder.append_null()),
+                    None => {
+                        builder.append_null();
+                        Ok(())
+                    }
                     Some(bytes) if param.is_binary => builder.append_binary(bytes),
                     Some(bytes) => builder.append_text(bytes),
                 };
