@@ -157,6 +157,8 @@ states! {
     InvalidObjectDefinition = "42P17",
     /// `42P18`
     IndeterminateDatatype = "42P18",
+    /// `42P20`
+    WindowingError = "42P20",
     /// `53000`
     InsufficientResources = "53000",
     /// `53100`

@@ -28,6 +28,7 @@ fn of_engine(error: &DataFusionError) -> SqlError {
             SqlError::new(SqlState::OutOfMemory, "out of memory: the query needs more than it may hold")
                 .hint("filter earlier, group by fewer values, or sort fewer rows")
         }
+        DataFusionError::NotImplemented(text) if text.contains("OuterReferenceColumn") => correlated(),
         DataFusionError::NotImplemented(text) => SqlError::unsupported(quoted(text), "write the query another way"),
         DataFusionError::Plan(text) => of_plan(text),
         DataFusionError::Execution(text) => of_execution(text),
@@ -35,6 +36,10 @@ fn of_engine(error: &DataFusionError) -> SqlError {
         DataFusionError::SQL(..) => SqlError::syntax("syntax error"),
         _ => internal(),
     }
+}
+
+fn correlated() -> SqlError {
+    SqlError::unsupported("this correlated sub-query", "write it as a join, or with an aggregate such as max")
 }
 
 fn of_external(error: &(dyn std::error::Error + Send + Sync + 'static)) -> SqlError {
@@ -46,6 +51,7 @@ fn of_external(error: &(dyn std::error::Error + Send + Sync + 'static)) -> SqlEr
     }
     match error.downcast_ref::<ArrowError>() {
         Some(error) => of_arrow(error),
+        None if error.to_string().contains("regex") => of_execution("invalid regular expression"),
         None => internal(),
     }
 }
@@ -89,6 +95,12 @@ fn of_schema(error: &SchemaError) -> SqlError {
 fn of_plan(text: &str) -> SqlError {
     let lower = text.to_lowercase();
     let has = |part: &str| lower.contains(part);
+    if has("having clause references") {
+        return SqlError::new(SqlState::GroupingError, "HAVING needs GROUP BY or an aggregate function");
+    }
+    if has("correlated scalar subquery") {
+        return correlated();
+    }
     if has("must be in group by")
         || has("must appear in the group by")
         || has("could not be resolved from available columns")
@@ -102,9 +114,6 @@ fn of_plan(text: &str) -> SqlError {
     }
     if has("aggregate functions are not allowed") || has("aggregate function calls cannot be nested") {
         return SqlError::new(SqlState::GroupingError, "aggregate functions are not allowed here");
-    }
-    if has("having clause references") {
-        return SqlError::new(SqlState::GroupingError, "HAVING needs GROUP BY or an aggregate function");
     }
     if has("for select distinct, order by") {
         return SqlError::new(
@@ -181,7 +190,7 @@ fn of_execution(text: &str) -> SqlError {
     if has("regular expression") || has("regex") {
         return SqlError::new(SqlState::InvalidRegularExpression, "invalid regular expression");
     }
-    if has("negative substring length") {
+    if has("negative substring length") || has("negative count not allowed") {
         return SqlError::new(SqlState::SubstringError, "negative substring length not allowed");
     }
     if has("not implemented") || has("not supported") || has("unsupported") {

@@ -40,7 +40,13 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(settings.memory_bytes.as_usize())))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .build_arc()?;
-    Ok(SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).build())
+    // The optimizer looks up `first_value` for DISTINCT ON.
+    let aggregates = crate::function::registry().aggregates();
+    Ok(SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_aggregate_functions(aggregates)
+        .build())
 }
 
 /// Resolves what is left open and coerces types.

@@ -4,6 +4,7 @@
 //! Leaves out parsing and formatting of values (`types`). Called by `plan`. Pure: a crash does nothing to it.
 
 pub mod arith;
+mod bounded;
 pub mod cast;
 mod decimal;
 pub mod errors;
@@ -76,6 +77,7 @@ impl Registry {
         own.extend(extract::functions());
         own.extend(text::functions());
         own.extend(pattern::functions());
+        own.extend(["repeat", "lpad", "rpad"].iter().filter_map(|name| bounded::bounded(scalars.get(*name)?)));
         for function in own {
             let function = Arc::new(function);
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);
@@ -108,6 +110,12 @@ impl Registry {
         self.aggregates.get(name).cloned()
     }
 
+    /// Every aggregate function, once.
+    pub(crate) fn aggregates(&self) -> Vec<Arc<AggregateUDF>> {
+        let own = self.aggregates.iter().filter(|(name, function)| name.as_str() == function.name());
+        own.map(|(_, function)| Arc::clone(function)).collect()
+    }
+
     /// The window function `name`.
     pub fn window(&self, name: &str) -> Option<Arc<WindowUDF>> {
         self.windows.get(name).cloned()
@@ -116,7 +124,10 @@ impl Registry {
     /// True when a statement may call `name`.
     pub fn has(&self, name: &str) -> bool {
         let is_known = self.scalars.contains_key(name) || self.windows.contains_key(name);
-        is_known || self.aggregates.contains_key(name) || name == "unnest" || session::is_session_function(name)
+        is_known
+            || self.aggregates.contains_key(name)
+            || ["unnest", "mod"].contains(&name)
+            || session::is_session_function(name)
     }
 
     /// True when `name` is an aggregate.

@@ -88,6 +88,9 @@ impl ScalarUDFImpl for Series {
                 (false, false) => times(&start.slice(row, 1), &stop.slice(row, 1), &step.slice(row, 1))?,
             };
             lengths.push(part.len());
+            if lengths.iter().sum::<usize>() > SERIES_ROWS_MAX {
+                return Err(too_long());
+            }
             parts.push(part);
         }
         let values = match parts.is_empty() {

@@ -3,6 +3,7 @@
 //! Owns the search of names in the catalog, USING and NATURAL, and what `*` shows. Leaves out reading. Every name that
 //! is let through is a relation or system view of this statement's catalog, marked as such: nothing else can be scanned.
 
+use super::lateral;
 use super::refuse;
 use super::resolve::{OutputColumn, Resolver, renamed};
 use super::rewrite::resolve_expr;
@@ -39,8 +40,42 @@ pub(super) fn mark_windowed(from: &mut [TableWithJoins]) {
     }
 }
 
-/// Resolves one comma-separated part of FROM; adds its names to `scope` and gives what `*` shows of it.
-pub(super) fn resolve_tree(
+/// Resolves the comma-separated parts of FROM; adds their names and what `*` shows to `scope`.
+pub(super) fn resolve_from(
+    resolver: &mut Resolver<'_>,
+    from: &mut Vec<TableWithJoins>,
+    scope: &mut Scope<'_>,
+) -> Result<(), SqlError> {
+    let mut done: Vec<TableWithJoins> = Vec::new();
+    for TableWithJoins { mut relation, joins } in std::mem::take(from) {
+        let (mut star, is_folded) = lateral::resolve(resolver, &mut relation, &mut done, &mut [], scope)?;
+        if !is_folded {
+            done.push(TableWithJoins { relation, joins: Vec::new() });
+        }
+        for mut join in joins {
+            if lateral::is_inline(&join.relation) && lateral::is_cross(&join.join_operator) {
+                let (shown, is_folded) = lateral::resolve(resolver, &mut join.relation, &mut done, &mut star, scope)?;
+                star.extend(shown);
+                if is_folded {
+                    continue;
+                }
+                join.join_operator = JoinOperator::CrossJoin(JoinConstraint::None);
+            } else {
+                let right = resolve_factor(resolver, &mut join.relation, scope)?;
+                star = resolve_join(resolver, &mut join, (star, right), scope)?;
+            }
+            if let Some(tree) = done.last_mut() {
+                tree.joins.push(join);
+            }
+        }
+        scope.star.extend(star);
+    }
+    *from = done;
+    Ok(())
+}
+
+/// Resolves a join in parentheses; adds its names to `scope` and gives what `*` shows of it.
+fn resolve_tree(
     resolver: &mut Resolver<'_>,
     tree: &mut TableWithJoins,
     scope: &mut Scope<'_>,
@@ -83,7 +118,7 @@ fn resolve_join(
     let names: Vec<Ident> = match constraint {
         JoinConstraint::On(expr) => {
             resolve_expr(resolver, scope, expr)?;
-            super::settle::condition(expr, "JOIN/ON");
+            super::settle::condition(expr, "JOIN/ON")?;
             return Ok([left, right].concat());
         }
         JoinConstraint::Using(names) => names.iter().filter_map(|name| name.0.last()?.as_ident().cloned()).collect(),
@@ -151,7 +186,7 @@ pub(super) fn binary(left: Expr, op: BinaryOperator, right: Expr) -> Expr {
     Expr::BinaryOp { left: Box::new(left), op, right: Box::new(right) }
 }
 
-fn resolve_factor(
+pub(super) fn resolve_factor(
     resolver: &mut Resolver<'_>,
     factor: &mut TableFactor,
     scope: &mut Scope<'_>,
@@ -185,7 +220,7 @@ fn resolve_factor(
                 given.into_iter().flat_map(|alias| alias.columns).map(|column| column.name).collect();
             *alias = Some(plain_alias(&name));
             let columns = renamed(&name, &output, &renames)?;
-            scope.add(ScopeRelation { alias: name, schema: None, columns })
+            scope.add(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns })
         }
         TableFactor::NestedJoin { table_with_joins, alias: None } => resolve_tree(resolver, table_with_joins, scope),
         TableFactor::NestedJoin { .. } => {
@@ -299,7 +334,7 @@ fn unnest(
     internal.columns =
         output.iter().map(|column| TableAliasColumnDef { name: quoted(&column.internal), data_type: None }).collect();
     *alias = Some(internal);
-    Ok(ScopeRelation { alias: name, schema: None, columns })
+    Ok(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns })
 }
 
 fn plain_alias(name: &str) -> TableAlias {
@@ -347,7 +382,7 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     let schema = schema.filter(|_| given.is_none());
     rename_visible(&shown, &mut columns, given.map(|alias| alias.columns).unwrap_or_default())?;
     *alias = Some(plain_alias(&shown));
-    Ok(ScopeRelation { alias: shown, schema, columns })
+    Ok(ScopeRelation { plan_alias: shown.clone(), alias: shown, schema, columns })
 }
 
 fn rename_visible(alias: &str, columns: &mut [ScopeColumn], renames: Vec<TableAliasColumnDef>) -> Result<(), SqlError> {

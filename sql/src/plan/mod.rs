@@ -9,6 +9,7 @@ mod pipeline;
 mod constant;
 mod continuous;
 mod from;
+mod lateral;
 mod names;
 mod operator;
 mod parameter;
@@ -148,3 +149,6 @@ pub struct ContinuousPlan {
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,8 @@ use crate::function::registry;
 use crate::types::{scalar_null, scalar_text};
 use datafusion::common::{DFSchema, DataFusionError, ExprSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawFieldAccessExpr};
+use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, GetFieldAccess, Operator};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::BinaryOperator;
@@ -34,6 +34,24 @@ impl ExprPlanner for Operators {
         match plan(&op, left.clone(), right.clone(), schema)? {
             Some(expr) => Ok(PlannerResult::Planned(expr)),
             None => Ok(PlannerResult::Original(RawBinaryExpr { op, left, right })),
+        }
+    }
+
+    fn plan_field_access(&self, raw: RawFieldAccessExpr, _: &DFSchema) -> Result<PlannerResult<RawFieldAccessExpr>> {
+        Ok(PlannerResult::Planned(element(raw.expr, raw.field_access)?))
+    }
+}
+
+/// `array[index]` and `array[from:to]`.
+fn element(expr: Expr, access: GetFieldAccess) -> Result<Expr> {
+    let function = |name: &str| {
+        registry().scalar(name).ok_or_else(|| external(SqlError::internal("an array function is missing")))
+    };
+    match access {
+        GetFieldAccess::ListIndex { key } => Ok(function("array_element")?.call(vec![expr, *key])),
+        GetFieldAccess::ListRange { start, stop, .. } => Ok(function("array_slice")?.call(vec![expr, *start, *stop])),
+        GetFieldAccess::NamedStructField { .. } => {
+            Err(external(SqlError::unsupported("a field of a value", "use columns, or json text")))
         }
     }
 }

@@ -46,7 +46,6 @@ impl<'c> Provider<'c> {
         let expr_planners: Vec<Arc<dyn ExprPlanner>> = vec![
             Arc::new(Operators),
             Arc::new(datafusion::functions_nested::planner::NestedFunctionPlanner),
-            Arc::new(datafusion::functions_nested::planner::FieldAccessPlanner),
             Arc::new(datafusion::functions::core::planner::CoreFunctionPlanner::default()),
             Arc::new(datafusion::functions::unicode::planner::UnicodeFunctionPlanner),
             Arc::new(datafusion::functions_aggregate::planner::AggregateFunctionPlanner),

@@ -239,17 +239,17 @@ impl<'c> Resolver<'c> {
         let output = self.projection(&mut select.projection, &scope)?;
         if let Some(selection) = &mut select.selection {
             resolve_expr(self, &scope, selection)?;
-            condition(selection, "WHERE");
+            condition(selection, "WHERE")?;
         }
         let list = SelectList { items: &select.projection, output: &output };
         self.group_by(&mut select.group_by, &scope, &list, is_grouped)?;
         if let Some(having) = &mut select.having {
             resolve_expr(self, &scope, having)?;
-            condition(having, "HAVING");
+            condition(having, "HAVING")?;
         }
         if let Some(qualify) = &mut select.qualify {
             resolve_expr(self, &scope, qualify)?;
-            condition(qualify, "QUALIFY");
+            condition(qualify, "QUALIFY")?;
         }
         for window in &mut select.named_window {
             if let NamedWindowExpr::WindowSpec(spec) = &mut window.1 {
@@ -406,7 +406,7 @@ impl<'c> Resolver<'c> {
     /// Resolves FROM.
     fn from<'a>(
         &mut self,
-        from: &mut [sqlparser::ast::TableWithJoins],
+        from: &mut Vec<sqlparser::ast::TableWithJoins>,
         outer: Option<&'a Scope<'a>>,
         is_windowed: bool,
     ) -> Result<Scope<'a>, SqlError> {
@@ -414,10 +414,7 @@ impl<'c> Resolver<'c> {
         if is_windowed {
             refuse::window_source(from)?;
         }
-        for tree in from.iter_mut() {
-            let star = super::from::resolve_tree(self, tree, &mut scope)?;
-            scope.star.extend(star);
-        }
+        super::from::resolve_from(self, from, &mut scope)?;
         if is_windowed {
             if !matches!(from.first().map(|tree| &tree.relation), Some(TableFactor::Table { name, .. }) if super::from::is_relation(name))
             {

@@ -131,6 +131,15 @@ impl Rewriter<'_, '_, '_> {
                     *expr = refuse::literal(Value::Number(format!("-{text}"), false));
                 }
             }
+            // A float constant may be larger than any numeric: it is read as a float at once.
+            Expr::Cast { expr: inner, data_type, .. } => {
+                if let Some(text) = super::names::number(inner).map(str::to_owned)
+                    && matches!(syntax::sql_type(data_type)?, SqlType::Real | SqlType::Double)
+                {
+                    let span = inner.span();
+                    **inner = Expr::Value(Value::SingleQuotedString(text).with_span(span));
+                }
+            }
             Expr::CompoundFieldAccess { root, access_chain } => qualify_root(self.scope, root, access_chain),
             _ => {}
         }
@@ -216,13 +225,15 @@ impl Rewriter<'_, '_, '_> {
         syntax::function(self.resolver.registry, function)?;
         let name = function.name.0.last().and_then(ObjectNamePart::as_ident).map_or("", |ident| ident.value.as_str());
         let has_args = matches!(&function.args, FunctionArguments::List(list) if !list.args.is_empty());
-        if is_session_function(name) && !has_args {
+        if let ("mod", Some((left, right))) = (name, two_arguments(function)) {
+            *expr = Expr::Nested(Box::new(binary(left, BinaryOperator::Modulo, right)));
+        } else if is_session_function(name) && !has_args {
             let name = name.to_owned();
             *expr = self.session(&name)?;
-        } else if settle::needs_agreement(name) {
-            mark(expr);
         } else if name == "generate_series" {
             return Err(SqlError::unsupported("generate_series outside FROM", "use FROM generate_series(…) AS n"));
+        } else if !name.starts_with('$') {
+            mark(expr);
         }
         Ok(())
     }
@@ -239,10 +250,11 @@ impl Rewriter<'_, '_, '_> {
         Ok(self.constant(value, &sql_type))
     }
 
-    fn column(&self, ident: &Ident) -> Result<Expr, SqlError> {
+    fn column(&mut self, ident: &Ident) -> Result<Expr, SqlError> {
         let position = Position::of(ident.span);
         match self.scope.find(&ident.value).map_err(|error| error.at(position))? {
             Some(found) => Ok(found),
+            None if ident.quote_style.is_none() && is_reserved(&ident.value) => self.session(&ident.value),
             None if self.scope.relation(None, &ident.value).is_some() => {
                 Err(SqlError::unsupported("a whole row as a value", "name its columns").at(position))
             }
@@ -363,6 +375,34 @@ fn qualify_root(scope: &Scope<'_>, root: &mut Box<Expr>, chain: &mut Vec<AccessE
         **root = Expr::CompoundIdentifier(vec![alias.clone(), column.clone()]);
         chain.remove(0);
     }
+}
+
+fn two_arguments(function: &Function) -> Option<(Expr, Expr)> {
+    let FunctionArguments::List(list) = &function.args else { return None };
+    match list.args.as_slice() {
+        [FunctionArg::Unnamed(FunctionArgExpr::Expr(left)), FunctionArg::Unnamed(FunctionArgExpr::Expr(right))] => {
+            Some((left.clone(), right.clone()))
+        }
+        _ => None,
+    }
+}
+
+/// Session functions that are written without parentheses.
+fn is_reserved(name: &str) -> bool {
+    const RESERVED: [&str; 11] = [
+        "current_schema",
+        "current_catalog",
+        "current_role",
+        "current_user",
+        "session_user",
+        "user",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+    ];
+    RESERVED.contains(&name)
 }
 
 /// Where an expression begins.

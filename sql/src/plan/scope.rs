@@ -23,6 +23,8 @@ pub(super) struct ScopeColumn {
 pub(super) struct ScopeRelation {
     /// Its alias, or its name.
     pub(super) alias: String,
+    /// Its name in the plan; another than `alias` once a lateral source took it in.
+    pub(super) plan_alias: String,
     /// Its schema, when it may be named with it.
     pub(super) schema: Option<String>,
     /// Its columns.
@@ -83,7 +85,7 @@ impl Scope<'_> {
         for is_hidden in [false, true] {
             let mut found = self.relations.iter().flat_map(|relation| {
                 let fits = move |column: &&ScopeColumn| column.name == name && column.is_hidden == is_hidden;
-                relation.columns.iter().filter(fits).map(|column| reference(&relation.alias, &column.internal))
+                relation.columns.iter().filter(fits).map(|column| reference(&relation.plan_alias, &column.internal))
             });
             if let Some(first) = found.next() {
                 return match found.next() {
@@ -126,7 +128,7 @@ impl ScopeRelation {
     pub(super) fn star(&self) -> Vec<StarColumn> {
         let shown = self.columns.iter().filter(|column| !column.is_hidden);
         shown
-            .map(|column| StarColumn { name: column.name.clone(), expr: reference(&self.alias, &column.internal) })
+            .map(|column| StarColumn { name: column.name.clone(), expr: reference(&self.plan_alias, &column.internal) })
             .collect()
     }
 
@@ -141,7 +143,7 @@ impl ScopeRelation {
             return Err(SqlError::new(SqlState::UndefinedColumn, fact));
         };
         match found.next() {
-            None => Ok(reference(&self.alias, &first.internal)),
+            None => Ok(reference(&self.plan_alias, &first.internal)),
             Some(_) => Err(ambiguous(name)),
         }
     }

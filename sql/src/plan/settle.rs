@@ -4,16 +4,18 @@
 //! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
 
 use super::from::binary;
-use super::operator::{as_numeric, boolean, comparable, convert, type_of};
+use super::operator::{as_numeric, boolean, comparable, convert, folded, type_of};
 use super::refuse;
 use crate::error::SqlError;
 use crate::function::errors::external;
+use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{InList, ScalarFunction};
-use datafusion::logical_expr::{Case, Expr, Like};
+use datafusion::logical_expr::{Case, Cast, Expr, ExprSchemable, Like};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
-use sqlparser::ast::{self, BinaryOperator};
+use sqlparser::ast::{self, BinaryOperator, Visit, Visitor};
+use std::ops::ControlFlow;
 
 /// The mark on an expression whose parts must agree.
 pub(super) const AGREE: &str = "$agree";
@@ -26,13 +28,35 @@ pub(super) fn marked(expr: ast::Expr) -> ast::Expr {
 }
 
 /// `expr` as the condition of `clause`.
-pub(super) fn condition(expr: &mut ast::Expr, clause: &str) {
+///
+/// # Errors
+/// 42P20 for a window function, which is computed after conditions.
+pub(super) fn condition(expr: &mut ast::Expr, clause: &str) -> std::result::Result<(), SqlError> {
+    if clause != "QUALIFY" && expr.visit(&mut FindOver).is_break() {
+        let fact = format!("window functions are not allowed in {clause}");
+        return Err(SqlError::new(SqlState::WindowingError, fact).hint("put the query into FROM, and filter around it"));
+    }
     let inner = std::mem::replace(expr, refuse::null());
     *expr = binary(inner, BinaryOperator::Custom(format!("{CONDITION}{clause}")), refuse::null());
+    Ok(())
+}
+
+/// Finds calls with OVER outside sub-queries.
+struct FindOver;
+
+impl Visitor for FindOver {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<()> {
+        match expr {
+            ast::Expr::Function(ast::Function { over: Some(_), .. }) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
 }
 
 /// True for calls whose arguments must agree.
-pub(super) fn needs_agreement(function: &str) -> bool {
+fn needs_agreement(function: &str) -> bool {
     ["coalesce", "greatest", "least", "nullif"].contains(&function)
 }
 
@@ -49,9 +73,49 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::InList(list) => Expr::InList(in_list(list, schema)?),
         Expr::Like(like) => Expr::Like(self::like(like, schema)?),
         Expr::Not(inner) => Expr::Not(Box::new(boolean(*inner, schema, "NOT")?)),
-        Expr::ScalarFunction(call) => Expr::ScalarFunction(self::call(call, schema)?),
-        other => other,
+        Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => {
+            Expr::ScalarFunction(self::call(call, schema)?)
+        }
+        Expr::ScalarFunction(call) => with_result_type(Expr::ScalarFunction(with_literals(call)), schema)?,
+        other => with_result_type(other, schema)?,
     }))
+}
+
+/// A call with its constant arguments as literals: some functions are typed by them, and the type must not change later.
+fn with_literals(call: ScalarFunction) -> ScalarFunction {
+    let literal = |arg: Expr| folded(&arg).map_or(arg, |value| Expr::Literal(value, None));
+    ScalarFunction { args: call.args.into_iter().map(literal).collect(), func: call.func }
+}
+
+/// A call with the result type PostgreSQL gives it, where the library's differs.
+fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    let wanted = match &expr {
+        // Set-returning: its type is that of a row, known later.
+        Expr::Unnest(_) => return Ok(expr),
+        Expr::AggregateFunction(call) if call.func.name() == "sum" => match call.params.args.first() {
+            Some(arg) if type_of(arg, schema)? == Some(SqlType::Real) => SqlType::Real,
+            _ => return Ok(expr),
+        },
+        Expr::ScalarFunction(call) if call.func.name() == "power" => SqlType::Double,
+        _ => match expr.get_type(schema)? {
+            DataType::UInt64 | DataType::UInt32 if is_integer_call(&expr) => SqlType::Integer,
+            DataType::UInt64 | DataType::UInt32 => SqlType::BigInt,
+            _ => return Ok(expr),
+        },
+    };
+    match expr.get_type(schema)? == wanted.arrow() {
+        true => Ok(expr),
+        false => Ok(Expr::Cast(Cast::new(Box::new(expr), wanted.arrow()))),
+    }
+}
+
+/// Counts that PostgreSQL gives as integer rather than bigint.
+fn is_integer_call(expr: &Expr) -> bool {
+    match expr {
+        Expr::ScalarFunction(_) => true,
+        Expr::WindowFunction(call) => call.fun.name() == "ntile",
+        _ => false,
+    }
 }
 
 /// The type that values of all `types` take.

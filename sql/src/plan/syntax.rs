@@ -13,8 +13,8 @@ use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::{
-    BinaryOperator, DataType, DateTimeField, Expr, Function, FunctionArgumentClause, FunctionArguments, Interval,
-    NullTreatment, ObjectNamePart, UnaryOperator, Value,
+    BinaryOperator, DataType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
+    FunctionArguments, Interval, NullTreatment, ObjectNamePart, UnaryOperator, Value,
 };
 
 /// `IS DISTINCT FROM` among the binary operators.
@@ -78,32 +78,57 @@ pub(super) fn sql_type(data_type: &DataType) -> Result<SqlType, SqlError> {
 }
 
 /// The number `text` with its type, or `None` where it has it already.
+///
+/// Digits alone decide, as the sign is an operator in PostgreSQL: 2147483648 and -2147483648 are bigint.
 pub(super) fn number(text: &str) -> Result<Option<Expr>, SqlError> {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let value = || refuse::literal(Value::Number(text.to_owned(), false));
+    let value = |text: &str| refuse::literal(Value::Number(text.to_owned(), false));
+    let numeric = |text: &str, digits: usize| {
+        let info = sqlparser::ast::ExactNumberInfo::PrecisionAndScale(digits.clamp(1, 38) as u64, 0);
+        refuse::cast(value(text), DataType::Numeric(info))
+    };
     if digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        if text.parse::<i32>().is_ok() {
-            return Ok(Some(refuse::cast(value(), DataType::Int(None))));
+        if digits.parse::<i32>().is_ok() {
+            return Ok(Some(refuse::cast(value(text), DataType::Int(None))));
         }
         if text.parse::<i64>().is_ok() {
             return Ok(None);
         }
         if text.parse::<u64>().is_ok() {
-            return Ok(Some(refuse::cast(
-                value(),
-                DataType::Numeric(sqlparser::ast::ExactNumberInfo::PrecisionAndScale(20, 0)),
-            )));
+            return Ok(Some(numeric(text, 20)));
         }
     }
-    let significant = digits.split(['e', 'E']).next().unwrap_or(digits).bytes().filter(u8::is_ascii_digit).count();
-    let exponent = digits.split(['e', 'E']).nth(1).map_or(0, |text| text.parse::<i32>().unwrap_or(i32::MAX));
-    if significant > 38 || !(-37..=37).contains(&exponent) {
+    let Some(plain) = without_exponent(digits) else {
         let fact = "a numeric constant has more than 38 digits";
-        return Err(
-            SqlError::new(SqlState::NumericValueOutOfRange, fact).hint("use a double precision: '1e300'::float8")
-        );
+        return Err(SqlError::new(SqlState::NumericValueOutOfRange, fact).hint("cast it: 1e300::float8"));
+    };
+    match plain == digits {
+        true => Ok(None),
+        // A whole number with an exponent is numeric, not integer.
+        false if !plain.contains('.') => Ok(Some(numeric(&plain, plain.len()))),
+        false => Ok(Some(value(&plain))),
     }
-    Ok(None)
+}
+
+/// `1.5e3` as `1500`; `None` for more than 38 digits.
+fn without_exponent(text: &str) -> Option<String> {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let exponent: i64 = exponent.parse().ok().filter(|exponent| (-400..=400).contains(exponent))?;
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let significant: String = [whole, fraction].concat();
+    let point = i64::try_from(whole.len()).ok()? + exponent;
+    let zeros = |count: i64| "0".repeat(usize::try_from(count.max(0)).unwrap_or(0));
+    let digits = format!("{}{significant}{}", zeros(1 - point), zeros(point - i64::try_from(significant.len()).ok()?));
+    let (before, after) = digits.split_at(usize::try_from(point.max(1)).ok()?);
+    let before = before.trim_start_matches('0');
+    let before = if before.is_empty() { "0" } else { before };
+    if before.trim_start_matches('0').len() + after.len() > 38 {
+        return None;
+    }
+    if !text.contains(['e', 'E']) {
+        return Some(text.to_owned());
+    }
+    Some(if after.is_empty() { before.to_owned() } else { format!("{before}.{after}") })
 }
 
 /// The value of a string literal that is cast to `target`.
@@ -232,6 +257,10 @@ fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Resul
             if list.duplicate_treatment.is_some() && !is_aggregate {
                 let fact = format!("DISTINCT specified, but {name} is not an aggregate function");
                 return Err(SqlError::new(SqlState::WrongObjectType, fact));
+            }
+            let is_star = |arg: &FunctionArg| matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Wildcard));
+            if list.args.iter().any(is_star) && (list.duplicate_treatment.is_some() || name != "count") {
+                return Err(SqlError::syntax("* is an argument of count only, and not with DISTINCT"));
             }
             let known = |clause: &FunctionArgumentClause| match clause {
                 FunctionArgumentClause::OrderBy(_) => is_aggregate,
