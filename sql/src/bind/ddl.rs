@@ -1,53 +1,35 @@
-//! Definitions: columns, keys, event time and options of `CREATE`, and the options of queries.
+//! `CREATE STREAM | TOPIC | TABLE`: types, keys, event time and options, to a definition for the catalog.
 //!
-//! An option whose effect is still to come is refused. Leaves out evaluation of defaults (engine) and the
-//! SELECT of `CREATE … AS` (`plan`). Pure.
+//! Leaves out existence, ids and shards (engine), and the values of defaults (planner). Pure: a crash does
+//! nothing to it.
 
-use crate::bind::types::sql_type;
-use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, ObjectKind, OptionValue, WithOption};
-use crate::dialect::{Position, Select, WithOptions, parse_interval, render};
+use super::options::{self, CreateAsOptions};
+use super::types;
+use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position};
 use crate::error::SqlError;
-use millstream_catalog::model::limit::{COLUMNS_MAX, PARTITIONS_MAX};
-use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId};
-use millstream_catalog::query::OffsetReset;
+use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
-use millstream_catalog::{Column, Compression, QueryOptions, Relation, RelationKind, Schema, SqlType, TopicOptions};
+use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType};
+use sqlparser::ast::{Expr, Visit, Visitor};
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 
-/// Names that readers give a meaning of their own.
-const RESERVED: [&str; 7] = [ROWTIME, ROWPARTITION, ROWOFFSET, ROWTOMBSTONE, "rowop", "windowstart", "windowend"];
+pub use super::options::{PushOptions, bind_push_options};
 
-/// The relation a `CREATE` defines; its id and shard are the engine's to set.
+/// Names of pseudo-columns, which no column may have.
+const RESERVED: [&str; 7] = [ROWTIME, ROWPARTITION, ROWOFFSET, "rowop", ROWTOMBSTONE, "windowstart", "windowend"];
+
+/// The definition that `create` gives; its id is 0 and its shard the first: the engine decides both.
 ///
 /// # Errors
-/// 42701, 42939, 42611, 42804 and others for columns; 22023 and 0A000 for options, with their place.
+/// What is wrong with a column, a key, the event time or an option, with its position.
 pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Result<Relation, SqlError> {
     let kind = create.kind.relation_kind();
-    let mut columns = Vec::new();
-    if create.columns.is_empty() {
-        return Err(SqlError::unsupported(
-            format!("CREATE {} without columns", create.kind.keyword()),
-            "name the columns: (key bytea KEY, value bytea)",
-        )
-        .at(create.name.position));
-    }
-    if create.columns.len() > COLUMNS_MAX {
-        let message = format!("relations can have at most {COLUMNS_MAX} columns");
-        return Err(SqlError::new(SqlState::TooManyColumns, message).at(create.name.position));
-    }
-    for def in &create.columns {
-        let column = bind_column(def, create.kind)?;
-        if columns.iter().any(|other: &Column| other.name == column.name) {
-            let message = format!("column \"{}\" specified more than once", column.name);
-            return Err(SqlError::new(SqlState::DuplicateColumn, message).at(def.name.position));
-        }
-        columns.push(column);
-    }
-    if let Some(names) = &create.primary_key {
-        bind_primary_key(create, names, &mut columns)?;
-    }
-    let mut options = Options { kind, nodes, topic: TopicOptions::default(), query: None, timestamp: None };
-    options.bind(&create.options)?;
-    let (timestamp, watermark_delay) = event_time(create, &options, &columns)?;
+    check_names(create)?;
+    let mut columns = create.columns.iter().map(column).collect::<Result<Vec<Column>, SqlError>>()?;
+    keys(create, kind, &mut columns)?;
+    let options = options::relation_options(&create.options, kind, nodes)?;
+    let (timestamp, watermark_delay) = event_time(create, &columns, options.timestamp)?;
     Ok(Relation {
         id: TopicId::default(),
         name: create.name.name.clone(),
@@ -59,394 +41,226 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
         shard: ShardId::default(),
         query: None,
         created_at: now,
-        sql: render::create_relation(create).to_owned(),
+        sql: create.sql.clone(),
     })
 }
 
-fn bind_column(def: &ColumnDef, kind: ObjectKind) -> Result<Column, SqlError> {
-    if RESERVED.contains(&def.name.as_str()) {
-        let message = format!("column name \"{}\" is reserved", def.name);
-        return Err(SqlError::new(SqlState::ReservedName, message)
-            .hint("every relation has rowtime, rowpartition and rowoffset")
-            .at(def.name.position));
+/// The options of `CREATE … AS SELECT`.
+///
+/// # Errors
+/// `22023` for unknown names and values, `0A000` for those without effect yet.
+pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<CreateAsOptions, SqlError> {
+    options::create_as_options(&create.options, create.kind.relation_kind(), nodes)
+}
+
+/// Refuses a column name that stands for a pseudo-column.
+///
+/// # Errors
+/// `42939`.
+pub fn check_column_name(name: &str, position: Position) -> Result<(), SqlError> {
+    if !RESERVED.contains(&name) {
+        return Ok(());
     }
-    let is_table = kind.relation_kind() == RelationKind::Table;
-    match def.key {
-        ColumnKey::PrimaryKey if !is_table => {
-            return Err(SqlError::unsupported("a primary key on a stream", "write KEY, which partitions its events")
-                .at(def.constraint_position));
+    Err(SqlError::new(SqlState::ReservedName, format!("column name \"{name}\" is reserved"))
+        .hint("every stream and table has its own; choose another name")
+        .at(position))
+}
+
+fn check_names(create: &CreateRelation) -> Result<(), SqlError> {
+    if create.columns.is_empty() {
+        return Err(SqlError::new(
+            SqlState::InvalidTableDefinition,
+            format!("relation \"{}\" has no columns", create.name),
+        )
+        .at(create.name.position));
+    }
+    if create.columns.len() > limit::COLUMNS_MAX {
+        let message = format!("a relation can have at most {} columns", limit::COLUMNS_MAX);
+        return Err(SqlError::new(SqlState::TooManyColumns, message).at(create.name.position));
+    }
+    let mut seen = HashSet::new();
+    for ColumnDef { name, .. } in &create.columns {
+        check_column_name(name.as_str(), name.position)?;
+        if !seen.insert(name.as_str()) {
+            let message = format!("column \"{name}\" specified more than once");
+            return Err(SqlError::new(SqlState::DuplicateColumn, message).at(name.position));
         }
-        ColumnKey::Key if is_table => {
-            return Err(SqlError::unsupported("KEY on a table", "write PRIMARY KEY").at(def.constraint_position));
-        }
-        _ => {}
+    }
+    Ok(())
+}
+
+fn column(def: &ColumnDef) -> Result<Column, SqlError> {
+    if let Some(default) = &def.default {
+        check_default(def, &default.expr)?;
     }
     Ok(Column {
         name: def.name.name.clone(),
-        sql_type: sql_type(&def.data_type, def.type_position)?,
-        is_nullable: !def.is_not_null && def.key != ColumnKey::PrimaryKey,
-        is_key: def.key != ColumnKey::No,
+        sql_type: types::sql_type(&def.data_type, def.type_position)?,
+        is_nullable: !def.is_not_null,
+        is_key: false,
         default: def.default.as_ref().map(|default| default.sql.clone()),
         is_hidden: false,
     })
 }
 
-fn bind_primary_key(create: &CreateRelation, names: &[Ident], columns: &mut [Column]) -> Result<(), SqlError> {
-    let Some(first) = names.first() else { return Ok(()) };
-    if create.kind.relation_kind() == RelationKind::Stream {
-        return Err(
-            SqlError::unsupported("a primary key on a stream", "write KEY behind the columns").at(first.position)
-        );
+/// A default has no columns, parameters or sub-queries.
+fn check_default(def: &ColumnDef, default: &Expr) -> Result<(), SqlError> {
+    struct Check;
+    impl Visitor for Check {
+        type Break = (SqlState, &'static str, Position);
+        fn pre_visit_query(&mut self, _: &sqlparser::ast::Query) -> ControlFlow<Self::Break> {
+            ControlFlow::Break((
+                SqlState::FeatureNotSupported,
+                "cannot use subquery in DEFAULT expression",
+                Position::UNKNOWN,
+            ))
+        }
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<Self::Break> {
+            let column = (SqlState::FeatureNotSupported, "cannot use column reference in DEFAULT expression");
+            match expr {
+                Expr::Identifier(ident) => ControlFlow::Break((column.0, column.1, Position::of(ident.span))),
+                Expr::CompoundIdentifier(parts) => {
+                    let position = parts.first().map_or(Position::UNKNOWN, |ident| Position::of(ident.span));
+                    ControlFlow::Break((column.0, column.1, position))
+                }
+                Expr::Value(value) if matches!(value.value, sqlparser::ast::Value::Placeholder(_)) => {
+                    ControlFlow::Break((
+                        SqlState::UndefinedParameter,
+                        "there is no parameter here",
+                        Position::of(value.span),
+                    ))
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
     }
-    if columns.iter().any(|column| column.is_key) {
-        let message = format!("multiple primary keys for table \"{}\" are not allowed", create.name);
-        return Err(SqlError::new(SqlState::InvalidTableDefinition, message).at(first.position));
+    match default.visit(&mut Check) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break((sqlstate, message, position)) => {
+            let position = if position.get() == 0 { def.constraint_position } else { position };
+            Err(SqlError::new(sqlstate, message).hint("write a constant, or an expression of constants").at(position))
+        }
     }
-    for name in names {
-        let column = columns.iter_mut().find(|column| column.name == name.name).ok_or_else(|| {
-            let message = format!("column \"{name}\" named in key does not exist");
-            SqlError::new(SqlState::UndefinedColumn, message).at(name.position)
-        })?;
-        if column.is_key {
-            let message = format!("column \"{name}\" appears twice in primary key constraint");
-            return Err(SqlError::new(SqlState::DuplicateColumn, message).at(name.position));
+}
+
+/// Marks the key columns.
+fn keys(create: &CreateRelation, kind: RelationKind, columns: &mut [Column]) -> Result<(), SqlError> {
+    let word = create.kind.keyword();
+    let mut inline = None;
+    for (def, column) in create.columns.iter().zip(columns.iter_mut()) {
+        let wrong = |message: String, hint: &str| {
+            SqlError::new(SqlState::FeatureNotSupported, message).hint(hint).at(def.constraint_position)
+        };
+        match (def.key, kind) {
+            (ColumnKey::No, _) => continue,
+            (ColumnKey::Key, RelationKind::Table) => {
+                return Err(wrong(format!("a {word} has no KEY"), "use PRIMARY KEY"));
+            }
+            (ColumnKey::PrimaryKey, RelationKind::Stream) => {
+                return Err(wrong(format!("a {word} has no PRIMARY KEY"), "use KEY, or CREATE TABLE"));
+            }
+            (ColumnKey::Key, RelationKind::Stream) => {}
+            (ColumnKey::PrimaryKey, RelationKind::Table) => {
+                if inline.replace(def).is_some() {
+                    return Err(multiple_keys(create, def.constraint_position));
+                }
+                column.is_nullable = false;
+            }
         }
         column.is_key = true;
-        column.is_nullable = false;
+        check_key_type(column, def.constraint_position)?;
     }
-    Ok(())
+    let Some(names) = &create.primary_key else { return Ok(()) };
+    let position = names.first().map_or(Position::UNKNOWN, |name| name.position);
+    if kind == RelationKind::Stream {
+        return Err(SqlError::new(SqlState::FeatureNotSupported, format!("a {word} has no PRIMARY KEY"))
+            .hint("mark the columns KEY, or use CREATE TABLE")
+            .at(position));
+    }
+    if inline.is_some() {
+        return Err(multiple_keys(create, position));
+    }
+    names.iter().try_for_each(|name| table_key(name, columns))
 }
 
-/// The event-time column and the delay of its watermark.
+fn multiple_keys(create: &CreateRelation, position: Position) -> SqlError {
+    let message = format!("multiple primary keys for table \"{}\" are not allowed", create.name);
+    SqlError::new(SqlState::InvalidTableDefinition, message)
+        .hint("write PRIMARY KEY (a, b) after the columns")
+        .at(position)
+}
+
+/// One column of `PRIMARY KEY (…)`.
+fn table_key(name: &Ident, columns: &mut [Column]) -> Result<(), SqlError> {
+    let Some(column) = columns.iter_mut().find(|column| column.name == name.name) else {
+        let message = format!("column \"{name}\" named in key does not exist");
+        return Err(SqlError::new(SqlState::UndefinedColumn, message).at(name.position));
+    };
+    if column.is_key {
+        let message = format!("column \"{name}\" appears twice in primary key constraint");
+        return Err(SqlError::new(SqlState::DuplicateColumn, message).at(name.position));
+    }
+    (column.is_key, column.is_nullable) = (true, false);
+    check_key_type(column, name.position)
+}
+
+/// Keys are compared: `json` has no equality.
+fn check_key_type(column: &Column, position: Position) -> Result<(), SqlError> {
+    let item = match &column.sql_type {
+        SqlType::Array(item) => item,
+        other => other,
+    };
+    if *item != SqlType::Json {
+        return Ok(());
+    }
+    Err(SqlError::new(SqlState::UndefinedFunction, "could not identify an equality operator for type json")
+        .hint(format!("declare column \"{}\" jsonb or text", column.name))
+        .at(position))
+}
+
+/// The event-time column and the delay of the watermark.
 fn event_time(
     create: &CreateRelation,
-    options: &Options,
     columns: &[Column],
+    named: Option<(String, Position)>,
 ) -> Result<(Option<usize>, Option<Span>), SqlError> {
-    let named = options.timestamp.as_ref().map(|(name, position)| (name.as_str(), *position));
-    let marked = create.watermark.as_ref().map(|mark| (mark.column.as_str(), mark.column.position));
-    if let (Some((named, position)), Some((marked, _))) = (named, marked)
-        && named != marked
-    {
-        let message = format!("timestamp is \"{named}\", but WATERMARK is for \"{marked}\"");
-        return Err(SqlError::new(SqlState::InvalidObjectDefinition, message).at(position));
-    }
-    let Some((name, position)) = named.or(marked) else { return Ok((None, None)) };
-    let (at, column) =
-        columns.iter().enumerate().find(|(_, column)| column.name.as_str() == name).ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedColumn, format!("column \"{name}\" does not exist")).at(position)
-        })?;
-    match column.sql_type {
-        SqlType::Timestamp | SqlType::TimestampTz | SqlType::BigInt => {}
-        ref other => {
-            return Err(SqlError::new(
-                SqlState::DatatypeMismatch,
-                format!("column \"{name}\" cannot give the event time, it is of type {other}"),
-            )
-            .hint("use a timestamp, a timestamptz, or a bigint of milliseconds since 1970")
-            .at(position));
-        }
-    }
-    Ok((Some(at), create.watermark.as_ref().map(|mark| mark.delay)))
-}
-
-/// The options of `CREATE … AS`: its topic's and its query's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BoundCreateAs {
-    /// Of the topic.
-    pub topic: TopicOptions,
-    /// Of the query.
-    pub query: QueryOptions,
-}
-
-/// Checks the options of `CREATE … AS`.
-///
-/// # Errors
-/// 22023 and 0A000, with their place.
-pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<BoundCreateAs, SqlError> {
-    let mut options = Options {
-        kind: create.kind.relation_kind(),
-        nodes,
-        topic: TopicOptions::default(),
-        query: Some(QueryOptions::default()),
-        timestamp: None,
+    let named = match &named {
+        Some((name, position)) => Some((event_time_column(columns, name, *position)?, *position)),
+        None => None,
     };
-    options.bind(&create.options)?;
-    if let Some((_, position)) = options.timestamp {
-        return Err(SqlError::unsupported(
-            "timestamp of a query's result",
-            "the rowtime of its rows is that of what it reads",
+    let Some(watermark) = &create.watermark else { return Ok((named.map(|(at, _)| at), None)) };
+    let delay = Some(watermark.delay);
+    if watermark.column.as_str() == ROWTIME {
+        return Ok((named.map(|(at, _)| at), delay));
+    }
+    let at = event_time_column(columns, watermark.column.as_str(), watermark.column.position)?;
+    match named {
+        Some((other, position)) if other != at => Err(SqlError::new(
+            SqlState::InvalidObjectDefinition,
+            format!("event time is column \"{}\" of WATERMARK FOR", watermark.column),
         )
-        .at(position));
-    }
-    options.bind(&create.select.options)?;
-    Ok(BoundCreateAs { topic: options.topic, query: options.query.unwrap_or_default() })
-}
-
-/// The options of a push query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PushOptions {
-    /// Where it begins, if the query says so.
-    pub auto_offset_reset: Option<OffsetReset>,
-}
-
-/// Checks the options behind `EMIT CHANGES`.
-///
-/// # Errors
-/// 22023 and 0A000, with their place.
-pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
-    let mut options = PushOptions::default();
-    for option in &select.options.0 {
-        match option.name.as_str() {
-            "auto_offset_reset" => options.auto_offset_reset = Some(offset_reset(option)?),
-            "emit" => check_emit(option)?,
-            "group" | "auto_commit" => {
-                return Err(SqlError::unsupported(
-                    "a consumer group",
-                    "leave the group out: an anonymous subscription gets every event",
-                )
-                .at(option.position));
-            }
-            "grace" | "idle_timeout" | "state_retention" | "mode" => return Err(later(option)),
-            _ => return Err(unknown(option)),
-        }
-    }
-    Ok(options)
-}
-
-/// Options as they are bound one by one.
-struct Options {
-    kind: RelationKind,
-    nodes: u32,
-    topic: TopicOptions,
-    /// With `CREATE … AS` only.
-    query: Option<QueryOptions>,
-    timestamp: Option<(String, Position)>,
-}
-
-impl Options {
-    fn bind(&mut self, options: &WithOptions) -> Result<(), SqlError> {
-        options.0.iter().try_for_each(|option| self.bind_one(option))
-    }
-
-    fn bind_one(&mut self, option: &WithOption) -> Result<(), SqlError> {
-        let text = option.value.as_str();
-        match option.name.as_str() {
-            "partitions" => {
-                let count = whole(option)?;
-                self.topic.partitions = u32::try_from(count)
-                    .ok()
-                    .filter(|count| (1..=PARTITIONS_MAX).contains(count))
-                    .ok_or_else(|| invalid(option).detail(format!("a topic has 1 to {PARTITIONS_MAX} partitions")))?;
-            }
-            "replication_factor" => {
-                let count = whole(option)?;
-                if count < 1 || count > i64::from(self.nodes) {
-                    return Err(invalid(option).detail(format!("the cluster has {} node", self.nodes)));
-                }
-            }
-            "timestamp" => self.timestamp = Some((text.to_owned(), option.value_position)),
-            "retention" if text.eq_ignore_ascii_case("forever") => {}
-            "retention" => {
-                duration(option)?;
-                return Err(later(option).hint("leave it out: events are kept for ever"));
-            }
-            "retention_bytes" => {
-                size(option)?;
-                return Err(later(option).hint("leave it out: events are kept for ever"));
-            }
-            "cleanup_policy" => self.cleanup_policy(option)?,
-            "compression" => {
-                self.topic.compression = match text.to_ascii_lowercase().as_str() {
-                    "none" => Compression::None,
-                    "lz4" => Compression::Lz4,
-                    "zstd" => Compression::Zstd,
-                    _ => return Err(invalid(option).hint("accepted: none, lz4, zstd")),
-                }
-            }
-            "durability" => match text.to_ascii_lowercase().as_str() {
-                "sync" => {}
-                "async" => {
-                    return Err(later(option).hint("leave it out: events are synced before they are acknowledged"));
-                }
-                _ => return Err(invalid(option).hint("accepted: sync")),
-            },
-            _ => return self.query_option(option),
-        }
-        Ok(())
-    }
-
-    fn cleanup_policy(&self, option: &WithOption) -> Result<(), SqlError> {
-        let default = match self.kind {
-            RelationKind::Stream => "delete",
-            RelationKind::Table => "compact",
-        };
-        match option.value.as_str().to_ascii_lowercase().replace(' ', "").as_str() {
-            policy if policy == default => Ok(()),
-            "delete" | "compact" | "compact,delete" | "delete,compact" => {
-                Err(later(option).hint(format!("leave it out: it is {default} here")))
-            }
-            _ => Err(invalid(option).hint("accepted: delete, compact, or compact,delete")),
-        }
-    }
-
-    fn query_option(&mut self, option: &WithOption) -> Result<(), SqlError> {
-        let Some(query) = &mut self.query else { return Err(unknown(option)) };
-        match option.name.as_str() {
-            "auto_offset_reset" => query.auto_offset_reset = offset_reset(option)?,
-            "idle_timeout" => query.idle_timeout = duration(option)?,
-            "emit" => check_emit(option)?,
-            "on_error" => match option.value.as_str().to_ascii_lowercase().as_str() {
-                "stop" => {}
-                "skip" => return Err(later(option).hint("leave it out: the query stops at an event it cannot take")),
-                _ => return Err(invalid(option).hint("accepted: stop")),
-            },
-            "grace" | "state_retention" => {
-                return Err(later(option).hint("write GRACE PERIOD in the WINDOW clause"));
-            }
-            "group" | "auto_commit" => {
-                return Err(SqlError::unsupported(
-                    "a consumer group of a continuous query",
-                    "leave it out: the query keeps its own positions",
-                )
-                .at(option.position));
-            }
-            _ => return Err(unknown(option)),
-        }
-        Ok(())
+        .hint("leave the option timestamp out, or name the same column")
+        .at(position)),
+        _ => Ok((Some(at), delay)),
     }
 }
 
-fn unknown(option: &WithOption) -> SqlError {
-    SqlError::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{}\"", option.name))
-        .at(option.position)
-}
-
-fn invalid(option: &WithOption) -> SqlError {
-    let message = format!("invalid value for parameter \"{}\": \"{}\"", option.name, option.value.as_str());
-    SqlError::new(SqlState::InvalidParameterValue, message).at(option.value_position)
-}
-
-fn later(option: &WithOption) -> SqlError {
-    SqlError::unsupported(
-        format!("parameter \"{}\" with value \"{}\"", option.name, option.value.as_str()),
-        "leave the parameter out",
-    )
-    .at(option.position)
-}
-
-fn whole(option: &WithOption) -> Result<i64, SqlError> {
-    option.value.as_str().parse().map_err(|_| invalid(option).hint("a whole number is expected"))
-}
-
-fn duration(option: &WithOption) -> Result<Span, SqlError> {
-    let hint = "a duration is expected, like '10 seconds'";
-    let span = match &option.value {
-        OptionValue::Text(text) => parse_interval(text).map_err(|_| invalid(option).hint(hint))?,
-        OptionValue::Number(_) | OptionValue::Word(_) => return Err(invalid(option).hint(hint)),
+fn event_time_column(columns: &[Column], name: &str, position: Position) -> Result<usize, SqlError> {
+    // The option is a string: as with other names, the exact one is preferred to the folded one.
+    let exact = columns.iter().position(|column| column.name.as_str() == name);
+    let found = exact.or_else(|| columns.iter().position(|column| column.name.as_str() == name.to_ascii_lowercase()));
+    let Some(at) = found else {
+        let message = format!("column \"{name}\" does not exist");
+        return Err(SqlError::new(SqlState::UndefinedColumn, message).at(position));
     };
-    if span <= Span::ZERO { Err(invalid(option).detail("a duration is positive")) } else { Ok(span) }
-}
-
-fn size(option: &WithOption) -> Result<u64, SqlError> {
-    let text = option.value.as_str().trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match text[split..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => return Err(invalid(option).hint("sizes take KiB, MiB and GiB")),
-    };
-    let count: u64 = text[..split].parse().map_err(|_| invalid(option))?;
-    count.checked_mul(unit).ok_or_else(|| invalid(option))
-}
-
-fn offset_reset(option: &WithOption) -> Result<OffsetReset, SqlError> {
-    match option.value.as_str().to_ascii_lowercase().as_str() {
-        "earliest" => Ok(OffsetReset::Earliest),
-        "latest" => Ok(OffsetReset::Latest),
-        "none" => Err(later(option).hint("write earliest or latest: only consumer groups have committed offsets")),
-        _ => Err(invalid(option).hint("accepted: earliest, latest")),
-    }
-}
-
-fn check_emit(option: &WithOption) -> Result<(), SqlError> {
-    match option.value.as_str().to_ascii_lowercase().as_str() {
-        "changes" => Ok(()),
-        "every_change" => Err(later(option).hint("leave it out: changes within a step are merged into the last")),
-        _ => Err(invalid(option).hint("accepted: changes")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dialect::{Statement, parse};
-
-    fn bind(text: &str) -> Result<Relation, SqlError> {
-        match parse(text)?.remove(0).statement {
-            Statement::CreateRelation(create) => bind_relation(&create, Timestamp::default(), 1),
-            Statement::CreateAs(create) => {
-                bind_create_as(&create, 1)?;
-                bind("CREATE STREAM s (a integer)")
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn columns_keys_and_event_time_are_bound() {
-        let relation = bind(
-            "CREATE TABLE t (a varchar(3), b bigint NOT NULL, c integer[] DEFAULT '{1}', PRIMARY KEY (b, a)) \
-             WITH (timestamp = 'b', partitions = 3, compression = 'zstd')",
+    match columns.get(at).map(|column| &column.sql_type) {
+        Some(SqlType::Timestamp | SqlType::TimestampTz | SqlType::BigInt) => Ok(at),
+        Some(other) => Err(SqlError::new(
+            SqlState::DatatypeMismatch,
+            format!("column \"{name}\" is of type {other} but event time is a timestamp"),
         )
-        .unwrap();
-        assert_eq!(relation.schema.key(), vec![0, 1]);
-        assert_eq!(relation.timestamp, Some(1));
-        assert_eq!(relation.options, TopicOptions { partitions: 3, compression: Compression::Zstd });
-        assert!(!relation.schema.columns[0].is_nullable);
-        let relation = bind("CREATE STREAM s (at timestamp, WATERMARK FOR at AS at - INTERVAL '5 seconds')").unwrap();
-        assert_eq!((relation.timestamp, relation.watermark_delay), (Some(0), Some(Span::from_secs(5))));
-    }
-
-    #[test]
-    fn what_has_no_effect_is_refused() {
-        for (text, code) in [
-            ("CREATE STREAM s (a integer, a text)", "42701"),
-            ("CREATE STREAM s (rowtime timestamptz)", "42939"),
-            ("CREATE STREAM s (a nonsense)", "42704"),
-            ("CREATE STREAM s (a varchar(0))", "22023"),
-            ("CREATE STREAM s (a integer PRIMARY KEY)", "0A000"),
-            ("CREATE TABLE s (a integer KEY)", "0A000"),
-            ("CREATE TABLE s (a integer PRIMARY KEY, b integer, PRIMARY KEY (b))", "42P16"),
-            ("CREATE TABLE s (a integer, PRIMARY KEY (b))", "42703"),
-            ("CREATE STREAM s (a text) WITH (timestamp = 'a')", "42804"),
-            ("CREATE STREAM s (a text) WITH (timestamp = 'b')", "42703"),
-            ("CREATE STREAM s (a text) WITH (partitions = 0)", "22023"),
-            ("CREATE STREAM s (a text) WITH (partitions = 10001)", "22023"),
-            ("CREATE STREAM s (a text) WITH (replication_factor = 2)", "22023"),
-            ("CREATE STREAM s (a text) WITH (retention = '7 days')", "0A000"),
-            ("CREATE STREAM s (a text) WITH (retention = 'soon')", "22023"),
-            ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GiB')", "0A000"),
-            ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GB')", "22023"),
-            ("CREATE STREAM s (a text) WITH (cleanup_policy = 'compact')", "0A000"),
-            ("CREATE STREAM s (a text) WITH (durability = 'async')", "0A000"),
-            ("CREATE STREAM s (a text) WITH (compression = 'gzip')", "22023"),
-            ("CREATE STREAM s (a text) WITH (nonsense = 1)", "22023"),
-            ("CREATE STREAM s (a text) WITH (emit = 'changes')", "22023"),
-            ("CREATE STREAM s WITH (emit = 'every_change') AS SELECT * FROM x", "0A000"),
-            ("CREATE STREAM s WITH (on_error = 'skip') AS SELECT * FROM x", "0A000"),
-            ("CREATE STREAM s WITH (idle_timeout = '-1 second') AS SELECT * FROM x", "22023"),
-        ] {
-            assert_eq!(bind(text).unwrap_err().sqlstate.code(), code, "{text}");
-        }
-        for text in [
-            "CREATE STREAM s (a text) WITH (partitions = 10000, retention = 'forever', durability = 'sync')",
-            "CREATE TABLE s (a text) WITH (cleanup_policy = 'compact', replication_factor = 1)",
-            "CREATE STREAM s WITH (idle_timeout = '1 second', auto_offset_reset = 'latest') AS SELECT * FROM x",
-        ] {
-            bind(text).unwrap();
-        }
+        .hint("use timestamptz, timestamp, or bigint for milliseconds since 1970")
+        .at(position)),
+        None => Err(SqlError::internal("a column found is gone")),
     }
 }

@@ -4,4 +4,7 @@
 
 pub mod ddl;
 pub mod insert;
+mod options;
+#[cfg(test)]
+mod tests;
 pub mod types;

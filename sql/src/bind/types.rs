@@ -1,28 +1,203 @@
-//! Type names in definitions.
+//! Type names of definitions: PostgreSQL's and ksqlDB's words for the types of DIALECT, section 2.
 //!
-//! Leaves out type names in expressions, which are the same words (`plan`). Pure.
+//! Stricter than casts in queries: a length or precision that would have no effect is refused. Called for
+//! columns and for the parameters of `PREPARE`. Pure: a crash does nothing to it.
 
-use crate::dialect::Position;
+use crate::dialect::ast::Position;
 use crate::error::SqlError;
-use crate::plan::type_name;
 use millstream_catalog::SqlType;
-use sqlparser::ast::DataType;
+use millstream_catalog::model::SqlState;
+use sqlparser::ast::{
+    ArrayElemTypeDef, CharLengthUnits, CharacterLength, DataType, ExactNumberInfo, ObjectName, ObjectNamePart,
+    TimezoneInfo,
+};
 
-/// The SQL type that `data_type` names; arrays have one dimension.
+/// Characters of `varchar(n)` and `char(n)`, as in PostgreSQL.
+const LENGTH_MAX: u64 = 10_485_760;
+/// Digits of `numeric`.
+const PRECISION_MAX: u64 = 38;
+
+/// The SQL type that `data_type`, at `position`, names.
 ///
 /// # Errors
-/// 42704 for an unknown name, 22023 for a length or precision out of range, 0A000 for STRUCT and MAP.
+/// `42704` for a name that is no type, `22023` for a length or precision out of range, `0A000` with a hint for
+/// types of PostgreSQL and ksqlDB that are not supported.
 pub fn sql_type(data_type: &DataType, position: Position) -> Result<SqlType, SqlError> {
-    let sql_type = match data_type {
+    resolve(data_type).map_err(|error| error.at(position))
+}
+
+fn resolve(data_type: &DataType) -> Result<SqlType, SqlError> {
+    Ok(match data_type {
+        DataType::Boolean | DataType::Bool => SqlType::Boolean,
+        DataType::SmallInt(None) | DataType::Int2(None) => SqlType::SmallInt,
+        DataType::Int(None) | DataType::Integer(None) | DataType::Int4(None) => SqlType::Integer,
+        DataType::BigInt(None) | DataType::Int8(None) => SqlType::BigInt,
+        DataType::Real | DataType::Float4 => SqlType::Real,
+        DataType::Double(ExactNumberInfo::None) | DataType::DoublePrecision | DataType::Float8 => SqlType::Double,
+        DataType::Float(info) => float(info)?,
+        DataType::Numeric(info) | DataType::Decimal(info) | DataType::Dec(info) => numeric(info)?,
+        DataType::Text | DataType::String(None) => SqlType::Text,
+        DataType::Varchar(length) | DataType::CharVarying(length) | DataType::CharacterVarying(length) => {
+            character("varchar", length.as_ref())?.map_or(SqlType::Text, SqlType::Varchar)
+        }
+        DataType::Char(length) | DataType::Character(length) => {
+            SqlType::Char(character("char", length.as_ref())?.unwrap_or(1))
+        }
+        DataType::Bytea | DataType::Bytes(None) => SqlType::Bytea,
+        DataType::Date => SqlType::Date,
+        DataType::Time(precision, zone) => {
+            micros(*precision)?;
+            match zone {
+                TimezoneInfo::None | TimezoneInfo::WithoutTimeZone => SqlType::Time,
+                TimezoneInfo::WithTimeZone | TimezoneInfo::Tz => {
+                    return Err(SqlError::unsupported("type time with time zone", "use time, or timestamptz"));
+                }
+            }
+        }
+        DataType::Timestamp(precision, zone) => {
+            micros(*precision)?;
+            match zone {
+                TimezoneInfo::None | TimezoneInfo::WithoutTimeZone => SqlType::Timestamp,
+                TimezoneInfo::WithTimeZone | TimezoneInfo::Tz => SqlType::TimestampTz,
+            }
+        }
+        DataType::Interval { fields: None, precision: None } => SqlType::Interval,
+        DataType::Interval { .. } => {
+            return Err(SqlError::unsupported("interval with fields or a precision", "use interval"));
+        }
+        DataType::Uuid => SqlType::Uuid,
+        DataType::JSON => SqlType::Json,
+        DataType::JSONB => SqlType::Jsonb,
+        DataType::Array(item) => array(item)?,
         DataType::Struct(..) | DataType::Map(..) => {
-            return Err(SqlError::unsupported("a column of type STRUCT or MAP", "use jsonb").at(position));
+            return Err(SqlError::unsupported("types STRUCT and MAP", "use json or jsonb"));
         }
-        other => type_name::sql_type(other).map_err(|error| error.at(position))?,
+        DataType::Custom(name, modifiers) => custom(name, modifiers)?,
+        other => return Err(unknown(&other.to_string().to_lowercase())),
+    })
+}
+
+fn unknown(name: &str) -> SqlError {
+    let error = SqlError::new(SqlState::UndefinedObject, format!("type \"{name}\" does not exist"));
+    match name {
+        "tinyint" => error.hint("use smallint"),
+        "datetime" => error.hint("use timestamp or timestamptz"),
+        "blob" | "binary" | "varbinary" => error.hint("use bytea"),
+        "hugeint" | "int128" => error.hint("use numeric"),
+        "clob" | "tinytext" | "mediumtext" | "longtext" => error.hint("use text"),
+        _ => error,
+    }
+}
+
+/// Names that are no keywords of sqlparser's.
+fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> {
+    let parts: Vec<&str> =
+        name.0.iter().filter_map(ObjectNamePart::as_ident).map(|ident| ident.value.as_str()).collect();
+    let word = match parts.as_slice() {
+        [word] | ["pg_catalog", word] => *word,
+        _ => return Err(unknown(&parts.join("."))),
     };
-    match &sql_type {
-        SqlType::Array(item) if matches!(**item, SqlType::Array(_)) => {
-            Err(SqlError::unsupported("an array of arrays", "use jsonb").at(position))
+    let found = match word {
+        "bool" => SqlType::Boolean,
+        "int2" => SqlType::SmallInt,
+        "int4" => SqlType::Integer,
+        "int8" => SqlType::BigInt,
+        "float4" => SqlType::Real,
+        "float8" => SqlType::Double,
+        "numeric" => SqlType::Numeric { precision: 38, scale: 10 },
+        "text" | "varchar" => SqlType::Text,
+        "bytea" => SqlType::Bytea,
+        "date" => SqlType::Date,
+        "time" => SqlType::Time,
+        "timestamp" => SqlType::Timestamp,
+        "timestamptz" => SqlType::TimestampTz,
+        "interval" => SqlType::Interval,
+        "uuid" => SqlType::Uuid,
+        "json" => SqlType::Json,
+        "jsonb" => SqlType::Jsonb,
+        "serial" | "bigserial" | "smallserial" | "serial4" | "serial8" | "serial2" => {
+            let hint = "rowpartition and rowoffset number every event";
+            return Err(SqlError::unsupported(format!("type {word}"), hint));
         }
-        _ => Ok(sql_type),
+        "bpchar" => return Err(SqlError::unsupported("type bpchar", "use text or char(n)")),
+        "struct" | "map" => {
+            return Err(SqlError::unsupported(format!("type {}", word.to_uppercase()), "use json or jsonb"));
+        }
+        "headers" => return Err(SqlError::unsupported("HEADERS", "declare a column of type json")),
+        _ => return Err(unknown(word)),
+    };
+    if modifiers.is_empty() {
+        return Ok(found);
+    }
+    Err(SqlError::syntax(format!("type modifier is not allowed for type \"{word}\"")))
+}
+
+fn invalid(message: String) -> SqlError {
+    SqlError::new(SqlState::InvalidParameterValue, message)
+}
+
+/// `float(p)`: real up to 24 bits, double up to 53.
+fn float(info: &ExactNumberInfo) -> Result<SqlType, SqlError> {
+    match info {
+        ExactNumberInfo::None => Ok(SqlType::Double),
+        ExactNumberInfo::Precision(1..=24) => Ok(SqlType::Real),
+        ExactNumberInfo::Precision(25..=53) => Ok(SqlType::Double),
+        _ => Err(invalid("precision for type float must be between 1 and 53 bits".to_owned())),
+    }
+}
+
+fn numeric(info: &ExactNumberInfo) -> Result<SqlType, SqlError> {
+    let (precision, scale) = match info {
+        ExactNumberInfo::None => (PRECISION_MAX, 10),
+        ExactNumberInfo::Precision(precision) => (*precision, 0),
+        ExactNumberInfo::PrecisionAndScale(precision, scale) => (*precision, *scale),
+    };
+    let valid = u8::try_from(precision).ok().filter(|digits| (1..=PRECISION_MAX).contains(&u64::from(*digits)));
+    let Some(digits) = valid else {
+        return Err(invalid(format!("NUMERIC precision {precision} must be between 1 and {PRECISION_MAX}")));
+    };
+    match i8::try_from(scale) {
+        Ok(scale) if scale >= 0 && u64::from(scale.unsigned_abs()) <= precision => {
+            Ok(SqlType::Numeric { precision: digits, scale })
+        }
+        _ => Err(invalid(format!("NUMERIC scale {scale} must be between 0 and precision {precision}"))),
+    }
+}
+
+fn character(what: &str, length: Option<&CharacterLength>) -> Result<Option<u32>, SqlError> {
+    match length {
+        None => Ok(None),
+        Some(CharacterLength::IntegerLength { length, unit: None | Some(CharLengthUnits::Characters) }) => {
+            match u32::try_from(*length) {
+                Ok(count) if (1..=LENGTH_MAX).contains(length) => Ok(Some(count)),
+                Ok(0) => Err(invalid(format!("length for type {what} must be at least 1"))),
+                _ => Err(invalid(format!("length for type {what} cannot exceed {LENGTH_MAX}"))),
+            }
+        }
+        Some(_) => Err(SqlError::unsupported(format!("type {what} with a length in other units"), "count characters")),
+    }
+}
+
+/// Times have microseconds; another precision would round, which nothing here does.
+fn micros(precision: Option<u64>) -> Result<(), SqlError> {
+    match precision {
+        None | Some(6) => Ok(()),
+        Some(_) => Err(SqlError::unsupported("another precision of times than 6", "leave the precision out")),
+    }
+}
+
+fn array(item: &ArrayElemTypeDef) -> Result<SqlType, SqlError> {
+    let item = match item {
+        ArrayElemTypeDef::AngleBracket(item) | ArrayElemTypeDef::SquareBracket(item, None) => item,
+        ArrayElemTypeDef::SquareBracket(_, Some(_)) => {
+            return Err(SqlError::unsupported("an array of fixed length", "write T[]"));
+        }
+        ArrayElemTypeDef::None | ArrayElemTypeDef::Parenthesis(_) => {
+            return Err(SqlError::syntax("an array type names its items").hint("write T[] or ARRAY<T>"));
+        }
+    };
+    match resolve(item)? {
+        SqlType::Array(_) => Err(SqlError::unsupported("an array of arrays", "use jsonb")),
+        item => Ok(SqlType::Array(Box::new(item))),
     }
 }

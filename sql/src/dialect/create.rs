@@ -293,7 +293,7 @@ fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
         } else {
             return Err(refuse_column_constraint(cursor));
         }
-        if let (Some(position), true) = (is_null, column.is_not_null) {
+        if let (Some(position), true) = (is_null, column.is_not_null || column.key == ColumnKey::PrimaryKey) {
             let message = format!("conflicting NULL/NOT NULL declarations for column \"{}\"", column.name);
             return Err(SqlError::syntax(message).at(position));
         }

@@ -173,6 +173,10 @@ pub(super) fn prepare(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     cursor.expect(&["as"])?;
     let place = cursor.clone();
+    let words = ["select", "with", "values", "table", "insert"];
+    if !cursor.is_token(&Token::LParen) && !cursor.word().is_some_and(|word| words.contains(&word)) {
+        return Err(cursor.unexpected());
+    }
     let statement = statement::inner(cursor)?;
     match statement.statement {
         Statement::Select(_) | Statement::Insert(_) => {

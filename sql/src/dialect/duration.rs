@@ -130,6 +130,7 @@ pub(super) fn interval_literal(cursor: &mut Cursor<'_>) -> Result<Span, SqlError
     let position = cursor.position();
     let mut text = cursor.string()?;
     if let Some(word) = cursor.word()
+        && !text.contains(':')
         && (unit(word).is_some() || matches!(word, "month" | "year"))
         && !matches!(cursor.peek_at(1), Some(Token::Eq))
     {

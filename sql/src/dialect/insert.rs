@@ -140,7 +140,7 @@ fn values(cursor: &mut Cursor<'_>, end: usize) -> Result<Vec<Vec<Expr>>, SqlErro
     }
     for expr in rows.iter_mut().flatten() {
         // Literals, which nearly all values are, need no look.
-        if !matches!(expr, Expr::Value(_)) {
+        if !matches!(expr, Expr::Value(_)) && !super::ast::is_default(expr) {
             vet::expr(expr, &|word| select::first(&place, start, word))?;
         }
     }

@@ -26,7 +26,6 @@ mod transaction;
 mod vet;
 
 pub use ast::*;
-pub(crate) use duration::parse_interval;
 
 use crate::error::SqlError;
 

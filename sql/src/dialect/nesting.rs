@@ -18,7 +18,7 @@ pub(super) fn check(lexemes: &[Lexeme]) -> Result<(), SqlError> {
     let mut previous = Role::Start;
     for lexeme in lexemes {
         let role = role(&lexeme.token.token, previous);
-        step(&mut frames, role).map_err(|error| error.at(lexeme.position()))?;
+        step(&mut frames, role, previous).map_err(|error| error.at(lexeme.position()))?;
         previous = role;
     }
     while frames.len() > 1 {
@@ -36,8 +36,13 @@ enum Role {
     Or,
     And,
     Operator,
-    /// `UNION`, `JOIN` and the like: one more level of the plan.
+    /// `UNION` and the like: one more level of the plan.
     Set,
+    /// `JOIN`: likewise, and a relation follows.
+    Join,
+    /// `FROM`: a relation follows, if no function's argument does.
+    From,
+    Select,
     Comma,
     /// A keyword that begins another expression.
     Clause,
@@ -68,11 +73,57 @@ struct Frame {
     item_max: usize,
     sets: usize,
     commas: usize,
+    /// A relation may stand here: after `FROM` and `JOIN`.
+    in_from: bool,
+    /// How many parentheses in the place of a relation open here one after the other, this one the last.
+    run: usize,
+    /// How often sqlparser reads what is in here, at worst: see [`ATTEMPTS_MAX`].
+    attempts: usize,
+    /// The token before it is a bracket that opens too.
+    follows: bool,
+    /// `UNION` and the like in it.
+    set_operations: usize,
+    /// A query is in it.
+    is_query: bool,
 }
+
+/// sqlparser reads a sub-query in n parentheses in the place of a relation up to n times, as sub-query and as
+/// join, and what is nested in it as often again.
+const ATTEMPTS_MAX: usize = 4_096;
 
 impl Frame {
     fn new(bracket: Bracket) -> Self {
-        Self { bracket, or: 0, and: 0, and_max: 0, other: 0, other_max: 0, inner: 0, item_max: 0, sets: 0, commas: 0 }
+        Self {
+            bracket,
+            or: 0,
+            and: 0,
+            and_max: 0,
+            other: 0,
+            other_max: 0,
+            inner: 0,
+            item_max: 0,
+            sets: 0,
+            commas: 0,
+            in_from: false,
+            run: 0,
+            attempts: 1,
+            follows: false,
+            set_operations: 0,
+            is_query: false,
+        }
+    }
+
+    /// The frame of a bracket that opens in this one.
+    fn open(&self, bracket: Bracket, previous: Role) -> Self {
+        let follows = previous == Role::Open(Bracket::Paren) && self.run > 0;
+        let is_relation = bracket == Bracket::Paren && (self.in_from || follows);
+        let run = match (is_relation, follows) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => self.run + 1,
+        };
+        let follows = previous == Role::Open(Bracket::Paren);
+        Self { run, attempts: self.attempts, follows, ..Self::new(bracket) }
     }
 
     fn end_comparison(&mut self) {
@@ -103,7 +154,7 @@ impl Frame {
     }
 }
 
-fn step(frames: &mut Vec<Frame>, role: Role) -> Result<(), SqlError> {
+fn step(frames: &mut Vec<Frame>, role: Role, previous: Role) -> Result<(), SqlError> {
     let count = frames.len();
     let Some(top) = frames.last_mut() else { return Ok(()) };
     match role {
@@ -114,7 +165,8 @@ fn step(frames: &mut Vec<Frame>, role: Role) -> Result<(), SqlError> {
             if count > limit::NESTING_MAX {
                 return Err(too_deep(format!("the limit is {} levels of nesting", limit::NESTING_MAX)));
             }
-            frames.push(Frame::new(bracket));
+            let frame = top.open(bracket, previous);
+            frames.push(frame);
             return Ok(());
         }
         Role::Close(bracket) => return close_to(frames, bracket),
@@ -130,6 +182,9 @@ fn step(frames: &mut Vec<Frame>, role: Role) -> Result<(), SqlError> {
         Role::Set => {
             top.end_item();
             top.sets += 1;
+            top.set_operations += 1;
+            mark_query(frames)?;
+            return Ok(());
         }
         Role::Comma => {
             top.end_item();
@@ -139,10 +194,55 @@ fn step(frames: &mut Vec<Frame>, role: Role) -> Result<(), SqlError> {
                     .detail(format!("the limit is {} items", limit::LIST_ITEMS_MAX)));
             }
         }
-        Role::Clause => top.end_item(),
+        Role::Join => {
+            top.end_item();
+            top.sets += 1;
+            top.in_from = true;
+        }
+        Role::From => {
+            top.end_item();
+            top.in_from = true;
+        }
+        Role::Clause => {
+            top.end_item();
+            top.in_from = false;
+        }
+        Role::Select => {
+            top.end_item();
+            top.in_from = false;
+            if previous == Role::Open(Bracket::Paren) && top.run > 1 {
+                top.attempts = top.attempts.saturating_mul(top.run);
+                if top.attempts > ATTEMPTS_MAX {
+                    return Err(too_deep("too many doubled parentheses around sub-queries".to_owned()));
+                }
+            }
+            mark_query(frames)?;
+            return Ok(());
+        }
         Role::Start | Role::Operand | Role::Naming | Role::Distinct => {}
     }
     within(top.so_far())
+}
+
+/// Marks the innermost bracket, and those that open right before it, as queries.
+fn mark_query(frames: &mut [Frame]) -> Result<(), SqlError> {
+    for frame in frames.iter_mut().rev() {
+        if frame.is_query {
+            break;
+        }
+        frame.is_query = true;
+        if !frame.follows {
+            break;
+        }
+    }
+    within(frames.last().map_or(0, Frame::so_far))?;
+    if frames.iter().filter(|frame| frame.is_query).count() > limit::QUERIES_NESTED_MAX {
+        return Err(too_deep(format!("the limit is {} queries in one another", limit::QUERIES_NESTED_MAX)));
+    }
+    if frames.iter().map(|frame| frame.set_operations).sum::<usize>() > limit::SET_OPERATIONS_MAX {
+        return Err(too_deep(format!("the limit is {} set operations in a row", limit::SET_OPERATIONS_MAX)));
+    }
+    Ok(())
 }
 
 /// Closes frames up to the one that `bracket` opened; a bracket that none opened is left to the parser.
@@ -188,6 +288,8 @@ fn role(token: &Token, previous: Role) -> Role {
         Token::RBracket => Role::Close(Bracket::Square),
         Token::Comma => Role::Comma,
         Token::Period => Role::Naming,
+        // Without an operand before it, the star is all columns, or all rows of `count(*)`.
+        Token::Mul if !matches!(previous, Role::Operand | Role::Operator | Role::Close(_)) => Role::Operand,
         Token::Word(word) if word.quote_style.is_some() || previous == Role::Naming => Role::Operand,
         Token::Word(word) => keyword_role(word.keyword, previous),
         Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) | Token::SemiColon => Role::Operand,
@@ -205,7 +307,10 @@ fn keyword_role(keyword: Keyword, previous: Role) -> Role {
         Keyword::END => Role::Close(Bracket::Case),
         Keyword::AS => Role::Naming,
         Keyword::DISTINCT => Role::Distinct,
-        Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS | Keyword::JOIN => Role::Set,
+        Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS => Role::Set,
+        Keyword::JOIN => Role::Join,
+        Keyword::SELECT if !wants_operand => Role::Select,
+        Keyword::FROM if !wants_operand => Role::From,
         Keyword::NOT
         | Keyword::IS
         | Keyword::NOTNULL
@@ -224,9 +329,7 @@ fn keyword_role(keyword: Keyword, previous: Role) -> Role {
         | Keyword::AT
         | Keyword::DIV
         | Keyword::PRIOR => Role::Operator,
-        Keyword::SELECT
-        | Keyword::FROM
-        | Keyword::WHERE
+        Keyword::WHERE
         | Keyword::GROUP
         | Keyword::HAVING
         | Keyword::ORDER

@@ -16,7 +16,7 @@ use std::cell::Cell;
 /// Expressions that may be begun for each token: enough for every honest statement.
 const BEGINNINGS_PER_TOKEN: u64 = 64;
 /// The same for the smallest statements.
-const BEGINNINGS_MIN: u64 = 100_000;
+const BEGINNINGS_MIN: u64 = 20_000;
 
 /// The dialect of one parse.
 #[derive(Debug)]
@@ -107,6 +107,15 @@ impl Dialect for Millstream {
         self.left.set(left - 1);
         let next = parser.peek_token_ref();
         match &next.token {
+            // `INTERVAL` is a prefix for sqlparser; in PostgreSQL it is a name unless a string follows.
+            Token::Word(word) if word.quote_style.is_none() && word.keyword == Keyword::INTERVAL => {
+                let (ident, after) = (word.to_ident(next.span), &parser.peek_nth_token_ref(1).token);
+                if matches!(after, Token::SingleQuotedString(_) | Token::LParen | Token::Period) {
+                    return None;
+                }
+                parser.advance_token();
+                Some(Ok(Expr::Identifier(ident)))
+            }
             Token::Word(word)
                 if word.quote_style.is_none() && is_fully_reserved(&word.value) && !begins_expression(&word.value) =>
             {

@@ -76,9 +76,13 @@ fn query(
     cursor.run_parser(tokens, &part, end).map(|(query, _)| query)
 }
 
-/// Where `word` first stands, from index `start` on; unknown if it does not.
+/// Where a word, or a string with its quotes, first stands, from index `start` on; unknown if it does not.
 pub(super) fn first(cursor: &Cursor<'_>, start: usize, wanted: &str) -> Position {
-    let lexeme = cursor.lexemes.iter().skip(start).find(|lexeme| word(lexeme) == Some(wanted));
+    let is_wanted = |lexeme: &&Lexeme| match &lexeme.token.token {
+        Token::SingleQuotedString(value) => wanted.strip_prefix('\'').and_then(|w| w.strip_suffix('\'')) == Some(value),
+        _ => word(lexeme) == Some(wanted),
+    };
+    let lexeme = cursor.lexemes.iter().skip(start).find(is_wanted);
     lexeme.map_or(Position::UNKNOWN, |lexeme| Position::new(lexeme.position()))
 }
 
@@ -174,6 +178,11 @@ fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlError> {
             }
             (Some("emit"), _) if depth > 0 && is_emit(cursor, at) => {
                 return refuse(at, "EMIT in a sub-query", "write EMIT at the end of the statement");
+            }
+            (Some("partition"), Some(Token::Word(by)))
+                if depth == 0 && by.keyword == Keyword::BY && follows_operand(cursor, at) =>
+            {
+                return refuse(at, "PARTITION BY of a query", "declare a stream with that KEY and INSERT INTO it");
             }
             (Some("window"), _) if depth > 0 && is_window(cursor, at) => {
                 return refuse(at, "WINDOW in a sub-query", "create a table with the window and read that");

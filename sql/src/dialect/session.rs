@@ -116,7 +116,7 @@ fn time_zone(cursor: &mut Cursor<'_>) -> Result<SetValue, SqlError> {
     let mut part = cursor.clone();
     let offset = duration::interval_literal(&mut part)?;
     cursor.at = part.at;
-    if cursor.eat(&["hour", "to", "minute"]) || cursor.eat(&["to", "minute"]) {}
+    let _ = cursor.eat(&["hour", "to", "minute"]) || cursor.eat(&["to", "minute"]);
     let minutes = offset.micros() / Span::from_secs(60).micros();
     let sign = if minutes < 0 { '-' } else { '+' };
     Ok(SetValue::Values(vec![format!("{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60)]))

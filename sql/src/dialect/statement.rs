@@ -98,6 +98,10 @@ fn explain(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         verbose = cursor.eat(&["verbose"]);
     }
     let place = cursor.clone();
+    let words = ["select", "with", "values", "table", "insert", "create", "execute"];
+    if !cursor.is_token(&Token::LParen) && !cursor.word().is_some_and(|word| words.contains(&word)) {
+        return Err(cursor.unexpected());
+    }
     let statement = inner(cursor)?;
     match statement.statement {
         Statement::Select(_) | Statement::Insert(_) | Statement::CreateAs(_) | Statement::Execute(_) => {

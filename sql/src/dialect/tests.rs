@@ -1,8 +1,9 @@
 //! The grammar, as tables: what is accepted and what it becomes, what is refused with which code and where.
 
-use super::ast::{self, Statement};
+use super::ast::*;
 use super::parse;
 use crate::error::SqlError;
+use millstream_catalog::model::{RowCount, Span};
 
 fn one(text: &str) -> Statement {
     match parse(text) {
@@ -53,6 +54,7 @@ const ACCEPTED: &[&str] = &[
     "SELECT j -> 'b' ->> 'c', j #>> '{a,b}', j @> '{}' FROM t",
     "SELECT a AT TIME ZONE 'UTC', now(), current_timestamp, current_user, localtime FROM t",
     "SELECT f(a => 1)",
+    "SELECT interval, interval x, interval '1 day' + interval '2' hour FROM t",
     "SELECT a FROM t EMIT CHANGES",
     "SELECT a FROM t WHERE a > 1 EMIT CHANGES WITH (auto_offset_reset = 'earliest') LIMIT 10",
     "SELECT * FROM t emit changes limit 3",
@@ -167,6 +169,7 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("SELECT /* x /* y */", "42601", 8),
     ("SELECT $$abc", "42601", 8),
     ("SELECT 12ab", "42601", 8),
+    ("SELECT default", "42601", 8),
     ("SELECT \u{e9}\u{e9} FROM FROM", "42601", 16),
     ("SELECT 1 \0", "22021", 10),
     ("SELECT \"a\u{1}b\"", "42602", 8),
@@ -326,4 +329,244 @@ fn every_refusal_has_its_code_and_place() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn statements_have_their_own_text_and_start() {
+    let parsed = parse(" /* é */ SELECT 'a;b' ; ;\n-- x\nFLUSH;").unwrap();
+    let texts: Vec<_> = parsed.iter().map(|p| (p.text.as_str(), p.start)).collect();
+    assert_eq!(texts, [("SELECT 'a;b'", 9), ("FLUSH", 31)]);
+    assert!(parse("").unwrap().is_empty());
+    assert!(parse(" ; -- nothing").unwrap().is_empty());
+}
+
+#[test]
+fn messages_are_those_of_postgresql() {
+    for (text, message) in [
+        ("SELECT 1 frm t x", "syntax error at or near \"t\""),
+        ("select (", "syntax error at end of input"),
+        ("select 1 +;", "syntax error at or near \";\""),
+        ("SELECT 'abc", "unterminated quoted string at or near \"'abc\""),
+        ("SELECT \"\"", "zero-length delimited identifier at or near \"\"\"\""),
+        ("CREATE TABLE t (a int) WITH (x = 1, X = 2)", "parameter \"x\" specified more than once"),
+        ("SELECT 1 Foo Bar", "syntax error at or near \"Bar\""),
+    ] {
+        assert_eq!(refused(text).message, message, "{text}");
+    }
+}
+
+#[test]
+fn names_fold_and_quoted_names_do_not() {
+    let Statement::CreateRelation(create) = one("CREATE Stream FooBar (\"Ab\" INT, Cd Text)") else { panic!() };
+    assert_eq!(create.name.as_str(), "foobar");
+    let names: Vec<_> = create.columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(names, ["Ab", "cd"]);
+    let Statement::Select(select) = one("SELECT FooBar FROM Public.T") else { panic!() };
+    assert_eq!(select.query.to_string(), "SELECT foobar FROM public.t");
+}
+
+#[test]
+fn strings_lose_their_quotes_and_escapes() {
+    let text = r"SELECT U&'d\0061t\+000061', E'a\nb\'c\x41\u0041\101', $$it's$$, 'a''b', 'a'
+                  'b'";
+    let Statement::Select(select) = one(text) else { panic!() };
+    assert_eq!(select.sql, "SELECT 'data', 'a\nb''cAAA', 'it''s', 'a''b', 'ab'");
+}
+
+#[test]
+fn window_and_emit_stand_beside_the_query() {
+    let text = "SELECT a, count(*) FROM t WINDOW TUMBLING (SIZE 90 SECONDS, GRACE PERIOD 0 SECONDS) WHERE b GROUP BY a \
+                EMIT CHANGES WITH ('auto.offset.reset' = 'earliest') LIMIT 7";
+    let Statement::Select(select) = one(text) else { panic!() };
+    let window = select.window.clone().unwrap();
+    assert_eq!(window.kind, WindowKind::Tumbling { size: Span::from_secs(90) });
+    assert_eq!(window.grace, Some(Span::ZERO));
+    assert_eq!(window.position.get(), 27);
+    assert_eq!(select.emit.as_ref().unwrap().position.get(), text.find("EMIT").unwrap() + 1);
+    assert_eq!(select.limit, Some(RowCount::new(7)));
+    assert_eq!(select.options.find("auto_offset_reset").unwrap().value, OptionValue::Text("earliest".into()));
+    assert_eq!(select.query.to_string(), "SELECT a, count(*) FROM t WHERE b GROUP BY a");
+}
+
+#[test]
+fn canonical_text_parses_to_the_same() {
+    for text in ACCEPTED {
+        match one(text) {
+            Statement::Select(select) => {
+                let Statement::Select(again) = one(&select.sql) else { panic!("{text}") };
+                assert_eq!(again, select, "{text}");
+            }
+            Statement::CreateRelation(create) => {
+                let Statement::CreateRelation(again) = one(&create.sql) else { panic!("{text}") };
+                assert_eq!(again, create, "{text}");
+            }
+            Statement::CreateAs(create) => {
+                let Statement::CreateAs(again) = one(&create.sql) else { panic!("{text}") };
+                assert_eq!(again, create, "{text}");
+                assert_eq!(one(&create.select.sql), Statement::Select(Box::new(create.select.clone())), "{text}");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn canonical_text_has_no_comments_and_single_spaces() {
+    let text = "create /* c */ stream  S1 AS\n  select 1-/* x */-1 , \"A b\", e'\\'' -- end\n from T";
+    let Statement::CreateAs(create) = one(text) else { panic!() };
+    assert_eq!(create.sql, "CREATE stream s1 AS SELECT 1- -1 , \"A b\", '''' FROM t");
+}
+
+#[test]
+fn fetch_has_every_direction() {
+    let fetch = |text: &str| match one(text) {
+        Statement::Fetch(fetch) | Statement::Move(fetch) => fetch,
+        other => panic!("{other:?}"),
+    };
+    let rows = |n| FetchCount::Rows(RowCount::new(n));
+    for (text, count) in [
+        ("FETCH c", rows(1)),
+        ("FETCH NEXT c", rows(1)),
+        ("FETCH FORWARD c", rows(1)),
+        ("FETCH FORWARD 5 IN c", rows(5)),
+        ("FETCH 5 c", rows(5)),
+        ("FETCH RELATIVE 1 FROM c", rows(1)),
+        ("FETCH ALL c", FetchCount::All),
+        ("MOVE FORWARD ALL FROM c", FetchCount::All),
+    ] {
+        assert_eq!(fetch(text).count, count, "{text}");
+        assert_eq!(fetch(text).cursor.as_str(), "c", "{text}");
+    }
+    assert_eq!(fetch("FETCH 2 FROM c WITH (timeout = '1.5s')").timeout, Some(Span::from_micros(1_500_000)));
+}
+
+#[test]
+fn settings_take_ksqldb_names() {
+    let Statement::Set(set) = one("SET 'auto.offset.reset' = 'earliest'") else { panic!() };
+    assert_eq!((set.name.as_str(), set.value), ("auto_offset_reset", SetValue::Values(vec!["earliest".into()])));
+    let Statement::Set(set) = one("SET TIME ZONE INTERVAL '-03:30' HOUR TO MINUTE") else { panic!() };
+    assert_eq!(set.value, SetValue::Values(vec!["-03:30".into()]));
+    let Statement::Set(set) = one("SET LOCAL search_path TO a, 'B'") else { panic!() };
+    assert_eq!((set.scope, set.value), (SetScope::Local, SetValue::Values(vec!["a".into(), "B".into()])));
+}
+
+/// Texts that grow with `n`, each deep or long in its own way.
+fn deep(n: usize) -> Vec<(&'static str, String)> {
+    let wrap = |before: &str, core: &str, after: &str| format!("{}{core}{}", before.repeat(n), after.repeat(n));
+    let select = |text: String| format!("SELECT {text}");
+    vec![
+        ("parentheses", select(wrap("(", "1", ")"))),
+        ("unclosed parentheses", select("(".repeat(n))),
+        ("closing parentheses", select(")".repeat(n))),
+        ("sum", select(format!("1{}", "+1".repeat(n)))),
+        ("or", select(format!("a=1{}", " or a=1".repeat(n)))),
+        ("and", select(format!("a{}", " and a".repeat(n)))),
+        ("concat", select(format!("'a'{}", "||'a'".repeat(n)))),
+        ("not", select(format!("{}true", "not ".repeat(n)))),
+        ("minus", select(format!("{}1", "- ".repeat(n)))),
+        ("tilde", select(format!("{}1", "~ ".repeat(n)))),
+        ("case", select(wrap("case when a then 1 else ", "1", " end"))),
+        ("case unclosed", select("case when ".repeat(n))),
+        ("array", select(wrap("ARRAY[", "1", "]"))),
+        ("bracket", select(wrap("[", "1", "]"))),
+        ("function", select(wrap("f(", "1", ")"))),
+        ("ceil", select(wrap("ceil(", "1", ")"))),
+        ("ceil broken", select(format!("{} from from", "ceil(".repeat(n)))),
+        ("position", select(wrap("position('a' in ", "'b'", ")"))),
+        ("position call", select(wrap("position(", "'b'", ")"))),
+        ("trim", select(wrap("trim(", "'b'", ")"))),
+        ("substring", select(wrap("substring(", "'b'", " from 1)"))),
+        ("extract", select(wrap("extract(year from ", "a", ")"))),
+        ("exists", select(wrap("exists(select 1 where ", "true", ")"))),
+        ("in", select(wrap("1 in (", "1", ")"))),
+        ("in double", select(wrap("1 in ((", "1", "))"))),
+        ("any", select(wrap("1 = any(", "a", ")"))),
+        ("cast", select(format!("1{}", "::int".repeat(n)))),
+        ("cast call", select(wrap("cast(", "1", " as int)"))),
+        ("subscript", select(format!("a{}", "[1]".repeat(n)))),
+        ("is null", select(format!("a{}", " is null".repeat(n)))),
+        ("distinct from", select(format!("a{}", " is distinct from a".repeat(n)))),
+        ("between", select(format!("a{}", " between 1 and 2".repeat(n)))),
+        ("names of clauses", select(format!("on{}", " + on".repeat(n)))),
+        ("collate", select(format!("a{}", " collate x".repeat(n)))),
+        ("time zone", select(format!("a{}", " at time zone 'UTC'".repeat(n)))),
+        ("sub-query", wrap("select * from (", "select 1", ") x")),
+        ("sub-query broken", format!("{} from", "select * from ((".repeat(n))),
+        ("sub-query doubled", wrap("select * from ((", "select 1", ") x) y")),
+        ("scalar sub-query", wrap("select (", "select 1", ")")),
+        ("from parentheses", format!("select * from {}", wrap("(", "a", ")"))),
+        ("from joins", format!("select * from {}", wrap("(a join ", "b", " on true)"))),
+        ("joins", format!("select * from a{}", " join a on true".repeat(n))),
+        ("relations", format!("select * from a{}", ", a".repeat(n))),
+        ("union", format!("select 1{}", " union select 1".repeat(n))),
+        ("union nested", wrap("(select 1 union ", "select 1", ")")),
+        ("query parentheses", wrap("(", "select 1", ")")),
+        ("union of parentheses", wrap("((select 1) union ", "select 1", ")")),
+        ("with", format!("with {} select 1", wrap("a as (with ", "a as (select 1)", " select 1)"))),
+        ("arrays of arrays", format!("create stream s (a {})", wrap("array<", "int", ">"))),
+        ("type brackets", format!("create stream s (a int{})", "[]".repeat(n))),
+        ("cast type", select(format!("null::{}", wrap("array<", "int", ">")))),
+        ("explain", format!("{}select 1", "explain ".repeat(n))),
+        ("comments", format!("select 1 {}", wrap("/*", "", "*/"))),
+        ("interval", select(format!("{}'1'", "interval ".repeat(n)))),
+        ("interval call", select(wrap("interval (", "1", ")"))),
+        ("row", select(wrap("row(", "1", ")"))),
+        ("lateral", format!("select * from a{}", ", lateral (select 1) x".repeat(n))),
+        ("values", format!("values {}1{}", "(".repeat(n), ")".repeat(n))),
+        ("insert", format!("insert into t values ({})", wrap("(", "1", ")"))),
+        ("mixed", select(wrap("(1+1+1+case when not a then f(", "1", ") end)"))),
+        ("words", "select ".repeat(n)),
+        ("filter", select(wrap("count(*) filter (where ", "a", ")"))),
+        ("over", select(wrap("sum(", "a", ") over (partition by a)"))),
+    ]
+}
+
+/// Every text is parsed or refused, within the stack of a test's thread; neither dropping nor comparing it
+/// overflows; and none takes long, although sqlparser backtracks.
+#[test]
+fn deep_and_long_texts_are_bounded() {
+    let mut most = (0, "");
+    for n in [1, 5, 20, 60, 190, 990, 10_000, 100_000] {
+        for (what, text) in deep(n) {
+            if n == 100_000 && !matches!(what, "sum" | "or" | "not" | "parentheses" | "case" | "array") {
+                continue;
+            }
+            let result = parse(&text);
+            if n >= 10_000 && !matches!(what, "comments" | "words") {
+                assert!(result.is_err(), "{what} {n} was accepted");
+            }
+            if let Ok(parsed) = result {
+                assert_eq!(parsed, parsed.clone());
+                most = most.max((n, what));
+            }
+        }
+    }
+    assert!(most.0 > 60, "{most:?}");
+}
+
+#[test]
+fn what_people_write_is_within_the_bounds() {
+    for text in [
+        format!("SELECT {}", vec!["a = 1"; 450].join(" OR ")),
+        format!("SELECT a FROM t WHERE a IN ({})", vec!["1"; 50_000].join(", ")),
+        format!("SELECT CASE {} END", "WHEN a = 1 AND b = 2 THEN c + 1 ".repeat(2_000)),
+        format!("SELECT {}", vec!["a + b * c"; 1_600].join(", ")),
+        format!("INSERT INTO t VALUES {}", vec!["(1, 'a', -2.5, NULL)"; 20_000].join(", ")),
+    ] {
+        parse(&text).unwrap();
+    }
+}
+
+#[test]
+fn limits_are_refused_with_words() {
+    use millstream_catalog::model::limit;
+    let error = refused(&format!("SELECT '{}'", "x".repeat(limit::STATEMENT_BYTES_MAX)));
+    assert_eq!(error.sqlstate.code(), "54000");
+    let error = refused(&format!("SELECT a IN ({}1)", "1,".repeat(limit::LIST_ITEMS_MAX)));
+    assert_eq!(error.sqlstate.code(), "54000");
+    let error = refused(&";".repeat(limit::STATEMENT_TOKENS_MAX + 1));
+    assert_eq!(error.sqlstate.code(), "54000");
+    let error = refused(&format!("SELECT {}1{}", "(".repeat(10_000), ")".repeat(10_000)));
+    assert_eq!(error.sqlstate.code(), "54001");
+    assert!(error.hint.is_some() && error.position == Some(8 + limit::NESTING_MAX), "{error:?}");
 }

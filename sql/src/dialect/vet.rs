@@ -5,6 +5,7 @@
 //! nothing to it.
 
 use super::ast::Position;
+use super::keywords::{is_fully_reserved, is_reserved};
 use crate::error::SqlError;
 use millstream_catalog::model::{SqlState, limit};
 use sqlparser::ast::{
@@ -234,7 +235,7 @@ impl Vet<'_> {
     fn projection(&self, items: &[SelectItem]) -> Checked {
         items.iter().try_for_each(|item| match item {
             SelectItem::UnnamedExpr(_) => Ok(()),
-            SelectItem::ExprWithAlias { expr: _, alias } => name(alias),
+            SelectItem::ExprWithAlias { expr: _, alias } => self.name(alias, false),
             SelectItem::ExprWithAliases { .. } => {
                 self.refuse(true, "several names for one expression", "as", "select each part with its own name")
             }
@@ -313,7 +314,7 @@ impl Vet<'_> {
                 sample,
                 index_hints,
             } => {
-                no_file(name)?;
+                self.relation(name, args.is_some())?;
                 self.alias(alias.as_ref())?;
                 let settings = args.as_ref().is_some_and(|args| args.settings.is_some());
                 self.refuse(settings, "SETTINGS", "settings", "leave it out")?;
@@ -351,13 +352,47 @@ impl Vet<'_> {
         self.refuse(at.is_some(), "AT after a name", "at", "use WITH ORDINALITY")?;
         let typed = columns.iter().any(|column| column.data_type.is_some());
         self.refuse(typed, "a column definition list", "as", "name the columns only")?;
-        name(alias)
+        self.name(alias, is_reserved(&alias.value))
+    }
+
+    /// A string in the place of a relation is a file in other systems.
+    fn relation(&self, name: &ObjectName, is_function: bool) -> Checked {
+        for part in &name.0 {
+            let ObjectNamePart::Identifier(ident) = part else {
+                return self.refuse(true, "a computed name", "from", "write the name");
+            };
+            if ident.quote_style == Some('\'') {
+                let message = "permission denied: statements do not read files";
+                return Err(SqlError::new(SqlState::InsufficientPrivilege, message)
+                    .hint("load the file with COPY … FROM STDIN")
+                    .at((self.place)(&format!("'{}'", ident.value))));
+            }
+            self.name(ident, if is_function { is_fully_reserved(&ident.value) } else { is_reserved(&ident.value) })?;
+        }
+        Ok(())
+    }
+
+    /// sqlparser takes strings, and some reserved words, for names.
+    fn name(&self, ident: &Ident, is_reserved: bool) -> Checked {
+        match ident.quote_style {
+            Some('\'') => Err(SqlError::syntax(format!("syntax error at or near \"'{}'\"", ident.value))
+                .hint("put names in double quotes")
+                .at((self.place)(&format!("'{}'", ident.value)))),
+            None if is_reserved => {
+                Err(SqlError::syntax(format!("syntax error at or near \"{}\"", ident.value))
+                    .at(Position::of(ident.span)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn expr(&self, expr: &Expr) -> Checked {
         match expr {
-            Expr::Identifier(ident) => name(ident),
-            Expr::CompoundIdentifier(parts) => parts.iter().try_for_each(name),
+            Expr::Identifier(ident) if ident.quote_style.is_none() && ident.value == "default" => {
+                Err(SqlError::syntax("DEFAULT is not allowed in this context").at(Position::of(ident.span)))
+            }
+            Expr::Identifier(ident) => self.name(ident, is_fully_reserved(&ident.value)),
+            Expr::CompoundIdentifier(parts) => parts.iter().try_for_each(|part| self.name(part, false)),
             Expr::Prior(_) => self.refuse(true, "PRIOR", "prior", "use WITH RECURSIVE"),
             Expr::MatchAgainst { .. } => self.refuse(true, "MATCH … AGAINST", "match", "use LIKE or ~"),
             Expr::Lambda(_) => self.refuse(true, "a lambda", "select", "use unnest(…)"),
@@ -365,32 +400,6 @@ impl Vet<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// A string in the place of a name is a file in other systems.
-fn no_file(name: &ObjectName) -> Checked {
-    let quoted = |part: &&ObjectNamePart| match part {
-        ObjectNamePart::Identifier(ident) => ident.quote_style == Some('\''),
-        ObjectNamePart::Function(_) => true,
-    };
-    let Some(part) = name.0.iter().find(quoted) else { return Ok(()) };
-    let position = match part {
-        ObjectNamePart::Identifier(ident) => Position::of(ident.span),
-        ObjectNamePart::Function(function) => Position::of(function.name.span),
-    };
-    Err(SqlError::new(SqlState::InsufficientPrivilege, "permission denied: statements do not read files")
-        .hint("load the file with COPY … FROM STDIN")
-        .at(position))
-}
-
-/// sqlparser takes strings for names in some places.
-fn name(ident: &Ident) -> Checked {
-    if ident.quote_style == Some('\'') {
-        return Err(SqlError::syntax(format!("syntax error at or near \"'{}'\"", ident.value))
-            .hint("put names in double quotes")
-            .at(Position::of(ident.span)));
-    }
-    Ok(())
 }
 
 fn too_many(what: &str, count: usize, most: usize) -> SqlError {

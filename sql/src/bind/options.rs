@@ -1,0 +1,271 @@
+//! The options of `WITH (…)`: every one is checked; one without effect yet is refused, never ignored.
+//!
+//! Leaves out where they come from (`dialect`) and what they do (engine, storage). Pure: a crash does
+//! nothing to it.
+
+use crate::dialect::ast::{OptionValue, Position, Select, WithOption, WithOptions};
+use crate::dialect::duration;
+use crate::error::SqlError;
+use millstream_catalog::model::{ByteSize, Span, SqlState, limit};
+use millstream_catalog::query::OffsetReset;
+use millstream_catalog::{Compression, QueryOptions, RelationKind, TopicOptions};
+
+/// The options of `CREATE … (columns) WITH (…)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RelationOptions {
+    /// Those of the topic.
+    pub(super) topic: TopicOptions,
+    /// `timestamp`: the column, and where it was named.
+    pub(super) timestamp: Option<(String, Position)>,
+}
+
+/// The options of `CREATE … WITH (…) AS SELECT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateAsOptions {
+    /// Those of the topic it writes.
+    pub topic: TopicOptions,
+    /// Those of the query.
+    pub query: QueryOptions,
+}
+
+/// The options of a push query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PushOptions {
+    /// Where it begins, if the query says so.
+    pub auto_offset_reset: Option<OffsetReset>,
+}
+
+/// The options of a definition.
+pub(super) fn relation_options(
+    options: &WithOptions,
+    kind: RelationKind,
+    nodes: u32,
+) -> Result<RelationOptions, SqlError> {
+    let mut bound = RelationOptions { topic: TopicOptions::default(), timestamp: None };
+    for option in &options.0 {
+        if option.name == "timestamp" {
+            bound.timestamp = Some((text(option)?.to_owned(), option.value_position));
+        } else if !topic_option(option, kind, nodes, &mut bound.topic)? {
+            return Err(unrecognized(option));
+        }
+    }
+    Ok(bound)
+}
+
+/// The options of a definition by query.
+pub(super) fn create_as_options(
+    options: &WithOptions,
+    kind: RelationKind,
+    nodes: u32,
+) -> Result<CreateAsOptions, SqlError> {
+    let mut bound = CreateAsOptions { topic: TopicOptions::default(), query: QueryOptions::default() };
+    for option in &options.0 {
+        let known = topic_option(option, kind, nodes, &mut bound.topic)? || query_option(option, &mut bound.query)?;
+        if !known {
+            return Err(unrecognized(option));
+        }
+    }
+    Ok(bound)
+}
+
+/// The options of a push query, after `EMIT`.
+///
+/// # Errors
+/// `22023` for unknown names and values, `0A000` for groups.
+pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
+    let mut bound = PushOptions::default();
+    for option in &select.options.0 {
+        match option.name.as_str() {
+            "group" => return Err(refused(option, "subscribe without a group: every subscriber gets every event")),
+            "auto_commit" => return Err(refused(option, "leave it out: only groups commit offsets")),
+            "auto_offset_reset" => {
+                if text(option)?.eq_ignore_ascii_case("none") {
+                    return Err(unsupported_value(option, "use 'earliest' or 'latest'"));
+                }
+                bound.auto_offset_reset = Some(offset_reset(option)?);
+            }
+            _ => return Err(unrecognized(option)),
+        }
+    }
+    Ok(bound)
+}
+
+/// An option of topics; false if it is none.
+fn topic_option(
+    option: &WithOption,
+    kind: RelationKind,
+    nodes: u32,
+    topic: &mut TopicOptions,
+) -> Result<bool, SqlError> {
+    match option.name.as_str() {
+        "partitions" => {
+            topic.partitions = whole(option, limit::PARTITIONS_MAX)?;
+        }
+        "replication_factor" => {
+            let factor = whole(option, u32::MAX)?;
+            if factor > nodes {
+                return Err(wrong(option)
+                    .detail(format!("{factor} replicas were asked for; the number of nodes is {nodes}"))
+                    .hint("leave replication_factor out"));
+            }
+        }
+        "retention" => {
+            if !text(option)?.eq_ignore_ascii_case("forever") {
+                let span = duration::parse_interval(text(option)?).ok().filter(|span| *span > Span::ZERO);
+                span.ok_or_else(|| wrong(option).hint("write 'forever' or a duration such as '7 days'"))?;
+                return Err(unsupported_value(option, "use 'forever'"));
+            }
+        }
+        "retention_bytes" => {
+            size(option)?;
+            return Err(refused(option, "leave it out: every event is kept"));
+        }
+        "cleanup_policy" => cleanup_policy(option, kind)?,
+        "compression" => {
+            topic.compression = match lower(option)?.as_str() {
+                "none" => Compression::None,
+                "lz4" => Compression::Lz4,
+                "zstd" => Compression::Zstd,
+                _ => return Err(wrong(option).hint("compressions are none, lz4 and zstd")),
+            };
+        }
+        "durability" => match lower(option)?.as_str() {
+            "sync" => {}
+            "async" => return Err(unsupported_value(option, "use 'sync'")),
+            _ => return Err(wrong(option).hint("durabilities are sync and async")),
+        },
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn cleanup_policy(option: &WithOption, kind: RelationKind) -> Result<(), SqlError> {
+    let value: String = lower(option)?.chars().filter(|c| !c.is_whitespace()).collect();
+    let default = match kind {
+        RelationKind::Stream => "delete",
+        RelationKind::Table => "compact",
+    };
+    match value.as_str() {
+        value if value == default => Ok(()),
+        "delete" | "compact" | "compact,delete" | "delete,compact" => {
+            Err(unsupported_value(option, &format!("use '{default}'")))
+        }
+        _ => Err(wrong(option).hint("policies are delete, compact, and compact,delete")),
+    }
+}
+
+/// An option of continuous queries; false if it is none.
+fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, SqlError> {
+    match option.name.as_str() {
+        "auto_offset_reset" => query.auto_offset_reset = offset_reset(option)?,
+        "emit" => match lower(option)?.as_str() {
+            "changes" => {}
+            "every_change" => return Err(unsupported_value(option, "use 'changes'")),
+            _ => return Err(wrong(option).hint("values are changes and every_change")),
+        },
+        "on_error" => match lower(option)?.as_str() {
+            "stop" => {}
+            "skip" => return Err(unsupported_value(option, "use 'stop', and keep such events out with WHERE")),
+            _ => return Err(wrong(option).hint("values are stop and skip")),
+        },
+        "idle_timeout" => query.idle_timeout = duration_of(option)?,
+        "grace" => {
+            duration_of(option)?;
+            return Err(refused(option, "write WINDOW TUMBLING (SIZE …, GRACE PERIOD …)"));
+        }
+        "state_retention" => {
+            duration_of(option)?;
+            return Err(refused(option, "leave it out: state is kept"));
+        }
+        "timestamp" => return Err(refused(option, "leave it out: event time is that of the inputs")),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn offset_reset(option: &WithOption) -> Result<OffsetReset, SqlError> {
+    match lower(option)?.as_str() {
+        "earliest" => Ok(OffsetReset::Earliest),
+        "latest" => Ok(OffsetReset::Latest),
+        _ => Err(wrong(option).hint("values are earliest and latest")),
+    }
+}
+
+/// `22023` for a name that is no option here.
+fn unrecognized(option: &WithOption) -> SqlError {
+    let error = SqlError::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{}\"", option.name))
+        .at(option.position);
+    match option.name.as_str() {
+        "kafka_topic" => error.hint("leave it out: the topic has the name of the stream or table"),
+        "value_format" | "key_format" | "format" | "timestamp_format" | "wrap_single_value" => {
+            error.hint("leave it out: columns are stored by their types")
+        }
+        "replicas" => error.hint("use replication_factor"),
+        "retention_ms" => error.hint("use retention"),
+        "auto_offset_reset" | "emit" | "on_error" | "idle_timeout" | "grace" | "state_retention" => {
+            error.hint("it is an option of CREATE … AS SELECT")
+        }
+        "group" | "auto_commit" => error.hint("it is an option of SELECT … EMIT CHANGES"),
+        "timestamp" | "partitions" | "compression" | "retention" => {
+            error.hint("it is an option of CREATE STREAM and CREATE TABLE")
+        }
+        _ => error,
+    }
+}
+
+/// `0A000` for an option that has no effect yet.
+fn refused(option: &WithOption, hint: &str) -> SqlError {
+    SqlError::unsupported(format!("option \"{}\"", option.name), hint).at(option.position)
+}
+
+/// `0A000` for a value that has no effect yet.
+fn unsupported_value(option: &WithOption, hint: &str) -> SqlError {
+    SqlError::unsupported(format!("\"{}\" for option \"{}\"", option.value.as_str(), option.name), hint)
+        .at(option.value_position)
+}
+
+/// `22023` for a value that is none of the option's.
+fn wrong(option: &WithOption) -> SqlError {
+    let message = format!("invalid value for parameter \"{}\": \"{}\"", option.name, option.value.as_str());
+    SqlError::new(SqlState::InvalidParameterValue, message).at(option.value_position)
+}
+
+fn text(option: &WithOption) -> Result<&str, SqlError> {
+    match &option.value {
+        OptionValue::Text(text) | OptionValue::Word(text) => Ok(text),
+        OptionValue::Number(_) => Err(wrong(option).hint("put the value in quotes")),
+    }
+}
+
+fn lower(option: &WithOption) -> Result<String, SqlError> {
+    text(option).map(str::to_ascii_lowercase)
+}
+
+/// A whole number from 1 to `most`.
+fn whole(option: &WithOption, most: u32) -> Result<u32, SqlError> {
+    let number = option.value.as_str().parse::<u32>().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| wrong(option).hint(format!("the value is a whole number from 1 to {most}")))
+}
+
+/// A positive duration.
+fn duration_of(option: &WithOption) -> Result<Span, SqlError> {
+    let hint = "write a duration such as '10 seconds'";
+    let span = duration::parse_interval(text(option)?).map_err(|_| wrong(option).hint(hint))?;
+    if span > Span::ZERO { Ok(span) } else { Err(wrong(option).hint("the duration must be positive")) }
+}
+
+/// A number of bytes, alone or with `KiB`, `MiB`, `GiB`.
+fn size(option: &WithOption) -> Result<ByteSize, SqlError> {
+    let text = option.value.as_str().trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: Option<u64> = match unit.trim() {
+        "" | "B" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = factor.and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor)).filter(|bytes| *bytes > 0);
+    bytes.map(ByteSize::new).ok_or_else(|| wrong(option).hint("write a size such as '512 MiB'"))
+}

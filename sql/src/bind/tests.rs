@@ -1,0 +1,221 @@
+//! Definitions: what is bound, and what is refused with which code and where.
+
+use super::ddl::{bind_create_as, bind_push_options, bind_relation};
+use crate::dialect::{Statement, parse};
+use crate::error::SqlError;
+use millstream_catalog::model::{Span, Timestamp, limit};
+use millstream_catalog::query::OffsetReset;
+use millstream_catalog::{Compression, QueryOptions, Relation, RelationKind, SqlType, TopicOptions};
+
+fn bind(text: &str) -> Result<Relation, SqlError> {
+    match parse(text)?.remove(0).statement {
+        Statement::CreateRelation(create) => bind_relation(&create, Timestamp::from_micros(7), 1),
+        Statement::CreateAs(create) => {
+            bind_create_as(&create, 1)?;
+            bind("CREATE STREAM s (a integer)")
+        }
+        Statement::Select(select) => {
+            bind_push_options(&select)?;
+            bind("CREATE STREAM s (a integer)")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn types_have_the_names_of_postgresql_and_ksqldb() {
+    let array = |item: SqlType| SqlType::Array(Box::new(item));
+    let numeric = |precision, scale| SqlType::Numeric { precision, scale };
+    for (text, wanted) in [
+        ("boolean", SqlType::Boolean),
+        ("BOOL", SqlType::Boolean),
+        ("smallint", SqlType::SmallInt),
+        ("int2", SqlType::SmallInt),
+        ("int", SqlType::Integer),
+        ("INTEGER", SqlType::Integer),
+        ("int4", SqlType::Integer),
+        ("bigint", SqlType::BigInt),
+        ("int8", SqlType::BigInt),
+        ("real", SqlType::Real),
+        ("float4", SqlType::Real),
+        ("float(24)", SqlType::Real),
+        ("float", SqlType::Double),
+        ("float(25)", SqlType::Double),
+        ("float8", SqlType::Double),
+        ("double precision", SqlType::Double),
+        ("DOUBLE", SqlType::Double),
+        ("numeric", numeric(38, 10)),
+        ("decimal(5)", numeric(5, 0)),
+        ("DECIMAL(38, 38)", numeric(38, 38)),
+        ("dec(3,1)", numeric(3, 1)),
+        ("text", SqlType::Text),
+        ("STRING", SqlType::Text),
+        ("varchar", SqlType::Text),
+        ("varchar(3)", SqlType::Varchar(3)),
+        ("character varying(3)", SqlType::Varchar(3)),
+        ("char", SqlType::Char(1)),
+        ("character(7)", SqlType::Char(7)),
+        ("bytea", SqlType::Bytea),
+        ("BYTES", SqlType::Bytea),
+        ("date", SqlType::Date),
+        ("time", SqlType::Time),
+        ("time(6) without time zone", SqlType::Time),
+        ("timestamp", SqlType::Timestamp),
+        ("timestamp without time zone", SqlType::Timestamp),
+        ("timestamptz", SqlType::TimestampTz),
+        ("timestamp(6) with time zone", SqlType::TimestampTz),
+        ("interval", SqlType::Interval),
+        ("uuid", SqlType::Uuid),
+        ("json", SqlType::Json),
+        ("jsonb", SqlType::Jsonb),
+        ("int[]", array(SqlType::Integer)),
+        ("ARRAY<DECIMAL(4, 2)>", array(numeric(4, 2))),
+        ("timestamptz[]", array(SqlType::TimestampTz)),
+        ("pg_catalog.int4", SqlType::Integer),
+    ] {
+        let relation = bind(&format!("CREATE STREAM s (a {text})")).unwrap();
+        assert_eq!(relation.schema.columns[0].sql_type, wanted, "{text}");
+    }
+}
+
+#[test]
+fn columns_keys_and_event_time_are_bound() {
+    let text = "CREATE TABLE t (a varchar(3), b bigint NOT NULL, c integer[] DEFAULT '{1}', PRIMARY KEY (b, a)) \
+                WITH (timestamp = 'B', partitions = '3', compression = zstd)";
+    let relation = bind(text).unwrap();
+    assert_eq!((relation.kind, relation.name.as_str()), (RelationKind::Table, "t"));
+    assert_eq!(relation.schema.key(), vec![0, 1]);
+    assert_eq!(relation.timestamp, Some(1));
+    assert_eq!(relation.options, TopicOptions { partitions: 3, compression: Compression::Zstd });
+    assert_eq!(relation.created_at, Timestamp::from_micros(7));
+    assert!(!relation.schema.columns[0].is_nullable && relation.schema.columns[2].is_nullable);
+    assert_eq!(relation.schema.columns[2].default.as_deref(), Some("'{1}'"));
+    let Statement::CreateRelation(again) = parse(&relation.sql).unwrap().remove(0).statement else { panic!() };
+    assert_eq!(bind_relation(&again, Timestamp::from_micros(7), 1).unwrap(), relation);
+}
+
+#[test]
+fn the_watermark_names_the_event_time() {
+    let relation = bind("CREATE STREAM s (at timestamp, WATERMARK FOR at AS at - INTERVAL '5 seconds')").unwrap();
+    assert_eq!((relation.timestamp, relation.watermark_delay), (Some(0), Some(Span::from_secs(5))));
+    let relation = bind("CREATE STREAM s (a int KEY, WATERMARK FOR rowtime AS rowtime)").unwrap();
+    assert_eq!((relation.timestamp, relation.watermark_delay), (None, Some(Span::ZERO)));
+    assert_eq!(relation.schema.key(), vec![0]);
+    assert!(relation.schema.columns[0].is_nullable);
+}
+
+#[test]
+fn options_of_queries_are_bound() {
+    let text = "CREATE STREAM s WITH (idle_timeout = '1 minute', auto_offset_reset = 'latest', emit = 'changes', \
+                on_error = 'stop', partitions = 2) AS SELECT * FROM x EMIT CHANGES";
+    let Statement::CreateAs(create) = parse(text).unwrap().remove(0).statement else { panic!() };
+    let bound = bind_create_as(&create, 1).unwrap();
+    let query = QueryOptions { auto_offset_reset: OffsetReset::Latest, idle_timeout: Span::from_secs(60) };
+    assert_eq!((bound.query, bound.topic.partitions), (query, 2));
+    let text = "SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = earliest)";
+    let Statement::Select(select) = parse(text).unwrap().remove(0).statement else { panic!() };
+    assert_eq!(bind_push_options(&select).unwrap().auto_offset_reset, Some(OffsetReset::Earliest));
+}
+
+const REFUSED: &[(&str, &str, usize)] = &[
+    ("CREATE STREAM s (a integer, a text)", "42701", 29),
+    ("CREATE STREAM s (rowtime timestamptz)", "42939", 18),
+    ("CREATE STREAM s (\"windowend\" int)", "42939", 18),
+    ("CREATE STREAM s (a nonsense)", "42704", 20),
+    ("CREATE STREAM s (a a.b.c)", "42704", 20),
+    ("CREATE STREAM s (a varchar(0))", "22023", 20),
+    ("CREATE STREAM s (a varchar(10485761))", "22023", 20),
+    ("CREATE STREAM s (a numeric(39))", "22023", 20),
+    ("CREATE STREAM s (a numeric(5, 6))", "22023", 20),
+    ("CREATE STREAM s (a numeric(5, -1))", "22023", 20),
+    ("CREATE STREAM s (a float(54))", "22023", 20),
+    ("CREATE STREAM s (a timestamp(3))", "0A000", 20),
+    ("CREATE STREAM s (a timetz)", "0A000", 20),
+    ("CREATE STREAM s (a interval day to second)", "0A000", 20),
+    ("CREATE STREAM s (a serial)", "0A000", 20),
+    ("CREATE STREAM s (a tinyint)", "42704", 20),
+    ("CREATE STREAM s (a int[][])", "0A000", 20),
+    ("CREATE STREAM s (a int[3])", "0A000", 20),
+    ("CREATE STREAM s (a ARRAY<ARRAY<INT>>)", "0A000", 20),
+    ("CREATE STREAM s (a int DEFAULT b)", "0A000", 32),
+    ("CREATE STREAM s (a int DEFAULT (SELECT 1))", "0A000", 24),
+    ("CREATE STREAM s (a int DEFAULT $1)", "42P02", 32),
+    ("CREATE STREAM s (a integer PRIMARY KEY)", "0A000", 28),
+    ("CREATE STREAM s (a integer, PRIMARY KEY (a))", "0A000", 42),
+    ("CREATE TABLE s (a integer KEY)", "0A000", 27),
+    ("CREATE TABLE s (a json PRIMARY KEY)", "42883", 24),
+    ("CREATE TABLE s (a integer PRIMARY KEY, b integer, PRIMARY KEY (b))", "42P16", 64),
+    ("CREATE TABLE s (a integer PRIMARY KEY, b integer PRIMARY KEY)", "42P16", 50),
+    ("CREATE TABLE s (a integer, PRIMARY KEY (b))", "42703", 41),
+    ("CREATE TABLE s (a integer, PRIMARY KEY (a, a))", "42701", 44),
+    ("CREATE STREAM s (a text) WITH (timestamp = 'a')", "42804", 44),
+    ("CREATE STREAM s (a text) WITH (timestamp = 'b')", "42703", 44),
+    ("CREATE STREAM s (a date, WATERMARK FOR a AS a)", "42804", 40),
+    ("CREATE STREAM s (a timestamp, b timestamp, WATERMARK FOR a AS a) WITH (timestamp = 'b')", "42P17", 84),
+    ("CREATE STREAM s (a text) WITH (partitions = 0)", "22023", 45),
+    ("CREATE STREAM s (a text) WITH (partitions = 10001)", "22023", 45),
+    ("CREATE STREAM s (a text) WITH (partitions = 'x')", "22023", 45),
+    ("CREATE STREAM s (a text) WITH (replication_factor = 2)", "22023", 53),
+    ("CREATE STREAM s (a text) WITH (retention = '7 days')", "0A000", 44),
+    ("CREATE STREAM s (a text) WITH (retention = 'soon')", "22023", 44),
+    ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GiB')", "0A000", 32),
+    ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GB')", "22023", 50),
+    ("CREATE STREAM s (a text) WITH (cleanup_policy = 'compact')", "0A000", 49),
+    ("CREATE STREAM s (a text) WITH (cleanup_policy = 'x')", "22023", 49),
+    ("CREATE STREAM s (a text) WITH (durability = 'async')", "0A000", 45),
+    ("CREATE STREAM s (a text) WITH (compression = 'gzip')", "22023", 46),
+    ("CREATE STREAM s (a text) WITH (nonsense = 1)", "22023", 32),
+    ("CREATE STREAM s (a text) WITH (kafka_topic = 's')", "22023", 32),
+    ("CREATE STREAM s (a text) WITH (emit = 'changes')", "22023", 32),
+    ("CREATE STREAM s WITH (emit = 'every_change') AS SELECT * FROM x", "0A000", 30),
+    ("CREATE STREAM s WITH (on_error = 'skip') AS SELECT * FROM x", "0A000", 34),
+    ("CREATE STREAM s WITH (grace = '1 s') AS SELECT * FROM x", "0A000", 23),
+    ("CREATE STREAM s WITH (timestamp = 'a') AS SELECT * FROM x", "0A000", 23),
+    ("CREATE STREAM s WITH (idle_timeout = '-1 second') AS SELECT * FROM x", "22023", 38),
+    ("CREATE STREAM s WITH (auto_offset_reset = 'none') AS SELECT * FROM x", "22023", 43),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g')", "0A000", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_commit = true)", "0A000", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'none')", "0A000", 56),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'foo')", "22023", 56),
+    ("SELECT * FROM x EMIT CHANGES WITH (foo = 'foo')", "22023", 36),
+];
+
+#[test]
+fn what_is_wrong_or_without_effect_is_refused() {
+    let mut failed = Vec::new();
+    for (text, code, position) in REFUSED {
+        match bind(text) {
+            Ok(_) => failed.push(format!("accepted: {text}")),
+            Err(error) => {
+                if error.sqlstate.code() != *code || error.position.unwrap_or(0) != *position {
+                    failed.push(format!("{text}\n  wanted {code} at {position}: {error:?}"));
+                }
+                if *code == "0A000" && error.hint.is_none() {
+                    failed.push(format!("{text}\n  no hint"));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn options_that_say_the_default_are_taken() {
+    for text in [
+        "CREATE STREAM s (a text) WITH (partitions = 10000, retention = 'forever', durability = 'sync')",
+        "CREATE STREAM s (a text) WITH (cleanup_policy = 'delete', compression = 'none')",
+        "CREATE TABLE s (a text) WITH (cleanup_policy = 'compact', replication_factor = 1)",
+    ] {
+        bind(text).unwrap();
+    }
+}
+
+#[test]
+fn columns_are_bounded() {
+    let columns = |n: usize| (0..n).map(|i| format!("c{i} int")).collect::<Vec<_>>().join(", ");
+    assert!(bind(&format!("CREATE STREAM s ({})", columns(limit::COLUMNS_MAX))).is_ok());
+    let error = bind(&format!("CREATE STREAM s ({})", columns(limit::COLUMNS_MAX + 1))).unwrap_err();
+    assert_eq!(error.sqlstate.code(), "54011");
+    let name = "x".repeat(limit::NAME_BYTES_MAX + 1);
+    assert_eq!(bind(&format!("CREATE STREAM {name} (a int)")).unwrap_err().sqlstate.code(), "42622");
+}
