@@ -45,7 +45,10 @@ pub(super) fn recorder() -> &'static PrometheusHandle {
         describe_counter!("statements_executed_total", "Statements that succeeded");
         describe_counter!("statements_failed_total", "Errors sent to clients, by SQLSTATE");
         describe_counter!("rows_sent_total", "Rows sent to clients");
-        describe_histogram!("statement_duration_seconds", "From a statement's start to its last row");
+        describe_histogram!(
+            "statement_duration_seconds",
+            "From a statement's start to its last row, or the first part of its rows"
+        );
         handle
     })
 }

@@ -14,6 +14,7 @@ use crate::server::pg::portal::{self, Portal, State};
 use crate::server::pg::pump::{Goal, Reached, Source};
 use crate::server::pg::reply::{self, Bare};
 use crate::server::pg::rows::{self, Formats};
+use millstream_catalog::model::limit::PREPARED_MAX;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -49,6 +50,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 if !name.is_empty() && self.session.statement(name).is_ok() {
                     let message = format!("prepared statement \"{name}\" already exists");
                     return Err(SqlError::new(SqlState::DuplicatePreparedStatement, message).into());
+                }
+                if self.statements_empty.len() >= PREPARED_MAX {
+                    return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many prepared statements")
+                        .detail(format!("a session may have {PREPARED_MAX}"))
+                        .into());
                 }
                 self.session.close_statement(name);
                 self.statements_empty.insert(name.to_owned());
@@ -173,19 +179,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             return Ok(());
         };
         let signals = self.signals(prepared.text());
-        let source = match portal.state {
-            State::Open(source) => Some(source),
+        let timer = self.meters.statement();
+        let (source, is_first) = match portal.state {
+            State::Open(source) => (Some(source), false),
             State::Done => {
                 let message = format!("portal \"{name}\" cannot be run");
                 return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message).into());
             }
             State::Bound(params) => {
-                let timer = self.meters.statement();
                 let executing = self.session.execute(&prepared, params, Via::Extended);
                 let outcome = step(self.wire, &signals, executing).await??;
-                let source = self.begin(outcome, &signals).await?;
-                timer.succeeded();
-                source
+                (self.begin(outcome, &signals).await?, true)
             }
         };
         let state = match source {
@@ -195,6 +199,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             }
             None => State::Done,
         };
+        if is_first {
+            timer.succeeded();
+        }
         self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state });
         Ok(())
     }
