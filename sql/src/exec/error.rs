@@ -29,6 +29,9 @@ fn of_engine(error: &DataFusionError) -> SqlError {
                 .hint("filter earlier, group by fewer values, or sort fewer rows")
         }
         DataFusionError::NotImplemented(text) if text.contains("OuterReferenceColumn") => correlated(),
+        DataFusionError::NotImplemented(text) if text.contains("Exists") || text.contains("InSubquery") => {
+            SqlError::unsupported("EXISTS or IN with a sub-query outside a condition", "put it into WHERE, or join")
+        }
         DataFusionError::NotImplemented(text) => SqlError::unsupported(quoted(text), "write the query another way"),
         DataFusionError::Plan(text) => of_plan(text),
         DataFusionError::Execution(text) => of_execution(text),

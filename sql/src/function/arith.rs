@@ -60,7 +60,10 @@ impl Arithmetic {
 
     /// Its function.
     pub fn function(self) -> ScalarUDF {
-        ScalarUDF::new_from_impl(ArithmeticFunction { op: self, signature: Signature::any(2, Volatility::Immutable) })
+        ScalarUDF::new_from_impl(ArithmeticFunction {
+            op: self,
+            signature: Signature::user_defined(Volatility::Immutable),
+        })
     }
 }
 
@@ -101,6 +104,29 @@ impl ScalarUDFImpl for ArithmeticFunction {
 
     fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    /// The planner has typed the operands; a column whose type a UNION settles later is brought along here.
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        let [left, right] = types else {
+            return Err(external(SqlError::internal("an operator needs two operands")));
+        };
+        let is_number = |one: &DataType| is_integer(one) || is_float(one) || matches!(one, DataType::Decimal128(..));
+        if left == right || !is_number(left) || !is_number(right) {
+            return Ok(types.to_vec());
+        }
+        let numeric = |one: &DataType| match one {
+            DataType::Int16 => DataType::Decimal128(5, 0),
+            DataType::Int32 => DataType::Decimal128(10, 0),
+            DataType::Int64 => DataType::Decimal128(19, 0),
+            other => other.clone(),
+        };
+        Ok(match (is_float(left) || is_float(right), is_integer(left) && is_integer(right)) {
+            (true, _) => vec![DataType::Float64, DataType::Float64],
+            (false, true) if [left, right].contains(&&DataType::Int64) => vec![DataType::Int64, DataType::Int64],
+            (false, true) => vec![DataType::Int32, DataType::Int32],
+            (false, false) => vec![numeric(left), numeric(right)],
+        })
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {

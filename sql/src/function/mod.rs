@@ -82,6 +82,9 @@ impl Registry {
             let function = Arc::new(function);
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);
         }
+        if let Some(function) = scalars.get("signum").cloned() {
+            scalars.insert("sign".to_owned(), function);
+        }
         let mut aggregates = HashMap::new();
         for function in datafusion::functions_aggregate::all_default_aggregate_functions() {
             add(&mut aggregates, function.name().to_owned(), function.aliases().to_vec(), function);

@@ -6,7 +6,7 @@
 use super::lateral;
 use super::refuse;
 use super::resolve::{OutputColumn, Resolver, renamed};
-use super::rewrite::resolve_expr;
+use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, ScopeRelation, StarColumn, ambiguous, quoted};
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
@@ -117,7 +117,7 @@ fn resolve_join(
     };
     let names: Vec<Ident> = match constraint {
         JoinConstraint::On(expr) => {
-            resolve_expr(resolver, scope, expr)?;
+            resolve_condition(resolver, scope, expr)?;
             super::settle::condition(expr, "JOIN/ON")?;
             return Ok([left, right].concat());
         }

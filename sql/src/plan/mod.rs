@@ -22,6 +22,7 @@ mod select;
 mod settle;
 mod syntax;
 pub(crate) mod type_name;
+mod union;
 mod window;
 
 pub use crate::exec::table::{scan_schema, scanned_relation};

@@ -7,7 +7,7 @@
 use super::PlanContext;
 use super::names::{column_name, number};
 use super::refuse;
-use super::rewrite::resolve_expr;
+use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
 use super::settle::condition;
 use crate::dialect::ast::Position;
@@ -238,17 +238,17 @@ impl<'c> Resolver<'c> {
         let is_grouped = is_windowed && self.is_grouped(select);
         let output = self.projection(&mut select.projection, &scope)?;
         if let Some(selection) = &mut select.selection {
-            resolve_expr(self, &scope, selection)?;
+            resolve_condition(self, &scope, selection)?;
             condition(selection, "WHERE")?;
         }
         let list = SelectList { items: &select.projection, output: &output };
         self.group_by(&mut select.group_by, &scope, &list, is_grouped)?;
         if let Some(having) = &mut select.having {
-            resolve_expr(self, &scope, having)?;
+            resolve_condition(self, &scope, having)?;
             condition(having, "HAVING")?;
         }
         if let Some(qualify) = &mut select.qualify {
-            resolve_expr(self, &scope, qualify)?;
+            resolve_condition(self, &scope, qualify)?;
             condition(qualify, "QUALIFY")?;
         }
         for window in &mut select.named_window {

@@ -20,15 +20,33 @@ use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
 use sqlparser::ast::{
     AccessExpr, BinaryOperator, CaseWhen, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
-    FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, Spanned, UnaryOperator, Value, ValueWithSpan,
-    VisitMut, VisitorMut, WindowFrame, WindowType,
+    FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart, Query, SelectItem, SetExpr, Spanned,
+    UnaryOperator, Value, ValueWithSpan, VisitMut, VisitorMut, WindowFrame, WindowType,
 };
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Resolves `expr` in `scope`, in place.
 pub(super) fn resolve_expr(resolver: &mut Resolver<'_>, scope: &Scope<'_>, expr: &mut Expr) -> Result<(), SqlError> {
-    let mut visitor = Rewriter { resolver, scope, taken: Vec::new() };
+    resolve_with(resolver, scope, expr, false)
+}
+
+/// Resolves `expr`, which is a condition: rows are kept by it, so EXISTS becomes a join.
+pub(super) fn resolve_condition(
+    resolver: &mut Resolver<'_>,
+    scope: &Scope<'_>,
+    expr: &mut Expr,
+) -> Result<(), SqlError> {
+    resolve_with(resolver, scope, expr, true)
+}
+
+fn resolve_with(
+    resolver: &mut Resolver<'_>,
+    scope: &Scope<'_>,
+    expr: &mut Expr,
+    is_condition: bool,
+) -> Result<(), SqlError> {
+    let mut visitor = Rewriter { resolver, scope, is_condition, taken: Vec::new() };
     match expr.visit(&mut visitor) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(error) => Err(*error),
@@ -69,6 +87,7 @@ enum Taken {
 struct Rewriter<'v, 'c, 's> {
     resolver: &'v mut Resolver<'c>,
     scope: &'v Scope<'s>,
+    is_condition: bool,
     taken: Vec<Taken>,
 }
 
@@ -151,6 +170,9 @@ impl Rewriter<'_, '_, '_> {
             if let Some(Taken::Query(taken)) = self.taken.pop() {
                 *query = taken;
             }
+            if !self.is_condition {
+                count_existing(expr);
+            }
             return Ok(());
         }
         if let Some(frame) = window_frame(expr) {
@@ -195,7 +217,7 @@ impl Rewriter<'_, '_, '_> {
                     return Ok(());
                 }
             }
-            Expr::InList { .. } | Expr::Like { .. } | Expr::ILike { .. } => {
+            Expr::InList { .. } | Expr::Like { .. } | Expr::ILike { .. } | Expr::Ceil { .. } | Expr::Floor { .. } => {
                 mark(expr);
                 return Ok(());
             }
@@ -346,6 +368,27 @@ fn string_of(value: &Value) -> Option<&str> {
         Value::DollarQuotedString(text) => Some(&text.value),
         _ => None,
     }
+}
+
+/// Outside of conditions `EXISTS (SELECT … FROM …)` is `(SELECT count(*) FROM …) > 0`.
+fn count_existing(expr: &mut Expr) {
+    let Expr::Exists { subquery, negated } = expr else { return };
+    let SetExpr::Select(select) = subquery.body.as_mut() else { return };
+    let has_groups = !matches!(&select.group_by, GroupByExpr::Expressions(keys, _) if keys.is_empty());
+    if has_groups || select.having.is_some() || subquery.limit_clause.is_some() || subquery.with.is_some() {
+        return;
+    }
+    let mut count = call("count", Vec::new());
+    if let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = &mut count {
+        list.args.push(FunctionArg::Unnamed(FunctionArgExpr::Wildcard));
+    }
+    select.distinct = None;
+    select.projection = vec![SelectItem::ExprWithAlias { expr: count, alias: quoted("count") }];
+    subquery.order_by = None;
+    let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
+    let query = std::mem::replace(subquery, Box::new(refuse::empty_query()));
+    let zero = refuse::literal(Value::Number("0".to_owned(), false));
+    *expr = Expr::Nested(Box::new(binary(Expr::Subquery(query), op, zero)));
 }
 
 fn between(expr: Expr, negated: bool, low: Expr, high: Expr) -> Expr {

@@ -5,6 +5,7 @@
 
 use super::provider::Provider;
 use super::resolve::{OutputColumn, Resolver};
+use super::union::unite;
 use super::window::window_spec;
 use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
 use crate::dialect::ast::Select;
@@ -48,7 +49,7 @@ pub fn plan_select(
 ) -> Result<PlannedSelect, SqlError> {
     let drafted = draft(context, select, param_types, Run::Once)?;
     let (plan, params) = parameter::settle(drafted.plan, param_types, drafted.parameters)?;
-    let plan = analyze(plan)?;
+    let plan = analyze(unite(plan)?)?;
     let columns = result_columns(&plan, &drafted.output)?;
     let plan = in_result_types(plan, &columns)?;
     Ok(PlannedSelect { plan, params, columns })

@@ -98,6 +98,9 @@ fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
         },
         Expr::ScalarFunction(call) if call.func.name() == "power" => SqlType::Double,
         _ => match expr.get_type(schema)? {
+            DataType::Decimal128(precision, scale) if scale > 0 && is_whole(&expr) => {
+                SqlType::Numeric { precision, scale: 0 }
+            }
             DataType::UInt64 | DataType::UInt32 if is_integer_call(&expr) => SqlType::Integer,
             DataType::UInt64 | DataType::UInt32 => SqlType::BigInt,
             _ => return Ok(expr),
@@ -107,6 +110,11 @@ fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
         true => Ok(expr),
         false => Ok(Expr::Cast(Cast::new(Box::new(expr), wanted.arrow()))),
     }
+}
+
+/// Functions to whole numbers.
+fn is_whole(expr: &Expr) -> bool {
+    matches!(expr, Expr::ScalarFunction(call) if ["ceil", "floor"].contains(&call.func.name()))
 }
 
 /// Counts that PostgreSQL gives as integer rather than bigint.

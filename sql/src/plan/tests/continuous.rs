@@ -1,10 +1,11 @@
 //! Continuous plans: their shape, and what is refused.
 
-use super::{parsed, source};
+use super::{parse, source};
 use crate::plan::{ContinuousPlan, plan_continuous};
 
 fn plan(sql: &str) -> Result<ContinuousPlan, String> {
-    plan_continuous(&source::context(), &parsed(sql))
+    parse(sql)
+        .and_then(|select| plan_continuous(&source::context(), &select))
         .map_err(|error| format!("{} {}", error.sqlstate.code(), error.message))
 }
 
@@ -22,7 +23,7 @@ fn projection_and_filter_keep_their_levels() {
 
 #[test]
 fn a_window_is_a_projection_over_the_scan_and_extends_the_group() {
-    let plan = plan("SELECT origin, count(*) AS n FROM flights WINDOW SECONDS 60 WHERE delay > 0 GROUP BY origin HAVING count(*) > 1").unwrap();
+    let plan = plan("SELECT origin, count(*) AS n FROM flights WINDOW TUMBLING (SIZE 60 SECONDS) WHERE delay > 0 GROUP BY origin HAVING count(*) > 1").unwrap();
     let lines: Vec<String> =
         plan.plan.display_indent().to_string().lines().map(|line| line.trim().chars().take(120).collect()).collect();
     assert_eq!(lines[0], "Projection: flights.origin, count(Int64(1)) AS count(*) AS n");
@@ -67,7 +68,7 @@ fn what_cannot_run_continuously_is_refused_by_name() {
     }
     assert_eq!(plan("SELECT id, id FROM flights").unwrap_err(), "42701 column \"id\" specified more than once");
     assert_eq!(
-        plan("SELECT id FROM flights WINDOW SECONDS 0").unwrap_err(),
-        "22023 the size of a window must be positive"
+        plan("SELECT id FROM flights WINDOW TUMBLING (SIZE 0 SECONDS)").unwrap_err(),
+        "22023 window size must be positive"
     );
 }

@@ -8,7 +8,7 @@ mod source;
 mod units;
 
 use super::{PlanContext, plan_select};
-use crate::dialect::ast::{Select, WindowClause, WindowKind, WithOptions};
+use crate::dialect::{self, Select, Statement};
 use crate::error::SqlError;
 use crate::exec::execute;
 use crate::plan::ResultColumn;
@@ -17,29 +17,21 @@ use arrow::array::RecordBatch;
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::SqlType;
-use millstream_catalog::model::Span;
-use sqlparser::ast::Statement;
-use sqlparser::dialect::PostgreSqlDialect;
-use sqlparser::parser::Parser;
 
-/// The statement, with `WINDOW n SECONDS` cut from its end.
-pub(super) fn parsed(sql: &str) -> Select {
-    let (sql, window) = match sql.split_once(" WINDOW SECONDS ") {
-        None => (sql.to_owned(), None),
-        Some((before, after)) => {
-            let (size, rest) = after.split_once(' ').unwrap_or((after, ""));
-            let kind = WindowKind::Tumbling { size: Span::from_secs(size.parse().unwrap()) };
-            let clause = WindowClause { kind, grace: None, position: Default::default() };
-            (format!("{before} {rest}"), Some(clause))
-        }
-    };
-    let statement = Parser::parse_sql(&PostgreSqlDialect {}, &sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    match statement.into_iter().next() {
-        Some(Statement::Query(query)) => {
-            Select { query, window, emit: None, options: WithOptions::default(), limit: None }
-        }
+/// The query `sql`, parsed.
+///
+/// # Errors
+/// Those of the dialect.
+pub(super) fn parse(sql: &str) -> Result<Select, SqlError> {
+    match dialect::parse(sql)?.into_iter().next().map(|parsed| parsed.statement) {
+        Some(Statement::Select(select)) => Ok(*select),
         other => panic!("not a query: {other:?}"),
     }
+}
+
+/// The query `sql`, which is known to parse.
+pub(super) fn parsed(sql: &str) -> Select {
+    parse(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
 }
 
 /// Plans and runs `sql`.
@@ -49,7 +41,7 @@ pub(super) async fn run(
     params: Vec<ScalarValue>,
     types: &[Option<SqlType>],
 ) -> Result<(Vec<ResultColumn>, Vec<RecordBatch>), SqlError> {
-    let planned = plan_select(context, &parsed(sql), types)?;
+    let planned = plan_select(context, &parse(sql)?, types)?;
     let mut stream = execute(context, &planned, params).await?;
     let mut batches = Vec::new();
     while let Some(batch) = stream.next().await {
@@ -126,6 +118,11 @@ async fn check_file(name: &str, text: &str) {
 #[tokio::test]
 async fn queries_give_postgresql_names_types_and_rows() {
     check_file("select", include_str!("select.txt")).await;
+}
+
+#[tokio::test]
+async fn queries_of_many_kinds_work() {
+    check_file("more", include_str!("more.txt")).await;
 }
 
 #[tokio::test]

@@ -108,7 +108,9 @@ async fn bounds_on_offset_partition_and_time_reach_the_scan() {
     let start = 1_704_067_200_000_000;
     assert_eq!((micros(request.rowtime.0), micros(request.rowtime.1)), (Some(start + 1), Some(start + day)));
     let request =
-        requests("SELECT id FROM flights WINDOW SECONDS 60 WHERE windowstart = '2024-01-01 00:01:00Z'").await.remove(0);
+        requests("SELECT id FROM flights WINDOW TUMBLING (SIZE 60 SECONDS) WHERE windowstart = '2024-01-01 00:01:00Z'")
+            .await
+            .remove(0);
     assert_eq!(micros(request.rowtime.0), Some(start + 60_000_000));
 }
 
