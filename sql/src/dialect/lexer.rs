@@ -4,6 +4,8 @@
 //! characters of the whole text from 1. Unquoted words are folded to lower case; every form of string
 //! becomes a plain one, its escapes resolved. Leaves out the grammar. Called by `parse`.
 
+use super::escapes::unicode_escapes;
+use super::tokens;
 use crate::error::SqlError;
 use millstream_catalog::model::{SqlState, limit};
 use sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
@@ -328,7 +330,7 @@ impl Lexer<'_> {
         if word.chars().any(char::is_control) {
             return Err(SqlError::new(SqlState::InvalidName, "identifier has a control character").at(chars + 1));
         }
-        Ok(Token::make_word(&word.to_ascii_lowercase(), None))
+        Ok(tokens::word(word))
     }
 
     /// `E'…'`, from its quote on.
@@ -469,7 +471,7 @@ impl Lexer<'_> {
                 run = run.get(..run.len() - 1).unwrap_or("");
             }
         }
-        let (token, length) = (operator_token(run), run.len());
+        let (token, length) = (tokens::operator(run), run.len());
         self.skip(length);
         token
     }
@@ -497,86 +499,4 @@ fn is_identifier_part(c: char) -> bool {
 
 fn is_operator(c: char) -> bool {
     "+-*/<>=~!@#%^&|`?".contains(c)
-}
-
-/// Resolves `\XXXX`, `\+XXXXXX` and `\\`.
-fn unicode_escapes(raw: &str) -> Option<String> {
-    let mut value = String::with_capacity(raw.len());
-    let mut high = None;
-    let mut rest = raw;
-    while let Some(c) = rest.chars().next() {
-        rest = rest.get(c.len_utf8()..)?;
-        if c != '\\' || rest.starts_with('\\') {
-            if high.is_some() {
-                return None;
-            }
-            value.push(c);
-            rest = if c == '\\' { rest.get(1..)? } else { rest };
-            continue;
-        }
-        let (skip, length) = if rest.starts_with('+') { (1, 6) } else { (0, 4) };
-        let digits = rest.get(skip..skip + length).filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?;
-        let code = u32::from_str_radix(digits, 16).ok()?;
-        rest = rest.get(skip + length..)?;
-        match (high.take(), code) {
-            (None, 0xd800..=0xdbff) => high = Some(code),
-            (None, _) => value.push(char::from_u32(code).filter(|c| *c != '\0')?),
-            (Some(high), 0xdc00..=0xdfff) => {
-                value.push(char::from_u32(0x10000 + ((high - 0xd800) << 10) + (code - 0xdc00))?);
-            }
-            _ => return None,
-        }
-    }
-    high.is_none().then_some(value)
-}
-
-/// The token of an operator's characters.
-fn operator_token(run: &str) -> Token {
-    match run {
-        "+" => Token::Plus,
-        "-" => Token::Minus,
-        "*" => Token::Mul,
-        "/" => Token::Div,
-        "%" => Token::Mod,
-        "^" => Token::Caret,
-        "=" => Token::Eq,
-        "<>" | "!=" => Token::Neq,
-        "<" => Token::Lt,
-        ">" => Token::Gt,
-        "<=" => Token::LtEq,
-        ">=" => Token::GtEq,
-        "=>" => Token::RArrow,
-        "||" => Token::StringConcat,
-        "|" => Token::Pipe,
-        "&" => Token::Ampersand,
-        "#" => Token::Sharp,
-        "~" => Token::Tilde,
-        "~*" => Token::TildeAsterisk,
-        "!~" => Token::ExclamationMarkTilde,
-        "!~*" => Token::ExclamationMarkTildeAsterisk,
-        "~~" => Token::DoubleTilde,
-        "~~*" => Token::DoubleTildeAsterisk,
-        "!~~" => Token::ExclamationMarkDoubleTilde,
-        "!~~*" => Token::ExclamationMarkDoubleTildeAsterisk,
-        "<<" => Token::ShiftLeft,
-        ">>" => Token::ShiftRight,
-        "&&" => Token::Overlap,
-        "@" => Token::AtSign,
-        "^@" => Token::CaretAt,
-        "|/" => Token::PGSquareRoot,
-        "||/" => Token::PGCubeRoot,
-        "->" => Token::Arrow,
-        "->>" => Token::LongArrow,
-        "#>" => Token::HashArrow,
-        "#>>" => Token::HashLongArrow,
-        "@>" => Token::AtArrow,
-        "<@" => Token::ArrowAt,
-        "#-" => Token::HashMinus,
-        "@?" => Token::AtQuestion,
-        "@@" => Token::AtAt,
-        "?" => Token::Question,
-        "?&" => Token::QuestionAnd,
-        "?|" => Token::QuestionPipe,
-        other => Token::CustomBinaryOperator(other.to_owned()),
-    }
 }

@@ -9,6 +9,7 @@ mod create;
 mod cursor;
 mod cursors;
 pub(crate) mod duration;
+mod escapes;
 mod insert;
 mod keywords;
 mod lexer;
@@ -22,6 +23,7 @@ mod session;
 mod statement;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod transaction;
 mod vet;
 

@@ -153,7 +153,11 @@ fn find_emit(cursor: &Cursor<'_>) -> Option<usize> {
 
 fn is_emit(cursor: &Cursor<'_>, at: usize) -> bool {
     word_of(cursor, at) == Some("emit")
-        && matches!(word_of(cursor, at + 1), Some("changes" | "final" | "on"))
+        && match word_of(cursor, at + 1) {
+            Some("changes" | "final") => true,
+            Some("on") => word_of(cursor, at + 2) == Some("window") && word_of(cursor, at + 3) == Some("close"),
+            _ => false,
+        }
         && follows_operand(cursor, at)
 }
 
