@@ -1,9 +1,10 @@
 //! Everything that is tested over the wire or across layers, as one binary.
 //!
-//! `slt`: statements and their rows. `scripts`: several sessions, rows in the order they arrive. `tidy`: the
+//! `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several sessions, rows in the order they arrive. `tidy`: the
 //! rules of the code that a machine can check.
 
 mod common;
+mod protocol;
 mod script;
 mod slt;
 mod tidy;
