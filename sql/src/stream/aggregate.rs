@@ -194,12 +194,12 @@ impl Operator for Aggregate {
         let interned = self.intern(&keys, delta.len())?;
         let found = self.find(&interned)?;
         let last = self.raise(&delta, &interned, &found);
-        let touched = Touched { groups: &interned.groups, found: &found, capacity: self.slots.capacity() };
-        let mut columns = interned.keys.clone();
+        let touched = Touched::new(interned.groups, found, self.slots.capacity());
+        let mut columns = interned.keys;
         for call in &mut self.calls {
             columns.push(call.step(&delta, &touched)?);
         }
-        self.emit(&delta, columns, &found, &last)
+        self.emit(&delta, columns, &touched.found, &last)
     }
 
     fn watermark(&mut self, time: Timestamp) {

@@ -31,7 +31,7 @@ impl Boxed {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched<'_>) -> Result<ArrayRef, SqlError> {
+    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched) -> Result<ArrayRef, SqlError> {
         let (rows, starts) = input.by_group(touched);
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.resize_with(touched.capacity, || None);

@@ -22,7 +22,7 @@ use super::replayed::Replayed;
 use super::save::{StateReader, StateWriter};
 use super::slots::Found;
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_empty_array};
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, UInt64Array, new_empty_array};
 use arrow::compute;
 use arrow::datatypes::{DataType, Schema};
 use datafusion::error::Result as DataFusionResult;
@@ -32,18 +32,59 @@ use datafusion::scalar::ScalarValue;
 use std::sync::Arc;
 
 /// The groups a step touches, and which of them each row belongs to.
-pub(crate) struct Touched<'a> {
+pub(crate) struct Touched {
     /// Per row, the position of its group in `found`.
-    pub(crate) groups: &'a [usize],
+    pub(crate) groups: Vec<usize>,
     /// Per touched group, its slot.
-    pub(crate) found: &'a [Found],
+    pub(crate) found: Vec<Found>,
     /// One more than the greatest slot.
     pub(crate) capacity: usize,
+    /// The same groups, those known before the step first.
+    pub(super) ranked: Ranked,
 }
 
-impl Touched<'_> {
-    pub(super) fn slots(&self) -> Vec<u32> {
-        self.found.iter().map(|found| found.slot).collect()
+/// Groups numbered so that those known before the step come first. The vectorised accumulators take it for granted that
+/// a group with a number below the count they are told has had a row or a state.
+pub(super) struct Ranked {
+    /// How many were known before.
+    pub(super) known: usize,
+    /// Per row, its group.
+    pub(super) groups: Vec<usize>,
+    /// Per group, its slot.
+    pub(super) slots: Vec<u32>,
+    /// Per group of `Touched::found`, its number here; `None` where the numbers are equal.
+    pub(super) ranks: Option<UInt64Array>,
+}
+
+impl Touched {
+    /// `found` are the groups, `groups` says which of them each row belongs to.
+    pub(crate) fn new(groups: Vec<usize>, found: Vec<Found>, capacity: usize) -> Self {
+        let known = found.iter().filter(|found| !found.is_new).count();
+        let is_ranked = found.iter().take(known).all(|found| !found.is_new);
+        let ranked = match is_ranked {
+            true => Ranked {
+                known,
+                groups: groups.clone(),
+                slots: found.iter().map(|found| found.slot).collect(),
+                ranks: None,
+            },
+            false => {
+                let (mut next_known, mut next_new) = (0, known);
+                let mut slots = vec![0; found.len()];
+                let ranks: Vec<u64> = found
+                    .iter()
+                    .map(|found| {
+                        let next = if found.is_new { &mut next_new } else { &mut next_known };
+                        slots[*next] = found.slot;
+                        *next += 1;
+                        (*next - 1) as u64
+                    })
+                    .collect();
+                let groups = groups.iter().map(|group| ranks[*group] as usize).collect();
+                Ranked { known, groups, slots, ranks: Some(UInt64Array::from(ranks)) }
+            }
+        };
+        Self { groups, found, capacity, ranked }
     }
 }
 
@@ -90,7 +131,7 @@ impl Call {
     }
 
     /// Takes the rows of `delta` and gives the aggregate of each touched group.
-    pub(crate) fn step(&mut self, delta: &Delta, touched: &Touched<'_>) -> Result<ArrayRef, SqlError> {
+    pub(crate) fn step(&mut self, delta: &Delta, touched: &Touched) -> Result<ArrayRef, SqlError> {
         let mut arguments = Vec::with_capacity(self.arguments.len());
         for argument in &self.arguments {
             arguments.push(evaluate(argument.as_ref(), delta)?);
@@ -197,7 +238,7 @@ pub(super) struct Input<'a> {
 
 impl Input<'_> {
     /// Rows that count, by touched group, each group's in event order: the rows, and where each group's begin.
-    pub(super) fn by_group(&self, touched: &Touched<'_>) -> (Vec<u32>, Vec<usize>) {
+    pub(super) fn by_group(&self, touched: &Touched) -> (Vec<u32>, Vec<usize>) {
         let is_wanted = |row: usize| self.filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
         let mut starts = vec![0_usize; touched.found.len() + 1];
         for (row, group) in touched.groups.iter().enumerate() {

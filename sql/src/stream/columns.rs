@@ -3,13 +3,14 @@
 //! Each step loads the groups it touches into a fresh vectorised accumulator, updates it in event order, and stores the
 //! state back: what is saved is what runs. Leaves out arguments and DISTINCT (`call`).
 
-use super::call::{Input, Touched, blame_last};
-use super::delta::{Delta, blame, sql_error};
+use super::call::{Input, Ranked, Touched, blame_last};
+use super::delta::{Delta, arrow_error, blame, sql_error};
 use super::expression::first_failure;
 use super::moments::{Moment, Moments};
 use super::states::StateColumn;
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef};
+use arrow::array::{Array, ArrayRef, BooleanArray, new_null_array};
+use arrow::compute;
 use arrow::datatypes::DataType;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
@@ -50,47 +51,49 @@ impl Columns {
     }
 
     /// An accumulator that holds the touched groups as they were before the step.
-    fn load(&self, touched: &Touched<'_>) -> Result<Box<dyn GroupsAccumulator>, SqlError> {
-        let known = touched.found.iter().enumerate().filter(|(_, found)| !found.is_new);
-        let (groups, slots): (Vec<usize>, Vec<u32>) = known.map(|(group, found)| (group, found.slot)).unzip();
+    fn load(&self, ranked: &Ranked) -> Result<Box<dyn GroupsAccumulator>, SqlError> {
         let mut accumulator = self.maker.make().map_err(sql_error)?;
-        if !groups.is_empty() {
-            let states = self.states.iter().map(|column| column.read(&slots)).collect::<Result<Vec<_>, _>>()?;
-            accumulator.merge_batch(&states, &groups, touched.found.len()).map_err(sql_error)?;
+        if ranked.known > 0 {
+            let slots = &ranked.slots[..ranked.known];
+            let states = self.states.iter().map(|column| column.read(slots)).collect::<Result<Vec<_>, _>>()?;
+            let groups: Vec<usize> = (0..ranked.known).collect();
+            accumulator.merge_batch(&states, &groups, ranked.known).map_err(sql_error)?;
         }
         Ok(accumulator)
     }
 
-    pub(super) fn step(
-        &mut self,
-        input: &Input<'_>,
-        touched: &Touched<'_>,
-        delta: &Delta,
-    ) -> Result<ArrayRef, SqlError> {
-        let count = touched.found.len();
-        let mut accumulator = self.load(touched)?;
-        let updated = accumulator.update_batch(input.arguments, touched.groups, input.filter, count);
-        updated.map_err(|error| self.blame(input, touched, delta, sql_error(error)))?;
+    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched, delta: &Delta) -> Result<ArrayRef, SqlError> {
+        let ranked = &touched.ranked;
+        let count = ranked.slots.len();
+        let mut accumulator = self.load(ranked)?;
+        let updated = match ranked.groups.is_empty() {
+            true => touch(accumulator.as_mut(), input, count),
+            false => accumulator.update_batch(input.arguments, &ranked.groups, input.filter, count),
+        };
+        updated.map_err(|error| self.blame(input, ranked, delta, sql_error(error)))?;
         let states = accumulator.state(EmitTo::All).map_err(sql_error)?;
-        let slots = touched.slots();
         for (column, state) in self.states.iter_mut().zip(&states) {
-            column.write(&slots, state, touched.capacity)?;
+            column.write(&ranked.slots, state, touched.capacity)?;
         }
         let mut result = self.maker.make().map_err(sql_error)?;
         let all: Vec<usize> = (0..count).collect();
         result.merge_batch(&states, &all, count).map_err(sql_error)?;
-        result.evaluate(EmitTo::All).map_err(|error| blame_last(delta, sql_error(error)))
+        let values = result.evaluate(EmitTo::All).map_err(|error| blame_last(delta, sql_error(error)))?;
+        match &ranked.ranks {
+            None => Ok(values),
+            Some(ranks) => compute::take(&values, ranks, None).map_err(arrow_error),
+        }
     }
 
     /// Finds the event that made an update fail, by repeating the step up to ever closer ends.
-    fn blame(&self, input: &Input<'_>, touched: &Touched<'_>, delta: &Delta, error: SqlError) -> SqlError {
+    fn blame(&self, input: &Input<'_>, ranked: &Ranked, delta: &Delta, error: SqlError) -> SqlError {
         let fails = |start: usize, count: usize| {
             let end = start + count;
             let arguments: Vec<ArrayRef> = input.arguments.iter().map(|column| column.slice(0, end)).collect();
             let filter = input.filter.map(|filter| filter.slice(0, end));
-            self.load(touched).is_ok_and(|mut accumulator| {
-                let groups = &touched.groups[..end];
-                accumulator.update_batch(&arguments, groups, filter.as_ref(), touched.found.len()).is_err()
+            self.load(ranked).is_ok_and(|mut accumulator| {
+                let groups = &ranked.groups[..end];
+                accumulator.update_batch(&arguments, groups, filter.as_ref(), ranked.slots.len()).is_err()
             })
         };
         let row = first_failure(delta.len(), fails);
@@ -116,4 +119,10 @@ impl Columns {
         }
         Ok(())
     }
+}
+
+/// Makes the groups exist without rows, by a row that does not count.
+fn touch(accumulator: &mut dyn GroupsAccumulator, input: &Input<'_>, count: usize) -> DataFusionResult<()> {
+    let arguments: Vec<ArrayRef> = input.arguments.iter().map(|column| new_null_array(column.data_type(), 1)).collect();
+    accumulator.update_batch(&arguments, &[0], Some(&BooleanArray::from(vec![false])), count)
 }

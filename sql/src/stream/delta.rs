@@ -130,21 +130,7 @@ pub(crate) fn arrow_error(error: arrow::error::ArrowError) -> SqlError {
 
 /// An expression's or aggregate's error as SQL's.
 pub(crate) fn sql_error(error: datafusion::error::DataFusionError) -> SqlError {
-    use arrow::error::ArrowError;
-    use datafusion::error::DataFusionError;
-    use millstream_catalog::model::SqlState;
-    match error.find_root() {
-        DataFusionError::External(inner) => match inner.downcast_ref::<SqlError>() {
-            Some(error) => error.clone(),
-            None => SqlError::internal(inner.to_string()),
-        },
-        DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
-            ArrowError::DivideByZero => SqlError::new(SqlState::DivisionByZero, "division by zero"),
-            ArrowError::ArithmeticOverflow(_) => SqlError::new(SqlState::NumericValueOutOfRange, "value out of range"),
-            inner => SqlError::internal(inner.to_string()),
-        },
-        root => SqlError::internal(root.to_string()),
-    }
+    SqlError::from(error)
 }
 
 /// A typed copy of `array`; sharing, not copying, its buffers.

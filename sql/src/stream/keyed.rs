@@ -195,8 +195,9 @@ impl Operator for KeyedMap {
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
         let Some(shown) = &self.shown else { return Ok(()) };
         let live: Vec<u32> = shown.slots.live().into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
-        let mut columns: Vec<(String, ArrayRef)> =
-            vec![("slot".to_owned(), Arc::new(UInt32Array::from(live.clone())) as ArrayRef)];
+        // There may be no key columns; a batch must have one.
+        let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..live.len() as u32));
+        let mut columns: Vec<(String, ArrayRef)> = vec![("number".to_owned(), numbers)];
         for (index, column) in shown.slots.columns(&live)?.into_iter().enumerate() {
             columns.push((format!("key{index}"), column));
         }

@@ -27,7 +27,7 @@ impl Replayed {
         Self { function, types, result, groups: Vec::new() }
     }
 
-    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched<'_>) -> Result<ArrayRef, SqlError> {
+    pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched) -> Result<ArrayRef, SqlError> {
         let (rows, starts) = input.by_group(touched);
         self.groups.resize_with(touched.capacity, Vec::new);
         let mut values = Vec::with_capacity(touched.found.len());
