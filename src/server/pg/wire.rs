@@ -424,7 +424,7 @@ mod tests {
         let (mut client, mut wire) = pair(64 << 10);
         let body = limit::STATEMENT_BYTES_MAX + 2;
         let writing = async {
-            client.write_all(&[b'Q']).await.unwrap();
+            client.write_all(b"Q").await.unwrap();
             client.write_all(&u32::try_from(body + 4).unwrap().to_be_bytes()).await.unwrap();
             let chunk = vec![b'x'; 64 << 10];
             let mut left = body;
