@@ -1,6 +1,7 @@
 //! Tests of whole pipelines: the harness. Plans are built by hand, so that nothing of the dialect is needed.
 
 mod aggregates;
+mod bounded;
 mod changes;
 mod model;
 mod windows;
