@@ -1,11 +1,13 @@
 //! Everything that is tested over the wire or across layers, as one binary.
 //!
-//! `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several sessions, rows in
-//! the order they arrive. `tidy`: the rules of the code that a machine can check.
+//! `crash`: real processes, killed. `protocol`: the wire, byte by byte. `slt`: statements and their rows.
+//! `scripts`: several sessions, rows in the order they arrive. `tidy`: the rules of the code that a machine can
+//! check.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
 
 mod common;
+mod crash;
 mod protocol;
 mod script;
 mod slt;

@@ -19,7 +19,9 @@ impl AsyncDB for Session {
     type ColumnType = DefaultColumnType;
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, Words> {
-        let messages = self.0.simple_query(sql).await.map_err(|error| Words(common::words(&error)))?;
+        let answer = tokio::time::timeout(common::DEADLINE, self.0.simple_query(sql)).await;
+        let answer = answer.map_err(|_| Words("no answer".to_owned()))?;
+        let messages = answer.map_err(|error| Words(common::words(&error)))?;
         let mut rows = Vec::new();
         let mut width = None;
         let mut count = 0;
@@ -71,9 +73,12 @@ async fn statements_give_the_rows_and_errors_written_down() {
         let server = Server::start().await;
         let address = server.node.pg_address();
         let mut runner = Runner::new(move || async move { Ok(Session(common::connect(address).await)) });
-        if let Err(error) = runner.run_file_async(&file).await {
-            failures.push(error.display(false).to_string());
+        for record in sqllogictest::parse_file(&file).unwrap() {
+            if let Err(error) = runner.run_async(record).await {
+                failures.push(error.display(false).to_string());
+            }
         }
+        runner.shutdown_async().await;
         server.node.stop().await;
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));

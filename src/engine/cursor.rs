@@ -27,7 +27,7 @@ struct Cursor {
     columns: Arc<[ResultColumn]>,
     is_push: bool,
     /// `WITH HOLD`: outlives its transaction.
-    hold: bool,
+    life: Life,
     source: Arc<Mutex<Source>>,
 }
 
@@ -55,12 +55,23 @@ struct Goal {
     deadline: Option<Instant>,
 }
 
+/// How long a cursor stays open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Until its transaction ends.
+    Transaction,
+    /// Declared WITH HOLD in a transaction that still runs: a rollback takes it back.
+    HoldOnCommit,
+    /// Until it is closed.
+    Session,
+}
+
 impl Cursors {
     /// `DECLARE`.
     ///
     /// # Errors
     /// 42P03 when the name is taken, 53400 over the limit.
-    pub(crate) fn declare(&mut self, name: &str, rows: Rows, hold: bool) -> Result<(), SqlError> {
+    pub(crate) fn declare(&mut self, name: &str, rows: Rows, life: Life) -> Result<(), SqlError> {
         if self.open.contains_key(name) {
             return Err(SqlError::new(SqlState::DuplicateCursor, format!("cursor \"{name}\" already exists")));
         }
@@ -70,7 +81,7 @@ impl Cursors {
         }
         let source = Source { stream: rows.stream, rest: None, is_done: false };
         let cursor =
-            Cursor { columns: rows.columns, is_push: rows.is_push, hold, source: Arc::new(Mutex::new(source)) };
+            Cursor { columns: rows.columns, is_push: rows.is_push, life, source: Arc::new(Mutex::new(source)) };
         self.open.insert(name.to_owned(), cursor);
         Ok(())
     }
@@ -132,9 +143,14 @@ impl Cursors {
         self.open.clear();
     }
 
-    /// The end of a transaction: cursors without hold end with it.
-    pub(crate) fn end_transaction(&mut self) {
-        self.open.retain(|_, cursor| cursor.hold);
+    /// The end of a transaction: cursors without hold end with it, and all it declared when it was rolled back.
+    pub(crate) fn end_transaction(&mut self, is_committed: bool) {
+        self.open.retain(|_, cursor| match cursor.life {
+            Life::Transaction => false,
+            Life::HoldOnCommit => is_committed,
+            Life::Session => true,
+        });
+        self.open.values_mut().for_each(|cursor| cursor.life = Life::Session);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Leaves out push queries (`push`) and the source of rows (`pull`). Planning and execution happen on the
 //! query threads. Reads only.
 
+use crate::engine::cursor::Life;
 use crate::engine::prepare::Plan;
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
@@ -101,7 +102,12 @@ impl Session {
             Some(_) => self.subscribe(&declare.select).await?,
             None => self.run_select(&declare.select).await?,
         };
-        self.cursors.declare(declare.name.as_str(), rows, declare.hold)?;
+        let life = match (declare.hold, self.transaction.is_open()) {
+            (false, _) => Life::Transaction,
+            (true, true) => Life::HoldOnCommit,
+            (true, false) => Life::Session,
+        };
+        self.cursors.declare(declare.name.as_str(), rows, life)?;
         Ok(Outcome::Command { tag: "DECLARE CURSOR".to_owned() })
     }
 

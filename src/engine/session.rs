@@ -191,7 +191,7 @@ impl Session {
             return Ok(());
         }
         let pending = self.transaction.end();
-        self.cursors.end_transaction();
+        self.cursors.end_transaction(is_ok);
         match pending {
             Some(pending) if is_ok => self.commit(pending).await,
             _ => Ok(()),
@@ -397,7 +397,7 @@ impl Session {
         }
         let is_failed = self.transaction.is_failed();
         let pending = self.transaction.end();
-        self.cursors.end_transaction();
+        self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
         if chain == Chain::Yes {
             self.transaction.begin(false);
@@ -414,7 +414,7 @@ impl Session {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
         self.transaction = Transaction::default();
-        self.cursors.end_transaction();
+        self.cursors.end_transaction(false);
         self.settings.end_transaction(false);
         self.reported.extend(self.settings.reported());
         if chain == Chain::Yes {

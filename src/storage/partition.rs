@@ -67,10 +67,15 @@ impl Partition {
         self.is_dropped.load(Ordering::Acquire)
     }
 
-    /// Replaces the view. Only the single writer calls it.
+    /// Replaces the view without waking anybody. Only the single writer calls it.
     pub(crate) fn publish(&self, view: PartitionView) {
-        let end = view.offset_end;
         self.view.store(Arc::new(view));
+    }
+
+    /// Wakes whoever waits for more rows. Comes after the shard's applied entry is set: who wakes and reads up
+    /// to that entry finds the rows, and nobody goes back to sleep on rows that were announced.
+    pub(crate) fn announce(&self) {
+        let end = self.view.load().offset_end;
         self.end.send_if_modified(|seen| std::mem::replace(seen, end) != end);
     }
 

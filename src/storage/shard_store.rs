@@ -180,7 +180,8 @@ impl ShardStore {
 
     /// Makes everything appended up to entry `index` visible, then [`Partitions::applied`] is `index`.
     pub fn publish(&mut self, index: EntryIndex) {
-        for id in std::mem::take(&mut self.pending) {
+        let pending = std::mem::take(&mut self.pending);
+        for id in pending.iter().copied() {
             let writer = self.topics.get_mut(&id.0).and_then(|s| s.partitions.get_mut(id.1.value() as usize));
             let Some(writer) = writer else { continue };
             if writer.publish(index) {
@@ -190,6 +191,12 @@ impl ShardStore {
         }
         self.appended = self.appended.max(index);
         self.directory.set_applied(index);
+        for id in pending {
+            let writer = self.topics.get(&id.0).and_then(|s| s.partitions.get(id.1.value() as usize));
+            if let Some(writer) = writer {
+                writer.partition().announce();
+            }
+        }
     }
 
     /// Bytes of rows that the next seal would take: everything in memory, less what a job under way takes.

@@ -75,6 +75,27 @@ fn rows_are_visible_only_after_publish_of_their_entry() {
 }
 
 #[test]
+fn who_is_woken_finds_the_entry_applied() {
+    let (_disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    let partitions = store.partitions();
+    let partition = partitions.get(TopicId::new(1), PartitionId::new(0)).unwrap();
+    let mut end = partition.subscribe();
+    let reader = std::thread::spawn(move || {
+        for index in 1..=500 {
+            let woken_at = *futures::executor::block_on(end.wait_for(|end| *end >= Offset::new(index))).unwrap();
+            let applied = partitions.applied();
+            assert!(partition.view().offset_end_at(applied) >= woken_at, "{applied} is before {woken_at}");
+        }
+    });
+    for index in 1..=500 {
+        append(&mut store, index, 1, 0, index - 1..index);
+        store.publish(entry(index));
+    }
+    reader.join().unwrap();
+}
+
+#[test]
 fn large_appends_are_cut_without_a_copy() {
     let (_disk, mut store) = fresh();
     store.create_topic(topic(1, 1, Compression::None));

@@ -301,6 +301,10 @@ fn table_function(
             };
             Ok((relation, factor))
         }
+        "tumble" | "hop" | "session" => {
+            let what = format!("{}(…) in FROM", function.to_uppercase());
+            Err(SqlError::unsupported(what, "use WINDOW TUMBLING (SIZE …), or GROUP BY date_bin(…)").at(position))
+        }
         _ => {
             let fact = format!("function \"{function}\" does not exist in FROM");
             Err(SqlError::new(SqlState::UndefinedFunction, fact)

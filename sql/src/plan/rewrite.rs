@@ -280,6 +280,10 @@ impl Rewriter<'_, '_, '_> {
             None if self.scope.relation(None, &ident.value).is_some() => {
                 Err(SqlError::unsupported("a whole row as a value", "name its columns").at(position))
             }
+            None if ident.value == "rowop" => {
+                let hint = "leave it out: a row that went away comes as its key with nulls";
+                Err(SqlError::unsupported("the pseudo-column rowop", hint).at(position))
+            }
             None => {
                 let fact = format!("column \"{}\" does not exist", ident.value);
                 Err(SqlError::new(SqlState::UndefinedColumn, fact).at(position))

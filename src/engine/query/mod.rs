@@ -6,11 +6,13 @@
 mod task;
 
 use crate::engine::{Engine, Result};
+use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use task::QueryTask;
 pub(crate) use task::plan;
@@ -99,10 +101,16 @@ fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
     let (engine, query, token) = (Arc::clone(engine), Arc::clone(query), stop.clone());
     let compute = Arc::clone(&engine);
     let handle = compute.compute.spawn(async move {
-        let failure = match QueryTask::recover(&engine, &query, status).await {
-            Ok(task) => task.run(&token).await.err(),
-            Err(error) => Some(error),
+        let life = async {
+            match QueryTask::recover(&engine, &query, status).await {
+                Ok(task) => task.run(&token).await.err(),
+                Err(error) => Some(error),
+            }
         };
+        let failure = AssertUnwindSafe(life).catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!(query = %query.name, "a continuous query panicked");
+            Some(SqlError::internal("the query hit a defect of the server and was stopped"))
+        });
         if let Some(error) = failure
             && !token.is_cancelled()
             && !engine.shutdown.is_cancelled()
