@@ -1,6 +1,7 @@
 //! Everything that is tested over the wire or across layers, as one binary.
 //!
-//! `crash`: real processes, killed. `protocol`: the wire, byte by byte. `slt`: statements and their rows.
+//! `crash`: real processes, killed. `equivalence`: continuous tables against their SELECT run once.
+//! `protocol`: the wire, byte by byte. `slt`: statements and their rows.
 //! `scripts`: several sessions, rows in the order they arrive. `tidy`: the rules of the code that a machine can
 //! check.
 
@@ -8,6 +9,7 @@
 
 mod common;
 mod crash;
+mod equivalence;
 mod protocol;
 mod script;
 mod slt;

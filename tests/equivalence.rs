@@ -1,0 +1,210 @@
+//! Continuous equals bounded: a continuous table after FLUSH has the rows of its SELECT run once over the same log.
+//!
+//! Events are generated from a seed: several keys and none, times out of order within the grace period, several
+//! partitions. They are inserted by several statements, with restarts of the node in between. The two sides share
+//! the expressions, but not the operators of GROUP BY, nor state, checkpoints, sink and table.
+
+use crate::common::{DEADLINE, config, connect};
+use millstream::node::Node;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+/// Events of a run, and after how many inserts the node restarts.
+const EVENTS: u64 = 1_500;
+const STATEMENTS: u64 = 30;
+const RESTART_EVERY: u64 = 10;
+
+/// What is grouped, how, and over which windows: every entry is one continuous table.
+struct Case {
+    select: &'static str,
+    size: &'static str,
+    tail: &'static str,
+}
+
+const fn case(select: &'static str, size: &'static str, tail: &'static str) -> Case {
+    Case { select, size, tail }
+}
+
+const CASES: &[Case] = &[
+    case("SELECT k, count(*) AS a, count(v) AS b, count(DISTINCT v) AS c", "1 MINUTE", "GROUP BY k"),
+    case("SELECT k, sum(v) AS a, min(v) AS b, max(v) AS c, sum(big) AS d", "10 SECONDS", "GROUP BY k"),
+    case("SELECT k, round(avg(v), 4) AS a, sum(n) AS b, min(n) AS c, max(n) AS d", "1 HOUR", "GROUP BY k"),
+    case("SELECT min(t) AS a, max(t) AS b, min(at) AS c, max(at) AS d, min(d) AS e, k", "7 MINUTES", "GROUP BY k"),
+    case("SELECT count(*) AS a, sum(v) AS b", "30 SECONDS", ""),
+    case("SELECT k, t, count(*) AS a, bool_and(flag) AS b, bool_or(flag) AS c", "5 MINUTES", "GROUP BY k, t"),
+    case("SELECT v % 3 AS m, k, count(*) AS a, sum(v * 2 + 1) AS b", "2 MINUTES", "GROUP BY v % 3, k"),
+    case("SELECT upper(t) AS u, coalesce(k, -1) AS q, count(*) AS a", "1 DAY", "GROUP BY upper(t), coalesce(k, -1)"),
+    case("SELECT k, count(*) FILTER (WHERE v > 50) AS a, sum(v) FILTER (WHERE flag) AS b", "3 MINUTES", "GROUP BY k"),
+    case("SELECT k, array_agg(v ORDER BY v, big) AS a", "10 MINUTES", "GROUP BY k"),
+    case("SELECT k, string_agg(t, ',' ORDER BY t, big) AS a", "10 MINUTES", "GROUP BY k"),
+    case("SELECT k, bit_and(v) AS a, bit_or(v) AS b, bit_xor(v) AS c", "4 MINUTES", "GROUP BY k"),
+    case("SELECT k, count(*) AS a, sum(v) AS b", "1 MINUTE", "GROUP BY k HAVING count(*) > 2"),
+    case("SELECT k, sum(v) AS a", "2 MINUTES", "GROUP BY k HAVING sum(v) % 2 = 0"),
+    case("SELECT t, max(v) - min(v) AS a", "90 SECONDS", "WHERE v IS NOT NULL AND k > 1 GROUP BY t"),
+    case("SELECT k, count(*) AS a", "1 MINUTE", "WHERE t LIKE 'a%' OR flag GROUP BY k HAVING max(v) > 30"),
+    case(
+        "SELECT CASE WHEN v < 30 THEN 'low' WHEN v < 70 THEN 'middle' ELSE 'high' END AS band, count(*) AS a",
+        "6 MINUTES",
+        "GROUP BY 1",
+    ),
+    case("SELECT date_trunc('minute', at) AS minute, count(*) AS a", "1 HOUR", "GROUP BY date_trunc('minute', at)"),
+    case("SELECT flag, count(DISTINCT k) AS a, count(DISTINCT t) AS b", "11 SECONDS", "GROUP BY flag"),
+    case("SELECT k, median(v) AS a", "1 HOUR", "GROUP BY k"),
+];
+
+impl Case {
+    fn continuous(&self, name: &str) -> String {
+        let Self { select, size, tail } = self;
+        format!(
+            "CREATE TABLE {name} AS {select} FROM events WINDOW TUMBLING (SIZE {size}, GRACE PERIOD 1 DAY) \
+             {tail} EMIT CHANGES"
+        )
+    }
+
+    fn names(&self) -> String {
+        let mut names = vec!["windowstart".to_owned(), "windowend".to_owned()];
+        let mut depth = 0;
+        let list = self.select.strip_prefix("SELECT ").unwrap();
+        let items = list.split(|c: char| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            c == ',' && depth == 0
+        });
+        names.extend(items.map(|item| item.rsplit(' ').next().unwrap().to_owned()));
+        names.join(", ")
+    }
+
+    fn bounded(&self) -> String {
+        let Self { select, size, tail } = self;
+        let list = select.strip_prefix("SELECT ").unwrap();
+        // A position in GROUP BY counts the columns put before.
+        let tail = tail.replace("GROUP BY 1", "GROUP BY 3");
+        format!("SELECT windowstart, windowend, {list} FROM events WINDOW TUMBLING (SIZE {size}) {tail}")
+    }
+}
+
+/// A small generator, so that a run can be repeated.
+struct Seeded(u64);
+
+impl Seeded {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    fn or_null(&mut self, one_in: u64, value: String) -> String {
+        if self.below(one_in) == 0 { "NULL".to_owned() } else { value }
+    }
+
+    /// One event as a row of VALUES; `number` says how far time is.
+    fn event(&mut self, number: u64) -> String {
+        let seconds = 1_704_067_200 + number * 2;
+        let jitter = self.below(600);
+        let key = self.below(6).to_string();
+        let key = self.or_null(12, key);
+        let value = self.below(100).to_string();
+        let value = self.or_null(9, value);
+        let (big, cents) = (self.below(1 << 40), self.below(100_000));
+        let word = format!("'{}{}'", ["a", "b", "Ç"][self.below(3) as usize], self.below(3));
+        let word = self.or_null(15, word);
+        let flag = if self.below(2) == 0 { "true" } else { "false" };
+        let flag = self.or_null(8, flag.to_owned());
+        let day = self.below(20) + 1;
+        let at = seconds.saturating_sub(jitter);
+        let micros = self.below(1_000_000);
+        format!(
+            "({key}, {value}, {big}, {}.{:02}, {word}, {flag}, '2024-01-{day:02}', to_timestamp({at}.{micros:06})::timestamp)",
+            cents / 100,
+            cents % 100
+        )
+    }
+}
+
+async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
+    let answer = tokio::time::timeout(DEADLINE, client.simple_query(sql)).await;
+    let messages = answer.unwrap_or_else(|_| panic!("no answer to {sql}")).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
+
+async fn compare(client: &Client) {
+    rows(client, "FLUSH").await;
+    let errors =
+        rows(client, "SELECT name, error FROM millstream.queries WHERE error IS NOT NULL OR late_rows > 0").await;
+    assert_eq!(errors, Vec::<Vec<Option<String>>>::new());
+    let mut differences = Vec::new();
+    for (number, case) in CASES.iter().enumerate() {
+        let mut continuous = rows(client, &format!("SELECT {} FROM case{number}", case.names())).await;
+        let mut bounded = rows(client, &case.bounded()).await;
+        continuous.sort();
+        bounded.sort();
+        if continuous != bounded {
+            let only = |a: &[Vec<_>], b: &[Vec<Option<String>>]| {
+                a.iter().filter(|row| !b.contains(row)).take(3).cloned().collect::<Vec<_>>()
+            };
+            differences.push(format!(
+                "{}\n  only continuous: {:?}\n  only bounded: {:?}",
+                case.bounded(),
+                only(&continuous, &bounded),
+                only(&bounded, &continuous)
+            ));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+async fn run(seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seeded = Seeded(seed);
+    let mut node = Node::start(&config(dir.path())).await.unwrap();
+    let mut client = connect(node.pg_address()).await;
+    rows(
+        &client,
+        "CREATE STREAM events (k integer KEY, v integer, big bigint, n numeric(12, 2), t text, flag boolean, d date, at timestamp)
+         WITH (timestamp = 'at', partitions = 3)",
+    )
+    .await;
+    let mut sent = 0;
+    for statement in 0..STATEMENTS {
+        // Half of the tables begin over stored events.
+        let due = CASES.iter().enumerate().filter(|(number, _)| match statement {
+            0 => number % 2 == 0,
+            7 => number % 2 == 1,
+            _ => false,
+        });
+        for (number, case) in due {
+            rows(&client, &case.continuous(&format!("case{number}"))).await;
+        }
+        let count = match statement {
+            _ if statement + 1 == STATEMENTS => EVENTS - sent,
+            _ => seeded.below(2 * EVENTS / STATEMENTS).min(EVENTS - sent - 1) + 1,
+        };
+        let events: Vec<String> = (sent..sent + count).map(|number| seeded.event(number)).collect();
+        sent += count;
+        rows(&client, &format!("INSERT INTO events VALUES {}", events.join(", "))).await;
+        if statement % RESTART_EVERY == RESTART_EVERY - 1 {
+            drop(client);
+            node.stop().await;
+            drop(node);
+            node = Node::start(&config(dir.path())).await.unwrap();
+            client = connect(node.pg_address()).await;
+        }
+        if statement == STATEMENTS / 2 {
+            compare(&client).await;
+        }
+        if sent == EVENTS {
+            break;
+        }
+    }
+    compare(&client).await;
+    drop(client);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn continuous_tables_equal_their_select_run_once() {
+    for seed in [1, 2] {
+        run(seed).await;
+    }
+}
