@@ -1,12 +1,12 @@
 //! Everything that is tested over the wire or across layers, as one binary.
 //!
-//! `crash`: real processes, killed. `equivalence`: continuous tables against their SELECT run once.
-//! `protocol`: the wire, byte by byte. `slt`: statements and their rows.
-//! `scripts`: several sessions, rows in the order they arrive. `tidy`: the rules of the code that a machine can
-//! check.
+//! `clients`: drivers and psql. `crash`: real processes, killed. `equivalence`: continuous tables against their
+//! SELECT run once. `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several
+//! sessions, rows in the order they arrive. `tidy`: the rules of the code that a machine can check.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
 
+mod clients;
 mod common;
 mod crash;
 mod equivalence;

@@ -3,8 +3,8 @@
 //! An INSERT of values keeps its plan, so that executing it again never meets the planner. Leaves out names
 //! of prepared statements (`session`). A crash forgets them.
 
-use crate::engine::Result;
-use millstream_catalog::model::{SqlState, TopicId};
+use crate::engine::{Engine, Result};
+use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::insert::InsertPlan;
@@ -19,9 +19,37 @@ pub struct Prepared {
     pub(crate) parsed: Parsed,
     pub(crate) params: Vec<SqlType>,
     pub(crate) columns: Option<Arc<[ResultColumn]>>,
-    /// The version of the catalog it was planned with.
-    pub(crate) version: u64,
+    /// What it was planned with.
+    pub(crate) moment: Moment,
     pub(crate) plan: Plan,
+}
+
+/// What a plan fixes besides the statement: definitions, the rows it sees, and `now()`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Moment {
+    version: u64,
+    applied: Vec<EntryIndex>,
+    at: Timestamp,
+}
+
+/// How old a plan's `now()` may be when it runs, if nothing was committed since.
+const PLAN_AGE_MAX: Span = Span::from_micros(100_000);
+
+impl Moment {
+    /// The present.
+    pub(crate) fn now(engine: &Engine) -> Self {
+        Self {
+            version: engine.catalog().version(),
+            applied: engine.replication().shards().iter().map(|shard| shard.partitions().applied()).collect(),
+            at: engine.clock().now(),
+        }
+    }
+
+    /// Whether a plan of this moment gives the rows that one made now would give.
+    pub(crate) fn is_present(&self, engine: &Engine) -> bool {
+        let Self { version, applied, at } = Self::now(engine);
+        (version, applied) == (self.version, self.applied.clone()) && at.minus(PLAN_AGE_MAX) <= self.at
+    }
 }
 
 /// What of the planning is kept.
@@ -31,7 +59,7 @@ pub(crate) enum Plan {
     Late,
     /// Rows for one relation.
     Insert(InsertTarget),
-    /// A pull query; its first execution takes the plan, later ones plan anew to see what was committed since.
+    /// A pull query; an execution right after takes the plan, later ones plan anew to see what was committed since.
     Select(Mutex<Option<PlannedSelect>>),
 }
 

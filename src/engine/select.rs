@@ -4,7 +4,7 @@
 //! query threads. Reads only.
 
 use crate::engine::cursor::Life;
-use crate::engine::prepare::Plan;
+use crate::engine::prepare::{Moment, Plan};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
 use crate::engine::{Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
@@ -31,7 +31,7 @@ impl Session {
 
     /// Plans as much of a statement as Describe needs.
     pub(crate) async fn plan(&mut self, parsed: Parsed, declared: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
-        let version = self.engine.catalog().version();
+        let moment = Moment::now(&self.engine);
         let (params, columns, plan) = match &parsed.statement {
             Statement::Select(select) if select.emit.is_none() => {
                 let planned = self.plan_pull(select, declared).await?;
@@ -45,7 +45,7 @@ impl Session {
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),
         };
-        Ok(Arc::new(Prepared { parsed, params, columns, version, plan }))
+        Ok(Arc::new(Prepared { parsed, params, columns, moment, plan }))
     }
 
     async fn plan_pull(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<PlannedSelect> {
@@ -62,7 +62,7 @@ impl Session {
             _ => None,
         };
         // A plan fixes the rows it sees: only a plan that nothing else happened since is used.
-        let planned = match ready.filter(|_| prepared.version == self.engine.catalog().version()) {
+        let planned = match ready.filter(|_| prepared.moment.is_present(&self.engine)) {
             Some(planned) => planned,
             None => {
                 let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();

@@ -1,0 +1,266 @@
+//! Drivers and programs people use: tokio-postgres with every type in text and binary, psql, psycopg.
+//!
+//! psql and psycopg are used when they are installed; a test says on stdout when it was skipped.
+//! `MILLSTREAM_TEST_PYTHON` names a Python that can import psycopg, else `python3` is tried.
+
+use crate::common::{DEADLINE, Server};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+
+/// A value as its binary bytes, whatever its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Bytes(Vec<u8>);
+
+impl<'a> FromSql<'a> for Bytes {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw.to_vec()))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+impl ToSql for Bytes {
+    fn to_sql(&self, _: &Type, out: &mut bytes::BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// Name, column type as declared, what the driver must call it, and values as text.
+const TYPES: &[(&str, Type, &[&str])] = &[
+    ("boolean", Type::BOOL, &["t", "f"]),
+    ("smallint", Type::INT2, &["-32768", "32767"]),
+    ("integer", Type::INT4, &["-2147483648", "0"]),
+    ("bigint", Type::INT8, &["-9223372036854775808", "9223372036854775807"]),
+    ("real", Type::FLOAT4, &["1.5", "-Infinity", "NaN", "1e-45"]),
+    ("double precision", Type::FLOAT8, &["0.1", "1.7976931348623157e+308", "NaN"]),
+    ("numeric(20, 4)", Type::NUMERIC, &["0.0001", "-9999999999999999.9999", "10000.0000", "0.0000"]),
+    ("text", Type::TEXT, &["", "a\tb\\", "Ünïcödé 🦀"]),
+    ("varchar(9)", Type::VARCHAR, &["nine char"]),
+    ("bytea", Type::BYTEA, &["\\x", "\\x00ff10"]),
+    ("date", Type::DATE, &["1970-01-01", "0001-01-01", "9999-12-31", "2000-02-29"]),
+    ("time", Type::TIME, &["00:00:00", "23:59:59.999999"]),
+    ("timestamp", Type::TIMESTAMP, &["1999-12-31 23:59:59.999999", "2024-02-29 00:00:00"]),
+    ("timestamptz", Type::TIMESTAMPTZ, &["1999-12-31 23:59:59.999999+00"]),
+    ("interval", Type::INTERVAL, &["1 year 2 mons -3 days +04:05:06.7", "-00:00:01", "00:00:00"]),
+    ("uuid", Type::UUID, &["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]),
+    ("json", Type::JSON, &["{\"b\": 1,  \"a\": [null]}"]),
+    ("jsonb", Type::JSONB, &["{\"a\": [null], \"b\": 1}"]),
+    ("integer[]", Type::INT4_ARRAY, &["{}", "{1,NULL,-3}"]),
+    ("text[]", Type::TEXT_ARRAY, &["{a,\"b,c\",NULL,\"NULL\",\"\"}"]),
+    ("timestamptz[]", Type::TIMESTAMPTZ_ARRAY, &["{\"2024-02-29 00:00:00+00\"}"]),
+    ("numeric(9, 2)[]", Type::NUMERIC_ARRAY, &["{1.50,NULL}"]),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_type_makes_the_round_trip_in_text_and_binary() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    for (number, (name, driver_type, texts)) in TYPES.iter().enumerate() {
+        client.batch_execute(&format!("CREATE STREAM s{number} (n integer, v {name})")).await.unwrap();
+        let put = client.prepare(&format!("INSERT INTO s{number} VALUES ($1, $2)")).await.unwrap();
+        assert_eq!(put.params(), [Type::INT4, driver_type.clone()], "{name}");
+        let read = client.prepare(&format!("SELECT v FROM s{number} WHERE n = $1")).await.unwrap();
+        assert_eq!(read.columns()[0].type_(), driver_type, "{name}");
+        for (row, text) in texts.iter().enumerate() {
+            let (first, second) = (2 * row as i32, 2 * row as i32 + 1);
+            let literal = text.replace('\'', "''");
+            client.batch_execute(&format!("INSERT INTO s{number} VALUES ({first}, '{literal}')")).await.unwrap();
+            // Out in binary, in again in binary, out in text and in binary.
+            let binary: Bytes = client
+                .query_one(&read, &[&first])
+                .await
+                .unwrap_or_else(|error| panic!("{name} {text}: {error:?}"))
+                .get(0);
+            client.execute(&put, &[&second, &binary]).await.unwrap();
+            let again: Bytes = client.query_one(&read, &[&second]).await.unwrap().get(0);
+            assert_eq!(binary, again, "{name} {text}");
+            let shown = client.simple_query(&format!("SELECT v FROM s{number} WHERE n IN ({first}, {second})")).await;
+            let shown: Vec<String> = shown
+                .unwrap()
+                .iter()
+                .filter_map(|message| match message {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(shown, [*text, *text], "{name}");
+        }
+        client.execute(&put, &[&-1, &None::<Bytes>]).await.unwrap();
+        assert_eq!(client.query_one(&read, &[&-1]).await.unwrap().get::<_, Option<Bytes>>(0), None, "{name}");
+    }
+    server.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_rust_are_values_of_sql() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    client
+        .batch_execute("CREATE STREAM s (a boolean, b smallint, c integer, d bigint, e real, f double precision, g text, h bytea, i timestamptz, j integer[], k text[])")
+        .await
+        .unwrap();
+    let time: SystemTime = UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
+    let (numbers, words) = (vec![Some(1_i32), None], vec!["x".to_owned(), String::new()]);
+    let params: [&(dyn ToSql + Sync); 11] =
+        [&true, &-2_i16, &3_i32, &-4_i64, &0.5_f32, &0.25_f64, &"text", &&b"\0\xff"[..], &time, &numbers, &words];
+    let put = "INSERT INTO s VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    assert_eq!(client.execute(put, &params).await.unwrap(), 1);
+    let filter = "SELECT * FROM s WHERE a = $1 AND b = $2 AND c = $3 AND d = $4 AND e = $5 AND f = $6 AND g = $7 AND h = $8 AND i = $9";
+    let row = client.query_one(filter, &params[..9]).await.unwrap();
+    assert!(row.get::<_, bool>("a"));
+    assert_eq!((row.get::<_, i16>(1), row.get::<_, i32>(2), row.get::<_, i64>(3)), (-2, 3, -4));
+    assert_eq!((row.get::<_, f32>(4), row.get::<_, f64>(5)), (0.5, 0.25));
+    assert_eq!((row.get::<_, &str>(6), row.get::<_, &[u8]>(7)), ("text", &b"\0\xff"[..]));
+    assert_eq!(row.get::<_, SystemTime>(8), time);
+    assert_eq!((row.get::<_, Vec<Option<i32>>>(9), row.get::<_, Vec<String>>(10)), (numbers, words));
+    let names: Vec<&str> = row.columns().iter().map(|column| column.name()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"]);
+    let unnamed =
+        client.query_one("SELECT 1, count(*), upper('x'), $1::integer + 1 AS n, c FROM s GROUP BY c", &[&1]).await;
+    let unnamed = unnamed.unwrap();
+    let names: Vec<&str> = unnamed.columns().iter().map(|column| column.name()).collect();
+    assert_eq!(names, ["?column?", "count", "upper", "n", "c"]);
+    server.node.stop().await;
+}
+
+fn is_there(program: &str, args: &[&str]) -> bool {
+    let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success())
+}
+
+/// Runs a program to its end: exit status, stdout, stderr.
+async fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let child = command.spawn().unwrap();
+    let id = child.id();
+    let (tx, rx) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(tx.send(child.wait_with_output())));
+    let Ok(output) = tokio::time::timeout(3 * DEADLINE, rx).await else {
+        drop(Command::new("kill").arg(id.to_string()).status());
+        panic!("{command:?} did not end");
+    };
+    let output = output.unwrap().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn psql(server: &Server) -> Command {
+    let address = server.node.pg_address();
+    let mut command = Command::new("psql");
+    command.args(["-X", "-h", &address.ip().to_string(), "-p", &address.port().to_string()]);
+    command.args(["-U", "tester", "-d", "millstream", "-v", "ON_ERROR_STOP=1"]).env("PGCONNECT_TIMEOUT", "20");
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psql_runs_the_example_and_subscribes() {
+    if !is_there("psql", &["--version"]) {
+        println!("skipped: psql is not installed");
+        return;
+    }
+    let server = Server::start().await;
+    let (code, out, error) = run(psql(&server).args(["-f", "examples/flights/flights.sql"])).await;
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("COPY 20000"), "{out}");
+    let tables: Vec<&str> =
+        out.split("windowstart").skip(1).map(|part| part.split("(10 rows)").next().unwrap()).collect();
+    assert_eq!(tables.len(), 2, "{out}");
+    assert_eq!(tables[0], tables[1], "the continuous table and the same rows over the stored events");
+    assert!(out.contains("delays_by_airport | running |      20000"), "{out}");
+
+    let first = "SET auto_offset_reset = 'earliest'";
+    let push = "SELECT origin, delay_minutes FROM flights WHERE delay_minutes > 0 EMIT CHANGES LIMIT 3";
+    let (code, out, error) = run(psql(&server).args(["-At", "-v", "FETCH_COUNT=1", "-c", first, "-c", push])).await;
+    assert_eq!((code, out.lines().count()), (Some(0), 4), "{out} {error}");
+
+    let copy = "COPY (SELECT origin, delay_minutes FROM flights WHERE delay_minutes > 0 EMIT CHANGES LIMIT 3) TO STDOUT WITH (FORMAT csv, HEADER)";
+    let (code, out, error) = run(psql(&server).args(["-At", "-c", first, "-c", copy])).await;
+    assert_eq!((code, out.lines().count()), (Some(0), 5), "{out} {error}");
+    assert!(out.contains("origin,delay_minutes"), "{out}");
+
+    let (code, out, error) = run(psql(&server).args(["-c", "SELECT nosuch FROM flights"])).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert_eq!(
+        error,
+        "ERROR:  column \"nosuch\" does not exist\nLINE 1: SELECT nosuch FROM flights\n               ^\n"
+    );
+    server.node.stop().await;
+}
+
+const PSYCOPG: &str = r#"
+import os, datetime, decimal, uuid, psycopg
+from psycopg.types.json import Jsonb
+
+with psycopg.connect(os.environ["SERVER"], autocommit=True) as c:
+    c.execute("CREATE STREAM p (a integer, b text, c timestamptz, d numeric(10, 2), e uuid, f jsonb, g integer[], h bytea)")
+    row = (1, "x", datetime.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=datetime.timezone.utc), decimal.Decimal("1.50"),
+           uuid.UUID(int=7), Jsonb({"k": [1, None]}), [1, None, 3], b"\x00\xff")
+    put = "INSERT INTO p VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+    c.execute(put, row)
+    c.execute(put.replace("%s", "%b"), row)
+    for binary in (False, True):
+        with c.cursor(binary=binary) as cursor:
+            got = cursor.execute("SELECT * FROM p").fetchall()
+            assert len(got) == 2 and got[0] == got[1], got
+            assert got[0][:5] == row[:5] and got[0][5] == {"k": [1, None]} and list(got[0][6:]) == list(row[6:]), got
+    with c.cursor() as cursor:
+        cursor.executemany("INSERT INTO p (a) VALUES (%s)", [(n,) for n in range(100, 200)])
+        assert cursor.rowcount == 100, cursor.rowcount
+        cursor.execute("SELECT count(*) FROM p WHERE a >= %s", (100,))
+        assert cursor.fetchone() == (100,)
+        with cursor.copy("COPY p (a, b) FROM STDIN") as copy:
+            for n in range(1000):
+                copy.write_row((1000 + n, f"r\t{n}"))
+        with cursor.copy("COPY (SELECT a, b FROM p WHERE a >= 1000 ORDER BY a LIMIT 3) TO STDOUT") as copy:
+            assert list(copy.rows()) == [("1000", "r\t0"), ("1001", "r\t1"), ("1002", "r\t2")]
+    with c.transaction():
+        c.execute("INSERT INTO p (a) VALUES (-1)")
+        try:
+            with c.transaction():
+                c.execute("INSERT INTO p (a) VALUES (-2)")
+                raise KeyError
+        except KeyError:
+            pass
+    assert c.execute("SELECT a FROM p WHERE a < 0").fetchall() == [(-1,)]
+    try:
+        c.execute("SELECT nosuch FROM p")
+        raise SystemExit("no error")
+    except psycopg.errors.UndefinedColumn as error:
+        assert error.diag.message_primary == 'column "nosuch" does not exist', error
+    with c.transaction():
+        with c.cursor(name="many") as cursor:
+            cursor.itersize = 50
+            cursor.execute("SELECT a FROM p WHERE a >= 1000 ORDER BY a")
+            assert [a for (a,) in cursor] == list(range(1000, 2000))
+    with c.pipeline():
+        answers = [c.execute("SELECT %s::integer", (n,)) for n in range(20)]
+    assert [a.fetchone()[0] for a in answers] == list(range(20))
+print("all well")
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn psycopg_works_with_cursors_copy_and_binary_values() {
+    let python = std::env::var("MILLSTREAM_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !is_there(&python, &["-c", "import psycopg"]) {
+        println!("skipped: {python} cannot import psycopg");
+        return;
+    }
+    let server = Server::start().await;
+    let address = server.node.pg_address();
+    let place = format!("host={} port={} user=tester dbname=millstream", address.ip(), address.port());
+    let (code, out, error) = run(Command::new(&python).args(["-c", PSYCOPG]).env("SERVER", &place)).await;
+    assert_eq!((code, out.as_str()), (Some(0), "all well\n"), "{error}");
+    let (code, out, error) = run(Command::new(&python).arg("examples/tail.py").env("SERVER", &place)).await;
+    assert_eq!((code, out.lines().count()), (Some(0), 5), "{out}{error}");
+    server.node.stop().await;
+}
