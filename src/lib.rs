@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod docs;
 pub mod engine;
 pub mod env;
 pub mod node;

@@ -235,7 +235,7 @@ pub(crate) fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
     };
     let state = if pipeline.is_stateful() { "with state" } else { "without state" };
     let mut lines = vec![format!("Continuous query, gives a {kind}, {state}")];
-    lines.extend(pipeline.fingerprint().lines().map(|line| format!("  {line}")));
+    lines.extend(pipeline.explain().iter().map(|line| format!("  {line}")));
     lines
 }
 

@@ -13,7 +13,7 @@ use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
-use millstream_sql::bind::insert::{InsertPlan, InsertRows, assign};
+use millstream_sql::bind::insert::{InsertPlan, InsertRows, InsertSelect, literal_columns};
 use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
 use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
@@ -99,13 +99,19 @@ impl Session {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
         let mut rows = self.run_select(select).await?;
+        let mut binding = {
+            let context = self.plan_context();
+            let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
+            let literals = literal_columns(select);
+            InsertSelect::plan(&relation, insert.columns.as_deref(), &rows.columns, &literals, &mut eval)?
+        };
         let mut assigned: Vec<InsertRows> = Vec::new();
         let mut bytes = 0;
         while let Some(batch) = rows.stream.next().await {
             let batch = batch?;
             bytes += batch.get_array_memory_size();
             check_bytes(bytes)?;
-            assigned.push(assign(&batch, &rows.columns, &relation, insert.columns.as_deref())?);
+            assigned.push(binding.rows(&batch)?);
         }
         let now = self.engine.clock().now();
         let routed = match write::join_rows(assigned)? {

@@ -184,6 +184,13 @@ impl Pipeline {
         self.fingerprint.clone()
     }
 
+    /// The operators from the source to the sink, one per line, for people.
+    pub fn explain(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.parts.operators.iter().map(|operator| operator.fingerprint()).collect();
+        lines.push(self.parts.sink.text());
+        lines
+    }
+
     /// True when later output depends on earlier events, so that checkpoints are worth taking.
     pub fn is_stateful(&self) -> bool {
         self.parts.operators.iter().any(|operator| operator.is_stateful())

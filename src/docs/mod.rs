@@ -1,0 +1,13 @@
+//! The documentation: how it works, the SQL it speaks, its files, and what was decided and why.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("sql.md")]
+pub mod sql {}
+
+#[doc = include_str!("formats.md")]
+pub mod formats {}
+
+#[doc = include_str!("changelog.md")]
+pub mod changelog {}
