@@ -116,11 +116,14 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// A file that the user of this process named, in the shell.
+pub type UserFile = std::fs::File;
+
 /// A file that the user of this process asked to write: the shell's output.
 ///
 /// # Errors
 /// The system's.
-pub fn create_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+pub fn create_file(path: &std::path::Path) -> std::io::Result<UserFile> {
     std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(path)
 }
 
@@ -128,6 +131,6 @@ pub fn create_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
 ///
 /// # Errors
 /// The system's.
-pub fn open_file(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+pub fn open_file(path: &std::path::Path) -> std::io::Result<UserFile> {
     std::fs::OpenOptions::new().read(true).open(path)
 }

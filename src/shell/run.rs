@@ -4,14 +4,13 @@
 //! statement, never the shell. Leaves out reading lines (`line`) and the look of rows (`render`).
 
 use crate::cli::Format;
-use crate::env;
+use crate::env::{self, UserFile as File};
 use crate::shell::client::{Client, ClientError, Reply, ServerError};
 use crate::shell::command::{self, Command};
 use crate::shell::line::{Editor, Typed};
 use crate::shell::render::{Renderer, Row};
 use crate::shell::split;
 use bytes::Bytes;
-use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
