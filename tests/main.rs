@@ -4,6 +4,7 @@
 //! SELECT run once. `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several
 //! sessions, rows in the order they arrive. `tidy`: the rules of the code that a machine can check.
 
+#![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
 
 mod clients;
