@@ -291,7 +291,7 @@ async fn sigterm_ends_with_status_zero_and_keeps_everything() {
     assert!(status.success());
     let (tx, rx) = mpsc::sync_channel(1);
     let code = std::thread::scope(|scope| {
-        scope.spawn(|| drop(tx.send(process.child.wait().unwrap().code())));
+        scope.spawn(|| tx.send(process.child.wait().unwrap().code()).unwrap());
         rx.recv_timeout(DEADLINE).expect("it stops")
     });
     assert_eq!(code, Some(0));

@@ -103,7 +103,7 @@ pub(crate) enum ClientError {
     Protocol(String),
     /// The server refused the session.
     #[error("{0}")]
-    Refused(ServerError),
+    Refused(Box<ServerError>),
 }
 
 /// How to cancel what a connection runs.
@@ -173,7 +173,7 @@ impl Client {
         loop {
             match client.receive().await? {
                 Reply::Ready => return Ok(client),
-                Reply::Error(error) => return Err(ClientError::Refused(error)),
+                Reply::Error(error) => return Err(ClientError::Refused(Box::new(error))),
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! A sealed segment: one mapped Arrow IPC file, read block by block.
 //!
-//! Owns verification and decoding. Leaves out the layout of the file ([`footer`](super::footer)) and its
+//! Owns verification and decoding. Leaves out the layout of the file (`footer`) and its
 //! writing. Shared by every view that has it; the file may be unlinked while it is mapped. A crash does
 //! nothing to it: it was synced before a manifest listed it.
 //!

@@ -81,6 +81,7 @@ fn who_is_woken_finds_the_entry_applied() {
     let partitions = store.partitions();
     let partition = partitions.get(TopicId::new(1), PartitionId::new(0)).unwrap();
     let mut end = partition.subscribe();
+    #[expect(clippy::disallowed_methods, reason = "a test needs no seam")]
     let reader = std::thread::spawn(move || {
         for index in 1..=500 {
             let woken_at = *futures::executor::block_on(end.wait_for(|end| *end >= Offset::new(index))).unwrap();

@@ -160,7 +160,7 @@ impl ScalarUDFImpl for ArithmeticFunction {
             (DataType::Decimal128(_, s1), DataType::Decimal128(_, s2)) => {
                 decimal::apply(self.op, (left, s1), (right, s2), target, args.number_rows)
             }
-            _ => temporal::apply(self.op, left, right, target, args.number_rows),
+            _ => temporal::apply(self.op, left, right, args.number_rows),
         }
     }
 }

@@ -36,7 +36,7 @@ fn item_type(types: &[DataType]) -> Result<DataType> {
     let step = types.get(2);
     match types {
         [a, b] | [a, b, _] if is_int(a) && is_int(b) && step.is_none_or(is_int) => {
-            let is_wide = types.iter().any(|data_type| *data_type == DataType::Int64);
+            let is_wide = types.contains(&DataType::Int64);
             Ok(if is_wide { DataType::Int64 } else { DataType::Int32 })
         }
         [DataType::Timestamp(_, zone), DataType::Timestamp(..) | DataType::Date32 | DataType::Utf8, _] => {

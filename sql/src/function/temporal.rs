@@ -58,18 +58,12 @@ pub(super) fn result_type(op: Arithmetic, left: &DataType, right: &DataType) -> 
     })
 }
 
-/// The values of `left op right` in `target`, which [`result_type`] gave.
-pub(super) fn apply(
-    op: Arithmetic,
-    left: &ColumnarValue,
-    right: &ColumnarValue,
-    target: &DataType,
-    rows: usize,
-) -> Result<ColumnarValue> {
+/// The values of `left op right`, in the type [`result_type`] gave.
+pub(super) fn apply(op: Arithmetic, left: &ColumnarValue, right: &ColumnarValue, rows: usize) -> Result<ColumnarValue> {
     let is_scalar = matches!((left, right), (ColumnarValue::Scalar(_), ColumnarValue::Scalar(_)));
     let rows = if is_scalar { 1 } else { rows };
     let (left, right) = (left.to_array(rows)?, right.to_array(rows)?);
-    let result = arrays(op, &left, &right, target).map_err(|error| match error {
+    let result = arrays(op, &left, &right).map_err(|error| match error {
         datafusion::common::DataFusionError::ArrowError(error, _) => match *error {
             ArrowError::DivideByZero => fail(SqlState::DivisionByZero, "division by zero"),
             _ => fail(SqlState::DatetimeFieldOverflow, "date or time out of range"),
@@ -82,7 +76,7 @@ pub(super) fn apply(
     }
 }
 
-fn arrays(op: Arithmetic, left: &ArrayRef, right: &ArrayRef, target: &DataType) -> Result<ArrayRef> {
+fn arrays(op: Arithmetic, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef> {
     use DataType::{Date32, Interval, Time64, Timestamp};
     match (left.data_type(), right.data_type()) {
         (Date32, Date32) => {
@@ -92,7 +86,7 @@ fn arrays(op: Arithmetic, left: &ArrayRef, right: &ArrayRef, target: &DataType) 
                 })?;
             Ok(Arc::new(difference))
         }
-        (Date32, Interval(_)) => arrays(op, &cast(left, &timestamp())?, right, target),
+        (Date32, Interval(_)) => arrays(op, &cast(left, &timestamp())?, right),
         (Date32, Time64(_)) => date_and_time(left, right),
         (Time64(_), Date32) => date_and_time(right, left),
         (Date32, _) => date_and_days(op, left, right),
@@ -111,7 +105,7 @@ fn arrays(op: Arithmetic, left: &ArrayRef, right: &ArrayRef, target: &DataType) 
         (Time64(_), Interval(_)) => time_and_interval(op, left, right),
         (Interval(_), Time64(_)) => time_and_interval(op, right, left),
         (Interval(_), Timestamp(_, _)) => Ok(numeric::add(right, left)?),
-        (Interval(_), Date32) => arrays(op, &cast(right, &timestamp())?, left, target),
+        (Interval(_), Date32) => arrays(op, &cast(right, &timestamp())?, left),
         (Timestamp(_, _), Interval(_)) | (Interval(_), Interval(_)) => match op {
             Arithmetic::Subtract => Ok(numeric::sub(left, right)?),
             _ => Ok(numeric::add(left, right)?),

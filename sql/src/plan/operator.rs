@@ -114,14 +114,16 @@ pub(super) fn folded(expr: &Expr) -> Option<ScalarValue> {
 /// Casts that cannot fail and mean the same everywhere.
 fn is_widening(from: Option<&SqlType>, to: &SqlType) -> bool {
     use SqlType::{BigInt, Date, Double, Integer, Numeric, Real, SmallInt, Timestamp, TimestampTz};
-    match (from, to) {
-        (None, _) => true,
-        (Some(SmallInt), Integer | BigInt | Numeric { .. } | Real | Double) => true,
-        (Some(Integer), BigInt | Numeric { .. } | Double) | (Some(BigInt), Numeric { .. } | Double) => true,
-        (Some(Real | Numeric { .. }), Double) => true,
-        (Some(Date), Timestamp | TimestampTz) | (Some(Timestamp), TimestampTz) => true,
-        _ => false,
-    }
+    matches!(
+        (from, to),
+        (None, _)
+            | (Some(SmallInt), Integer | BigInt | Numeric { .. } | Real | Double)
+            | (Some(Integer), BigInt | Numeric { .. } | Double)
+            | (Some(BigInt), Numeric { .. } | Double)
+            | (Some(Real | Numeric { .. }), Double)
+            | (Some(Date), Timestamp | TimestampTz)
+            | (Some(Timestamp), TimestampTz)
+    )
 }
 
 fn is_string(sql_type: &SqlType) -> bool {

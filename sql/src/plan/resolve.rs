@@ -340,11 +340,11 @@ impl<'c> Resolver<'c> {
             return Err(SqlError::unsupported("GROUP BY … WITH", "use ROLLUP, CUBE or GROUPING SETS"));
         }
         for expr in exprs.iter_mut() {
-            if number(expr).is_some() {
-                if let Some(item) = list.by_position(expr, "GROUP BY")? {
-                    *expr = item;
-                    continue;
-                }
+            if number(expr).is_some()
+                && let Some(item) = list.by_position(expr, "GROUP BY")?
+            {
+                *expr = item;
+                continue;
             }
             // GROUP BY prefers input columns to output names, unlike ORDER BY.
             let is_output = match &*expr {

@@ -175,10 +175,10 @@ impl Rewriter<'_, '_, '_> {
             }
             return Ok(());
         }
-        if let Some(frame) = window_frame(expr) {
-            if let Some(Taken::Frame(taken)) = self.taken.pop() {
-                *frame = taken;
-            }
+        if let Some(frame) = window_frame(expr)
+            && let Some(Taken::Frame(taken)) = self.taken.pop()
+        {
+            *frame = taken;
         }
         syntax::check(expr)?;
         self.rewrite(expr)

@@ -86,9 +86,7 @@ pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
         }
     }
     for query in catalog.queries().filter(|query| query.state == QueryState::Running) {
-        if !tasks.contains_key(&query.id) {
-            tasks.insert(query.id, spawn(engine, query));
-        }
+        tasks.entry(query.id).or_insert_with(|| spawn(engine, query));
     }
     engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
     Ok(())

@@ -86,8 +86,8 @@ fn watched() -> (PlanContext, Arc<Memory>) {
 async fn requests(sql: &str) -> Vec<ScanRequest> {
     let (context, memory) = watched();
     run(&context, sql, Vec::new(), &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-    let requests = memory.requests.lock().unwrap().clone();
-    requests
+    let mut requests = memory.requests.lock().unwrap();
+    std::mem::take(&mut *requests)
 }
 
 #[tokio::test]
