@@ -1,7 +1,7 @@
 //! Drivers and programs people use: tokio-postgres with every type in text and binary, psql, psycopg.
 //!
 //! psql and psycopg are used when they are installed; a test says on stdout when it was skipped.
-//! `MILLSTREAM_TEST_PYTHON` names a Python that can import psycopg, else `python3` is tried.
+//! `TEST_PYTHON` names a Python that can import psycopg, else `python3` is tried.
 
 use crate::common::{DEADLINE, Server};
 use std::process::{Command, Stdio};
@@ -250,7 +250,7 @@ print("all well")
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psycopg_works_with_cursors_copy_and_binary_values() {
-    let python = std::env::var("MILLSTREAM_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     if !is_there(&python, &["-c", "import psycopg"]) {
         println!("skipped: {python} cannot import psycopg");
         return;
