@@ -133,6 +133,34 @@ async fn values_of_rust_are_values_of_sql() {
     server.node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parameters_reach_subscriptions_cursors_and_inserted_selects() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.batch_execute("CREATE STREAM s (v integer, w text)").await.unwrap();
+    let put = client.prepare("INSERT INTO s SELECT $1, $2 WHERE $3::integer < 9").await.unwrap();
+    assert_eq!(put.params(), [Type::INT4, Type::TEXT, Type::INT4]);
+    for (v, limit, rows) in [(1_i32, 0_i32, 1), (2, 9, 0), (3, 8, 1)] {
+        assert_eq!(client.execute(&put, &[&v, &"x", &limit]).await.unwrap(), rows);
+    }
+    let from_two = "SELECT v + $1, w FROM s WHERE v >= $2 EMIT CHANGES WITH (auto_offset_reset = 'earliest') LIMIT 1";
+    let subscription = client.prepare(from_two).await.unwrap();
+    assert_eq!(subscription.params(), [Type::INT4, Type::INT4]);
+    let rows = client.query(&subscription, &[&100_i32, &2_i32]).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [103]);
+    let transaction = client.transaction().await.unwrap();
+    for (name, emit) in [("a", ""), ("b", " EMIT CHANGES WITH (auto_offset_reset = 'earliest')")] {
+        let declare = format!("DECLARE {name} CURSOR FOR SELECT v FROM s WHERE v < $1{emit}");
+        transaction.execute(&declare, &[&2_i32]).await.unwrap();
+        let rows = transaction.query(&format!("FETCH 1 FROM {name}"), &[]).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [1]);
+    }
+    transaction.rollback().await.unwrap();
+    let none = client.simple_query("SELECT v FROM s WHERE v = $1").await.unwrap_err();
+    assert_eq!(none.code().map(|code| code.code()), Some("42P02"));
+    server.node.stop().await;
+}
+
 fn is_there(program: &str, args: &[&str]) -> bool {
     let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.is_ok_and(|status| status.success())

@@ -4,6 +4,7 @@
 //! client leaves nothing behind.
 
 use crate::engine::insert::check_bytes;
+use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Engine, Outcome, Result, Rows, replication_error};
@@ -117,13 +118,13 @@ impl Session {
             CopyDirection::FromStdin { name, columns } => self.copy_in(name, columns.as_deref(), &copy.options),
             CopyDirection::TableToStdout { name, columns } => {
                 let select = table_select(name, columns.as_deref())?;
-                let rows = self.run_select(&select).await?;
+                let rows = self.run_select(&select, Arguments::default()).await?;
                 Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
             }
             CopyDirection::SelectToStdout(select) => {
                 let rows = match select.emit {
-                    Some(_) => self.subscribe(select).await?,
-                    None => self.run_select(select).await?,
+                    Some(_) => self.subscribe(select, Arguments::default()).await?,
+                    None => self.run_select(select, Arguments::default()).await?,
                 };
                 Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
             }

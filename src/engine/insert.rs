@@ -3,7 +3,7 @@
 //! Leaves out conversions (sql) and event times and partitions (`write`). All rows of a statement become
 //! visible together, or none does.
 
-use crate::engine::prepare::{InsertTarget, Plan, Prepared, Returned, ReturnedSource};
+use crate::engine::prepare::{Arguments, InsertTarget, Plan, Prepared, Returned, ReturnedSource};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, RowsTag, replication_error};
@@ -13,7 +13,7 @@ use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
-use millstream_sql::bind::insert::{InsertPlan, InsertRows, InsertSelect, literal_columns};
+use millstream_sql::bind::insert::{InsertPlan, InsertRows, InsertSelect, literal_columns, select_types};
 use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
 use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
@@ -50,7 +50,10 @@ impl Session {
         let rows = match &insert.source {
             InsertSource::Values(rows) => rows.as_slice(),
             InsertSource::DefaultValues => &[],
-            InsertSource::Select(_) => return Ok((Vec::new(), columns, Plan::Late)),
+            InsertSource::Select(select) => {
+                let declared = select_types(&relation, insert.columns.as_deref(), select, declared)?;
+                return Ok((self.plan_pull(select, &declared).await?.params, columns, Plan::Late));
+            }
         };
         let context = self.plan_context();
         let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
@@ -66,7 +69,7 @@ impl Session {
     pub(crate) async fn insert(&mut self, insert: &Insert, prepared: &Prepared, params: Vec<Param>) -> Result<Outcome> {
         self.transaction.check_writable("INSERT")?;
         if let InsertSource::Select(select) = &insert.source {
-            return self.insert_select(insert, select).await;
+            return self.insert_select(insert, select, prepared.arguments(&params)?).await;
         }
         let is_current = prepared
             .insert_topic()
@@ -95,10 +98,10 @@ impl Session {
         self.write(&target.relation, routed, &target.returning).await
     }
 
-    async fn insert_select(&mut self, insert: &Insert, select: &Select) -> Result<Outcome> {
+    async fn insert_select(&mut self, insert: &Insert, select: &Select, arguments: Arguments) -> Result<Outcome> {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
-        let mut rows = self.run_select(select).await?;
+        let mut rows = self.run_select(select, arguments).await?;
         let mut binding = {
             let context = self.plan_context();
             let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);

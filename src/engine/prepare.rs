@@ -3,13 +3,14 @@
 //! An INSERT of values keeps its plan, so that executing it again never meets the planner. Leaves out names
 //! of prepared statements (`session`). A crash forgets them.
 
-use crate::engine::{Engine, Result};
+use crate::engine::{Engine, Param, Result};
+use datafusion::common::ScalarValue;
 use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
-use millstream_sql::SqlError;
 use millstream_sql::bind::insert::InsertPlan;
 use millstream_sql::dialect::{Parsed, Statement};
 use millstream_sql::plan::{PlannedSelect, ResultColumn};
+use millstream_sql::{SqlError, types};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -50,6 +51,13 @@ impl Moment {
         let Self { version, applied, at } = Self::now(engine);
         (version, applied) == (self.version, self.applied.clone()) && at.minus(PLAN_AGE_MAX) <= self.at
     }
+}
+
+/// The parameters of one execution: their types, and as many values.
+#[derive(Debug, Default)]
+pub(crate) struct Arguments {
+    pub(crate) types: Vec<SqlType>,
+    pub(crate) values: Vec<ScalarValue>,
 }
 
 /// What of the planning is kept.
@@ -108,6 +116,20 @@ impl Prepared {
     /// Its text.
     pub fn text(&self) -> &str {
         &self.parsed.text
+    }
+
+    /// The parameters of an execution with these values.
+    ///
+    /// # Errors
+    /// 22P02 and the like for a value that is none of its type.
+    pub(crate) fn arguments(&self, params: &[Param]) -> Result<Arguments> {
+        let scalar = |(sql_type, param): (&SqlType, &Param)| match &param.value {
+            None => types::scalar_null(sql_type),
+            Some(bytes) if param.is_binary => types::scalar_binary(sql_type, bytes),
+            Some(bytes) => types::scalar_text(sql_type, bytes),
+        };
+        let values = self.params.iter().zip(params).map(scalar).collect::<Result<_>>()?;
+        Ok(Arguments { types: self.params.clone(), values })
     }
 
     pub(crate) fn check_param_count(&self, given: usize) -> Result<()> {

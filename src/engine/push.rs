@@ -4,14 +4,15 @@
 //! batch. Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
 use crate::engine::input::{Positions, Reader};
+use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
-use crate::engine::{Engine, Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
+use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
 use arrow::array::RecordBatch;
-use millstream_catalog::Relation;
 use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::query::OffsetReset;
+use millstream_catalog::{Relation, SqlType};
 use millstream_sql::dialect::{Explain, Select};
-use millstream_sql::plan::{ContinuousPlan, plan_continuous};
+use millstream_sql::plan::{ContinuousPlan, describe_push, plan_push};
 use millstream_sql::stream::{InputBatch, Pipeline, StepInput};
 use millstream_sql::{SqlError, bind};
 use std::collections::VecDeque;
@@ -29,38 +30,40 @@ struct Subscription {
     /// Rows until `LIMIT`.
     left: u64,
     versions: watch::Receiver<u64>,
+    /// There is a row to give before the first event.
+    is_new: bool,
     is_done: bool,
 }
 
 impl Session {
-    async fn plan_push(&self, select: &Select) -> Result<(ContinuousPlan, Pipeline)> {
+    async fn plan_push(&self, select: &Select, arguments: Arguments) -> Result<(ContinuousPlan, Pipeline)> {
         let context = self.plan_context();
         let select = select.clone();
         self.engine
             .compute
             .run(async move {
-                let plan = plan_continuous(&context, &select)?;
+                let plan = plan_push(&context, &select, &arguments.types, arguments.values)?;
                 let pipeline = Pipeline::plan(&plan)?;
                 Ok((plan, pipeline))
             })
             .await
     }
 
-    /// The columns of a push query.
-    pub(crate) async fn push_columns(&self, select: &Select) -> Result<Arc<[ResultColumn]>> {
+    /// The parameters' types and the columns of a push query.
+    pub(crate) async fn describe_push(
+        &self,
+        select: &Select,
+        declared: &[Option<SqlType>],
+    ) -> Result<(Vec<SqlType>, Vec<ResultColumn>)> {
         bind::ddl::bind_push_options(select)?;
-        Ok(self.plan_push(select).await?.0.columns.into())
+        let context = self.plan_context();
+        let (select, declared) = (select.clone(), declared.to_vec());
+        self.engine.compute.run(async move { describe_push(&context, &select, &declared) }).await
     }
 
     /// A push query as a statement.
-    pub(crate) async fn push_query(
-        &mut self,
-        select: &Select,
-        _prepared: &Prepared,
-        _params: Vec<Param>,
-        via: Via,
-    ) -> Result<Outcome> {
-        let rows = self.subscribe(select).await?;
+    pub(crate) async fn push_query(&mut self, select: &Select, arguments: Arguments, via: Via) -> Result<Outcome> {
+        let rows = self.subscribe(select, arguments).await?;
         if via == Via::Simple && select.limit.is_none() {
             self.notify_hint(
                 "this query does not end: rows arrive until it is cancelled",
@@ -71,9 +74,9 @@ impl Session {
     }
 
     /// Begins a subscription.
-    pub(crate) async fn subscribe(&mut self, select: &Select) -> Result<Rows> {
+    pub(crate) async fn subscribe(&mut self, select: &Select, arguments: Arguments) -> Result<Rows> {
         let options = bind::ddl::bind_push_options(select)?;
-        let (plan, pipeline) = self.plan_push(select).await?;
+        let (plan, pipeline) = self.plan_push(select, arguments).await?;
         let source = plan.sources.first().ok_or_else(|| SqlError::internal("a push query without a source"))?;
         let shard = self.engine.shard_of(source)?;
         let reader = Reader {
@@ -95,6 +98,7 @@ impl Session {
             engine: Arc::clone(&self.engine),
             versions: self.engine.replication().catalog().subscribe(),
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
+            is_new: pipeline.begins_with_row(),
             reader,
             pipeline,
             positions,
@@ -136,7 +140,7 @@ impl Session {
         if explain.analyze {
             return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
         }
-        let (plan, pipeline) = self.plan_push(select).await?;
+        let (plan, pipeline) = self.plan_push(select, Arguments::default()).await?;
         let mut lines = crate::engine::describe::pipeline_lines(&pipeline);
         if explain.verbose {
             lines.push("Logical plan:".to_owned());
@@ -182,6 +186,9 @@ impl Subscription {
             self.positions = input.positions;
             return self.compute(input.batches);
         }
+        if self.is_new {
+            return self.compute(Vec::new());
+        }
         tokio::select! {
             () = waiting.changed() => {}
             changed = self.versions.changed() => {
@@ -205,6 +212,7 @@ impl Subscription {
 
     fn compute(&mut self, batches: Vec<InputBatch>) -> Result<Option<RecordBatch>> {
         let now = self.engine.clock().now();
+        self.is_new = false;
         let output = self.pipeline.step(StepInput { batches, idle: &[], now })?;
         let Some(batch) = output.batch.filter(|batch| batch.num_rows() > 0) else { return Ok(None) };
         self.pipeline.output().client_rows(&batch).map(Some)

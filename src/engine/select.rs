@@ -4,7 +4,7 @@
 //! query threads. Reads only.
 
 use crate::engine::cursor::Life;
-use crate::engine::prepare::{Moment, Plan};
+use crate::engine::prepare::{Arguments, Moment, Plan};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
 use crate::engine::{Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
@@ -39,8 +39,15 @@ impl Session {
                 (planned.params.clone(), Some(columns), Plan::Select(Mutex::new(Some(planned))))
             }
             Statement::Select(select) => {
-                let columns = self.push_columns(select).await?;
-                (Vec::new(), Some(columns), Plan::Late)
+                let (params, columns) = self.describe_push(select, declared).await?;
+                (params, Some(columns.into()), Plan::Late)
+            }
+            Statement::Declare(declare) => {
+                let params = match declare.select.emit {
+                    Some(_) => self.describe_push(&declare.select, declared).await?.0,
+                    None => self.plan_pull(&declare.select, declared).await?.params,
+                };
+                (params, None, Plan::Late)
             }
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),
@@ -48,15 +55,14 @@ impl Session {
         Ok(Arc::new(Prepared { parsed, params, columns, moment, plan }))
     }
 
-    async fn plan_pull(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<PlannedSelect> {
+    pub(crate) async fn plan_pull(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<PlannedSelect> {
         let context = self.plan_context();
         let (select, declared) = (select.clone(), declared.to_vec());
         self.engine.compute.run(async move { plan_select(&context, &select, &declared) }).await
     }
 
     /// A pull query.
-    pub(crate) async fn pull_query(&self, select: &Select, prepared: &Prepared, params: Vec<Param>) -> Result<Rows> {
-        let params = scalars(&prepared.params, &params)?;
+    pub(crate) async fn pull_query(&self, select: &Select, prepared: &Prepared, arguments: Arguments) -> Result<Rows> {
         let ready = match &prepared.plan {
             Plan::Select(plan) => plan.lock().take(),
             _ => None,
@@ -65,11 +71,11 @@ impl Session {
         let planned = match ready.filter(|_| prepared.moment.is_present(&self.engine)) {
             Some(planned) => planned,
             None => {
-                let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();
+                let declared: Vec<Option<SqlType>> = arguments.types.into_iter().map(Some).collect();
                 self.plan_pull(select, &declared).await?
             }
         };
-        self.run_planned(planned, params).await
+        self.run_planned(planned, arguments.values).await
     }
 
     async fn run_planned(&self, planned: PlannedSelect, params: Vec<ScalarValue>) -> Result<Rows> {
@@ -80,17 +86,20 @@ impl Session {
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream })
     }
 
-    /// Plans and runs a pull query without parameters.
-    pub(crate) async fn run_select(&self, select: &Select) -> Result<Rows> {
-        let planned = self.plan_pull(select, &[]).await?;
-        if !planned.params.is_empty() {
-            return Err(SqlError::new(SqlState::UndefinedParameter, "there is no parameter $1"));
+    /// Plans and runs a pull query with these parameters and no others.
+    pub(crate) async fn run_select(&self, select: &Select, arguments: Arguments) -> Result<Rows> {
+        let given = arguments.types.len();
+        let declared: Vec<Option<SqlType>> = arguments.types.into_iter().map(Some).collect();
+        let planned = self.plan_pull(select, &declared).await?;
+        if planned.params.len() > given {
+            let fact = format!("there is no parameter ${}", given + 1);
+            return Err(SqlError::new(SqlState::UndefinedParameter, fact));
         }
-        self.run_planned(planned, Vec::new()).await
+        self.run_planned(planned, arguments.values).await
     }
 
     /// `DECLARE c CURSOR FOR …`
-    pub(crate) async fn declare(&mut self, declare: &Declare) -> Result<Outcome> {
+    pub(crate) async fn declare(&mut self, declare: &Declare, arguments: Arguments) -> Result<Outcome> {
         if !declare.hold && !self.transaction.is_open() {
             return Err(SqlError::new(
                 SqlState::NoActiveSqlTransaction,
@@ -99,8 +108,8 @@ impl Session {
             .hint("write BEGIN before, or WITH HOLD"));
         }
         let rows = match declare.select.emit {
-            Some(_) => self.subscribe(&declare.select).await?,
-            None => self.run_select(&declare.select).await?,
+            Some(_) => self.subscribe(&declare.select, arguments).await?,
+            None => self.run_select(&declare.select, arguments).await?,
         };
         let life = match (declare.hold, self.transaction.is_open()) {
             (false, _) => Life::Transaction,
@@ -210,16 +219,6 @@ pub(crate) fn text_rows(name: &str, lines: Vec<String>, tag: &'static str) -> Re
     let columns = vec![ResultColumn { name: name.to_owned(), sql_type: SqlType::Text, source: None }];
     let array = Arc::new(arrow::array::StringArray::from(lines));
     crate::engine::describe::fixed_rows(columns, vec![array], RowsTag::Plain(tag))
-}
-
-/// Parameter values as the planner takes them.
-pub(crate) fn scalars(sql_types: &[SqlType], params: &[Param]) -> Result<Vec<ScalarValue>> {
-    let scalar = |(sql_type, param): (&SqlType, &Param)| match &param.value {
-        None => types::scalar_null(sql_type),
-        Some(bytes) if param.is_binary => types::scalar_binary(sql_type, bytes),
-        Some(bytes) => types::scalar_text(sql_type, bytes),
-    };
-    sql_types.iter().zip(params).map(scalar).collect()
 }
 
 /// A constant as a parameter in text.

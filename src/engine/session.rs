@@ -237,8 +237,13 @@ impl Session {
     async fn dispatch(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
         prepared.check_param_count(params.len())?;
         match &prepared.parsed.statement {
-            Statement::Select(select) if select.emit.is_some() => self.push_query(select, prepared, params, via).await,
-            Statement::Select(select) => self.pull_query(select, prepared, params).await.map(Outcome::Rows),
+            Statement::Select(select) => {
+                let arguments = prepared.arguments(&params)?;
+                match select.emit {
+                    Some(_) => self.push_query(select, arguments, via).await,
+                    None => self.pull_query(select, prepared, arguments).await.map(Outcome::Rows),
+                }
+            }
             Statement::Insert(insert) => self.insert(insert, prepared, params).await,
             Statement::Copy(copy) => self.copy(copy).await,
             Statement::CreateRelation(create) => self.create_relation(create).await,
@@ -250,7 +255,10 @@ impl Session {
             Statement::ExplainQuery(name) => self.explain_query(name).await,
             Statement::Show(show) => self.show(show),
             Statement::Describe(describe) => self.describe(describe),
-            Statement::Declare(declare) => self.declare(declare).await,
+            Statement::Declare(declare) => {
+                let arguments = prepared.arguments(&params)?;
+                self.declare(declare, arguments).await
+            }
             Statement::Fetch(fetch) => self.fetch(fetch).map(Outcome::Rows),
             Statement::Move(fetch) => self.move_cursor(fetch).await,
             Statement::Prepare(prepare) => self.prepare_named(prepare).await,

@@ -13,13 +13,10 @@ pub mod table;
 pub use explain::{ExplainMode, explain};
 
 use crate::error::SqlError;
-use crate::plan::{PlanContext, PlannedSelect};
+use crate::plan::{PlanContext, PlannedSelect, with_values};
 use arrow::array::RecordBatch;
-use datafusion::common::tree_node::Transformed;
-use datafusion::common::{DataFusionError, ScalarValue};
+use datafusion::common::ScalarValue;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::{Stream, StreamExt};
 use millstream_catalog::model::SqlState;
@@ -63,32 +60,4 @@ async fn physical_plan(
     let plan = with_values(planned.plan.clone(), params)?;
     let plan = state.optimizer().optimize(plan, state, |_, _| {})?;
     Ok(state.query_planner().create_physical_plan(&plan, state).await?)
-}
-
-/// `plan` with `values` in place of `$1 …`.
-pub(crate) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result<LogicalPlan, SqlError> {
-    if values.is_empty() {
-        return Ok(plan);
-    }
-    let value_of = |id: &str| {
-        let at = id.trim_start_matches('$').parse::<usize>().ok()?.checked_sub(1)?;
-        values.get(at).cloned()
-    };
-    let plan = crate::plan::map_expressions(plan, |expr| match &expr {
-        Expr::Placeholder(Placeholder { id, field }) => {
-            let no_value =
-                || crate::function::errors::fail(SqlState::UndefinedParameter, format!("there is no parameter {id}"));
-            let value = value_of(id).ok_or_else(no_value)?;
-            let value = match field {
-                Some(field) if *field.data_type() != value.data_type() => value.cast_to(field.data_type())?,
-                _ => value,
-            };
-            let metadata = field.as_ref().filter(|field| !field.metadata().is_empty());
-            let metadata =
-                metadata.map(|field| datafusion::logical_expr::expr::FieldMetadata::from(field.metadata().clone()));
-            Ok(Transformed::yes(Expr::Literal(value, metadata)))
-        }
-        _ => Ok(Transformed::no(expr)),
-    });
-    plan.map_err(|error: DataFusionError| SqlError::from(error))
 }

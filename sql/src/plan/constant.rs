@@ -39,7 +39,7 @@ pub fn eval_constant(
     let types: Vec<Option<SqlType>> = params.iter().map(|value| SqlType::of_arrow(&value.data_type())).collect();
     let drafted = draft(context, &select, &types, Run::Once)?;
     let (plan, _) = parameter::settle(drafted.plan, &types, drafted.parameters)?;
-    let plan = analyze(crate::exec::with_values(plan, params.to_vec())?)?;
+    let plan = analyze(parameter::with_values(plan, params.to_vec())?)?;
     let value = constant_of(&plan)?;
     // A bare string takes the target's input rules, like any literal of unknown type.
     if let (ast::Expr::Value(_), ScalarValue::Utf8(Some(text))) = (expr, &value.0) {

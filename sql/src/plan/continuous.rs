@@ -3,13 +3,15 @@
 //! Owns the refusals, each naming its clause. Leaves out operators and their own refusals (`stream`). Pure.
 
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
-use super::{ContinuousPlan, PlanContext, ResultColumn, scanned_relation};
+use super::{ContinuousPlan, PlanContext, ResultColumn, parameter, scanned_relation};
 use crate::dialect::ast::Select;
 use crate::error::SqlError;
 use crate::exec::session::{analyze, simplify};
+use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Volatility};
+use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::{
     Expr as SqlExpr, Function, FunctionArguments, GroupByExpr, Query, Select as SqlSelect, SetExpr, Spanned,
@@ -24,13 +26,55 @@ use std::sync::Arc;
 /// # Errors
 /// As `plan_select`; 0A000 with a hint for what cannot run continuously, 42701 for two columns of one name.
 pub fn plan_continuous(context: &PlanContext, select: &Select) -> Result<ContinuousPlan, SqlError> {
+    let (plan, params) = plan_with(context, select, &[], None)?;
+    if params.is_empty() {
+        return Ok(plan);
+    }
+    let fact = "a continuous query cannot have parameters";
+    Err(SqlError::new(SqlState::UndefinedParameter, fact).hint("write the values into the statement"))
+}
+
+/// Plans `select` for a subscription, with the values of its parameters, which have the types that `describe_push` gave.
+///
+/// # Errors
+/// As `plan_continuous`.
+pub fn plan_push(
+    context: &PlanContext,
+    select: &Select,
+    params: &[SqlType],
+    values: Vec<ScalarValue>,
+) -> Result<ContinuousPlan, SqlError> {
+    let types: Vec<Option<SqlType>> = params.iter().cloned().map(Some).collect();
+    plan_with(context, select, &types, Some(values)).map(|(plan, _)| plan)
+}
+
+/// The types of a subscription's parameters, and its columns. `param_types` are the types the client declares.
+///
+/// # Errors
+/// As `plan_continuous`.
+pub fn describe_push(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+) -> Result<(Vec<SqlType>, Vec<ResultColumn>), SqlError> {
+    plan_with(context, select, param_types, None).map(|(plan, params)| (params, plan.columns))
+}
+
+/// The plan, with placeholders where `values` are not known, and the types of its parameters.
+fn plan_with(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+    values: Option<Vec<ScalarValue>>,
+) -> Result<(ContinuousPlan, Vec<SqlType>), SqlError> {
     let body = refuse_query(&select.query)?;
     refuse_select(body)?;
-    let Drafted { plan, output, sources, window, parameters } = draft(context, select, &[], Run::Continuously)?;
-    if parameters > 0 {
-        let fact = "a continuous query cannot have parameters";
-        return Err(SqlError::new(SqlState::UndefinedParameter, fact).hint("write the values into the statement"));
-    }
+    let Drafted { plan, output, sources, window, parameters } = draft(context, select, param_types, Run::Continuously)?;
+    let (plan, params) = parameter::settle(plan, param_types, parameters)?;
+    let plan = match values {
+        Some(values) => parameter::with_values(plan, values)?,
+        None => plan,
+    };
     let mut names = HashSet::new();
     if let Some(twice) = output.iter().find(|column| !names.insert(column.name.as_str())) {
         let fact = format!("column \"{}\" specified more than once", twice.name);
@@ -41,7 +85,7 @@ pub fn plan_continuous(context: &PlanContext, select: &Select) -> Result<Continu
     let plan = simplify(in_result_types(plan, &columns)?)?;
     let plan = merge_projections(plan)?;
     check_shape(&plan, &columns)?;
-    Ok(ContinuousPlan { plan, window, sources, columns })
+    Ok((ContinuousPlan { plan, window, sources, columns }, params))
 }
 
 fn refused(what: &str, hint: &str) -> SqlError {

@@ -27,8 +27,8 @@ mod window;
 
 pub use crate::exec::table::{scan_schema, scanned_relation};
 pub use constant::eval_constant;
-pub use continuous::plan_continuous;
-pub(crate) use parameter::map_expressions;
+pub use continuous::{describe_push, plan_continuous, plan_push};
+pub(crate) use parameter::with_values;
 pub use select::plan_select;
 
 use crate::ports::RelationSource;

@@ -6,13 +6,15 @@
 use super::operator::convert;
 use crate::error::SqlError;
 use crate::function::cast::cast_target;
+use crate::function::errors::fail;
 use arrow::datatypes::FieldRef;
-use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::expr::Placeholder;
+use datafusion::common::{DataFusionError, Result, ScalarValue};
+use datafusion::logical_expr::expr::{FieldMetadata, Placeholder};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -93,6 +95,32 @@ fn from_casts(plan: LogicalPlan) -> Result<LogicalPlan, SqlError> {
         _ => Ok(Transformed::no(expr)),
     })?;
     Ok(plan)
+}
+
+/// `plan` with `values` in place of `$1 …`.
+pub(crate) fn with_values(plan: LogicalPlan, values: Vec<ScalarValue>) -> Result<LogicalPlan, SqlError> {
+    if values.is_empty() {
+        return Ok(plan);
+    }
+    let value_of = |id: &str| {
+        let at = id.trim_start_matches('$').parse::<usize>().ok()?.checked_sub(1)?;
+        values.get(at).cloned()
+    };
+    let plan = map_expressions(plan, |expr| match &expr {
+        Expr::Placeholder(Placeholder { id, field }) => {
+            let no_value = || fail(SqlState::UndefinedParameter, format!("there is no parameter {id}"));
+            let value = value_of(id).ok_or_else(no_value)?;
+            let value = match field {
+                Some(field) if *field.data_type() != value.data_type() => value.cast_to(field.data_type())?,
+                _ => value,
+            };
+            let metadata = field.as_ref().filter(|field| !field.metadata().is_empty());
+            let metadata = metadata.map(|field| FieldMetadata::from(field.metadata().clone()));
+            Ok(Transformed::yes(Expr::Literal(value, metadata)))
+        }
+        _ => Ok(Transformed::no(expr)),
+    });
+    plan.map_err(|error: DataFusionError| SqlError::from(error))
 }
 
 /// Rewrites every expression of `plan`, sub-queries included, bottom up; output names stay.

@@ -254,6 +254,10 @@ impl Operator for Aggregate {
         true
     }
 
+    fn begins_with_row(&self) -> bool {
+        self.is_global()
+    }
+
     fn state_bytes(&self) -> ByteSize {
         let calls: usize = self.calls.iter().map(Call::bytes).sum();
         ByteSize::of(self.slots.bytes() + self.rowtime.capacity() * 8 + calls)

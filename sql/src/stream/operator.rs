@@ -26,6 +26,11 @@ pub(crate) trait Operator: Send + Sync {
     /// True when `save` writes anything.
     fn is_stateful(&self) -> bool;
 
+    /// True when the operator gives a row before any event, as `count(*)` over everything does.
+    fn begins_with_row(&self) -> bool {
+        false
+    }
+
     /// Memory held by state, about.
     fn state_bytes(&self) -> ByteSize;
 

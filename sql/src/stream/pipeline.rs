@@ -196,6 +196,11 @@ impl Pipeline {
         self.parts.operators.iter().any(|operator| operator.is_stateful())
     }
 
+    /// True when a new pipeline gives a row in a step without events, so that such a step is worth taking.
+    pub fn begins_with_row(&self) -> bool {
+        self.parts.operators.iter().any(|operator| operator.begins_with_row())
+    }
+
     /// Positions in the stored schema of a source that the pipeline reads, `rowtime` among them.
     pub fn projection(&self, _source: usize) -> &[usize] {
         &self.parts.source.projection

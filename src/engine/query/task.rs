@@ -10,7 +10,7 @@ use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
-use millstream_catalog::model::{Offset, PartitionId, SqlState, StepNumber, Timestamp, TopicId};
+use millstream_catalog::model::{Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Query, Relation};
 use millstream_sql::dialect::{self, Statement};
 use millstream_sql::plan::{PlanContext, PlanSettings, plan_continuous};
@@ -123,6 +123,9 @@ impl QueryTask {
     /// # Errors
     /// Of an event the pipeline cannot take, or of the log.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
+        if self.step == StepNumber::default() && self.pipeline.begins_with_row() {
+            self.step(Input { batches: Vec::new(), positions: self.positions.clone(), rows: RowCount::ZERO }).await?;
+        }
         loop {
             let mut waiting = self.reader.waiting();
             while let Some(input) = self.reader.next(&self.positions)? {

@@ -13,7 +13,7 @@ mod tests;
 
 pub use cell::PlanEval;
 pub(crate) use select::repeat;
-pub use select::{InsertSelect, assign, literal_columns};
+pub use select::{InsertSelect, assign, literal_columns, select_types};
 pub use target::InsertRows;
 pub(crate) use target::{Shape, Target, default_expr, place, resolve, row_too_large, value_error};
 

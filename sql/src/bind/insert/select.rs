@@ -12,6 +12,7 @@ use crate::plan::ResultColumn;
 use crate::types::{ColumnBuilder, ColumnEncoder, assign_array, is_assignable};
 use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
 use arrow::datatypes::DataType;
+use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::{Relation, SqlType};
 use sqlparser::ast::{Expr, SelectItem, SetExpr, Value};
 
@@ -160,6 +161,35 @@ pub fn literal_columns(select: &Select) -> Vec<bool> {
         _ => None,
     };
     inner.projection.iter().map(is_literal).collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+/// The declared parameter types of `INSERT … SELECT`: a parameter that is a result column by itself, of a type the client
+/// leaves open, has the type of the column it goes to.
+///
+/// # Errors
+/// 42703 and 42701 for the list of columns.
+pub fn select_types(
+    relation: &Relation,
+    columns: Option<&[Ident]>,
+    select: &Select,
+    declared: &[Option<SqlType>],
+) -> Result<Vec<Option<SqlType>>, SqlError> {
+    let shape = Shape::of(relation);
+    let mut types = declared.to_vec();
+    let SetExpr::Select(inner) = select.query.body.as_ref() else { return Ok(types) };
+    for (item, target) in inner.projection.iter().zip(resolve(relation, columns)?) {
+        let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else { break };
+        let Expr::Value(value) = expr else { continue };
+        let Value::Placeholder(id) = &value.value else { continue };
+        let Some(at) = id.trim_start_matches('$').parse::<usize>().ok().and_then(|number| number.checked_sub(1)) else {
+            continue;
+        };
+        if at < PARAMETERS_MAX {
+            types.resize(types.len().max(at + 1), None);
+            types[at].get_or_insert_with(|| shape.sql_type(target).clone());
+        }
+    }
+    Ok(types)
 }
 
 fn is_string(expr: &Expr) -> bool {
