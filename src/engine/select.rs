@@ -14,7 +14,7 @@ use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use millstream_sql::dialect::{self, Declare, Explain, Fetch, Parsed, Prepare, Select, Statement};
 use millstream_sql::plan::{PlanContext, PlannedSelect, eval_constant, plan_select};
-use millstream_sql::{SqlError, bind, exec, types};
+use millstream_sql::{SqlError, exec, types};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -140,7 +140,7 @@ impl Session {
     pub(crate) async fn prepare_named(&mut self, prepare: &Prepare) -> Result<Outcome> {
         let mut declared = Vec::new();
         for (data_type, position) in &prepare.types {
-            declared.push(Some(bind::types::sql_type(data_type, *position)?));
+            declared.push(Some(types::sql_type(data_type, *position)?));
         }
         let prepared = self.plan(prepare.statement.clone(), &declared).await?;
         self.store_statement(prepare.name.as_str(), prepared)?;

@@ -4,9 +4,9 @@
 //! nothing to it.
 
 use super::options::{self, CreateAsOptions};
-use super::types;
 use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position};
 use crate::error::SqlError;
+use crate::types;
 use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType};

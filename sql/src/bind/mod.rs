@@ -7,4 +7,3 @@ pub mod insert;
 mod options;
 #[cfg(test)]
 mod tests;
-pub mod types;

@@ -11,6 +11,7 @@ pub mod errors;
 mod exact;
 mod extract;
 mod pattern;
+mod rounding;
 mod series;
 pub mod session;
 mod temporal;
@@ -77,6 +78,7 @@ impl Registry {
         own.extend(extract::functions());
         own.extend(text::functions());
         own.extend(pattern::functions());
+        own.extend(scalars.get("round").map(rounding::round));
         own.extend(["repeat", "lpad", "rpad"].iter().filter_map(|name| bounded::bounded(scalars.get(*name)?)));
         for function in own {
             let function = Arc::new(function);

@@ -21,7 +21,6 @@ mod scope;
 mod select;
 mod settle;
 mod syntax;
-pub(crate) mod type_name;
 mod union;
 mod window;
 

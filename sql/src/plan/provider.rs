@@ -11,6 +11,7 @@ use crate::error::SqlError;
 use crate::exec::table::{RelationTable, SystemTable};
 use crate::function::Registry;
 use crate::function::errors::{external, fail};
+use crate::types::type_named;
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{Result, TableReference};
@@ -142,7 +143,7 @@ struct Types;
 
 impl TypePlanner for Types {
     fn plan_type_field(&self, data_type: &sqlparser::ast::DataType) -> Result<Option<FieldRef>> {
-        let sql_type = super::syntax::sql_type(data_type).map_err(external)?;
+        let sql_type = type_named(data_type).map_err(external)?;
         Ok(Some(Arc::new(sql_type.field("", true))))
     }
 }

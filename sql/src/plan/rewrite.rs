@@ -13,6 +13,7 @@ use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::function::cast::{cast_function, constant_function};
 use crate::function::session::{clock_type, is_clock_function, is_session_function, session_value};
+use crate::types::type_named;
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::ScalarUDF;
 use millstream_catalog::SqlType;
@@ -153,7 +154,7 @@ impl Rewriter<'_, '_, '_> {
             // A float constant may be larger than any numeric: it is read as a float at once.
             Expr::Cast { expr: inner, data_type, .. } => {
                 if let Some(text) = super::names::number(inner).map(str::to_owned)
-                    && matches!(syntax::sql_type(data_type)?, SqlType::Real | SqlType::Double)
+                    && matches!(type_named(data_type)?, SqlType::Real | SqlType::Double)
                 {
                     let span = inner.span();
                     **inner = Expr::Value(Value::SingleQuotedString(text).with_span(span));
@@ -190,11 +191,11 @@ impl Rewriter<'_, '_, '_> {
             Expr::CompoundIdentifier(idents) => Some(self.qualified(idents)?),
             Expr::Value(value) => self.value(value)?,
             Expr::Cast { expr: inner, data_type, .. } => {
-                let target = syntax::sql_type(data_type)?;
+                let target = type_named(data_type)?;
                 Some(self.cast(take(inner), target)?)
             }
             Expr::TypedString(typed) => {
-                let target = syntax::sql_type(&typed.data_type)?;
+                let target = type_named(&typed.data_type)?;
                 Some(self.cast(Expr::Value(typed.value.clone()), target)?)
             }
             Expr::Interval(interval) => {

@@ -72,11 +72,6 @@ fn is_c_collation(collation: &sqlparser::ast::ObjectName) -> bool {
     last.is_some_and(|ident| ["C", "POSIX", "default", "ucs_basic"].contains(&ident.value.as_str()))
 }
 
-/// The SQL type of a type name in an expression.
-pub(super) fn sql_type(data_type: &DataType) -> Result<SqlType, SqlError> {
-    super::type_name::sql_type(data_type)
-}
-
 /// The number `text` with its type, or `None` where it has it already.
 ///
 /// Digits alone decide, as the sign is an operator in PostgreSQL: 2147483648 and -2147483648 are bigint.

@@ -1,6 +1,6 @@
 //! Values: PostgreSQL's text and binary forms of every SQL type, to and from Arrow columns.
 //!
-//! Owns OIDs, input (`ColumnBuilder`), output (`ColumnEncoder`) and assignment between types. Leaves out
+//! Owns names and OIDs of types, input (`ColumnBuilder`), output (`ColumnEncoder`) and assignment between types. Leaves out
 //! expressions and explicit casts, which are DataFusion's. INSERT, COPY, parameters and the wire call it.
 //! Pure: a crash does nothing to it.
 
@@ -14,6 +14,7 @@ mod encoder;
 mod error;
 mod interval;
 pub(crate) mod json;
+mod name;
 mod number;
 mod numeric;
 mod oid;
@@ -29,9 +30,11 @@ pub use assign::{AssignRefused, assign_array, is_assignable};
 pub use builder::ColumnBuilder;
 pub use encoder::ColumnEncoder;
 pub use error::ValueError;
+pub use name::sql_type;
 pub use oid::{from_oid, oid, typlen, typmod};
 pub use scalar::{scalar_binary, scalar_null, scalar_text};
 
 pub(crate) use assign::integer_literal;
 pub(crate) use datetime::write_timestamp_with;
 pub(crate) use error::quoted;
+pub(crate) use name::type_named;

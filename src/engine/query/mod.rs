@@ -7,7 +7,7 @@ mod task;
 
 use crate::engine::{Engine, Result};
 use futures::FutureExt;
-use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, Timestamp, TopicId};
+use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
@@ -163,7 +163,10 @@ pub(crate) async fn flush(engine: &Engine) -> Result<()> {
         loop {
             let runs = engine.catalog().query_by_id(id).is_some_and(|query| query.state == QueryState::Running);
             let is_done = shard.progress(id).is_none_or(|progress| {
-                ends.iter().all(|(topic, id, end)| progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end))
+                progress.step > StepNumber::default()
+                    && ends
+                        .iter()
+                        .all(|(topic, id, end)| progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end))
             });
             if !runs || is_done {
                 break;

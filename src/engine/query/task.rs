@@ -123,7 +123,8 @@ impl QueryTask {
     /// # Errors
     /// Of an event the pipeline cannot take, or of the log.
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
-        if self.step == StepNumber::default() && self.pipeline.begins_with_row() {
+        // The first step may be empty: a count has its row before any event, and FLUSH waits for it.
+        if self.step == StepNumber::default() {
             self.step(Input { batches: Vec::new(), positions: self.positions.clone(), rows: RowCount::ZERO }).await?;
         }
         loop {

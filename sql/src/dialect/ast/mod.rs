@@ -216,7 +216,7 @@ pub struct CreateRelation {
 pub struct ColumnDef {
     /// Its name.
     pub name: Ident,
-    /// Its type as written; `bind::types` gives the meaning.
+    /// Its type as written; `types::sql_type` gives the meaning.
     pub data_type: ast::DataType,
     /// Where the type stands.
     pub type_position: Position,

@@ -1,7 +1,7 @@
-//! Type names of definitions: PostgreSQL's and ksqlDB's words for the types of DIALECT, section 2.
+//! Type names: PostgreSQL's and ksqlDB's words for the types of DIALECT, section 2.
 //!
-//! Stricter than casts in queries: a length or precision that would have no effect is refused. Called for
-//! columns and for the parameters of `PREPARE`. Pure: a crash does nothing to it.
+//! A length or precision that would have no effect is refused. Called for columns, casts and the parameters
+//! of `PREPARE`. Pure: a crash does nothing to it.
 
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
@@ -23,10 +23,11 @@ const PRECISION_MAX: u64 = 38;
 /// `42704` for a name that is no type, `22023` for a length or precision out of range, `0A000` with a hint for
 /// types of PostgreSQL and ksqlDB that are not supported.
 pub fn sql_type(data_type: &DataType, position: Position) -> Result<SqlType, SqlError> {
-    resolve(data_type).map_err(|error| error.at(position))
+    type_named(data_type).map_err(|error| error.at(position))
 }
 
-fn resolve(data_type: &DataType) -> Result<SqlType, SqlError> {
+/// As [`sql_type`], at a position that is not known.
+pub(crate) fn type_named(data_type: &DataType) -> Result<SqlType, SqlError> {
     Ok(match data_type {
         DataType::Boolean | DataType::Bool => SqlType::Boolean,
         DataType::SmallInt(None) | DataType::Int2(None) => SqlType::SmallInt,
@@ -105,7 +106,7 @@ fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> 
         "float4" => SqlType::Real,
         "float8" => SqlType::Double,
         "numeric" => SqlType::Numeric { precision: 38, scale: 10 },
-        "text" | "varchar" => SqlType::Text,
+        "text" | "varchar" | "name" => SqlType::Text,
         "bytea" => SqlType::Bytea,
         "date" => SqlType::Date,
         "time" => SqlType::Time,
@@ -120,6 +121,9 @@ fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> 
             return Err(SqlError::unsupported(format!("type {word}"), hint));
         }
         "bpchar" => return Err(SqlError::unsupported("type bpchar", "use text or char(n)")),
+        "regclass" | "regtype" | "oid" | "regproc" | "regnamespace" => {
+            return Err(SqlError::unsupported(format!("type {word}"), "query the views of schema millstream by name"));
+        }
         "struct" | "map" => {
             return Err(SqlError::unsupported(format!("type {}", word.to_uppercase()), "use json or jsonb"));
         }
@@ -196,7 +200,7 @@ fn array(item: &ArrayElemTypeDef) -> Result<SqlType, SqlError> {
             return Err(SqlError::syntax("an array type names its items").hint("write T[] or ARRAY<T>"));
         }
     };
-    match resolve(item)? {
+    match type_named(item)? {
         SqlType::Array(_) => Err(SqlError::unsupported("an array of arrays", "use jsonb")),
         item => Ok(SqlType::Array(Box::new(item))),
     }
