@@ -92,11 +92,16 @@ fn unknown(name: &str) -> SqlError {
 
 /// Names that are no keywords of sqlparser's.
 fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> {
+    let position = name.0.last().and_then(ObjectNamePart::as_ident).map(|ident| Position::of(ident.span));
+    let located = |error: SqlError| match position {
+        Some(position) => error.at(position),
+        None => error,
+    };
     let parts: Vec<&str> =
         name.0.iter().filter_map(ObjectNamePart::as_ident).map(|ident| ident.value.as_str()).collect();
     let word = match parts.as_slice() {
         [word] | ["pg_catalog", word] => *word,
-        _ => return Err(unknown(&parts.join("."))),
+        _ => return Err(located(unknown(&parts.join(".")))),
     };
     let found = match word {
         "bool" => SqlType::Boolean,
@@ -128,7 +133,7 @@ fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> 
             return Err(SqlError::unsupported(format!("type {}", word.to_uppercase()), "use json or jsonb"));
         }
         "headers" => return Err(SqlError::unsupported("HEADERS", "declare a column of type json")),
-        _ => return Err(unknown(word)),
+        _ => return Err(located(unknown(word))),
     };
     if modifiers.is_empty() {
         return Ok(found);
