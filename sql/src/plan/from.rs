@@ -434,13 +434,18 @@ fn look_up(resolver: &Resolver<'_>, name: &ObjectName) -> Result<(Named, String,
         Some((found, schema)) => Ok((found, bare.value.clone(), Some(schema))),
         None => {
             let shown = schema.map_or_else(|| bare.value.clone(), |schema| format!("{schema}.{}", bare.value));
+            if matches!(schema, Some("pg_catalog" | "information_schema")) || bare.value.starts_with("pg_") {
+                let hint = "schema millstream has the views: SELECT * FROM millstream.topics; or DESCRIBE name";
+                let refused = SqlError::unsupported(format!("the system view {shown}"), hint);
+                return Err(refused.at(Position::of(bare.span)));
+            }
             let fact = format!("relation \"{shown}\" does not exist");
             Err(SqlError::new(SqlState::UndefinedTable, fact).at(Position::of(bare.span)))
         }
     }
 }
 
-/// The relation or view `name` of `schema`. Views of `pg_catalog` and `information_schema` would be found here.
+/// The relation or view `name` of `schema`.
 fn in_schema(resolver: &Resolver<'_>, schema: &str, name: &str) -> Option<Named> {
     match schema {
         "public" => resolver.context.catalog.relation(name).cloned().map(Named::Relation),
