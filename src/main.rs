@@ -93,6 +93,6 @@ async fn alone() -> anyhow::Result<ExitCode> {
 /// Traces go to standard error; MILLSTREAM_LOG sets the filter.
 fn trace(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MILLSTREAM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},openraft=warn,datafusion=warn")));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{default},openraft=error,datafusion=warn")));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -153,6 +153,7 @@ impl Appender {
         match formed {
             Ok((data, waiters)) => {
                 let responder = self.responder(waiters);
+                self.log.set_alone(self.flow.lock().is_alone());
                 // A core that ended drops the responder, and with it the callers' channels.
                 let proposed = self.raft.client_write_ff(data, Some(responder)).await;
                 if let (Err(fatal), false) = (proposed, self.is_shutting_down.load(Ordering::Acquire)) {

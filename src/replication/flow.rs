@@ -17,6 +17,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 const UNCOMMITTED_MAX: usize = 4;
 /// Entries proposed and not yet applied; apply may lag behind the disk, but not without bound.
 const IN_FLIGHT_MAX: usize = 16;
+/// Entries in a row, each of one small request with nothing waiting behind it, after which requests count as coming
+/// one at a time.
+const ALONE_ENTRIES: u32 = 8;
+/// The most bytes of such a request.
+const ALONE_BYTES_MAX: usize = 64 << 10;
 
 /// What one caller wants done.
 #[derive(Debug)]
@@ -59,6 +64,8 @@ pub(crate) struct Flow {
     is_forming: bool,
     uncommitted: usize,
     in_flight: usize,
+    /// Entries in a row that were of one small request.
+    alone: u32,
     is_closed: bool,
 }
 
@@ -96,10 +103,17 @@ impl Flow {
             }
         }
         self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+        let is_alone = taken.len() == 1 && self.waiting.is_empty() && bytes <= ALONE_BYTES_MAX;
+        self.alone = if is_alone { self.alone.saturating_add(1) } else { 0 };
         self.is_forming = true;
         self.uncommitted += 1;
         self.in_flight += 1;
         Some(taken)
+    }
+
+    /// Whether requests come one at a time: there is nothing to form while an entry is on its way.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone >= ALONE_ENTRIES
     }
 
     /// The taken entry is proposed, or failed.

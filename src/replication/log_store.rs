@@ -13,7 +13,7 @@ use super::raft::{
 use super::read_side::Failure;
 use super::stall::{EntryAppend, Stall};
 use crate::storage::StorageError;
-use crate::storage::wal::{ShardRecovered, Wal, WalRecord};
+use crate::storage::wal::{ShardRecovered, Urgency, Wal, WalRecord};
 use futures::Stream;
 use millstream_catalog::model::{ByteSize, EntryIndex, ShardId};
 use openraft::entry::RaftEntry;
@@ -25,6 +25,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::oneshot;
 
 /// Bytes read from the WAL at once when entries are applied after a restart.
@@ -37,6 +38,8 @@ pub(crate) struct LogStore {
     shard: ShardId,
     state: Arc<Mutex<State>>,
     stall: Arc<Stall>,
+    /// The statements that come, come one at a time.
+    is_alone: Arc<AtomicBool>,
     failure: Failure,
 }
 
@@ -84,7 +87,8 @@ impl LogStore {
         let committed = committed.map_err(|e| damaged(shard, "commit mark", &e))?.min(last);
         let first = recovered.first.map_or_else(|| last.next_index(), |first| first.value().saturating_sub(1));
         let state = State { vote, committed, purged, last, first, cache: VecDeque::new() };
-        Ok(Self { wal, shard, state: Arc::new(Mutex::new(state)), stall: Arc::default(), failure })
+        let (state, is_alone) = (Arc::new(Mutex::new(state)), Arc::default());
+        Ok(Self { wal, shard, state, stall: Arc::default(), is_alone, failure })
     }
 
     /// Drops entries up to `upto` from the cache: they are applied.
@@ -93,6 +97,12 @@ impl LogStore {
         while state.cache.front().is_some_and(|entry| entry.index() <= upto.value()) {
             state.cache.pop_front();
         }
+    }
+
+    /// Says whether statements come one at a time, each after the one before was answered: then nothing is won
+    /// by handing entries to another thread.
+    pub(crate) fn set_alone(&self, is_alone: bool) {
+        self.is_alone.store(is_alone, Ordering::Relaxed);
     }
 
     /// The last entry that is gone, for system views.
@@ -121,6 +131,7 @@ impl LogStore {
         self.wal.append(
             self.shard,
             records,
+            Urgency::Batched,
             Box::new(move |result| {
                 if let Err(error) = &result {
                     failure.report(error);
@@ -140,7 +151,7 @@ impl LogStore {
                 failure.report(&error);
             }
         };
-        self.wal.append(self.shard, records, Box::new(done));
+        self.wal.append(self.shard, records, Urgency::Batched, Box::new(done));
     }
 
     /// Entries of `start..end` in order, from cache and WAL, stopping after `bytes_max` but never before one.
@@ -299,7 +310,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             state.cache.extend(entries);
         }
-        let append = EntryAppend { first, records, flushed: callback };
+        let urgency = if self.is_alone.load(Ordering::Relaxed) { Urgency::Inline } else { Urgency::Batched };
+        let append = EntryAppend { first, records, flushed: callback, urgency };
         self.stall.append(&self.wal, self.shard, &self.failure, append);
         Ok(())
     }

@@ -19,6 +19,7 @@ mod node;
 mod progress;
 mod raft;
 mod read_side;
+mod runtime;
 mod shard;
 mod stall;
 #[cfg(test)]

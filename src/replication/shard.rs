@@ -13,6 +13,7 @@ use super::machine::Machine;
 use super::network::NoPeers;
 use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
+use super::runtime::as_group;
 use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
@@ -82,7 +83,7 @@ impl Core {
         let machine = machine.map_err(|e| fail(e.to_string()))?;
         let node = shared.node;
         let config = Arc::clone(&shared.raft_config);
-        let raft = Raft::new(node.value(), config, NoPeers, log.clone(), machine).await;
+        let raft = as_group(Raft::new(node.value(), config, NoPeers, log.clone(), machine)).await;
         let raft = raft.map_err(|e| fail(e.to_string()))?;
         lead(&raft, node, &shared.failure).await.map_err(fail)?;
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone());

@@ -8,7 +8,7 @@
 use super::raft::TypeConfig;
 use super::read_side::Failure;
 use crate::storage::StorageError;
-use crate::storage::wal::{Wal, WalRecord};
+use crate::storage::wal::{Urgency, Wal, WalRecord};
 use millstream_catalog::model::{ByteSize, ShardId};
 use openraft::storage::IOFlushed;
 use parking_lot::Mutex;
@@ -27,6 +27,7 @@ pub(crate) struct EntryAppend {
     pub(crate) first: u64,
     pub(crate) records: Vec<WalRecord>,
     pub(crate) flushed: IOFlushed<TypeConfig>,
+    pub(crate) urgency: Urgency,
 }
 
 impl EntryAppend {
@@ -79,14 +80,14 @@ impl Stall {
             return;
         }
         drop(waiting);
-        let EntryAppend { first, records, flushed } = append;
+        let EntryAppend { first, records, flushed, urgency } = append;
         let kept = records.clone();
         let stall = Arc::clone(self);
         let failure = failure.clone();
         let done = move |result: Result<(), StorageError>| {
-            stall.settle(EntryAppend { first, records: kept, flushed }, result, &failure);
+            stall.settle(EntryAppend { first, records: kept, flushed, urgency }, result, &failure);
         };
-        wal.append(shard, records, Box::new(done));
+        wal.append(shard, records, urgency, Box::new(done));
     }
 
     /// Tells openraft how an append ended, unless it is to be tried again.
@@ -141,7 +142,7 @@ impl Stall {
             // The receiver is gone only when this task is.
             let _ = done.send(result);
         };
-        wal.append(shard, append.records.clone(), Box::new(send));
+        wal.append(shard, append.records.clone(), Urgency::Batched, Box::new(send));
         let result = synced.await.unwrap_or(Err(StorageError::Closed));
         let went_well = result.is_ok();
         self.settle(append, result, failure);

@@ -5,6 +5,7 @@
 //! crash left), `index` and `read`. Leaves out what payloads mean: replication, its one caller, knows.
 //!
 //! While one batch is being synced the next forms, and goes out with one write and one sync; there is no timer.
+//! A caller that is alone may write for itself ([`Urgency::Inline`]): that saves two changes of thread.
 //! A crash loses nothing that was answered. What was submitted and not answered may be there or not, but never with
 //! a hole before something that is.
 //!
@@ -95,7 +96,18 @@ pub enum WalRecord {
     },
 }
 
-/// Answers an append: runs on the writer's thread, after the sync. Must not block: everybody waits for that thread.
+/// Who writes an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// The writer's thread, together with what else waits.
+    Batched,
+    /// The caller's thread when nothing else is on its way, the last sync was quick and no new file is needed;
+    /// else the writer's. For callers that have nothing to do before they are answered.
+    Inline,
+}
+
+/// Answers an append: runs on the thread that wrote, after the sync. Must not block: everybody waits for that
+/// thread. Must not append.
 pub type WalDone = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
 /// A stored entry.
@@ -157,7 +169,9 @@ struct Inner {
     damage: Option<StorageError>,
     file_bytes: u64,
     queue_bytes_max: u64,
-    writer: ThreadId,
+    /// Held while a batch is written; who holds it took the batch from the queue just before.
+    writer: Arc<Mutex<Writer>>,
+    thread: ThreadId,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -172,6 +186,8 @@ struct Shared {
     counts: Counts,
     /// Bytes left in the current file.
     room: AtomicU64,
+    /// Microseconds the last write and sync took.
+    sync_micros: AtomicU64,
     failed: watch::Sender<bool>,
 }
 
@@ -189,6 +205,8 @@ struct Queue {
     bytes: u64,
     marks: Marks,
     is_writer_idle: bool,
+    /// A caller writes for itself; the writer's thread waits for it.
+    is_inline: bool,
     is_closing: bool,
 }
 
@@ -201,15 +219,16 @@ impl Shared {
             index: Mutex::new(index),
             counts: Counts::default(),
             room: AtomicU64::new(0),
+            sync_micros: AtomicU64::new(u64::MAX),
             failed: watch::Sender::new(false),
         }
     }
 
     /// The writer's thread: batches until the log is closed.
-    fn write(&self, mut writer: Writer, batch_bytes_max: u64) {
+    fn write(&self, writer: &Mutex<Writer>, batch_bytes_max: u64) {
         loop {
             let mut queue = self.queue.lock();
-            while queue.waiting.is_empty() && !queue.is_closing {
+            while queue.is_inline || (queue.waiting.is_empty() && !queue.is_closing) {
                 queue.is_writer_idle = true;
                 self.work.wait(&mut queue);
             }
@@ -217,15 +236,30 @@ impl Shared {
             let marks = std::mem::take(&mut queue.marks);
             if queue.waiting.is_empty() {
                 drop(queue);
-                return writer.finish(marks);
+                return writer.lock().finish(marks);
             }
             let batch = queue.take_batch(batch_bytes_max);
             drop(queue);
             self.drained.notify_all();
-            writer.commit(batch, marks);
+            writer.lock().commit(batch, marks);
         }
     }
+
+    /// Whether an append of `bytes` may be written by its caller.
+    fn may_inline(&self, queue: &Queue, bytes: u64) -> bool {
+        queue.is_writer_idle
+            && !queue.is_inline
+            && !queue.is_closing
+            && queue.waiting.is_empty()
+            && bytes + INLINE_ROOM_MIN <= self.room.load(Ordering::Relaxed)
+            && self.sync_micros.load(Ordering::Relaxed) <= INLINE_SYNC_MICROS_MAX
+    }
 }
+
+/// Room a file must have beside an append that its caller writes, so that no caller waits for a new file.
+const INLINE_ROOM_MIN: u64 = 4 << 10;
+/// The slowest sync after which callers still write for themselves: a blocked one holds its thread that long.
+const INLINE_SYNC_MICROS_MAX: u64 = 1_000;
 
 impl Queue {
     /// The longest run of what waits that fits `bytes_max`, but at least one append.
@@ -265,11 +299,11 @@ impl Wal {
         let no_thread = |source| StorageError::io("start a thread of the write-ahead log", source);
         let helper = preparer.clone();
         let helper = env::thread("wal-prepare", move || helper.run()).map_err(no_thread)?;
-        let writer = Writer::new(shared.clone(), preparer.clone(), file_bytes, &recovered);
-        let writing = shared.clone();
+        let writer = Arc::new(Mutex::new(Writer::new(shared.clone(), preparer.clone(), file_bytes, &recovered)));
+        let (writing, writes) = (shared.clone(), writer.clone());
         let batch_bytes_max = options.batch_bytes_max.value();
-        let started = env::thread("wal-writer", move || writing.write(writer, batch_bytes_max));
-        let writer = started.map_err(|source| {
+        let started = env::thread("wal-writer", move || writing.write(&writes, batch_bytes_max));
+        let thread = started.map_err(|source| {
             preparer.close();
             no_thread(source)
         })?;
@@ -279,8 +313,9 @@ impl Wal {
             damage: recovered.damage,
             file_bytes,
             queue_bytes_max: options.queue_bytes_max.value(),
-            writer: writer.thread().id(),
-            threads: Mutex::new(vec![writer, helper]),
+            writer,
+            thread: thread.thread().id(),
+            threads: Mutex::new(vec![thread, helper]),
         };
         Ok((Self { inner: Arc::new(inner) }, shards))
     }
@@ -294,12 +329,15 @@ impl Wal {
     /// [`StorageError::DiskFull`] when entries find no room (nothing of this append was written, later ones may
     /// succeed); [`StorageError::OutOfOrder`] for an entry that does not follow the last one (as after a refused
     /// one); [`StorageError::Corrupt`] when the shard is; [`StorageError::TooLarge`]; [`StorageError::Closed`].
-    pub fn append(&self, shard: ShardId, records: Vec<WalRecord>, done: WalDone) {
+    pub fn append(&self, shard: ShardId, records: Vec<WalRecord>, urgency: Urgency, done: WalDone) {
         if records.iter().all(|record| matches!(record, WalRecord::Committed { .. })) {
             return done(self.keep_marks(shard, records));
         }
         match Append::new(shard, records, done) {
-            Ok(append) => self.queue(append),
+            Ok(append) => match urgency {
+                Urgency::Batched => self.queue(append),
+                Urgency::Inline => self.write_inline(append),
+            },
             Err((done, error)) => done(Err(error)),
         }
     }
@@ -320,6 +358,27 @@ impl Wal {
         Ok(())
     }
 
+    /// Writes and syncs on this thread if that may be, else queues.
+    fn write_inline(&self, append: Append) {
+        let shared = &self.inner.shared;
+        let mut queue = shared.queue.lock();
+        if !shared.may_inline(&queue, append.bytes) {
+            drop(queue);
+            return self.queue(append);
+        }
+        queue.is_inline = true;
+        let marks = std::mem::take(&mut queue.marks);
+        drop(queue);
+        self.inner.writer.lock().commit(vec![append], marks);
+        let mut queue = shared.queue.lock();
+        queue.is_inline = false;
+        if !queue.waiting.is_empty() || queue.is_closing {
+            queue.is_writer_idle = false;
+            drop(queue);
+            shared.work.notify_one();
+        }
+    }
+
     fn queue(&self, append: Append) {
         let shared = &self.inner.shared;
         let mut queue = shared.queue.lock();
@@ -327,7 +386,7 @@ impl Wal {
         while queue.bytes > 0
             && queue.bytes + append.bytes > self.inner.queue_bytes_max
             && !queue.is_closing
-            && thread::current().id() != self.inner.writer
+            && thread::current().id() != self.inner.thread
         {
             shared.drained.wait(&mut queue);
         }
@@ -337,7 +396,7 @@ impl Wal {
         }
         queue.bytes += append.bytes;
         queue.waiting.push_back(append);
-        let is_idle = std::mem::take(&mut queue.is_writer_idle);
+        let is_idle = !queue.is_inline && std::mem::take(&mut queue.is_writer_idle);
         drop(queue);
         if is_idle {
             shared.work.notify_one();
@@ -418,7 +477,7 @@ impl Inner {
         let threads = std::mem::take(&mut *self.threads.lock());
         let mut threads = threads.into_iter();
         // A callback may drop the last handle: the writer cannot wait for itself.
-        if thread::current().id() == self.writer {
+        if thread::current().id() == self.thread {
             return self.preparer.close();
         }
         if let Some(writer) = threads.next()

@@ -19,6 +19,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Bytes of a new log's first file; the next one is prepared while this one is in use.
+const FIRST_FILE_BYTES: u64 = 4 << 20;
+
 /// A log ready to be appended to.
 #[derive(Debug)]
 pub(super) struct Recovered {
@@ -209,7 +212,8 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) ->
         Some(last) if !is_ended => last.clone(),
         _ => match next(newest + 1) {
             Some(file) => file,
-            None => Arc::new(file::create(&**disk, dir, newest + 1, file_bytes)?),
+            // Small, because the start waits for it.
+            None => Arc::new(file::create(&**disk, dir, newest + 1, file_bytes.min(FIRST_FILE_BYTES))?),
         },
     };
     let position = if current.sequence == newest { end } else { DATA_START };

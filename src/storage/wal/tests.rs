@@ -8,6 +8,7 @@ use super::*;
 use crate::storage::FaultDisk;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::thread::ThreadId;
 
 const FILE_BYTES: u64 = 8 << 10;
 
@@ -484,11 +485,42 @@ fn open_threaded(disk: &FaultDisk) -> (Wal, HashMap<ShardId, ShardRecovered>) {
     Wal::open(Arc::new(disk.clone()), &dir(), options()).unwrap()
 }
 
-/// Appends and waits for the answer.
-fn append_and_wait(wal: &Wal, shard: u32, records: Vec<WalRecord>) -> Result<(), StorageError> {
+/// Appends and waits for the answer; with the thread that gave it.
+fn append_from(
+    wal: &Wal,
+    shard: u32,
+    records: Vec<WalRecord>,
+    urgency: Urgency,
+) -> (Result<(), StorageError>, ThreadId) {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    wal.append(ShardId::new(shard), records, Box::new(move |result| sender.send(result).unwrap()));
+    let done = move |result| sender.send((result, std::thread::current().id())).unwrap();
+    wal.append(ShardId::new(shard), records, urgency, Box::new(done));
     receiver.recv().unwrap()
+}
+
+fn append_and_wait(wal: &Wal, shard: u32, records: Vec<WalRecord>) -> Result<(), StorageError> {
+    append_from(wal, shard, records, Urgency::Batched).0
+}
+
+#[test]
+fn a_caller_writes_for_itself_when_the_log_is_quiet() {
+    let disk = FaultDisk::new();
+    let (wal, _) = open_threaded(&disk);
+    let mut inline = 0;
+    let mut index = 0;
+    // Not when a file is nearly full, the sync before was slow, or the writer's thread is not back yet.
+    while inline < 50 {
+        index += 1;
+        let records = vec![entry(1, index, Bytes::from(vec![7; 100]))];
+        let (result, thread) = append_from(&wal, 1, records, Urgency::Inline);
+        result.unwrap();
+        inline += usize::from(thread == std::thread::current().id());
+    }
+    assert_eq!(wal.stats().appends, index);
+    drop(wal);
+    let (wal, recovered) = open_threaded(&disk.crash(0));
+    assert_eq!(recovered[&ShardId::new(1)].last, Some((Term::new(1), EntryIndex::new(index))));
+    drop(wal);
 }
 
 #[test]
@@ -501,7 +533,9 @@ fn many_threads_append_read_close_and_find_everything_again() {
             let wal = wal.clone();
             env::thread("appender", move || {
                 for index in 1..=100 {
-                    append_and_wait(&wal, shard, vec![entry(1, index, Bytes::from(vec![shard as u8; 200]))]).unwrap();
+                    let urgency = if index % 3 == 0 { Urgency::Batched } else { Urgency::Inline };
+                    let records = vec![entry(1, index, Bytes::from(vec![shard as u8; 200]))];
+                    append_from(&wal, shard, records, urgency).0.unwrap();
                     let index = EntryIndex::new(index);
                     let read = wal.read(ShardId::new(shard), index, index.next(), ByteSize::ZERO).unwrap();
                     assert_eq!(read[0].payload, vec![shard as u8; 200]);

@@ -8,6 +8,7 @@ use super::index::{Bounds, Change, Location};
 use super::prepare::Preparer;
 use super::recover::Recovered;
 use super::{Shared, WalDone, WalRecord};
+use crate::env;
 use crate::storage::error::StorageError;
 use crate::storage::frame::{FrameHeader, FrameKind, frame_bytes};
 use bytes::Bytes;
@@ -293,7 +294,10 @@ impl Writer {
             return;
         }
         let file = &self.current.file;
+        let begin = env::instant();
         let written = file.write_at(&self.buffer, self.position).and_then(|()| file.sync_data());
+        let micros = u64::try_from(env::elapsed(begin).as_micros()).unwrap_or(u64::MAX);
+        self.shared.sync_micros.store(micros, Ordering::Relaxed);
         if let Err(error) = written {
             tracing::error!(%error, "the write-ahead log could not be written: the node must stop");
             self.has_failed = true;
