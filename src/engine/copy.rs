@@ -6,8 +6,8 @@
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
-use crate::engine::write::{self, Routed};
-use crate::engine::{Engine, Outcome, Result, Rows, replication_error};
+use crate::engine::write;
+use crate::engine::{Engine, Outcome, Result, Rows};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::{Column, Relation};
 use millstream_sql::bind::insert::InsertRows;
@@ -91,22 +91,15 @@ impl CopyIn {
     async fn write(&mut self, session: &mut Session) -> Result<u64> {
         self.decoder.finish()?;
         self.drain()?;
-        let mut routed = Routed::default();
         let now = self.engine.clock().now();
+        let mut count = 0;
+        let mut parts = Vec::new();
         for rows in std::mem::take(&mut self.rows) {
-            let part = write::route(&self.relation, rows, now, &self.engine.spreader)?;
-            routed.row_count += part.row_count;
-            routed.parts.extend(part.parts);
+            let routed = write::route(&self.engine, &self.relation, rows, now)?;
+            count += routed.row_count as u64;
+            parts.extend(routed.parts);
         }
-        let count = routed.row_count as u64;
-        if !session.transaction.is_open() {
-            let shard = self.engine.shard_of(&self.relation)?;
-            if !routed.parts.is_empty() {
-                shard.append(routed.parts).await.map_err(replication_error)?;
-            }
-            return Ok(count);
-        }
-        session.append(&self.relation, routed).await?;
+        session.append(&self.relation, parts).await?;
         Ok(count)
     }
 }

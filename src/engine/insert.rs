@@ -6,14 +6,15 @@
 use crate::engine::prepare::{Arguments, InsertTarget, Plan, Prepared, Returned, ReturnedSource};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
-use crate::engine::{Outcome, Param, Result, ResultColumn, RowsTag, replication_error};
+use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
+use crate::replication::PartitionWrite;
 use arrow::array::{ArrayRef, RecordBatch};
 use futures::StreamExt;
 use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
-use millstream_sql::bind::insert::{InsertPlan, InsertRows, InsertSelect, literal_columns, select_types};
+use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
 use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
 use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
@@ -94,8 +95,8 @@ impl Session {
                 };
             target.plan.rows(params, &mut eval)?
         };
-        let routed = write::route(&target.relation, rows, now, &self.engine.spreader)?;
-        self.write(&target.relation, routed, &target.returning).await
+        let routed = write::route(&self.engine, &target.relation, rows, now)?;
+        self.write(&target.relation, vec![routed], &target.returning).await
     }
 
     async fn insert_select(&mut self, insert: &Insert, select: &Select, arguments: Arguments) -> Result<Outcome> {
@@ -108,72 +109,55 @@ impl Session {
             let literals = literal_columns(select);
             InsertSelect::plan(&relation, insert.columns.as_deref(), &rows.columns, &literals, &mut eval)?
         };
-        let mut assigned: Vec<InsertRows> = Vec::new();
+        let now = self.engine.clock().now();
+        let mut routed = Vec::new();
         let mut bytes = 0;
         while let Some(batch) = rows.stream.next().await {
             let batch = batch?;
             bytes += batch.get_array_memory_size();
             check_bytes(bytes)?;
-            assigned.push(binding.rows(&batch)?);
+            routed.push(write::route(&self.engine, &relation, binding.rows(&batch)?, now)?);
         }
-        let now = self.engine.clock().now();
-        let routed = match write::join_rows(assigned)? {
-            Some(rows) => write::route(&relation, rows, now, &self.engine.spreader)?,
-            None => Routed::default(),
-        };
         self.write(&relation, routed, &returning).await
     }
 
     /// Appends routed rows, or holds them back within a transaction.
-    async fn write(&mut self, relation: &Relation, routed: Routed, returning: &[Returned]) -> Result<Outcome> {
-        let count = routed.row_count;
-        if returning.is_empty() {
-            self.append(relation, routed).await?;
-            return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
-        }
+    async fn write(&mut self, relation: &Relation, routed: Vec<Routed>, returning: &[Returned]) -> Result<Outcome> {
         let needs_place = returning.iter().any(|r| !matches!(r.source, ReturnedSource::Stored(_)));
-        if needs_place && self.transaction.is_explicit() {
+        if needs_place && self.transaction.is_open() {
             return Err(SqlError::unsupported(
                 "RETURNING rowpartition or rowoffset inside a transaction block",
-                "offsets are assigned at COMMIT: insert outside of BEGIN",
+                "offsets are assigned at COMMIT: send the INSERT by itself, outside of BEGIN",
             ));
         }
-        let columns: Vec<ResultColumn> = returning.iter().map(|r| r.column.clone()).collect();
-        let batch = if self.transaction.is_explicit() {
-            let batch = returned_rows(&routed, returning, &[])?;
-            self.append(relation, routed).await?;
-            batch
-        } else {
-            let bases = self.append_now(relation, &routed).await?;
-            returned_rows(&routed, returning, &bases)?
-        };
-        crate::engine::describe::fixed_rows(columns, batch, RowsTag::Counted("INSERT 0")).map(Outcome::Rows)
+        let parts = routed.iter().flat_map(|routed| routed.parts.iter().cloned()).collect();
+        let bases = self.append(relation, parts).await?;
+        if returning.is_empty() {
+            let count: usize = routed.iter().map(|routed| routed.row_count).sum();
+            return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
+        }
+        let mut bases = bases.into_iter();
+        let mut batches = Vec::with_capacity(routed.len());
+        for routed in &routed {
+            let own: Vec<Offset> = bases.by_ref().take(routed.parts.len()).collect();
+            batches.extend(returned_rows(routed, returning, &own)?);
+        }
+        let columns: Arc<[ResultColumn]> = returning.iter().map(|r| r.column.clone()).collect();
+        let stream = Box::pin(futures::stream::iter(batches.into_iter().map(Ok)));
+        Ok(Outcome::Rows(Rows { columns, tag: RowsTag::Counted("INSERT 0"), is_push: false, stream }))
     }
 
-    /// Appends, or holds back within a transaction.
-    pub(crate) async fn append(&mut self, relation: &Relation, routed: Routed) -> Result<()> {
-        if routed.parts.is_empty() {
-            return Ok(());
+    /// Appends and gives the offset of each part's first row; within a transaction holds back, and gives none.
+    pub(crate) async fn append(&mut self, relation: &Relation, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+        if parts.is_empty() {
+            return Ok(Vec::new());
         }
         if self.transaction.is_open() {
-            return self.transaction.hold(relation.shard, routed.parts);
-        }
-        let shard = self.engine.shard_of(relation)?;
-        shard.append(routed.parts).await.map_err(replication_error)?;
-        Ok(())
-    }
-
-    /// Appends at once, together with what an implicit block holds; gives the base offsets of `routed.parts`.
-    async fn append_now(&mut self, relation: &Relation, routed: &Routed) -> Result<Vec<Offset>> {
-        if let Some(pending) = self.transaction.take_writes() {
-            self.commit(pending).await?;
-        }
-        if routed.parts.is_empty() {
+            self.transaction.hold(relation.shard, parts)?;
             return Ok(Vec::new());
         }
         let shard = self.engine.shard_of(relation)?;
-        let appended = shard.append(routed.parts.clone()).await.map_err(replication_error)?;
-        Ok(appended.offsets)
+        Ok(shard.append(parts).await.map_err(replication_error)?.offsets)
     }
 }
 
@@ -233,16 +217,18 @@ fn returned_column(relation: &Relation, name: &str, alias: Option<&str>) -> Resu
     Ok(Returned { column, source })
 }
 
-fn returned_rows(routed: &Routed, returning: &[Returned], bases: &[Offset]) -> Result<Vec<ArrayRef>> {
-    let Some(stored) = &routed.stored else {
-        let empty = |r: &Returned| arrow::array::new_empty_array(&r.column.sql_type.arrow());
-        return Ok(returning.iter().map(empty).collect());
-    };
+/// What `RETURNING` shows of routed rows; nothing when there are none.
+fn returned_rows(routed: &Routed, returning: &[Returned], bases: &[Offset]) -> Result<Option<RecordBatch>> {
+    let Some(stored) = &routed.stored else { return Ok(None) };
     let (partitions, offsets) = write::place_columns(routed.places(bases));
-    let column = |r: &Returned| match r.source {
-        ReturnedSource::Stored(at) => Arc::clone(RecordBatch::column(stored, at)),
-        ReturnedSource::Partition => Arc::clone(&partitions),
-        ReturnedSource::Offset => Arc::clone(&offsets),
+    let column = |r: &Returned| -> ArrayRef {
+        match r.source {
+            ReturnedSource::Stored(at) => Arc::clone(stored.column(at)),
+            ReturnedSource::Partition => Arc::clone(&partitions),
+            ReturnedSource::Offset => Arc::clone(&offsets),
+        }
     };
-    Ok(returning.iter().map(column).collect())
+    let columns = returning.iter().map(|r| (r.column.name.clone(), column(r), true));
+    let batch = RecordBatch::try_from_iter_with_nullable(columns);
+    batch.map(Some).map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))
 }

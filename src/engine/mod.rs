@@ -45,8 +45,9 @@ pub use settings::SERVER_VERSION;
 use crate::env::Clock;
 use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard};
 use crate::storage::{Disk, StorageError};
+use arrow::datatypes::SchemaRef;
 use compute::Compute;
-use millstream_catalog::model::{ByteSize, NodeId, ShardId};
+use millstream_catalog::model::{ByteSize, NodeId, PartitionId, ShardId};
 use millstream_catalog::{Relation, Snapshot};
 use query::Supervisor;
 use registry::Registry;
@@ -182,6 +183,13 @@ impl Engine {
 
     pub(crate) fn shard_of(&self, relation: &Relation) -> Result<&Arc<Shard>> {
         self.shard(relation.shard)
+    }
+
+    /// The schema of the relation's stored batches: the very one its partitions have, once they exist.
+    pub(crate) fn stored_schema(&self, relation: &Relation) -> SchemaRef {
+        let shard = self.shard_of(relation).ok();
+        let partition = shard.and_then(|shard| shard.partitions().get(relation.id, PartitionId::new(0)));
+        partition.map_or_else(|| relation.stored_schema(), |partition| partition.schema())
     }
 }
 

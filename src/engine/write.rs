@@ -4,12 +4,13 @@
 //! Leaves out parsing and casts (sql) and durability (replication). An error before the append means that
 //! nothing was written.
 
+use crate::engine::Engine;
 use crate::replication::PartitionWrite;
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
-use arrow::compute::{concat_batches, take_record_batch};
-use arrow::datatypes::{DataType, Int64Type, TimestampMicrosecondType};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
 use millstream_catalog::model::{Offset, PartitionId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
@@ -57,13 +58,13 @@ fn internal(error: impl std::fmt::Display) -> SqlError {
 /// # Errors
 /// 23502 for a NULL event time, 22008 for one out of range.
 pub(crate) fn route(
+    engine: &Engine,
     relation: &Relation,
     rows: InsertRows,
     now: Timestamp,
-    spreader: &Spreader,
 ) -> Result<Routed, SqlError> {
-    let stored = stored_rows(relation, rows, now)?;
-    route_stored(relation, stored, spreader)
+    let stored = stored_rows(relation, engine.stored_schema(relation), rows, now)?;
+    route_stored(relation, stored, &engine.spreader)
 }
 
 /// Splits rows that already have the stored schema.
@@ -153,7 +154,12 @@ fn murmur2(bytes: &[u8]) -> u32 {
 }
 
 /// Appends `rowtime`, and `rowtombstone` where the relation has it, to the relation's columns.
-fn stored_rows(relation: &Relation, rows: InsertRows, now: Timestamp) -> Result<RecordBatch, SqlError> {
+fn stored_rows(
+    relation: &Relation,
+    schema: SchemaRef,
+    rows: InsertRows,
+    now: Timestamp,
+) -> Result<RecordBatch, SqlError> {
     let count = rows.batch.num_rows();
     let rowtime = match (relation.timestamp, rows.rowtime) {
         (Some(column), _) => event_time(relation, column, rows.batch.column(column))?,
@@ -165,7 +171,7 @@ fn stored_rows(relation: &Relation, rows: InsertRows, now: Timestamp) -> Result<
     if relation.has_tombstones() {
         columns.push(Arc::new(BooleanArray::from(vec![false; count])));
     }
-    RecordBatch::try_new(relation.stored_schema(), columns).map_err(internal)
+    RecordBatch::try_new(schema, columns).map_err(internal)
 }
 
 fn not_null(array: ArrayRef, name: &str, relation: &Relation) -> Result<ArrayRef, SqlError> {
@@ -219,27 +225,6 @@ impl Routed {
         }
         (partitions, offsets)
     }
-}
-
-/// Joins the rows of a statement that came in several batches.
-///
-/// # Errors
-/// When they do not have one schema; they come from one decoder.
-pub(crate) fn join_rows(batches: Vec<InsertRows>) -> Result<Option<InsertRows>, SqlError> {
-    let Some(first) = batches.first() else { return Ok(None) };
-    if batches.len() == 1 {
-        return Ok(batches.into_iter().next());
-    }
-    let schema = first.batch.schema();
-    let rowtime = match &first.rowtime {
-        None => None,
-        Some(_) => {
-            let arrays: Vec<&dyn Array> = batches.iter().filter_map(|rows| rows.rowtime.as_deref()).collect();
-            Some(arrow::compute::concat(&arrays).map_err(internal)?)
-        }
-    };
-    let batch = concat_batches(&schema, batches.iter().map(|rows| &rows.batch)).map_err(internal)?;
-    Ok(Some(InsertRows { batch, rowtime }))
 }
 
 /// The pseudo-columns of written rows, for `RETURNING`.
