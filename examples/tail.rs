@@ -6,10 +6,12 @@ use futures::StreamExt;
 use std::pin::pin;
 use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
 
+/// The server, unless SERVER names another.
 const SERVER: &str = "host=127.0.0.1 port=7432 user=millstream dbname=millstream";
 
 async fn connect() -> Result<Client, Error> {
-    let (client, connection) = tokio_postgres::connect(SERVER, NoTls).await?;
+    let server = std::env::var("SERVER").unwrap_or_else(|_| SERVER.to_owned());
+    let (client, connection) = tokio_postgres::connect(&server, NoTls).await?;
     #[expect(clippy::disallowed_methods, reason = "an example has no seam")]
     tokio::spawn(connection);
     Ok(client)

@@ -292,3 +292,31 @@ async fn psycopg_works_with_cursors_copy_and_binary_values() {
     assert_eq!((code, out.lines().count()), (Some(0), 5), "{out}{error}");
     server.node.stop().await;
 }
+
+/// An example as `cargo test` built it beside the binary.
+fn example(name: &str) -> Option<Command> {
+    let path = std::path::Path::new(env!("CARGO_BIN_EXE_millstream")).with_file_name("examples").join(name);
+    if path.exists() {
+        return Some(Command::new(path));
+    }
+    println!("skipped: example {name} is not built; cargo test --workspace builds it");
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn examples_in_rust_do_what_they_say() {
+    if let Some(mut embedded) = example("embedded") {
+        let (code, out, error) = run(&mut embedded).await;
+        assert_eq!(code, Some(0), "{error}");
+        assert!(out.contains("2026-01-01 00:00:00+00") && out.contains("2026-01-01 00:01:00+00"), "{out}");
+    }
+    if let Some(mut tail) = example("tail") {
+        let server = Server::start().await;
+        let address = server.node.pg_address();
+        let place = format!("host={} port={} user=tester dbname=millstream", address.ip(), address.port());
+        let (code, out, error) = run(tail.env("SERVER", &place)).await;
+        assert_eq!((code, out.lines().count()), (Some(0), 5), "{out}{error}");
+        assert!(out.contains("offset 5: s2 at 21 °C"), "{out}");
+        server.node.stop().await;
+    }
+}
