@@ -1,7 +1,7 @@
 //! Real processes, killed: what was acknowledged is there once and in order, and continuous results equal bounded ones.
 //!
 //! Writers send numbered events until the server dies under them. What a writer was told is kept outside of the
-//! server; after each restart the stored events are compared with it. Rounds: three, or `MILLSTREAM_CRASH_ROUNDS`.
+//! server; after each restart the stored events are compared with it. Rounds: ten, or `MILLSTREAM_CRASH_ROUNDS`.
 //! A kill says nothing about syncing: that is for the tests on a disk that forgets.
 
 use crate::common::{DEADLINE, connect};
@@ -228,7 +228,7 @@ impl Seeded {
 }
 
 fn rounds() -> u64 {
-    std::env::var("MILLSTREAM_CRASH_ROUNDS").ok().map_or(3, |text| text.parse().unwrap())
+    std::env::var("MILLSTREAM_CRASH_ROUNDS").ok().map_or(10, |text| text.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
