@@ -251,6 +251,10 @@ with psycopg.connect(os.environ["SERVER"], autocommit=True) as c:
                 copy.write_row((1000 + n, f"r\t{n}"))
         with cursor.copy("COPY (SELECT a, b FROM p WHERE a >= 1000 ORDER BY a LIMIT 3) TO STDOUT") as copy:
             assert list(copy.rows()) == [("1000", "r\t0"), ("1001", "r\t1"), ("1002", "r\t2")]
+        with cursor.copy("COPY p TO STDOUT (FORMAT binary)") as copy:
+            copy.set_types(["int4", "text", "timestamptz", "numeric", "uuid", "jsonb", "int4[]", "bytea"])
+            got = list(copy.rows())
+            assert len(got) == 1102 and got[0][:5] == row[:5] and got[0][6:] == row[6:], got[0]
     with c.transaction():
         c.execute("INSERT INTO p (a) VALUES (-1)")
         try:

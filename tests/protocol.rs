@@ -396,7 +396,8 @@ async fn a_copy_that_fails_is_reported_while_the_client_still_sends() {
     raw.run("CREATE STREAM s (n INT)").await;
     raw.send(&[&query("COPY s FROM STDIN"), &frame(b'd', b"1\nx\n")]).await;
     assert_eq!(raw.message().await.0, 'G');
-    assert_eq!(raw.message().await.0, 'E');
+    let (tag, error) = raw.message().await;
+    assert!(tag == 'E' && error.contains(" WCOPY s, line 2, column n: \"x\" "), "{error}");
     assert_eq!(raw.message().await.0, 'Z');
     raw.send(&[&frame(b'd', &[b'2'; 100_000]), &frame(b'c', b""), &query("SELECT 1")]).await;
     Raw::expect(raw.tags().await, "TDCZI");
@@ -433,6 +434,76 @@ async fn copy_out_sends_one_row_in_each_message() {
     let data: Vec<&str> = messages.iter().filter(|(tag, _)| *tag == 'd').map(|(_, body)| body.as_str()).collect();
     assert_eq!(data, ["n\n", "1\n", "2\n"]);
     assert!(messages.contains(&('C', "COPY 2 ".to_owned())), "{messages:?}");
+}
+
+/// Copy data of a statement that was sent: the format of the response, and the next `n` messages of data.
+async fn copied(raw: &mut Raw, n: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let (mut response, mut data) = (Vec::new(), Vec::new());
+    while data.len() < n {
+        match raw.frame().await.unwrap() {
+            (b'H', body) => response = body,
+            (b'd', body) => data.push(body),
+            (b'N', _) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    (response, data)
+}
+
+#[tokio::test]
+async fn copy_out_in_binary_is_that_of_postgresql_for_pulls_and_subscriptions() {
+    let (_server, address, mut raw) = start().await;
+    let signature = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+    raw.run("CREATE STREAM s (n INT, t TEXT)").await;
+    raw.run("INSERT INTO s VALUES (1, 'a'), (NULL, '')").await;
+    let rows: [&[u8]; 3] = [
+        b"\0\x02\0\0\0\x04\0\0\0\x01\0\0\0\x01a",
+        b"\0\x02\xff\xff\xff\xff\0\0\0\0",
+        b"\0\x02\0\0\0\x04\0\0\0\x07\xff\xff\xff\xff",
+    ];
+    raw.send(&[&query("COPY s TO STDOUT (FORMAT binary)")]).await;
+    let (response, data) = copied(&mut raw, 3).await;
+    assert_eq!(response, b"\x01\0\x02\0\x01\0\x01");
+    assert_eq!(data, [[signature, rows[0]].concat(), rows[1].to_vec(), b"\xff\xff".to_vec()]);
+    Raw::expect(raw.tags().await, "cCZI");
+    raw.send(&[&query("COPY (SELECT n FROM s WHERE n > 5) TO STDOUT BINARY")]).await;
+    assert_eq!(copied(&mut raw, 1).await.1, [[&signature[..], b"\xff\xff"].concat()]);
+    Raw::expect(raw.tags().await, "cCZI");
+
+    raw.send(&[&query("COPY (SELECT * FROM s EMIT CHANGES) TO STDOUT (FORMAT binary)")]).await;
+    assert_eq!(raw.message().await.0, 'H');
+    let mut other = Raw::connect(address).await;
+    for (row, values) in [(rows[0], "(1, 'a')"), (rows[2], "(7, NULL)")] {
+        other.run(&format!("INSERT INTO s VALUES {values}")).await;
+        let (_, data) = copied(&mut raw, 1).await;
+        assert!(data[0].ends_with(row), "{data:?}");
+    }
+    raw.cancel(address).await;
+    assert_eq!(errors(&raw.messages().await), ["57014"]);
+}
+
+#[tokio::test]
+async fn copy_out_in_arrow_is_a_stream_whose_batches_arrive_at_once() {
+    let (_server, address, mut raw) = start().await;
+    raw.run("CREATE STREAM s (n INT, \"T\" TEXT, d NUMERIC(5, 2))").await;
+    raw.send(&[&query("COPY (SELECT n + 1 AS m, * FROM s EMIT CHANGES LIMIT 3) TO STDOUT (FORMAT arrow)")]).await;
+    // The schema is there before a row is.
+    let (response, mut data) = copied(&mut raw, 1).await;
+    assert_eq!(response, b"\x01\0\x04\0\x01\0\x01\0\x01\0\x01");
+    let mut other = Raw::connect(address).await;
+    let mut stream = arrow::ipc::reader::StreamDecoder::new();
+    assert!(stream.decode(&mut data.remove(0).into()).unwrap().is_none());
+    for (values, rows) in [("(1, 'a', 1.5)", 1), ("(2, NULL, NULL), (3, '', 2)", 2)] {
+        other.run(&format!("INSERT INTO s VALUES {values}")).await;
+        let (_, mut data) = copied(&mut raw, 1).await;
+        let batch = stream.decode(&mut data.remove(0).into()).unwrap().unwrap();
+        let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+        assert_eq!((batch.num_rows(), names.join(" ").as_str()), (rows, "m n T d"));
+    }
+    assert_eq!(copied(&mut raw, 1).await.1, [b"\xff\xff\xff\xff\0\0\0\0"]);
+    Raw::expect(raw.tags().await, "cCZI");
+    let messages = raw.run("COPY s TO STDOUT (FORMAT arrow)").await;
+    assert!(messages.contains(&('C', "COPY 3 ".to_owned())), "{messages:?}");
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ pub struct SqlError {
     pub detail: Option<String>,
     /// The next step.
     pub hint: Option<String>,
+    /// Where in the data it happened: `COPY s, line 3, column v: "x"`.
+    pub context: Option<String>,
     /// Characters from the start of the text that was sent, 1-based, as PostgreSQL counts.
     pub position: Option<usize>,
 }
@@ -28,7 +30,7 @@ pub type Result<T, E = SqlError> = std::result::Result<T, E>;
 impl SqlError {
     /// An error with a code and a message only.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self { sqlstate, message: message.into(), detail: None, hint: None, position: None }
+        Self { sqlstate, message: message.into(), detail: None, hint: None, context: None, position: None }
     }
 
     /// `0A000`: `what` (a clause or statement, as in "EMIT FINAL") is not supported; `hint` names the alternative.
@@ -57,6 +59,13 @@ impl SqlError {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// With the place in the data.
+    #[must_use]
+    pub fn context(mut self, context: impl Into<String>) -> Self {
+        self.context = Some(context.into());
         self
     }
 

@@ -87,7 +87,7 @@ impl CsvFields {
         let mut rest = Some(record);
         for at in 0..sink.width() {
             let Some(data) = rest else {
-                return Err(sink.bad(format!("missing data for column \"{}\"", sink.name(at))));
+                return Err(sink.bad(format!("missing data for column \"{}\"", sink.name(at)), record));
             };
             let field = self.field(data);
             rest = data.get(field.len + 1..);
@@ -104,8 +104,9 @@ impl CsvFields {
             let is_null = raw == self.null.as_slice() && !self.force_not_null[at];
             if is_null { sink.null(at)? } else { sink.text(at, raw)? }
         }
-        if rest.is_some() {
-            return Err(sink.bad("extra data after last expected column"));
+        if let Some(extra) = rest {
+            let at = record.len() - extra.len();
+            return Err(sink.bad_at("extra data after last expected column", record, at));
         }
         sink.end_row(record.len())
     }

@@ -12,11 +12,13 @@ use crate::bind::insert::{InsertRows, PlanEval, row_too_large};
 use crate::dialect::ast::{CopyFormat, CopyHeader, CopyOptions, Ident};
 use crate::error::SqlError;
 use millstream_catalog::Relation;
-use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::EVENT_BYTES_MAX;
 
 /// Bytes of one record of copy data: an event in hex, and room for separators.
 const RECORD_BYTES_MAX: usize = 2 * EVENT_BYTES_MAX.as_usize() + (1 << 20);
+
+/// UTF-8's byte order mark.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Decodes copy data.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct CopyDecoder {
     header: CopyHeader,
     /// The start of a record that is not complete.
     partial: Vec<u8>,
+    /// A byte order mark may come, which csv and JSON lines of other programs begin with.
+    is_at_start: bool,
     /// `\.` was read: what follows is not data.
     is_ended: bool,
 }
@@ -58,16 +62,26 @@ impl CopyDecoder {
                 (quoting, Fields::Csv(CsvFields::new(options, &sink)?))
             }
             CopyFormat::Json => (Quoting::Plain, Fields::Json(JsonFields::new(sink.width()))),
+            CopyFormat::Binary | CopyFormat::Arrow => {
+                return Err(SqlError::internal("the parser refuses to read this format"));
+            }
         };
-        let header = options.header;
-        Ok(Self { sink, lines: Lines::new(quoting), fields, header, partial: Vec::new(), is_ended: false })
+        Ok(Self {
+            sink,
+            lines: Lines::new(quoting),
+            fields,
+            header: options.header,
+            partial: Vec::new(),
+            is_at_start: options.format != CopyFormat::Text,
+            is_ended: false,
+        })
     }
 
     /// Takes the next chunk of data, cut anywhere.
     ///
     /// # Errors
     /// PostgreSQL's SQLSTATE and message for data that is not the format's or a value that is not its
-    /// column's, with line and column in the detail. The decoder is of no use afterwards.
+    /// column's, with line and column in the context. The decoder is of no use afterwards.
     pub fn push(&mut self, data: &[u8]) -> Result<(), SqlError> {
         if self.is_ended {
             return Ok(());
@@ -83,7 +97,7 @@ impl CopyDecoder {
             self.partial = joined;
         }
         if self.partial.len() > RECORD_BYTES_MAX {
-            return Err(row_too_large(self.partial.len()).detail(format!("line {}", self.sink.line)));
+            return Err(row_too_large(self.partial.len()).context(self.sink.place()));
         }
         Ok(())
     }
@@ -96,12 +110,25 @@ impl CopyDecoder {
         let data = std::mem::take(&mut self.partial);
         if !data.is_empty() && !self.is_ended {
             if self.lines.in_quotes() {
-                return Err(self.sink.bad("unterminated CSV quoted field"));
+                return Err(self.unterminated(&data));
             }
             let record = last_record(&data);
             self.record(record)?;
         }
         self.sink.close_batch()
+    }
+
+    /// 22P04 in the column whose quotes do not end.
+    fn unterminated(&mut self, record: &[u8]) -> SqlError {
+        let error = self.sink.bad("unterminated CSV quoted field", record);
+        let Fields::Csv(fields) = &mut self.fields else { return error };
+        let fields = fields.split(record);
+        match fields.last() {
+            Some(last) if fields.len() <= self.sink.width() => {
+                error.context(self.sink.place_of(fields.len() - 1, last))
+            }
+            _ => error,
+        }
     }
 
     /// The next batch of rows that is complete, at most 65,536 of them.
@@ -112,9 +139,16 @@ impl CopyDecoder {
     /// Reads the complete records of `data`; gives the start of the first that is not.
     fn records(&mut self, data: &[u8]) -> Result<usize, SqlError> {
         let mut at = 0;
+        if self.is_at_start {
+            if data.len() < BYTE_ORDER_MARK.len() && BYTE_ORDER_MARK.starts_with(data) {
+                return Ok(0);
+            }
+            at = if data.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+            self.is_at_start = false;
+        }
         while at < data.len() && !self.is_ended {
             let rest = &data[at..];
-            let found = self.lines.next(rest).map_err(|error| error.detail(format!("line {}", self.sink.line)))?;
+            let found = self.lines.next(rest).map_err(|error| error.context(self.sink.place()))?;
             let Some(record) = found else { return Ok(at) };
             self.record(&rest[..record.end])?;
             at += record.next;
@@ -155,7 +189,7 @@ impl CopyDecoder {
             Fields::Csv(fields) => fields.split(record),
             Fields::Json(_) => return Ok(()),
         };
-        let bad = |message: String| SqlError::new(SqlState::BadCopyFileFormat, message).detail("line 1");
+        let bad = |message: String| self.sink.bad(message, record);
         if names.len() != self.sink.width() {
             let message =
                 format!("wrong number of fields in header line: got {}, expected {}", names.len(), self.sink.width());

@@ -1,28 +1,38 @@
-//! `CopyEncoder`: batches of a result as copy data in text, csv or JSON lines.
+//! `CopyEncoder`: batches of a result as copy data, in pieces a message can hold.
 //!
-//! Leaves out the protocol. The server and the shell call it for each batch of a COPY TO STDOUT.
+//! Owns the order of header, rows and end. Leaves out the formats (`writer`, `binary`, `arrow`) and the protocol. The
+//! server calls it for each batch of a COPY TO STDOUT.
 
-use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions};
+use super::arrow::ArrowWriter;
+use super::binary::BinaryWriter;
+use super::writer::LineWriter;
+use crate::dialect::ast::{CopyFormat, CopyOptions};
 use crate::error::SqlError;
 use crate::plan::ResultColumn;
-use crate::types::json::write_string;
-use crate::types::{ColumnEncoder, write_timestamp_with};
+use crate::types::ColumnEncoder;
 use arrow::array::RecordBatch;
 use millstream_catalog::SqlType;
-use millstream_catalog::model::SqlState;
+use std::ops::Range;
 
-/// Encodes rows as copy data.
+/// Encodes rows as copy data: [`Self::header`], then for each batch [`Self::begin`] and [`Self::next`] until it gives
+/// false, then [`Self::finish`].
+///
+/// A piece is one row, as PostgreSQL sends it and psycopg's `Copy.rows` relies on; of arrow, some part of the stream.
 #[derive(Debug)]
 pub struct CopyEncoder {
-    options: CopyOptions,
-    names: Vec<String>,
     types: Vec<SqlType>,
-    /// Columns that are always quoted.
-    force_quote: Vec<bool>,
-    /// `"name":` of each column, for JSON.
-    keys: Vec<Vec<u8>>,
-    needs_header: bool,
-    scratch: Vec<u8>,
+    format: Writer,
+    /// The columns of the batch begun, for the formats of rows.
+    cells: Vec<ColumnEncoder>,
+    /// Its rows to come.
+    rows: Range<usize>,
+}
+
+#[derive(Debug)]
+enum Writer {
+    Lines(Box<LineWriter>),
+    Binary(BinaryWriter),
+    Arrow(Box<ArrowWriter>),
 }
 
 impl CopyEncoder {
@@ -31,207 +41,74 @@ impl CopyEncoder {
     /// # Errors
     /// 42P10 when `FORCE_QUOTE` names a column that is not among them.
     pub fn new(options: &CopyOptions, columns: &[ResultColumn]) -> Result<Self, SqlError> {
-        let mut force_quote = vec![options.force_quote == CopyColumns::All; columns.len()];
-        if let CopyColumns::Named(names) = &options.force_quote {
-            for name in names {
-                let at = columns.iter().position(|column| column.name == name.as_str()).ok_or_else(|| {
-                    let message = format!("FORCE_QUOTE column \"{name}\" not referenced by COPY");
-                    SqlError::new(SqlState::InvalidColumnReference, message).at(name.position)
-                })?;
-                force_quote[at] = true;
+        let format = match options.format {
+            CopyFormat::Text | CopyFormat::Csv | CopyFormat::Json => {
+                Writer::Lines(Box::new(LineWriter::new(options, columns)?))
             }
-        }
-        let key = |column: &ResultColumn| {
-            let mut key = Vec::new();
-            write_string(column.name.as_bytes(), &mut key);
-            key.push(b':');
-            key
+            CopyFormat::Binary => Writer::Binary(BinaryWriter::default()),
+            CopyFormat::Arrow => Writer::Arrow(Box::new(ArrowWriter::new(columns)?)),
         };
-        Ok(Self {
-            names: columns.iter().map(|column| column.name.clone()).collect(),
-            types: columns.iter().map(|column| column.sql_type.clone()).collect(),
-            force_quote,
-            keys: columns.iter().map(key).collect(),
-            needs_header: options.header != CopyHeader::No && options.format != CopyFormat::Json,
-            options: options.clone(),
-            scratch: Vec::new(),
-        })
+        let types = columns.iter().map(|column| column.sql_type.clone()).collect();
+        Ok(Self { types, format, cells: Vec::new(), rows: 0..0 })
     }
 
-    /// Appends the header line, if one is asked for and none was written: for results without rows.
+    /// True for data that is not text.
+    pub fn is_binary(&self) -> bool {
+        !matches!(self.format, Writer::Lines(_))
+    }
+
+    /// Appends what a reader can have before the first row, if anything.
     pub fn header(&mut self, out: &mut Vec<u8>) {
-        if !std::mem::take(&mut self.needs_header) {
-            return;
+        match &mut self.format {
+            Writer::Lines(lines) => lines.header(out),
+            Writer::Binary(_) => {}
+            Writer::Arrow(stream) => while stream.next(out) {},
         }
-        for (at, name) in self.names.iter().enumerate() {
-            if at > 0 {
-                out.push(self.options.delimiter);
-            }
-            match self.options.format {
-                CopyFormat::Csv => self.csv_field(name.as_bytes(), false, out),
-                CopyFormat::Text | CopyFormat::Json => text_field(name.as_bytes(), self.options.delimiter, out),
-            }
-        }
-        out.push(b'\n');
     }
 
-    /// Appends the rows of a batch, the header before the first.
-    pub fn encode(&mut self, batch: &RecordBatch, out: &mut Vec<u8>) {
-        self.header(out);
+    /// Takes the next batch; all pieces of the one before were taken.
+    ///
+    /// # Errors
+    /// XX000 when the batch is not of the columns announced.
+    pub fn begin(&mut self, batch: &RecordBatch) -> Result<(), SqlError> {
+        if batch.num_columns() != self.types.len() {
+            return Err(SqlError::internal("a batch has other columns than its result"));
+        }
+        if let Writer::Arrow(stream) = &mut self.format {
+            return stream.begin(batch);
+        }
         let cells = batch.columns().iter().zip(&self.types);
-        let encoders: Vec<ColumnEncoder> =
-            cells.map(|(array, sql_type)| ColumnEncoder::new(array.as_ref(), sql_type)).collect();
-        let mut scratch = std::mem::take(&mut self.scratch);
-        for row in 0..batch.num_rows() {
-            match self.options.format {
-                CopyFormat::Text => self.text_row(&encoders, row, &mut scratch, out),
-                CopyFormat::Csv => self.csv_row(&encoders, row, &mut scratch, out),
-                CopyFormat::Json => self.json_row(&encoders, row, &mut scratch, out),
-            }
-            out.push(b'\n');
-        }
-        self.scratch = scratch;
+        self.cells = cells.map(|(array, sql_type)| ColumnEncoder::new(array.as_ref(), sql_type)).collect();
+        self.rows = 0..batch.num_rows();
+        Ok(())
     }
 
-    fn text_row(&self, encoders: &[ColumnEncoder], row: usize, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-        for (at, encoder) in encoders.iter().enumerate() {
-            if at > 0 {
-                out.push(self.options.delimiter);
-            }
-            scratch.clear();
-            if encoder.text(row, scratch) {
-                text_field(scratch, self.options.delimiter, out);
-            } else {
-                out.extend_from_slice(self.options.null.as_bytes());
-            }
+    /// Appends the next piece of the batch; false, and nothing appended, at its end.
+    pub fn next(&mut self, out: &mut Vec<u8>) -> bool {
+        if let Writer::Arrow(stream) = &mut self.format {
+            return stream.next(out);
         }
+        let Some(row) = self.rows.next() else { return false };
+        match &mut self.format {
+            Writer::Lines(lines) => lines.row(&self.cells, row, out),
+            Writer::Binary(rows) => rows.row(&self.cells, row, out),
+            Writer::Arrow(_) => {}
+        }
+        true
     }
 
-    fn csv_row(&self, encoders: &[ColumnEncoder], row: usize, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-        for (at, encoder) in encoders.iter().enumerate() {
-            if at > 0 {
-                out.push(self.options.delimiter);
+    /// Appends what ends the data, if anything.
+    ///
+    /// # Errors
+    /// XX000 when the stream cannot be ended.
+    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), SqlError> {
+        match &mut self.format {
+            Writer::Lines(_) => Ok(()),
+            Writer::Binary(rows) => {
+                rows.finish(out);
+                Ok(())
             }
-            scratch.clear();
-            if encoder.text(row, scratch) {
-                self.csv_field(scratch, self.force_quote[at], out);
-            } else {
-                out.extend_from_slice(self.options.null.as_bytes());
-            }
+            Writer::Arrow(stream) => stream.finish(out),
         }
     }
-
-    /// One value, quoted where it must be: by force, or where it would be read as something else.
-    fn csv_field(&self, value: &[u8], is_forced: bool, out: &mut Vec<u8>) {
-        let CopyOptions { delimiter, quote, escape, null, .. } = &self.options;
-        let is_special = |byte: &u8| *byte == *delimiter || *byte == *quote || matches!(byte, b'\n' | b'\r');
-        // A lone \. on a line ends the data.
-        let is_end_marker = self.names.len() == 1 && value == b"\\.";
-        if !is_forced && value != null.as_bytes() && !is_end_marker && !value.iter().any(is_special) {
-            out.extend_from_slice(value);
-            return;
-        }
-        out.push(*quote);
-        for byte in value {
-            if *byte == *quote || *byte == *escape {
-                out.push(*escape);
-            }
-            out.push(*byte);
-        }
-        out.push(*quote);
-    }
-
-    fn json_row(&self, encoders: &[ColumnEncoder], row: usize, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-        out.push(b'{');
-        for (at, encoder) in encoders.iter().enumerate() {
-            if at > 0 {
-                out.push(b',');
-            }
-            out.extend_from_slice(&self.keys[at]);
-            json_value(encoder, row, scratch, out);
-        }
-        out.push(b'}');
-    }
-}
-
-/// One value of the text format, with escapes.
-fn text_field(value: &[u8], delimiter: u8, out: &mut Vec<u8>) {
-    for byte in value {
-        let letter = match byte {
-            8 => b'b',
-            12 => b'f',
-            b'\n' => b'n',
-            b'\r' => b'r',
-            b'\t' => b't',
-            11 => b'v',
-            b'\\' => b'\\',
-            other if *other == delimiter => delimiter,
-            other => {
-                out.push(*other);
-                continue;
-            }
-        };
-        out.extend_from_slice(&[b'\\', letter]);
-    }
-}
-
-/// One JSON value, as PostgreSQL's `to_json` has it.
-fn json_value(encoder: &ColumnEncoder, row: usize, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-    if encoder.is_null(row) {
-        out.extend_from_slice(b"null");
-        return;
-    }
-    if let Some((items, range)) = encoder.items(row) {
-        out.push(b'[');
-        for (i, item) in range.enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            json_value(items, item, scratch, out);
-        }
-        out.push(b']');
-        return;
-    }
-    let start = out.len();
-    match encoder.sql_type() {
-        SqlType::Boolean => {
-            scratch.clear();
-            encoder.text(row, scratch);
-            out.extend_from_slice(if scratch.as_slice() == b"t" { b"true" } else { b"false" });
-        }
-        SqlType::SmallInt | SqlType::Integer | SqlType::BigInt | SqlType::Numeric { .. } => {
-            encoder.text(row, out);
-        }
-        SqlType::Real | SqlType::Double => {
-            encoder.text(row, out);
-            // NaN and the infinities are no JSON numbers.
-            if matches!(out.last(), Some(b'N' | b'y')) {
-                out.insert(start, b'"');
-                out.push(b'"');
-            }
-        }
-        SqlType::Json | SqlType::Jsonb => {
-            encoder.text(row, out);
-            // Line endings in JSON are white space between tokens; one object is one line.
-            for byte in &mut out[start..] {
-                if matches!(byte, b'\n' | b'\r') {
-                    *byte = b' ';
-                }
-            }
-        }
-        SqlType::Timestamp | SqlType::TimestampTz => json_timestamp(encoder, row, out),
-        _ => {
-            scratch.clear();
-            encoder.text(row, scratch);
-            write_string(scratch, out);
-        }
-    }
-}
-
-/// `"2001-01-01T00:47:00+00:00"`
-fn json_timestamp(encoder: &ColumnEncoder, row: usize, out: &mut Vec<u8>) {
-    let zone: &[u8] = if *encoder.sql_type() == SqlType::TimestampTz { b"+00:00" } else { b"" };
-    out.push(b'"');
-    write_timestamp_with(encoder.timestamp_micros(row).unwrap_or(0), b'T', zone, out);
-    out.push(b'"');
 }

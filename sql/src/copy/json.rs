@@ -31,7 +31,7 @@ impl JsonFields {
             return Ok(());
         }
         if line[start] != b'{' {
-            return Err(sink.bad("line is not a JSON object"));
+            return Err(sink.bad_at("line is not a JSON object", line, start));
         }
         self.values.fill(None);
         self.scan(line, start + 1, sink)?;
@@ -52,8 +52,8 @@ impl JsonFields {
     /// Finds the values of the object whose first key is at or after `at`.
     fn scan(&mut self, line: &[u8], at: usize, sink: &Sink) -> Result<(), SqlError> {
         let syntax = |error: ValueError| {
-            let detail = error.detail.clone().unwrap_or_default();
-            SqlError::from(error).detail(format!("line {}: {detail}", sink.line))
+            let context = sink.place_in(line, error.at.unwrap_or(0));
+            SqlError::from(error).context(context)
         };
         let mut at = skip_space(line, at);
         let mut expected = 0;
@@ -64,15 +64,16 @@ impl JsonFields {
             }
             let value = skip_key(line, at).map_err(syntax)?;
             let key_end = skip_string(line, at).map_err(syntax)?;
-            let target = self.target(&line[at..key_end], expected, sink).map_err(syntax)?;
+            let target = self.target(&line[at..key_end], expected, sink);
+            let target = target.map_err(|error| syntax(ValueError { at: Some(at), ..error }))?;
             let (kind, end) = skip_value(line, value).map_err(syntax)?;
             let Some(target) = target else {
                 let key = quoted(&line[at + 1..key_end - 1]);
                 let message = format!("key \"{key}\" is not a column of the COPY");
-                return Err(SqlError::new(SqlState::UndefinedColumn, message).detail(format!("line {}", sink.line)));
+                return Err(SqlError::new(SqlState::UndefinedColumn, message).context(sink.place_in(line, at)));
             };
             if self.values[target].replace((kind, value..end)).is_some() {
-                return Err(sink.bad(format!("duplicate key \"{}\"", sink.name(target))));
+                return Err(sink.bad_at(format!("duplicate key \"{}\"", sink.name(target)), line, at));
             }
             expected = target + 1;
             is_first = false;

@@ -1,8 +1,10 @@
-//! Copy data: rows from and to PostgreSQL's text and csv formats, and JSON lines.
+//! Copy data: rows from and to PostgreSQL's text and csv formats and JSON lines, and to its binary format and Arrow.
 //!
 //! Owns the scanners and writers of the formats. Leaves out the protocol and where rows go. The engine
-//! decodes, the server and the shell encode. Pure: a crash does nothing to it.
+//! decodes, the server encodes. Pure: a crash does nothing to it.
 
+mod arrow;
+mod binary;
 mod csv;
 mod decoder;
 mod encoder;
@@ -10,6 +12,7 @@ mod json;
 mod lines;
 mod sink;
 mod text;
+mod writer;
 
 #[cfg(test)]
 mod tests;

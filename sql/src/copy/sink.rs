@@ -5,11 +5,12 @@
 use crate::bind::insert::{InsertRows, PlanEval, Shape, Target, constant_default, repeat, resolve};
 use crate::dialect::ast::Ident;
 use crate::error::SqlError;
-use crate::types::{ColumnBuilder, ValueError, quoted};
+use crate::types::{ColumnBuilder, ValueError};
 use arrow::array::ArrayRef;
 use millstream_catalog::Relation;
-use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::{Name, SqlState};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// Bytes of copy data after which a batch is closed whatever its rows: bounds the builders.
@@ -17,9 +18,22 @@ const BATCH_BYTES: usize = 16 << 20;
 /// Rows the first builders have room for; small copies are common.
 const ROWS_AT_FIRST: usize = 1024;
 
+/// Bytes of a record or value that a context repeats, as in PostgreSQL.
+const SHOWN_BYTES_MAX: usize = 100;
+
+/// `data` for a context: lossy UTF-8, cut after 100 bytes.
+fn shown(data: &[u8]) -> Cow<'_, str> {
+    if data.len() <= SHOWN_BYTES_MAX {
+        return String::from_utf8_lossy(data);
+    }
+    let end = (0..=SHOWN_BYTES_MAX).rev().find(|end| data[*end] & 0xC0 != 0x80).unwrap_or(0);
+    Cow::Owned(format!("{}...", String::from_utf8_lossy(&data[..end])))
+}
+
 /// Builders of the targets, and finished batches.
 #[derive(Debug)]
 pub(super) struct Sink {
+    relation: Name,
     shape: Shape,
     targets: Vec<Target>,
     is_not_null: Vec<bool>,
@@ -49,7 +63,19 @@ impl Sink {
         let builders = targets.iter().map(|target| ColumnBuilder::new(shape.sql_type(*target), ROWS_AT_FIRST));
         let builders = builders.collect();
         let ready = VecDeque::new();
-        Ok(Self { shape, targets, is_not_null, builders, defaults, rows: 0, rows_before: 0, bytes: 0, line: 1, ready })
+        Ok(Self {
+            relation: relation.name.clone(),
+            shape,
+            targets,
+            is_not_null,
+            builders,
+            defaults,
+            rows: 0,
+            rows_before: 0,
+            bytes: 0,
+            line: 1,
+            ready,
+        })
     }
 
     /// Number of targets.
@@ -94,7 +120,7 @@ impl Sink {
     #[cold]
     fn null_refused(&self, at: usize) -> SqlError {
         let Target::Column(i) = self.targets[at] else { return SqlError::internal("rowtime may be NULL here") };
-        self.shape.null_error(i).detail(self.place(at))
+        self.shape.null_error(i).context(format!("{}, column {}: null input", self.place(), self.name(at)))
     }
 
     /// The default of a target the row leaves out, or NULL.
@@ -108,23 +134,37 @@ impl Sink {
 
     #[cold]
     pub(super) fn refuse(&self, at: usize, value: &[u8], error: ValueError) -> SqlError {
-        let place = format!("{}: \"{}\"", self.place(at), quoted(value));
-        let detail = match &error.detail {
-            Some(detail) => format!("{place}: {detail}"),
-            None => place,
-        };
-        SqlError::from(error).detail(detail)
+        SqlError::from(error).context(self.place_of(at, value))
     }
 
-    /// `line 3, column "delay"`.
-    pub(super) fn place(&self, at: usize) -> String {
-        format!("line {}, column \"{}\"", self.line, self.name(at))
+    /// `COPY s, line 3`, which PostgreSQL's clients find in the context.
+    pub(super) fn place(&self) -> String {
+        format!("COPY {}, line {}", self.relation, self.line)
     }
 
-    /// 22P04 at the current line.
+    /// `COPY s, line 3, column v: "x"`
+    pub(super) fn place_of(&self, at: usize, value: &[u8]) -> String {
+        format!("{}, column {}: \"{}\"", self.place(), self.name(at), shown(value))
+    }
+
+    /// `COPY s, line 3, character 7: "1,2,x"`, for the byte at `at` of the record.
+    pub(super) fn place_in(&self, record: &[u8], at: usize) -> String {
+        let before = record.get(..at).unwrap_or(record);
+        let character = 1 + before.iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+        format!("{}, character {character}: \"{}\"", self.place(), shown(record))
+    }
+
+    /// 22P04 in the record at the current line.
     #[cold]
-    pub(super) fn bad(&self, message: impl Into<String>) -> SqlError {
-        SqlError::new(SqlState::BadCopyFileFormat, message).detail(format!("line {}", self.line))
+    pub(super) fn bad(&self, message: impl Into<String>, record: &[u8]) -> SqlError {
+        let context = format!("{}: \"{}\"", self.place(), shown(record));
+        SqlError::new(SqlState::BadCopyFileFormat, message).context(context)
+    }
+
+    /// 22P04 at the byte `at` of the record.
+    #[cold]
+    pub(super) fn bad_at(&self, message: impl Into<String>, record: &[u8], at: usize) -> SqlError {
+        SqlError::new(SqlState::BadCopyFileFormat, message).context(self.place_in(record, at))
     }
 
     /// Ends a row of `bytes` bytes of copy data.

@@ -5,13 +5,15 @@ use crate::bind::insert::InsertRows;
 use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions, Ident, Position};
 use crate::error::SqlError;
 use crate::plan::ResultColumn;
-use arrow::array::{Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, FixedSizeBinaryArray, Int32Array, RecordBatch, StringViewArray};
+use arrow::ipc::reader::StreamReader;
 use datafusion::common::ScalarValue;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, ShardId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType, TopicOptions};
 use proptest::prelude::*;
 use sqlparser::ast;
+use std::sync::Arc;
 
 pub(super) fn column(name: &str, sql_type: SqlType) -> Column {
     Column {
@@ -83,9 +85,26 @@ fn result_columns(relation: &Relation) -> Vec<ResultColumn> {
 }
 
 fn encode(relation: &Relation, options: &CopyOptions, batch: &RecordBatch) -> String {
-    let mut out = Vec::new();
-    CopyEncoder::new(options, &result_columns(relation)).unwrap().encode(batch, &mut out);
-    String::from_utf8(out).unwrap()
+    String::from_utf8(pieces(options, &result_columns(relation), std::slice::from_ref(batch)).concat()).unwrap()
+}
+
+/// What is sent of a result, in the pieces it comes in.
+fn pieces(options: &CopyOptions, columns: &[ResultColumn], batches: &[RecordBatch]) -> Vec<Vec<u8>> {
+    let mut encoder = CopyEncoder::new(options, columns).unwrap();
+    let mut pieces = vec![Vec::new()];
+    encoder.header(&mut pieces[0]);
+    for batch in batches {
+        encoder.begin(batch).unwrap();
+        let mut piece = Vec::new();
+        while encoder.next(&mut piece) {
+            pieces.push(std::mem::take(&mut piece));
+        }
+    }
+    let mut end = Vec::new();
+    encoder.finish(&mut end).unwrap();
+    pieces.push(end);
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
 }
 
 /// What a COPY of `data` into `relation` stores, as text with `|` between columns and ∅ for NULL.
@@ -99,7 +118,7 @@ fn rows(relation: &Relation, options: &CopyOptions, data: &str) -> Result<Vec<St
 
 fn refused(relation: &Relation, options: &CopyOptions, data: &str) -> (&'static str, String, String) {
     let error = rows(relation, options, data).unwrap_err();
-    (error.sqlstate.code(), error.message, error.detail.unwrap_or_default())
+    (error.sqlstate.code(), error.message, error.context.unwrap_or_default())
 }
 
 fn of(format: CopyFormat) -> CopyOptions {
@@ -169,47 +188,65 @@ fn errors_name_line_and_column() {
             "1,x\nabc,y\n",
             "22P02",
             "invalid input syntax for type integer: \"abc\"",
-            "line 2, column \"a\": \"abc\"",
+            "COPY s, line 2, column a: \"abc\"",
         ),
-        (&csv, "1\n", "22P04", "missing data for column \"b\"", "line 1"),
-        (&csv, "1,2,3\n", "22P04", "extra data after last expected column", "line 1"),
-        (&csv, "1,\"2\n3", "22P04", "unterminated CSV quoted field", "line 1"),
+        (&csv, "1\n", "22P04", "missing data for column \"b\"", "COPY s, line 1: \"1\""),
+        (&csv, "1,é,3\n", "22P04", "extra data after last expected column", "COPY s, line 1, character 5: \"1,é,3\""),
+        (&csv, "1,\"2\n3", "22P04", "unterminated CSV quoted field", "COPY s, line 1, column b: \"2\n3\""),
         (
             &csv,
             "1,\"2\n3\"\nx,y",
             "22P02",
             "invalid input syntax for type integer: \"x\"",
-            "line 3, column \"a\": \"x\"",
+            "COPY s, line 3, column a: \"x\"",
         ),
-        (&csv, "1,2\r3\n", "22P04", "unquoted newline found in data", "line 2"),
-        (&csv, "1,2\n3\r,4", "22P04", "unquoted carriage return found in data", "line 2"),
-        (&text, "1\tx\n2\r\ty\n", "22P04", "literal carriage return found in data", "line 2"),
-        (&text, "1\tx\\.\n", "22P04", "end-of-copy marker corrupt", "line 1"),
+        (&csv, "1,2\r3\n", "22P04", "unquoted newline found in data", "COPY s, line 2"),
+        (&csv, "1,2\n3\r,4", "22P04", "unquoted carriage return found in data", "COPY s, line 2"),
+        (&text, "1\tx\n2\r\ty\n", "22P04", "literal carriage return found in data", "COPY s, line 2"),
+        (&text, "1\tx\\.\n", "22P04", "end-of-copy marker corrupt", "COPY s, line 1, column b: \"x\\.\""),
         (
             &text,
             "99999999999\tx\n",
             "22003",
             "value \"99999999999\" is out of range for type integer",
-            "line 1, column \"a\": \"99999999999\"",
+            "COPY s, line 1, column a: \"99999999999\"",
         ),
-        (&json, "{\"a\":1}\n{\"c\":1}", "42703", "key \"c\" is not a column of the COPY", "line 2"),
-        (&json, "[1]", "22P04", "line is not a JSON object", "line 1"),
-        (&json, "{\"a\":1,}", "22P02", "invalid input syntax for type json", "line 1: Token \"}\" is invalid."),
         (
             &json,
-            "{\"a\":1",
+            "{\"a\":1}\n{\"c\":1}",
+            "42703",
+            "key \"c\" is not a column of the COPY",
+            "COPY s, line 2, character 2: \"{\"c\":1}\"",
+        ),
+        (&json, "[1]", "22P04", "line is not a JSON object", "COPY s, line 1, character 1: \"[1]\""),
+        (
+            &json,
+            "{\"a\":1,}",
             "22P02",
             "invalid input syntax for type json",
-            "line 1: The input string ended unexpectedly.",
+            "COPY s, line 1, character 8: \"{\"a\":1,}\"",
         ),
-        (&json, "{\"a\":1} x", "22P02", "invalid input syntax for type json", "line 1: Token \"x\" is invalid."),
-        (&json, "{\"a\":1,\"a\":2}", "22P04", "duplicate key \"a\"", "line 1"),
+        (&json, "{\"a\":1", "22P02", "invalid input syntax for type json", "COPY s, line 1, character 7: \"{\"a\":1\""),
+        (
+            &json,
+            "{\"a\":1} x",
+            "22P02",
+            "invalid input syntax for type json",
+            "COPY s, line 1, character 9: \"{\"a\":1} x\"",
+        ),
+        (
+            &json,
+            "{\"a\":1,\"a\":2}",
+            "22P04",
+            "duplicate key \"a\"",
+            "COPY s, line 1, character 8: \"{\"a\":1,\"a\":2}\"",
+        ),
         (
             &json,
             "{\"a\":[1]}",
             "22P02",
             "invalid input syntax for type integer: \"[1]\"",
-            "line 1, column \"a\": \"[1]\"",
+            "COPY s, line 1, column a: \"[1]\"",
         ),
     ] {
         assert_eq!(refused(&s, options, data), (code, message.to_owned(), detail.to_owned()), "{data:?}");
@@ -217,9 +254,25 @@ fn errors_name_line_and_column() {
 }
 
 #[test]
+fn a_byte_order_mark_is_passed_over_however_it_is_cut() {
+    let s = relation(vec![column("a", SqlType::Integer)]);
+    for (format, data) in [(CopyFormat::Csv, &b"\xEF\xBB\xBF7\n"[..]), (CopyFormat::Json, b"\xEF\xBB\xBF{\"a\":7}")] {
+        for cut in 0..5 {
+            let (head, tail) = data.split_at(cut);
+            let batches = decode_chunks(&s, None, &of(format), &[head, tail]).unwrap();
+            assert_eq!(encode(&s, &of(CopyFormat::Csv), &batches[0].batch), "7\n", "{format:?} {cut}");
+        }
+    }
+    assert!(rows(&s, &of(CopyFormat::Text), "\u{feff}7\n").is_err());
+    let long = format!("{}é", "x".repeat(99));
+    let (_, _, context) = refused(&s, &of(CopyFormat::Csv), &long);
+    assert_eq!(context, format!("COPY s, line 1, column a: \"{}...\"", "x".repeat(99)));
+}
+
+#[test]
 fn not_null_names_the_line() {
     let message = "null value in column \"id\" of relation \"s\" violates not-null constraint".to_owned();
-    let expected = ("23502", message, "line 2, column \"id\"".to_owned());
+    let expected = ("23502", message, "COPY s, line 2, column id: null input".to_owned());
     assert_eq!(refused(&events(), &of(CopyFormat::Text), "1\t\\N\t\\N\t\\N\t\\N\n\\N\t\\N\t\\N\t\\N\t\\N\n"), expected);
     assert_eq!(refused(&events(), &of(CopyFormat::Json), "{\"id\":1}\n{\"name\":\"x\"}"), expected);
 }
@@ -280,6 +333,37 @@ fn output_is_quoted_as_postgresql_quotes_it() {
     options.force_quote = CopyColumns::None;
     CopyEncoder::new(&options, &result_columns(&s)).unwrap().header(&mut out);
     assert_eq!(out, b"a,\"b,c\"\n");
+}
+
+#[test]
+fn binary_output_has_postgresqls_layout() {
+    let s = relation(vec![column("a", SqlType::Integer), column("b", SqlType::Text)]);
+    let batches = decode_chunks(&s, None, &of(CopyFormat::Csv), &[b"7,\n,xy\n"]).unwrap();
+    let (columns, binary) = (result_columns(&s), of(CopyFormat::Binary));
+    let signature = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+    let rows: [&[u8]; 2] = [b"\0\x02\0\0\0\x04\0\0\0\x07\xff\xff\xff\xff", b"\0\x02\xff\xff\xff\xff\0\0\0\x02xy"];
+    let batch = batches[0].batch.clone();
+    assert_eq!(pieces(&binary, &columns, &[batch]), [&[signature, rows[0]].concat(), rows[1], b"\xff\xff"]);
+    assert_eq!(pieces(&binary, &columns, &[]), [[&signature[..], b"\xff\xff"].concat()]);
+}
+
+#[test]
+fn arrow_output_is_one_stream_of_bounded_pieces() {
+    let s = relation(vec![column("a", SqlType::Integer), column("b\"c", SqlType::Uuid), column("a", SqlType::Text)]);
+    let columns = result_columns(&s);
+    let (ints, uuids) = (Int32Array::from_iter_values(0..20_000), FixedSizeBinaryArray::new_null(16, 20_000));
+    let views = StringViewArray::from_iter_values((0..20_000).map(|n| n.to_string()));
+    let arrays: [(&str, ArrayRef); 3] = [("x", Arc::new(ints)), ("y", Arc::new(uuids)), ("z", Arc::new(views))];
+    let batch = RecordBatch::try_from_iter(arrays).unwrap();
+    let pieces = pieces(&of(CopyFormat::Arrow), &columns, &[batch.slice(0, 3), batch.slice(3, 19_997)]);
+    assert!(pieces.len() > 10 && pieces.iter().all(|piece| piece.len() <= 64 << 10), "{}", pieces.len());
+    let bytes = pieces.concat();
+    let reader = StreamReader::try_new(bytes.as_slice(), None).unwrap();
+    assert_eq!(reader.schema().field(1), &SqlType::Uuid.field("b\"c", true));
+    assert_eq!(reader.schema().field(2), &SqlType::Text.field("a", true));
+    let read: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
+    assert_eq!(read.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [3, 19_997]);
+    assert_eq!(read[1].column(0), batch.slice(3, 19_997).column(0));
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl TextFields {
         let mut rest = Some(record);
         for at in 0..sink.width() {
             let Some(data) = rest else {
-                return Err(sink.bad(format!("missing data for column \"{}\"", sink.name(at))));
+                return Err(sink.bad(format!("missing data for column \"{}\"", sink.name(at)), record));
             };
             let (len, is_escaped) = self.field(data);
             let raw = &data[..len];
@@ -52,15 +52,17 @@ impl TextFields {
             } else if is_escaped {
                 self.scratch.clear();
                 if !unescape(raw, &mut self.scratch) {
-                    return Err(sink.bad("end-of-copy marker corrupt"));
+                    let error = sink.bad("end-of-copy marker corrupt", record);
+                    return Err(error.context(sink.place_of(at, raw)));
                 }
                 sink.text(at, &self.scratch)?;
             } else {
                 sink.text(at, raw)?;
             }
         }
-        if rest.is_some() {
-            return Err(sink.bad("extra data after last expected column"));
+        if let Some(extra) = rest {
+            let at = record.len() - extra.len();
+            return Err(sink.bad_at("extra data after last expected column", record, at));
         }
         sink.end_row(record.len())
     }

@@ -13,10 +13,9 @@ use sqlparser::tokenizer::Token;
 /// `COPY name [(columns)] FROM STDIN …`, `COPY name | (query) TO STDOUT …`.
 pub(super) fn copy(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     cursor.expect(&["copy"])?;
-    if cursor.is(&["binary"]) {
-        return Err(cursor.unsupported("COPY in binary", "use text, csv or json"));
-    }
-    let direction = if cursor.is_token(&Token::LParen) {
+    let position = cursor.position();
+    let is_binary = cursor.eat(&["binary"]);
+    let direction = if cursor.is_token(&Token::LParen) && !is_binary {
         let query = query(cursor)?;
         cursor.expect(&["to"])?;
         stdout(cursor)?;
@@ -24,7 +23,10 @@ pub(super) fn copy(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     } else {
         relation(cursor)?
     };
-    let given = options(cursor)?;
+    let mut given = options(cursor)?;
+    if is_binary {
+        put(&mut given.format, CopyFormat::Binary, position)?;
+    }
     if cursor.is(&["where"]) {
         return Err(cursor.unsupported("COPY … WHERE", "filter the rows where they are read"));
     }
@@ -161,7 +163,7 @@ fn old_option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError
     };
     match name {
         "csv" => put(&mut given.format, CopyFormat::Csv, position),
-        "binary" => Err(place.unsupported("COPY in binary", "use text, csv or json")),
+        "binary" => put(&mut given.format, CopyFormat::Binary, position),
         "freeze" => Err(place.unsupported("FREEZE", "leave it out")),
         "header" => put(&mut given.header, CopyHeader::Yes, position),
         "delimiter" => put(&mut given.delimiter, value(cursor)?, position),
@@ -188,10 +190,10 @@ fn format(cursor: &mut Cursor<'_>) -> Result<CopyFormat, SqlError> {
         "text" => Ok(CopyFormat::Text),
         "csv" => Ok(CopyFormat::Csv),
         "json" => Ok(CopyFormat::Json),
-        "binary" => Err(place.unsupported("COPY in binary", "use text, csv or json")),
-        "arrow" => Err(place.unsupported("COPY in arrow", "use text, csv or json")),
+        "binary" => Ok(CopyFormat::Binary),
+        "arrow" => Ok(CopyFormat::Arrow),
         _ => Err(SqlError::new(SqlState::InvalidParameterValue, format!("COPY format \"{name}\" not recognized"))
-            .hint("the formats are text, csv and json")
+            .hint("the formats are text, csv and json, and for output binary and arrow")
             .at(place.position())),
     }
 }
@@ -258,6 +260,10 @@ fn one_byte(what: &str, text: &str, position: Position) -> Result<u8, SqlError> 
 /// The same checks, in the same order and words, as PostgreSQL's `ProcessCopyOptions`.
 fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
     let format = given.format.map_or(CopyFormat::Text, |(format, _)| format);
+    if let (true, Some((CopyFormat::Binary | CopyFormat::Arrow, position))) = (is_from, given.format) {
+        let what = format!("COPY FROM in {}", word(format).to_lowercase());
+        return Err(SqlError::unsupported(what, "use text, csv or json").at(position));
+    }
     let mut options = CopyOptions::of(format);
     only_in(&given, format)?;
     if let Some((text, position)) = &given.delimiter {
@@ -301,8 +307,31 @@ fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
     Ok(options)
 }
 
+/// The format in PostgreSQL's messages.
+fn word(format: CopyFormat) -> &'static str {
+    match format {
+        CopyFormat::Text => "TEXT",
+        CopyFormat::Csv => "CSV",
+        CopyFormat::Json => "JSON",
+        CopyFormat::Binary => "BINARY",
+        CopyFormat::Arrow => "ARROW",
+    }
+}
+
 /// Options that one format has.
 fn only_in(given: &Given, format: CopyFormat) -> Result<(), SqlError> {
+    if matches!(format, CopyFormat::Json | CopyFormat::Binary | CopyFormat::Arrow) {
+        let header = given.header.as_ref().filter(|(header, _)| *header != CopyHeader::No);
+        let of_lines = [
+            ("DELIMITER", SqlState::SyntaxError, given.delimiter.as_ref().map(|(_, position)| position)),
+            ("NULL", SqlState::SyntaxError, given.null.as_ref().map(|(_, position)| position)),
+            ("HEADER", SqlState::FeatureNotSupported, header.map(|(_, position)| position)),
+        ];
+        if let Some((what, sqlstate, Some(position))) = of_lines.into_iter().find(|(.., position)| position.is_some()) {
+            let message = format!("cannot specify {what} in {} mode", word(format));
+            return Err(SqlError::new(sqlstate, message).at(*position));
+        }
+    }
     let csv_only = [
         ("quote", given.quote.as_ref().map(|(_, position)| position)),
         ("escape", given.escape.as_ref().map(|(_, position)| position)),
@@ -314,16 +343,6 @@ fn only_in(given: &Given, format: CopyFormat) -> Result<(), SqlError> {
         csv_only.into_iter().find(|(_, position)| position.is_some() && format != CopyFormat::Csv)
     {
         return Err(unsupported(format!("COPY {what} available only in CSV mode"), *position));
-    }
-    let not_json = [
-        ("delimiter", given.delimiter.as_ref().map(|(_, position)| position)),
-        ("null", given.null.as_ref().map(|(_, position)| position)),
-        ("header", given.header.as_ref().map(|(_, position)| position)),
-    ];
-    if let Some((what, Some(position))) =
-        not_json.into_iter().find(|(_, position)| position.is_some() && format == CopyFormat::Json)
-    {
-        return Err(unsupported(format!("COPY {what} not available in JSON mode"), *position));
     }
     Ok(())
 }

@@ -21,12 +21,14 @@ pub struct ValueError {
     pub detail: Option<String>,
     /// What to do next.
     pub hint: Option<&'static str>,
+    /// The byte of the value where it went wrong, where that is known.
+    pub at: Option<usize>,
 }
 
 impl ValueError {
     /// An error with a message only.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self { sqlstate, message: message.into(), detail: None, hint: None }
+        Self { sqlstate, message: message.into(), detail: None, hint: None, at: None }
     }
 
     /// The same error with a detail.

@@ -26,20 +26,21 @@ pub(crate) fn skip_space(text: &[u8], at: usize) -> usize {
     at + rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).unwrap_or(rest.len())
 }
 
-fn invalid(detail: String) -> ValueError {
-    ValueError::new(SqlState::InvalidTextRepresentation, "invalid input syntax for type json").detail(detail)
+fn invalid(detail: String, at: usize) -> ValueError {
+    let error = ValueError::new(SqlState::InvalidTextRepresentation, "invalid input syntax for type json");
+    ValueError { at: Some(at), ..error.detail(detail) }
 }
 
 /// The error for what stands at `at`.
 pub(crate) fn unexpected(text: &[u8], at: usize) -> ValueError {
     let rest = text.get(at..).unwrap_or(&[]);
     if rest.is_empty() {
-        return invalid("The input string ended unexpectedly.".to_owned());
+        return invalid("The input string ended unexpectedly.".to_owned(), text.len());
     }
     let is_word =
         |byte: &u8| byte.is_ascii_alphanumeric() || *byte >= 0x80 || matches!(byte, b'_' | b'-' | b'+' | b'.');
     let word = rest.iter().position(|byte| !is_word(byte)).unwrap_or(rest.len()).max(1);
-    invalid(format!("Token \"{}\" is invalid.", quoted(&rest[..word])))
+    invalid(format!("Token \"{}\" is invalid.", quoted(&rest[..word])), at)
 }
 
 /// Kind and end of the scalar or the opening bracket at `at` (for brackets the end is one byte on).
@@ -94,18 +95,18 @@ pub(crate) fn skip_string(text: &[u8], at: usize) -> Result<usize, ValueError> {
             Some(b'\\') => match text.get(i + 1) {
                 Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
                 Some(b'u') => {
-                    hex4(text, i + 2)
-                        .ok_or_else(|| invalid("\"\\u\" must be followed by four hexadecimal digits.".to_owned()))?;
+                    let short = || "\"\\u\" must be followed by four hexadecimal digits.".to_owned();
+                    hex4(text, i + 2).ok_or_else(|| invalid(short(), i))?;
                     i += 6;
                 }
                 Some(other) => {
                     let shown = quoted(std::slice::from_ref(other)).into_owned();
-                    return Err(invalid(format!("Escape sequence \"\\{shown}\" is invalid.")));
+                    return Err(invalid(format!("Escape sequence \"\\{shown}\" is invalid."), i));
                 }
                 None => return Err(unexpected(text, i + 1)),
             },
             Some(control @ 0..0x20) => {
-                return Err(invalid(format!("Character with value 0x{control:02x} must be escaped.")));
+                return Err(invalid(format!("Character with value 0x{control:02x} must be escaped."), i));
             }
             Some(_) => i += 1,
             None => return Err(unexpected(text, text.len())),
@@ -224,13 +225,17 @@ fn unicode_escape(text: &[u8]) -> Result<(char, usize), ValueError> {
                 let code = 0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00);
                 Ok((char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER), 12))
             }
-            _ => Err(invalid("Unicode low surrogate must follow a high surrogate.".to_owned())),
+            _ => Err(lone_surrogate()),
         };
     }
     match char::from_u32(first) {
         Some(char) => Ok((char, 6)),
-        None => Err(invalid("Unicode low surrogate must follow a high surrogate.".to_owned())),
+        None => Err(lone_surrogate()),
     }
+}
+
+fn lone_surrogate() -> ValueError {
+    invalid("Unicode low surrogate must follow a high surrogate.".to_owned(), 0)
 }
 
 /// Writes `text` as a JSON string, quotes included, as PostgreSQL's `escape_json`.

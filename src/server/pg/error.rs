@@ -87,6 +87,7 @@ pub(super) fn error_response(out: &mut Vec<u8>, severity: Severity, error: &SqlE
         (b'D', error.detail.as_deref()),
         (b'H', error.hint.as_deref()),
         (b'P', position.as_deref()),
+        (b'W', error.context.as_deref()),
     ];
     message(out, b'E', |out| put_fields(out, &fields));
 }
@@ -119,10 +120,11 @@ mod tests {
 
     #[test]
     fn every_field_that_is_known_is_sent_and_no_other() {
-        let error = SqlError::new(SqlState::SyntaxError, "syntax error").hint("write it so").at(8_usize);
+        let error =
+            SqlError::new(SqlState::SyntaxError, "syntax error").hint("write it so").at(8_usize).context("line 2");
         let mut out = Vec::new();
         error_response(&mut out, Severity::Error, &error);
-        assert_eq!(&out[5..], b"SERROR\0VERROR\0C42601\0Msyntax error\0Hwrite it so\0P8\0\0");
+        assert_eq!(&out[5..], b"SERROR\0VERROR\0C42601\0Msyntax error\0Hwrite it so\0P8\0Wline 2\0\0");
         assert_eq!(usize::from(out[4]), out.len() - 1);
     }
 

@@ -1,7 +1,6 @@
 //! Messages to the client, written straight into the output buffer.
 //!
-//! Owns the framing of every backend message but DataRow and CopyData, which `rows` and `copy` write in
-//! bulk. Leaves out when they are sent (`wire`) and in which order (`session` and its parts). No state.
+//! Owns the framing of every backend message but DataRow, which `rows` writes in bulk. Leaves out when they are sent (`wire`) and in which order (`session` and its parts). No state.
 //!
 //! Source: PostgreSQL 15 documentation, section 55.7, "Message Formats".
 
@@ -148,6 +147,19 @@ pub(super) fn copy_response(out: &mut Vec<u8>, tag: u8, format: Format, columns:
     });
 }
 
+/// `d`: copy data, which `body` appends; no message when it appends nothing.
+pub(super) fn copy_data<T>(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let start = out.len();
+    out.extend_from_slice(b"d\0\0\0\0");
+    let result = body(out);
+    if out.len() == start + 5 {
+        out.truncate(start);
+    } else {
+        patch_length(out, start + 1);
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,5 +211,14 @@ mod tests {
         assert!(matches!(read(|out| bare(out, Bare::PortalSuspended)), PgWireBackendMessage::PortalSuspended(_)));
         assert!(matches!(read(|out| ready_for_query(out, b'T')), PgWireBackendMessage::ReadyForQuery(_)));
         assert!(matches!(read(|out| backend_key(out, 7, 9)), PgWireBackendMessage::BackendKeyData(_)));
+    }
+
+    #[test]
+    fn copy_data_without_data_is_not_sent() {
+        let mut out = b"befored\0\0\0\x04".to_vec();
+        copy_data(&mut out, |_| {});
+        assert_eq!(out, b"befored\0\0\0\x04");
+        copy_data(&mut out, |out| out.push(b'x'));
+        assert_eq!(out, b"befored\0\0\0\x04d\0\0\0\x05x");
     }
 }

@@ -407,6 +407,10 @@ pub enum CopyFormat {
     Csv,
     /// One JSON object per line.
     Json,
+    /// PostgreSQL's binary format; output only.
+    Binary,
+    /// An Arrow IPC stream; output only.
+    Arrow,
 }
 
 /// The first line of copy data.
@@ -461,7 +465,7 @@ impl CopyOptions {
     pub fn of(format: CopyFormat) -> Self {
         let (delimiter, null) = match format {
             CopyFormat::Text => (b'\t', "\\N"),
-            CopyFormat::Csv | CopyFormat::Json => (b',', ""),
+            _ => (b',', ""),
         };
         Self {
             format,
