@@ -29,11 +29,22 @@ pub enum Command {
     /// --config, as `data_dir = "…"`. A flag wins over the environment, the environment over the file.
     Start(StartArgs),
     /// Open a shell on a running server
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, after_help = SQL_HELP)]
     Sql(SqlArgs),
     /// See it work: load 20,000 real flights, watch a windowed table change
     Demo(DemoArgs),
 }
+
+const SQL_HELP: &str = "\
+Without -c and -f: statements from standard input, or a dialogue when that is a terminal (\\? lists its commands).
+COPY … FROM STDIN reads the lines that follow in a file, and standard input with -c.
+
+Exit status: 0; 1 after the first failed statement; 2 without a connection or when a file cannot be read.
+
+Examples:
+  millstream sql -c \"SELECT * FROM millstream.topics\" --format json
+  millstream sql -f examples/flights/flights.sql
+  millstream sql postgresql://ann@10.0.0.5:7432/millstream";
 
 /// Arguments of `millstream start`.
 #[derive(Debug, Default, Clone, Args)]

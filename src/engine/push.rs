@@ -65,10 +65,11 @@ impl Session {
     pub(crate) async fn push_query(&mut self, select: &Select, arguments: Arguments, via: Via) -> Result<Outcome> {
         let rows = self.subscribe(select, arguments).await?;
         if via == Via::Simple && select.limit.is_none() {
-            self.notify_hint(
-                "this query does not end: rows arrive until it is cancelled",
-                "psql shows rows as they come with \\set FETCH_COUNT 1",
-            );
+            let hint = match self.settings.show("application_name")?.as_str() {
+                "psql" => "psql shows rows as they come with \\set FETCH_COUNT 1",
+                _ => "LIMIT at its end stops it after so many rows",
+            };
+            self.notify_hint("this query does not end: rows arrive until it is cancelled", hint);
         }
         Ok(Outcome::Rows(rows))
     }

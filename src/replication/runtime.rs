@@ -273,12 +273,12 @@ mod tests {
             (first, second)
         };
         let (first, second) = as_group(founding).await;
-        // From another thread, with pauses in which the group sleeps.
+        // From another task, with pauses in which the group may sleep.
         let sender = tokio::spawn(async move {
             for value in 0..2_000 {
                 to_both.send(value).await.unwrap();
-                if value % 100 == 0 {
-                    tokio::time::sleep(Duration::from_micros(300)).await;
+                for _ in 0..value % 50 {
+                    tokio::task::yield_now().await;
                 }
             }
         });
@@ -291,7 +291,7 @@ mod tests {
     async fn a_part_that_panics_takes_no_other_with_it() {
         let founding = async {
             let other = Runtime::spawn(async {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
                 7
             });
             (Runtime::spawn(async { assert_eq!(1, 2) }), other)

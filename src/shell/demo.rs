@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// 20,000 flights of January to March 2001, in time order (U.S. Bureau of Transportation Statistics, public domain).
 const FLIGHTS: &str = include_str!("../../examples/flights/flights.csv");
@@ -55,19 +56,30 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 /// # Errors
 /// When the node cannot start or a statement fails.
 pub async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    let dir = tempfile::tempdir().context("cannot create a temporary directory")?;
+    let dir = tempfile::Builder::new().prefix("millstream-demo-").tempdir();
+    let dir = dir.context("cannot create a temporary directory")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let node = start(dir.path()).await?;
     let address = node.pg_address();
-    let result = show(address, args.fast).await;
-    if result.is_ok() {
+    let result = tokio::select! {
+        result = show(address, args.fast) => result.map(|()| true),
+        _ = interrupt.recv() => Ok(false),
+        _ = terminate.recv() => Ok(false),
+    };
+    if matches!(result, Ok(true)) {
         println!("\nConnect with:  psql -h {} -p {} -U millstream", address.ip(), address.port());
         if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
             println!("Ctrl-C ends the demo and removes its data.");
-            tokio::signal::ctrl_c().await.context("cannot watch for Ctrl-C")?;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
         }
     }
     node.stop().await;
-    result.map(|()| ExitCode::SUCCESS)
+    // As a shell shows a program that Ctrl-C ended.
+    result.map(|is_whole| if is_whole { ExitCode::SUCCESS } else { ExitCode::from(130) })
 }
 
 /// A node on the usual port if it is free, else on any.
@@ -216,7 +228,7 @@ async fn watch(mut client: Client, columns: Vec<Column>, received: &AtomicU64) -
                 let rate = if seconds > 0.0 { (count - shown) as f64 / seconds } else { 0.0 };
                 (shown_at, shown, start) = (Some(env::instant()), count, env::instant());
                 let text = renderer.rows_text(std::slice::from_ref(&row));
-                println!("{}   -- {count} changes so far, {rate:.0} rows/s", text.trim_end());
+                println!("{}  -- {count} changes, {rate:.0}/s", text.trim_end());
             }
             Reply::Error(error) => bail!(error),
             Reply::Ready => return Ok(()),

@@ -31,7 +31,9 @@ pub async fn run(args: &SqlArgs) -> ExitCode {
         Ok(client) => client,
         Err(error) => {
             let hint = match &error {
-                ClientError::Connect(..) => "; start a server with `millstream start`",
+                ClientError::Connect(_, error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    "; start a server with `millstream start`"
+                }
                 _ => "",
             };
             return refuse(&format!("{error}{hint}"));
@@ -117,11 +119,19 @@ fn target(args: &SqlArgs) -> Result<Target, String> {
 
 /// `postgresql://user@host:port/database`, every part but the scheme optional.
 fn from_url(url: &str, target: &mut Target) -> Result<(), String> {
-    let bad = |why: &str| format!("\"{url}\" is not a connection URL: {why}");
+    // The URL is not repeated: it may hold a password.
+    let bad = |why: &str| format!("this connection URL cannot be used: {why}");
     let rest = ["postgresql://", "postgres://"].iter().find_map(|scheme| url.strip_prefix(scheme));
     let rest = rest.ok_or_else(|| bad("it begins with neither postgresql:// nor postgres://"))?;
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let database = database.split('?').next().unwrap_or_default();
+    let (database, parameters) = database.split_once('?').unwrap_or((database, ""));
+    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+        match parameter.split_once('=').unwrap_or((parameter, "")) {
+            ("sslmode", "disable" | "allow" | "prefer") => {}
+            ("sslmode", _) => return Err(bad("connections are not encrypted yet; leave sslmode out")),
+            (name, _) => return Err(bad(&format!("\"{name}\" is not a parameter it may have"))),
+        }
+    }
     let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
     if user.contains(':') {
         return Err(bad("passwords are not supported yet"));
@@ -162,10 +172,16 @@ mod tests {
             target(&args).map(|t| format!("{}@{}:{}/{}", t.user, t.host, t.port, t.database))
         };
         assert_eq!(parts("postgresql://").unwrap(), "millstream@127.0.0.1:7432/millstream");
-        assert_eq!(parts("postgres://ann@db.example:99/x?y=z").unwrap(), "ann@db.example:99/x");
+        assert_eq!(parts("postgres://ann@db.example:99/x?sslmode=prefer").unwrap(), "ann@db.example:99/x");
         assert_eq!(parts("postgres://[::1]:99").unwrap(), "millstream@::1:99/millstream");
-        for bad in ["http://x", "postgres://h:port", "postgres://a:secret@h"] {
-            assert!(parts(bad).is_err(), "{bad}");
+        for bad in [
+            "http://x",
+            "postgres://h:port",
+            "postgres://a:secret@h",
+            "postgres://h/d?y=z",
+            "postgres://h/d?sslmode=require",
+        ] {
+            assert!(parts(bad).is_err_and(|words| !words.contains("secret")), "{bad}");
         }
     }
 }

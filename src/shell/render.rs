@@ -6,6 +6,7 @@
 use crate::cli::Format;
 use crate::shell::client::Column;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// A row in text.
@@ -28,13 +29,34 @@ fn is_number(type_id: u32) -> bool {
     matches!(type_id, 20 | 21 | 23 | 26 | 700 | 701 | 1700)
 }
 
-fn text(value: Option<&Bytes>) -> std::borrow::Cow<'_, str> {
-    value.map_or(std::borrow::Cow::Borrowed(""), |bytes| String::from_utf8_lossy(bytes))
+fn text(value: Option<&Bytes>) -> Cow<'_, str> {
+    value.map_or(Cow::Borrowed(""), |bytes| String::from_utf8_lossy(bytes))
+}
+
+/// `text` as people may see it on a terminal: control characters as escapes, so that no stored value can move the
+/// cursor or hide another.
+fn shown(text: &str, newline: &str, tab: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str(newline),
+            '\t' => out.push_str(tab),
+            '\r' => out.push_str("\\r"),
+            control if control.is_control() => {
+                let _ = write!(out, "\\x{:02X}", u32::from(control));
+            }
+            other => out.push(other),
+        }
+    }
+    out
 }
 
 impl Renderer {
     /// Begins a result.
-    pub(crate) fn new(format: Format, columns: Vec<Column>) -> Self {
+    pub(crate) fn new(format: Format, mut columns: Vec<Column>) -> Self {
+        if matches!(format, Format::Table | Format::Vertical | Format::Markdown) {
+            columns.iter_mut().for_each(|column| column.name = shown(&column.name, "↵", "→"));
+        }
         Self { format, columns, widths: None, rows: 0 }
     }
 
@@ -111,14 +133,18 @@ impl Renderer {
         match self.format {
             Format::Table => self.table_row(row, out),
             Format::Markdown => {
-                let cells = self.aligned(row).into_iter().map(|cell| cell.replace('|', "\\|").replace('\n', "<br>"));
+                let cells = self.aligned(row).into_iter().map(|cell| cell.replace('\\', "\\\\").replace('|', "\\|"));
                 let _ = writeln!(out, "| {} |", cells.collect::<Vec<_>>().join(" | "));
             }
             Format::Vertical => {
                 let width = self.columns.iter().map(|column| column.name.chars().count()).max().unwrap_or(0);
                 let _ = writeln!(out, "-[ row {} ]{}", self.rows + 1, "-".repeat(width));
                 for (column, value) in self.columns.iter().zip(row) {
-                    let _ = writeln!(out, "{:<width$} | {}", column.name, text(value.as_ref()));
+                    let mut name = column.name.as_str();
+                    for line in text(value.as_ref()).split('\n') {
+                        let _ = writeln!(out, "{name:<width$} | {}", shown(line, "", "\t"));
+                        name = "";
+                    }
                 }
             }
             Format::Csv => {
@@ -150,8 +176,9 @@ impl Renderer {
 
     fn aligned(&self, row: &Row) -> Vec<String> {
         let widths = self.widths.as_deref().unwrap_or_default();
+        let newline = if self.format == Format::Markdown { "<br>" } else { "↵" };
         let cell = |((column, value), width): ((&Column, &Option<Bytes>), &usize)| {
-            let value = text(value.as_ref()).replace('\n', "↵").replace('\t', "→");
+            let value = shown(&text(value.as_ref()), newline, "→");
             let pad = " ".repeat(width.saturating_sub(value.chars().count()));
             if is_number(column.type_id) { format!("{pad}{value}") } else { format!("{value}{pad}") }
         };
@@ -167,7 +194,7 @@ impl Renderer {
 }
 
 fn lines_width(value: &str) -> usize {
-    value.chars().count()
+    shown(value, "↵", "→").chars().count()
 }
 
 fn csv(value: &str) -> String {
@@ -209,6 +236,20 @@ mod tests {
         let mut text = renderer.rows_text(&[row(Some("say \"hi\", x"), "7"), row(None, "12")]);
         text.push_str(&renderer.end_text());
         text
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        let value = Bytes::from_static(b"a\x1b[31m\rb\nc | d");
+        let one = |format| {
+            let columns = vec![Column { name: "v".to_owned(), type_id: 25 }];
+            Renderer::new(format, columns).rows_text(&[vec![Some(value.clone())]])
+        };
+        assert!(one(Format::Table).ends_with("\n a\\x1B[31m\\rb↵c | d\n"), "{}", one(Format::Table));
+        assert!(one(Format::Vertical).ends_with("v | a\\x1B[31m\\rb\n  | c | d\n"));
+        assert!(one(Format::Markdown).ends_with("| a\\\\x1B[31m\\\\rb<br>c \\| d |\n"));
+        // Programs get what is stored.
+        assert!(one(Format::Csv).contains('\x1b'));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The shell's loop: statements out, rows in, and what is shown of them.
 //!
 //! Rows are printed as they come: whenever none is waiting, what has come is shown. Ctrl-C cancels the
-//! statement, never the shell. Leaves out reading lines (`line`) and the look of rows (`render`).
+//! statement, never the shell, and rows that come after it are not shown. Leaves out reading lines (`line`) and the look of rows (`render`).
 
 use crate::cli::Format;
 use crate::env::{self, UserFile as File};
@@ -11,9 +11,11 @@ use crate::shell::line::{Editor, Typed};
 use crate::shell::render::{Renderer, Row};
 use crate::shell::split;
 use bytes::Bytes;
-use std::io::{IsTerminal as _, Read as _, Write};
+use futures::FutureExt as _;
+use std::io::{IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Rows collected before a table's widths are fixed, when they come without a pause.
 const ROWS_FIRST: usize = 1_000;
@@ -23,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const RATE_EVERY: Duration = Duration::from_millis(500);
 /// Bytes of a copied file sent at once.
 const COPY_BYTES: usize = 64 << 10;
+/// Files that may include each other.
+const INCLUDES_MAX: usize = 16;
 
 /// A shell on one connection.
 pub(crate) struct Shell {
@@ -31,6 +35,10 @@ pub(crate) struct Shell {
     is_vertical: bool,
     is_timing: bool,
     output: Option<File>,
+    /// Ctrl-C, watched from the beginning so that none is lost between two replies.
+    interrupts: Option<Signal>,
+    /// Files being included.
+    includes: usize,
 }
 
 /// Where a text of statements is being read.
@@ -61,7 +69,9 @@ impl Script<'_> {
 impl Shell {
     /// A shell on an open connection.
     pub(crate) fn new(client: Client, format: Format) -> Self {
-        Self { client, format, is_vertical: false, is_timing: false, output: None }
+        // Without the signal, Ctrl-C ends the shell.
+        let interrupts = signal(SignalKind::interrupt()).ok();
+        Self { client, format, is_vertical: false, is_timing: false, output: None, interrupts, includes: 0 }
     }
 
     /// Runs a text of statements and backslash commands up to the first error. False after one.
@@ -121,12 +131,20 @@ impl Shell {
                 Typed::Interrupted => typed.clear(),
                 Typed::End => break,
             }
+            while self.interrupts.as_mut().is_some_and(|it| it.recv().now_or_never().is_some()) {}
             match self.consume(&mut typed, &mut editor).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    eprintln!("millstream: {error}");
-                    return ExitCode::from(2);
+                    eprintln!("millstream: {error}; trying to connect again");
+                    typed.clear();
+                    match Client::connect(self.client.target()).await {
+                        Ok(client) => self.client = client,
+                        Err(error) => {
+                            eprintln!("millstream: {error}");
+                            return ExitCode::from(2);
+                        }
+                    }
                 }
             }
         }
@@ -185,7 +203,13 @@ impl Shell {
                 let text = env::read_text(&path)
                     .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
                 let name = path.display().to_string();
-                if !Box::pin(self.batch(&text, Some(&name))).await {
+                if self.includes == INCLUDES_MAX {
+                    return Err(Failure::Usage(format!("{name}: more than {INCLUDES_MAX} files include each other")));
+                }
+                self.includes += 1;
+                let is_done = Box::pin(self.batch(&text, Some(&name))).await;
+                self.includes -= 1;
+                if !is_done {
                     return Err(Failure::Usage(format!("{name} was not run to its end")));
                 }
             }
@@ -230,9 +254,10 @@ impl Shell {
                 }
                 Reply::Error(error) => {
                     view.show(&mut self.output)?;
+                    view.hide_rate();
                     failure = Some(Failure::Server(spoken(&error, sql)));
                 }
-                Reply::CopyIn => source.send(&mut self.client).await?,
+                Reply::CopyIn => source.send(&mut self.client, &mut self.interrupts).await?,
                 Reply::CopyOut => {}
                 Reply::CopyData(data) => write_bytes(&mut self.output, &data)?,
                 Reply::Ready => break,
@@ -251,12 +276,13 @@ impl Shell {
             let canceller = self.client.canceller();
             tokio::select! {
                 biased;
-                reply = self.client.receive() => return Ok(reply?),
-                result = tokio::signal::ctrl_c() => {
-                    if let (Ok(()), Some(canceller)) = (result, canceller) {
+                () = interrupted(&mut self.interrupts) => {
+                    view.is_cancelled = true;
+                    if let Some(canceller) = canceller {
                         canceller.cancel().await?;
                     }
                 }
+                reply = self.client.receive() => return Ok(reply?),
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                     view.show(&mut self.output)?;
                     view.show_rate();
@@ -266,9 +292,19 @@ impl Shell {
     }
 }
 
+/// Completes at Ctrl-C; presses before the call count too.
+async fn interrupted(interrupts: &mut Option<Signal>) {
+    if let Some(signal) = interrupts
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
 /// Where copy data comes from.
 enum CopySource<'a, 'b> {
-    /// The lines after the statement, up to `\.`.
+    /// The lines after the statement, up to `\.`; for a statement of the command line, standard input.
     Script(&'a mut Script<'b>),
     /// A file.
     File(File),
@@ -277,24 +313,14 @@ enum CopySource<'a, 'b> {
 }
 
 impl CopySource<'_, '_> {
-    async fn send(&mut self, client: &mut Client) -> Result<(), Failure> {
+    async fn send(&mut self, client: &mut Client, interrupts: &mut Option<Signal>) -> Result<(), Failure> {
         match self {
             CopySource::None => {
                 client.copy_fail("COPY FROM STDIN needs data: use \\copy, or a file of statements").await?;
             }
-            CopySource::File(file) => {
-                let mut buffer = vec![0; COPY_BYTES];
-                loop {
-                    match file.read(&mut buffer) {
-                        Ok(0) => break,
-                        Ok(bytes) => client.copy(Bytes::copy_from_slice(&buffer[..bytes])).await?,
-                        Err(error) => {
-                            client.copy_fail(&format!("the file cannot be read: {error}")).await?;
-                            return Ok(());
-                        }
-                    }
-                }
-                client.copy_done().await?;
+            CopySource::File(file) => copy_all(file, client, interrupts).await?,
+            CopySource::Script(script) if script.name.is_none() => {
+                copy_all(&mut std::io::stdin(), client, interrupts).await?;
             }
             CopySource::Script(script) => {
                 // The rest of the statement's own line.
@@ -316,6 +342,26 @@ impl CopySource<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Sends everything `source` has, until Ctrl-C.
+async fn copy_all(
+    source: &mut impl std::io::Read,
+    client: &mut Client,
+    interrupts: &mut Option<Signal>,
+) -> Result<(), Failure> {
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(bytes) => client.copy(Bytes::copy_from_slice(&buffer[..bytes])).await?,
+            Err(error) => return Ok(client.copy_fail(&format!("the data cannot be read: {error}")).await?),
+        }
+        if interrupts.as_mut().is_some_and(|signal| signal.recv().now_or_never().is_some()) {
+            return Ok(client.copy_fail("canceled by user").await?);
+        }
+    }
+    Ok(client.copy_done().await?)
 }
 
 /// Why a statement or command did not succeed.
@@ -341,6 +387,7 @@ struct View {
     renderer: Option<Renderer>,
     waiting: Vec<Row>,
     is_live: bool,
+    is_cancelled: bool,
     has_rate: bool,
     start: Instant,
     rate_at: Instant,
@@ -350,7 +397,16 @@ impl View {
     fn new(format: Format, is_to_terminal: bool) -> Self {
         let is_live = is_to_terminal && std::io::stdout().is_terminal();
         let now = env::instant();
-        Self { format, renderer: None, waiting: Vec::new(), is_live, has_rate: false, start: now, rate_at: now }
+        Self {
+            format,
+            renderer: None,
+            waiting: Vec::new(),
+            is_live,
+            is_cancelled: false,
+            has_rate: false,
+            start: now,
+            rate_at: now,
+        }
     }
 
     fn begin(&mut self, columns: Vec<crate::shell::client::Column>) {
@@ -360,6 +416,9 @@ impl View {
     }
 
     fn row(&mut self, row: Row, output: &mut Option<File>) -> std::io::Result<()> {
+        if self.is_cancelled {
+            return Ok(());
+        }
         self.waiting.push(row);
         if self.waiting.len() >= ROWS_FIRST { self.show(output) } else { Ok(()) }
     }
@@ -435,6 +494,10 @@ fn on_off(is_on: bool) -> &'static str {
 }
 
 fn complain(script: &Script<'_>, error: &Failure) {
+    if matches!(error, Failure::Write(error) if error.kind() == std::io::ErrorKind::BrokenPipe) {
+        // The reader has seen enough.
+        return;
+    }
     match script.name {
         Some(name) => eprintln!("{name}:{}: {error}", script.line),
         None => eprintln!("{error}"),

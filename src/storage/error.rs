@@ -10,7 +10,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// The operating system refused; nothing was acknowledged.
-    #[error("could not {action}")]
+    #[error("could not {action}: {source}")]
     Io {
         /// What was tried, as in "could not …".
         action: &'static str,
