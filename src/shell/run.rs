@@ -278,6 +278,11 @@ impl Shell {
                 biased;
                 () = interrupted(&mut self.interrupts) => {
                     view.is_cancelled = true;
+                    view.hide_rate();
+                    if std::io::stderr().is_terminal() {
+                        // Behind the terminal's own ^C.
+                        eprintln!();
+                    }
                     if let Some(canceller) = canceller {
                         canceller.cancel().await?;
                     }

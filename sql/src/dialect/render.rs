@@ -1,11 +1,9 @@
 //! Canonical text of statements, for the catalog.
 //!
-//! The source's own tokens, with one space where there was any space or comment: names folded, reserved
-//! words in capitals, strings in plain quotes. Parsing it gives the same statement again. sqlparser's own
+//! The source's own tokens, with one space where there was any space or comment, and strings in plain quotes. Parsing it gives the same statement again. sqlparser's own
 //! printing is not used: it loses quotes inside of strings. Called while parsing; a crash does nothing to it.
 
 use super::ast::{CreateAs, CreateRelation, Select};
-use super::keywords::is_fully_reserved;
 use super::lexer::Lexeme;
 use sqlparser::tokenizer::Token;
 use std::fmt::Write;
@@ -53,8 +51,6 @@ pub(super) fn text(source: &str, lexemes: &[Lexeme]) -> String {
                 // A word that Unicode escapes made needs the same quotes.
                 let _ = write!(out, "\"{}\"", word.value.replace('"', "\"\""));
             }
-            Token::Word(word) if is_fully_reserved(&word.value) => out.push_str(&word.value.to_ascii_uppercase()),
-            Token::Word(word) => out.push_str(&word.value),
             Token::SingleQuotedString(value) => out.push_str(&string_literal(value)),
             _ => out.push_str(source.get(lexeme.bytes.clone()).unwrap_or("")),
         }

@@ -425,7 +425,7 @@ fn canonical_text_parses_to_the_same() {
 fn canonical_text_has_no_comments_and_single_spaces() {
     let text = "create /* c */ stream  S1 AS\n  select 1-/* x */-1 , \"A b\", e'\\'' -- end\n from T";
     let Statement::CreateAs(create) = one(text) else { panic!() };
-    assert_eq!(create.sql, "CREATE stream s1 AS SELECT 1- -1 , \"A b\", '''' FROM t");
+    assert_eq!(create.sql, "create stream S1 AS select 1- -1 , \"A b\", '''' from T");
 }
 
 #[test]
