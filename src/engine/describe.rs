@@ -8,7 +8,8 @@ use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{Field, Schema};
 use millstream_catalog::model::{Name, SqlState};
 use millstream_catalog::{Relation, RelationKind, SqlType};
-use millstream_sql::dialect::{Describe, Ident, Show, Statement};
+use millstream_sql::dialect::{Describe, Ident, Select, Show, Statement};
+use millstream_sql::plan::{ContinuousPlan, outline};
 use millstream_sql::stream::Pipeline;
 use millstream_sql::{SqlError, function};
 use std::sync::Arc;
@@ -146,7 +147,7 @@ impl Session {
             rows.extend(
                 self.properties(relation)?
                     .into_iter()
-                    .map(|(name, value)| [Some(format!("({name})")), Some(value), None, None, None]),
+                    .map(|(name, value)| [Some(format!("({})", name.to_lowercase())), Some(value), None, None, None]),
             );
         }
         let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
@@ -200,6 +201,10 @@ impl Session {
         }
         if let Some(query) = relation.query.and_then(|id| catalog.query_by_id(id)) {
             properties.push(("written by query", format!("{} ({})", query.name, query.state.word())));
+            // What a terminated query read may be gone.
+            if let Ok((select, plan, pipeline)) = crate::engine::query::plan(&self.engine, query) {
+                properties.extend(outline(&select, &plan, &pipeline, Some(&relation.name)));
+            }
         }
         for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
             properties.push(("read by query", format!("{} ({})", query.name, query.state.word())));
@@ -213,9 +218,10 @@ impl Session {
         let query = catalog.query(name.as_str()).ok_or_else(|| {
             SqlError::new(SqlState::UndefinedObject, format!("query \"{name}\" does not exist")).at(name.position)
         })?;
-        let pipeline = crate::engine::query::plan(&self.engine, query)?;
+        let (select, plan, pipeline) = crate::engine::query::plan(&self.engine, query)?;
+        let sink = catalog.relation_by_id(query.sink).map(|relation| &relation.name);
         let mut lines = vec![format!("Query \"{}\" ({})", query.name, query.state.word())];
-        lines.extend(pipeline_lines(&pipeline).into_iter().map(|line| format!("  {line}")));
+        lines.extend(pipeline_lines(&select, &plan, &pipeline, sink).into_iter().map(|line| format!("  {line}")));
         if let Some(progress) = self.engine.shard_of_query(query)?.progress(query.id) {
             let status = self.engine.queries.status(query.id);
             lines.push(format!(
@@ -227,15 +233,17 @@ impl Session {
     }
 }
 
-/// The operators of a pipeline, one per line.
-pub(crate) fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
-    let kind = match pipeline.output().kind {
-        RelationKind::Stream => "stream",
-        RelationKind::Table => "table",
-    };
+/// What a pipeline does, one part per line.
+pub(crate) fn pipeline_lines(
+    select: &Select,
+    plan: &ContinuousPlan,
+    pipeline: &Pipeline,
+    sink: Option<&Name>,
+) -> Vec<String> {
     let state = if pipeline.is_stateful() { "with state" } else { "without state" };
-    let mut lines = vec![format!("Continuous query, gives a {kind}, {state}")];
-    lines.extend(pipeline.explain().iter().map(|line| format!("  {line}")));
+    let mut lines = vec![format!("Continuous query, {state}")];
+    let parts = outline(select, plan, pipeline, sink).into_iter();
+    lines.extend(parts.map(|(part, words)| format!("  {part}: {words}")));
     lines
 }
 

@@ -8,7 +8,7 @@ use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
 use arrow::array::RecordBatch;
-use millstream_catalog::model::{Offset, SqlState};
+use millstream_catalog::model::{Name, Offset, SqlState};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::dialect::{Explain, Select};
@@ -136,13 +136,18 @@ impl Session {
             .await
     }
 
-    /// `EXPLAIN` of a push or continuous query.
-    pub(crate) async fn explain_continuous(&self, select: &Select, explain: &Explain) -> Result<Vec<String>> {
+    /// `EXPLAIN` of a push query, or of the continuous query that would write `sink`.
+    pub(crate) async fn explain_continuous(
+        &self,
+        select: &Select,
+        sink: Option<&Name>,
+        explain: &Explain,
+    ) -> Result<Vec<String>> {
         if explain.analyze {
             return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
         }
         let (plan, pipeline) = self.plan_push(select, Arguments::default()).await?;
-        let mut lines = crate::engine::describe::pipeline_lines(&pipeline);
+        let mut lines = crate::engine::describe::pipeline_lines(select, &plan, &pipeline, sink);
         if explain.verbose {
             lines.push("Logical plan:".to_owned());
             lines.extend(plan.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));

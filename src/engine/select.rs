@@ -174,8 +174,10 @@ impl Session {
     pub(crate) async fn explain(&self, explain: &Explain) -> Result<Outcome> {
         let lines = match &explain.statement.statement {
             Statement::Select(select) if select.emit.is_none() => self.explain_pull(select, explain).await?,
-            Statement::Select(select) => self.explain_continuous(select, explain).await?,
-            Statement::CreateAs(create) => self.explain_continuous(&create.select, explain).await?,
+            Statement::Select(select) => self.explain_continuous(select, None, explain).await?,
+            Statement::CreateAs(create) => {
+                self.explain_continuous(&create.select, Some(&create.name.name), explain).await?
+            }
             Statement::Insert(insert) => match &insert.source {
                 dialect::InsertSource::Select(select) if !explain.analyze => {
                     let mut lines = vec![format!("Insert on {}", insert.name)];

@@ -57,3 +57,49 @@ impl Span {
         self.0
     }
 }
+
+/// Units of a span, in microseconds, largest first.
+const UNITS: [(&str, i64); 6] = [
+    ("day", 86_400_000_000),
+    ("hour", 3_600_000_000),
+    ("minute", 60_000_000),
+    ("second", 1_000_000),
+    ("millisecond", 1_000),
+    ("microsecond", 1),
+];
+
+impl fmt::Display for Span {
+    /// In words: `1 hour 30 minutes`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0 seconds");
+        }
+        let mut rest = self.0;
+        for (unit, micros) in UNITS {
+            let count = rest / micros;
+            rest %= micros;
+            if count != 0 {
+                let plural = if count == 1 { "" } else { "s" };
+                let space = if rest == 0 { "" } else { " " };
+                write!(f, "{count} {unit}{plural}{space}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_written_in_words() {
+        let words = |micros: i64| Span::from_micros(micros).to_string();
+        assert_eq!(words(0), "0 seconds");
+        assert_eq!(words(3_600_000_000), "1 hour");
+        assert_eq!(
+            words(2 * 86_400_000_000 + 90 * 60_000_000 + 1_500_000),
+            "2 days 1 hour 30 minutes 1 second 500 milliseconds"
+        );
+    }
+}

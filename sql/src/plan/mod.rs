@@ -12,6 +12,7 @@ mod from;
 mod lateral;
 mod names;
 mod operator;
+mod outline;
 mod parameter;
 mod provider;
 mod refuse;
@@ -27,6 +28,7 @@ mod window;
 pub use crate::exec::table::{scan_schema, scanned_relation};
 pub use constant::eval_constant;
 pub use continuous::{describe_push, plan_continuous, plan_push};
+pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;
 
@@ -148,6 +150,22 @@ pub struct ContinuousPlan {
     pub sources: Vec<Arc<Relation>>,
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
+}
+
+/// Grace of windows, with their size, where neither the query nor the stream says otherwise.
+const GRACE_AND_SIZE: Span = Span::from_secs(24 * 3_600);
+
+impl ContinuousPlan {
+    /// How long after its end a window takes late events; `None` without a window.
+    pub fn grace(&self) -> Option<Span> {
+        let window = self.window?;
+        let delay = self.sources.first().and_then(|source| source.watermark_delay);
+        Some(match (window.grace, delay) {
+            (Some(grace), _) => grace,
+            (None, Some(_)) => Span::ZERO,
+            (None, None) => Span::from_micros((GRACE_AND_SIZE.micros() - window.size.micros()).max(0)),
+        })
+    }
 }
 
 #[cfg(test)]

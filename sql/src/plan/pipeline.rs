@@ -5,7 +5,7 @@
 //! does nothing to it.
 
 use crate::error::SqlError;
-use crate::plan::{ContinuousPlan, ResultColumn, WindowSpec};
+use crate::plan::{ContinuousPlan, ResultColumn};
 use crate::stream::{
     Aggregate, Call, EventTime, KeyedMap, Map, Operator, Output, Parts, Pipeline, Sink, SinkColumn, SourceColumn,
     SourceReader, Stage, StepNow, WindowBounds, sql_error,
@@ -28,8 +28,6 @@ use std::sync::atomic::AtomicI64;
 
 /// The key column of a table that has one row.
 const ONE_ROW_KEY: &str = "rowid";
-/// Grace of windows, with their size, where neither the query nor the stream says otherwise.
-const GRACE_AND_SIZE: Span = Span::from_secs(24 * 3_600);
 
 impl Pipeline {
     /// The pipeline of `query`.
@@ -324,10 +322,7 @@ impl Planner<'_> {
         let fields = aggregate.schema.iter().map(|(qualifier, field)| (qualifier.cloned(), nullable(field)));
         let schema = DFSchema::new_with_metadata(fields.collect(), HashMap::new()).map_err(sql_error)?;
         let edges = self.window_keys(aggregate)?;
-        let window = match (edges, self.query.window) {
-            (Some((_, end)), Some(spec)) => Some((end, self.grace(spec))),
-            _ => None,
-        };
+        let window = edges.map(|(_, end)| end).zip(self.query.grace());
         let mut operators: Vec<Box<dyn Operator>> = Vec::new();
         if !stages.is_empty() {
             operators.push(Box::new(Map::new(stages)));
@@ -366,14 +361,6 @@ impl Planner<'_> {
         match (edge(2), edge(1)) {
             (Some(start), Some(end)) => Ok(Some((start, end))),
             _ => Err(SqlError::internal("a windowed aggregate is not grouped by its window")),
-        }
-    }
-
-    fn grace(&self, spec: WindowSpec) -> Span {
-        match (spec.grace, self.relation.watermark_delay) {
-            (Some(grace), _) => grace,
-            (None, Some(_)) => Span::ZERO,
-            (None, None) => Span::from_micros((GRACE_AND_SIZE.micros() - spec.size.micros()).max(0)),
         }
     }
 

@@ -184,11 +184,14 @@ impl Pipeline {
         self.fingerprint.clone()
     }
 
-    /// The operators from the source to the sink, one per line, for people.
-    pub fn explain(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.parts.operators.iter().map(|operator| operator.fingerprint()).collect();
-        lines.push(self.parts.sink.text());
-        lines
+    /// Names of the source's columns that are read, for people.
+    pub fn columns_read(&self) -> impl Iterator<Item = &str> {
+        self.parts.source.schema.fields().iter().map(|field| field.name().as_str())
+    }
+
+    /// True when the sink's table has one row and a key nobody asked for.
+    pub fn has_one_row(&self) -> bool {
+        self.parts.sink.has_one_row()
     }
 
     /// True when later output depends on earlier events, so that checkpoints are worth taking.

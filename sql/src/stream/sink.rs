@@ -63,6 +63,11 @@ impl Sink {
         Ok(Some(batch.map_err(arrow_error)?))
     }
 
+    /// True for the table of an aggregate without groups.
+    pub(crate) fn has_one_row(&self) -> bool {
+        self.columns.contains(&SinkColumn::OneRow)
+    }
+
     /// For the fingerprint.
     pub(crate) fn text(&self) -> String {
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();

@@ -12,8 +12,8 @@ use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
 use millstream_catalog::model::{Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Query, Relation};
-use millstream_sql::dialect::{self, Statement};
-use millstream_sql::plan::{PlanContext, PlanSettings, plan_continuous};
+use millstream_sql::dialect::{self, Select, Statement};
+use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
 use millstream_sql::stream::{Pipeline, StepInput};
 use millstream_sql::{SqlError, stream::StepOutput};
 use parking_lot::Mutex;
@@ -56,7 +56,7 @@ impl QueryTask {
         let source =
             query.sources.first().and_then(|id| catalog.relation_by_id(*id)).ok_or_else(|| missing("source"))?;
         let shard = Arc::clone(engine.shard(sink.shard)?);
-        let pipeline = plan(engine, query)?;
+        let (.., pipeline) = plan(engine, query)?;
         let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
         let reader = Reader {
             relation: Arc::clone(source),
@@ -244,7 +244,7 @@ impl QueryTask {
 ///
 /// # Errors
 /// When the catalog no longer has what it reads.
-pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<Pipeline> {
+pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, ContinuousPlan, Pipeline)> {
     let parsed = dialect::parse(&query.sql)?;
     let Some(Statement::Select(select)) = parsed.into_iter().next().map(|parsed| parsed.statement) else {
         return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
@@ -255,5 +255,7 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<Pipeline> {
         now: engine.clock().now(),
         settings: Arc::new(PlanSettings::default()),
     };
-    Pipeline::plan(&plan_continuous(&context, &select)?)
+    let plan = plan_continuous(&context, &select)?;
+    let pipeline = Pipeline::plan(&plan)?;
+    Ok((select, plan, pipeline))
 }
