@@ -107,6 +107,17 @@ pub enum ReplicationError {
     /// The storage did not open.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The data directory was in use, but its log has nothing.
+    #[error("the directory was in use before, but its write-ahead log (\"wal\") is missing or empty")]
+    LogGone,
+    /// Shards of the data directory would be left out.
+    #[error("the directory has {there} shards of partitions: start with --shards {there} or more, not {asked}")]
+    FewerShards {
+        /// The shards asked for.
+        asked: u32,
+        /// Those there.
+        there: u32,
+    },
     /// A shard did not start.
     #[error("shard {shard} did not start: {reason}")]
     Start {
@@ -132,6 +143,8 @@ impl ReplicationError {
             Self::Stopped { .. } | Self::Start { .. } => SqlState::IoError,
             Self::ShuttingDown => SqlState::AdminShutdown,
             Self::Storage(error) => error.sqlstate(),
+            Self::LogGone => SqlState::DataCorrupted,
+            Self::FewerShards { .. } => SqlState::InvalidParameterValue,
         }
     }
 
@@ -152,6 +165,8 @@ impl ReplicationError {
             | Self::ShuttingDown
             | Self::Encode(_)
             | Self::Storage(_)
+            | Self::LogGone
+            | Self::FewerShards { .. }
             | Self::Start { .. } => false,
         }
     }

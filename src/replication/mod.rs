@@ -11,6 +11,7 @@ mod codec;
 mod entry;
 mod error;
 mod flow;
+mod identity;
 mod log_store;
 mod machine;
 mod manifest;

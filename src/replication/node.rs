@@ -1,9 +1,11 @@
 //! All shards of this node: opening them together, and ending them in order.
 //!
-//! Owns the data directory's layout: `wal/` for the shared log, `shards/<id>/` for each shard's store. Leaves
+//! Owns the data directory's layout: `wal/` for the shared log, `shards/<id>/` for each shard's store, `node` for
+//! what there is. Leaves
 //! out what shards do. The node's start-up calls it. After a crash it starts the same way.
 
 use super::error::ReplicationError;
+use super::identity::Identity;
 use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
@@ -66,7 +68,16 @@ impl Replication {
         let dir = &config.data_dir;
         disk.create_dir_all(dir).map_err(|source| StorageError::io("create the data directory", source))?;
         let lock = disk.lock(dir)?;
+        let identity = Identity { node: config.node, shards: config.shards.clamp(1, SHARDS_MAX - 1) };
+        let before = Identity::read(&*disk, dir)?;
         let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), wal_options)?;
+        let has_votes = recovered.values().any(|shard| shard.vote.is_some() || shard.corrupt.is_some());
+        if let Some(before) = &before
+            && let Err(error) = before.check(identity.shards, has_votes)
+        {
+            wal.close();
+            return Err(error);
+        }
         let shared = Shared {
             disk,
             wal: wal.clone(),
@@ -76,7 +87,13 @@ impl Replication {
             failure: Failure::new(),
             sealed: Arc::new(Notify::new()),
         };
-        let cores: Arc<[Arc<Core>]> = match start_shards(&config, &shared, recovered).await {
+        let started = match start_shards(&config, &shared, recovered).await {
+            Ok(cores) if before != Some(identity) => {
+                identity.write(&*shared.disk, dir).map(|()| cores).map_err(Into::into)
+            }
+            started => started,
+        };
+        let cores: Arc<[Arc<Core>]> = match started {
             Ok(cores) => cores.into_iter().map(Arc::new).collect(),
             Err(error) => {
                 wal.close();

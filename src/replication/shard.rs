@@ -76,6 +76,10 @@ impl Core {
         let failure = shared.failure.clone();
         let log =
             LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
+        // Before the store sets aside what no manifest names.
+        if log.purged().is_some() && !ShardStore::has_manifest(&*shared.disk, dir)? {
+            return Err(StorageError::Missing { file: format!("shards/{id}/manifest") }.into());
+        }
         let opened = ShardStore::open(Arc::clone(&shared.disk), dir, id)?;
         let partitions = opened.0.partitions();
         let read = ReadSide::new();

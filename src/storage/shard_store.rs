@@ -103,6 +103,15 @@ impl ShardStore {
         Ok((store, state))
     }
 
+    /// Whether the store in `dir` was ever sealed.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn has_manifest(disk: &dyn Disk, dir: &Path) -> Result<bool, StorageError> {
+        disk.exists(&dir.join(crate::storage::manifest::MANIFEST))
+            .map_err(|source| StorageError::io("look for the manifest", source))
+    }
+
     /// The shard.
     pub fn shard(&self) -> ShardId {
         self.shard

@@ -1,4 +1,5 @@
 //! A node's shards on a disk in memory: append, crash, start again, compare.
 
 mod log_suite;
+mod lost_files;
 mod node;

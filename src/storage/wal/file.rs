@@ -91,12 +91,13 @@ fn encode_header(sequence: u64, bytes: u64) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Checks the header at the start of `bytes`. Each frame names its file, so a damaged header costs nothing: it
-/// is only reported as such.
+/// Checks the header at the start of `bytes`, of the file `sequence` that has `len` bytes. Each frame names its file,
+/// so a damaged header costs nothing: it is only reported as such.
 ///
 /// # Errors
-/// [`StorageError::Newer`] when a later version wrote the file.
-pub(super) fn check_header(bytes: &[u8], sequence: u64) -> Result<bool, StorageError> {
+/// [`StorageError::Newer`] when a later version wrote the file; [`StorageError::Corrupt`] when it is another file, or
+/// was cut: no crash does that, as a file has its name only once it is whole.
+pub(super) fn check_header(bytes: &[u8], sequence: u64, len: u64) -> Result<bool, StorageError> {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(false) };
     if header[..8] != MAGIC || crc32c::crc32c(&header[..60]) != u32_at(header, 60) {
         return Ok(false);
@@ -106,7 +107,14 @@ pub(super) fn check_header(bytes: &[u8], sequence: u64) -> Result<bool, StorageE
         let file = log_name(sequence);
         return Err(StorageError::Newer { file, version: version.into(), supported: VERSION.into() });
     }
-    Ok(u64_at(header, 16) == sequence)
+    let damaged = |position, what| StorageError::Corrupt { file: log_name(sequence), position, what };
+    if u64_at(header, 16) != sequence {
+        return Err(damaged(16, "it is another file of a log"));
+    }
+    if u64_at(header, 24) != len {
+        return Err(damaged(len, "the file has another length than it was made with"));
+    }
+    Ok(true)
 }
 
 /// Allocates the file `sequence`: zero-filled in steps, synced, named.
@@ -184,17 +192,22 @@ mod tests {
         let pinned = "4d5357414c4f470001000000000000000300000000000000000000040000000000000000000000000000000000000000\
                       0000000000000000000000006fbacc53";
         assert_eq!(hex, pinned);
-        assert!(check_header(&header, 3).unwrap());
-        assert!(!check_header(&header, 4).unwrap());
+        assert!(check_header(&header, 3, 1 << 26).unwrap());
+        let position = |checked| match checked {
+            Err(StorageError::Corrupt { position, .. }) => position,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(position(check_header(&header, 4, 1 << 26)), 16, "another file");
+        assert_eq!(position(check_header(&header, 3, 5_000)), 5_000, "cut");
     }
 
     #[test]
     fn header_of_a_later_version_is_refused() {
         let mut header = encode_header(3, 1 << 26);
         header[8] = 2;
-        assert!(!check_header(&header, 3).unwrap());
+        assert!(!check_header(&header, 3, 1 << 26).unwrap());
         let crc = crc32c::crc32c(&header[..60]);
         header[60..].copy_from_slice(&crc.to_le_bytes());
-        assert!(matches!(check_header(&header, 3), Err(StorageError::Newer { version: 2, supported: 1, .. })));
+        assert!(matches!(check_header(&header, 3, 1 << 26), Err(StorageError::Newer { version: 2, supported: 1, .. })));
     }
 }

@@ -169,7 +169,7 @@ fn read_file(file: &WalFile) -> Result<Vec<u8>, StorageError> {
     let mut bytes = vec![0; file.bytes as usize];
     let read = file.file.read_at(&mut bytes, 0);
     read.map_err(|source| StorageError::io("read the write-ahead log", source))?;
-    if !file::check_header(&bytes, file.sequence)? {
+    if !file::check_header(&bytes, file.sequence, file.bytes)? {
         tracing::warn!(file = log_name(file.sequence), "the header of a log file is damaged; its frames are not");
     }
     Ok(bytes)
@@ -195,8 +195,13 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) ->
         files.push(Arc::new(open_file(&**disk, dir, *sequence)?));
     }
     let mut newest = files.len();
+    let first = names.logs.first().copied().unwrap_or(1);
     while newest > 0 && !has_frames(&read_file(&files[newest - 1])?, files[newest - 1].sequence) {
         newest -= 1;
+    }
+    // The first file ever is made before the second, and a file goes only once a later one has frames.
+    if newest == 0 && first > 1 {
+        return Err(StorageError::Missing { file: log_name(first - 1) });
     }
     let mut after = files.split_off(newest).into_iter().peekable();
     let mut replay = Replay::default();
