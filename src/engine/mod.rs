@@ -44,6 +44,7 @@ pub use settings::SERVER_VERSION;
 
 use crate::env::Clock;
 use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard};
+use crate::storage::wal::WalStats;
 use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
 use compute::Compute;
@@ -161,6 +162,11 @@ impl Engine {
     /// 42P01 when there is no such view.
     pub fn system_view(self: &Arc<Self>, name: &str) -> Result<arrow::array::RecordBatch> {
         system_view::rows(self, None, name)
+    }
+
+    /// Counts and sizes of the node's write-ahead log.
+    pub fn log_stats(&self) -> WalStats {
+        self.replication.wal_stats()
     }
 
     pub(crate) fn catalog(&self) -> Snapshot {

@@ -1,8 +1,9 @@
 //! `/metrics`: counters of this process, and gauges of the system views, as Prometheus text.
 //!
 //! Owns the recorder and the names of the server's own metrics. Each number of a system view is a gauge named
-//! after the view and the column, so that the two cannot differ: `millstream.queries.lag_rows` of query `q` is
-//! `queries_lag_rows{name="q"}`. Leaves out who counts. A crash resets the counters, as scrapers expect.
+//! after the view and the column, or a counter if it only grows, so that the two cannot differ:
+//! `millstream.queries.lag_rows` of query `q` is `queries_lag_rows{name="q"}`, its `steps` are
+//! `queries_steps_total{name="q"}`. Leaves out who counts. A crash resets the counters, as scrapers expect.
 
 use crate::engine::Engine;
 use crate::env;
@@ -25,6 +26,15 @@ const VIEW_ROWS_MAX: usize = 10_000;
 /// The views whose numbers are gauges, with the columns that name a row.
 const VIEWS: &[(&str, &[&str])] =
     &[("topics", &["name"]), ("partitions", &["topic", "partition"]), ("queries", &["name"]), ("shards", &["shard"])];
+
+/// Columns of the views that only grow, with the names of their counters.
+const COUNTERS: &[(&str, &str, &str)] = &[
+    ("partitions", "high_watermark", "events_appended_total"),
+    ("queries", "steps", "queries_steps_total"),
+    ("queries", "input_rows", "queries_input_rows_total"),
+    ("queries", "output_rows", "queries_output_rows_total"),
+    ("queries", "late_rows", "queries_late_rows_total"),
+];
 
 /// The process's recorder, installed by the first call.
 pub(super) fn recorder() -> &'static PrometheusHandle {
@@ -137,6 +147,7 @@ pub(super) async fn scrape(State(state): State<AdminState>) -> ([(&'static str, 
     let mut page = recorder().render();
     if let Some(engine) = state.engine() {
         append_views(&engine, &mut page);
+        append_log(&engine, &mut page);
     }
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
 }
@@ -150,14 +161,33 @@ fn append_views(engine: &Arc<Engine>, page: &mut String) {
     }
 }
 
-/// One gauge per 64-bit column, one sample per row.
+/// The write-ahead log of the node.
+fn append_log(engine: &Engine, page: &mut String) {
+    let stats = engine.log_stats();
+    let metrics = [
+        ("log_appends_total", "counter", "Appends to the write-ahead log that were answered", stats.appends),
+        ("log_syncs_total", "counter", "Syncs of the write-ahead log", stats.syncs),
+        ("log_written_bytes_total", "counter", "Bytes written to the write-ahead log", stats.bytes_written.value()),
+        ("log_size_bytes", "gauge", "Bytes of the files of the write-ahead log", stats.bytes.value()),
+        ("log_disk_full", "gauge", "1 while no file can be allocated for the log", u64::from(stats.is_disk_full)),
+    ];
+    for (name, kind, help, value) in metrics {
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    }
+}
+
+/// One gauge or counter per 64-bit column, one sample per row.
 fn append_gauges(view: &str, names: &[&str], batch: &RecordBatch, page: &mut String) {
     let labels: Vec<String> = (0..batch.num_rows().min(VIEW_ROWS_MAX)).map(|row| labels(names, batch, row)).collect();
     for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
         let Some(values) = array.as_primitive_opt::<Int64Type>() else { continue };
-        let metric = format!("{view}_{}", field.name());
+        let counter = COUNTERS.iter().find(|(of, column, _)| of == &view && column == field.name());
+        let (metric, kind) = match counter {
+            Some((_, _, metric)) => ((*metric).to_owned(), "counter"),
+            None => (format!("{view}_{}", field.name()), "gauge"),
+        };
         // Writing to a string does not fail.
-        let _ = writeln!(page, "# TYPE {metric} gauge");
+        let _ = writeln!(page, "# HELP {metric} Column {} of millstream.{view}\n# TYPE {metric} {kind}", field.name());
         for (row, labels) in labels.iter().enumerate().filter(|(row, _)| values.is_valid(*row)) {
             let _ = writeln!(page, "{metric}{{{labels}}} {}", values.value(row));
         }
@@ -194,6 +224,10 @@ mod tests {
         .unwrap();
         let mut page = String::new();
         append_gauges("partitions", &["topic", "partition"], &batch, &mut page);
-        assert_eq!(page, "# TYPE partitions_events gauge\npartitions_events{topic=\"a\\\"b\",partition=\"0\"} 7\n\n");
+        assert_eq!(
+            page,
+            "# HELP partitions_events Column events of millstream.partitions\n# TYPE partitions_events gauge\n\
+             partitions_events{topic=\"a\\\"b\",partition=\"0\"} 7\n\n"
+        );
     }
 }
