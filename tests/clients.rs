@@ -324,3 +324,24 @@ async fn examples_in_rust_do_what_they_say() {
         server.node.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shell_copies_rows_to_its_output_and_to_files_and_nothing_else() {
+    let server = Server::start().await;
+    let port = server.node.pg_address().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let shell = |statement: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+        command.args(["sql", "-p", &port, "-c", statement]);
+        command
+    };
+    let rows = "(SELECT n FROM generate_series(1, 2) AS n)";
+    let (code, out, error) = run(&mut shell(&format!("COPY {rows} TO STDOUT"))).await;
+    assert_eq!((code, out.as_str(), error.as_str()), (Some(0), "1\n2\n", ""));
+    let file = dir.path().join("rows");
+    let (code, out, error) = run(&mut shell(&format!("\\copy {rows} to '{}' (format binary)", file.display()))).await;
+    assert_eq!((code, out.as_str(), error.as_str()), (Some(0), "", ""));
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(bytes.starts_with(b"PGCOPY\n\xff") && bytes.ends_with(b"\0\0\0\x02\xff\xff"), "{bytes:?}");
+    server.node.stop().await;
+}

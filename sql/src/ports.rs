@@ -100,3 +100,18 @@ pub trait RelationSource: Send + Sync + Debug {
     /// When the view cannot be computed now.
     fn system_view(&self, name: &str) -> Result<RecordBatch, SqlError>;
 }
+
+/// Refuses the views of schema `millstream` that the contract has and this version has not.
+///
+/// # Errors
+/// 0A000, naming the alternative.
+pub fn refuse_later(view: &str) -> Result<(), SqlError> {
+    let hint = match view {
+        "consumer_groups" | "consumer_group_members" | "consumer_group_offsets" => "there are no consumer groups yet",
+        "connectors" => "there are no connectors yet",
+        "functions" => "use SHOW FUNCTIONS",
+        "query_errors" => "a query stops at an event that fails: see millstream.queries.error",
+        _ => return Ok(()),
+    };
+    Err(SqlError::unsupported(format!("the view millstream.{view}"), hint))
+}

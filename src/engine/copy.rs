@@ -124,7 +124,7 @@ impl Session {
         }
     }
 
-    fn copy_in(&mut self, name: &Ident, columns: Option<&[Ident]>, options: &CopyOptions) -> Result<Outcome> {
+    fn copy_in(&mut self, name: &QualifiedName, columns: Option<&[Ident]>, options: &CopyOptions) -> Result<Outcome> {
         self.transaction.check_writable("COPY FROM")?;
         let relation = self.target(name)?;
         let context = self.plan_context();

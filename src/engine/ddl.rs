@@ -13,7 +13,9 @@ use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{
     CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions,
 };
-use millstream_sql::dialect::{CreateAs, CreateRelation, Drop, Ident, ObjectKind, QueryAction, QueryControl, render};
+use millstream_sql::dialect::{
+    CreateAs, CreateRelation, Drop, ObjectKind, QualifiedName, QueryAction, QueryControl, render,
+};
 use millstream_sql::plan::{ContinuousPlan, plan_continuous};
 use millstream_sql::stream::Pipeline;
 use millstream_sql::{SqlError, bind};
@@ -143,7 +145,13 @@ impl Session {
     }
 
     /// True when the relation exists and that is fine.
-    fn exists(&mut self, name: &Ident, if_not_exists: bool) -> Result<bool> {
+    fn exists(&mut self, name: &QualifiedName, if_not_exists: bool) -> Result<bool> {
+        if !self.reaches_public(name) {
+            let error = SqlError::new(SqlState::InvalidSchemaName, "no schema has been selected to create in");
+            return Err(error
+                .hint("streams and tables live in schema \"public\": SET search_path = public")
+                .at(name.position));
+        }
         if self.engine.catalog().relation(name.as_str()).is_none() {
             return Ok(false);
         }
@@ -285,7 +293,7 @@ impl Session {
         let mut ids = BTreeSet::new();
         for name in &drop.names {
             let catalog = self.engine.catalog();
-            match catalog.relation(name.as_str()) {
+            match catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)) {
                 Some(relation) => {
                     check_drop_kind(drop.kind, relation, name)?;
                     ids.insert(relation.id);
@@ -375,7 +383,7 @@ fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
     }
 }
 
-fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &Ident) -> Result<()> {
+fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &QualifiedName) -> Result<()> {
     let is_right = match kind {
         ObjectKind::Topic => true,
         kind => kind.relation_kind() == relation.kind,

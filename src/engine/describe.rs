@@ -10,6 +10,7 @@ use millstream_catalog::model::{Name, SqlState};
 use millstream_catalog::{Relation, RelationKind, SqlType};
 use millstream_sql::dialect::{Describe, Ident, Select, Show, Statement};
 use millstream_sql::plan::{ContinuousPlan, outline};
+use millstream_sql::ports::refuse_later;
 use millstream_sql::stream::Pipeline;
 use millstream_sql::{SqlError, function};
 use std::sync::Arc;
@@ -115,14 +116,28 @@ impl Session {
 
     /// `DESCRIBE [EXTENDED] name`
     pub(crate) fn describe(&self, describe: &Describe) -> Result<Outcome> {
-        if let Some(schema) = &describe.name.schema {
-            return self.describe_view(describe, schema);
-        }
+        let path = match &describe.name.schema {
+            Some(schema) => vec![schema.to_string()],
+            None => self.settings.search_path(),
+        };
         let catalog = self.engine.catalog();
-        let relation = catalog.relation(describe.name.name.as_str()).ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedTable, format!("relation \"{}\" does not exist", describe.name.name))
-                .at(describe.name.position)
-        })?;
+        for schema in path {
+            match (schema.as_str(), catalog.relation(describe.name.as_str())) {
+                ("public", Some(relation)) => return self.describe_relation(describe, relation),
+                ("millstream", _) => {
+                    if let Some(outcome) = describe_view(describe)? {
+                        return Ok(outcome);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let schema = describe.name.schema.as_ref().map(|schema| format!("{schema}.")).unwrap_or_default();
+        let message = format!("relation \"{schema}{}\" does not exist", describe.name);
+        Err(SqlError::new(SqlState::UndefinedTable, message).at(describe.name.position))
+    }
+
+    fn describe_relation(&self, describe: &Describe, relation: &Relation) -> Result<Outcome> {
         let mut rows: Vec<[Option<String>; 5]> = relation
             .schema
             .columns
@@ -152,26 +167,6 @@ impl Session {
         }
         let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
         fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
-    }
-
-    fn describe_view(&self, describe: &Describe, schema: &Name) -> Result<Outcome> {
-        let name = describe.name.name.as_str();
-        let found =
-            system_view::schemas().into_iter().find(|(view, _)| view == name && schema.as_str() == "millstream");
-        let (_, found) = found.ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedTable, format!("relation \"{schema}.{name}\" does not exist"))
-                .at(describe.name.position)
-        })?;
-        let fields = found.fields();
-        let nullable = |f: &Arc<Field>| Some(if f.is_nullable() { "YES" } else { "NO" }.to_owned());
-        let arrays = vec![
-            text(fields.iter().map(|f| Some(f.name().clone()))),
-            text(fields.iter().map(|f| SqlType::of(f).map(|sql_type| sql_type.to_string()))),
-            text(fields.iter().map(nullable)),
-            text(fields.iter().map(|_| None)),
-            text(fields.iter().map(|_| None)),
-        ];
-        fixed_rows(describe_columns(false), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
     }
 
     /// What `DESCRIBE EXTENDED` adds to the columns.
@@ -245,6 +240,25 @@ pub(crate) fn pipeline_lines(
     let parts = outline(select, plan, pipeline, sink).into_iter();
     lines.extend(parts.map(|(part, words)| format!("  {part}: {words}")));
     lines
+}
+
+/// The columns of a view of schema `millstream`; `None` when there is none of the name.
+fn describe_view(describe: &Describe) -> Result<Option<Outcome>> {
+    let name = describe.name.as_str();
+    let Some((_, found)) = system_view::schemas().into_iter().find(|(view, _)| view == name) else {
+        let later = if describe.name.schema.is_some() { refuse_later(name) } else { Ok(()) };
+        return later.map(|()| None).map_err(|error| error.at(describe.name.position));
+    };
+    let fields = found.fields();
+    let nullable = |f: &Arc<Field>| Some(if f.is_nullable() { "YES" } else { "NO" }.to_owned());
+    let arrays = vec![
+        text(fields.iter().map(|f| Some(f.name().clone()))),
+        text(fields.iter().map(|f| SqlType::of(f).map(|sql_type| sql_type.to_string()))),
+        text(fields.iter().map(nullable)),
+        text(fields.iter().map(|_| None)),
+        text(fields.iter().map(|_| None)),
+    ];
+    fixed_rows(describe_columns(false), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows).map(Some)
 }
 
 type Shown = (&'static str, &'static [&'static str], Vec<ResultColumn>);

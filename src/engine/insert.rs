@@ -15,7 +15,7 @@ use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
-use millstream_sql::dialect::{Ident, Insert, InsertSource, Select};
+use millstream_sql::dialect::{Insert, InsertSource, QualifiedName, Select};
 use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ impl Session {
     ///
     /// # Errors
     /// 42P01 when there is none, 55000 when a continuous query writes it.
-    pub(crate) fn target(&self, name: &Ident) -> Result<Arc<Relation>> {
+    pub(crate) fn target(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
         let catalog = self.engine.catalog();
-        let relation = catalog.relation(name.as_str()).ok_or_else(|| {
+        let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)).ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
         })?;
         if relation.query.is_some() {

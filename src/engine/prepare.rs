@@ -3,6 +3,7 @@
 //! An INSERT of values keeps its plan, so that executing it again never meets the planner. Leaves out names
 //! of prepared statements (`session`). A crash forgets them.
 
+use crate::engine::settings::Settings;
 use crate::engine::{Engine, Param, Result};
 use datafusion::common::ScalarValue;
 use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp, TopicId};
@@ -25,31 +26,34 @@ pub struct Prepared {
     pub(crate) plan: Plan,
 }
 
-/// What a plan fixes besides the statement: definitions, the rows it sees, and `now()`.
+/// What a plan fixes besides the statement: definitions, the rows it sees, `now()` and settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moment {
     version: u64,
     applied: Vec<EntryIndex>,
     at: Timestamp,
+    settings: Settings,
 }
 
 /// How old a plan's `now()` may be when it runs, if nothing was committed since.
 const PLAN_AGE_MAX: Span = Span::from_micros(100_000);
 
 impl Moment {
-    /// The present.
-    pub(crate) fn now(engine: &Engine) -> Self {
+    /// The present, in a session of these settings.
+    pub(crate) fn now(engine: &Engine, settings: &Settings) -> Self {
         Self {
             version: engine.catalog().version(),
             applied: engine.replication().shards().iter().map(|shard| shard.partitions().applied()).collect(),
             at: engine.clock().now(),
+            settings: settings.clone(),
         }
     }
 
     /// Whether a plan of this moment gives the rows that one made now would give.
-    pub(crate) fn is_present(&self, engine: &Engine) -> bool {
-        let Self { version, applied, at } = Self::now(engine);
-        (version, applied) == (self.version, self.applied.clone()) && at.minus(PLAN_AGE_MAX) <= self.at
+    pub(crate) fn is_present(&self, engine: &Engine, settings: &Settings) -> bool {
+        let present = Self::now(engine, settings);
+        let is_fresh = present.at.minus(PLAN_AGE_MAX) <= self.at;
+        is_fresh && present == Self { at: present.at, ..self.clone() }
     }
 }
 

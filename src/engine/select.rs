@@ -31,7 +31,7 @@ impl Session {
 
     /// Plans as much of a statement as Describe needs.
     pub(crate) async fn plan(&mut self, parsed: Parsed, declared: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
-        let moment = Moment::now(&self.engine);
+        let moment = Moment::now(&self.engine, &self.settings);
         let (params, columns, plan) = match &parsed.statement {
             Statement::Select(select) if select.emit.is_none() => {
                 let planned = self.plan_pull(select, declared).await?;
@@ -68,7 +68,7 @@ impl Session {
             _ => None,
         };
         // A plan fixes the rows it sees: only a plan that nothing else happened since is used.
-        let planned = match ready.filter(|_| prepared.moment.is_present(&self.engine)) {
+        let planned = match ready.filter(|_| prepared.moment.is_present(&self.engine, &self.settings)) {
             Some(planned) => planned,
             None => {
                 let declared: Vec<Option<SqlType>> = arguments.types.into_iter().map(Some).collect();

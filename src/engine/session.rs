@@ -6,7 +6,7 @@
 
 use crate::engine::cursor::Cursors;
 use crate::engine::registry::{SessionEntry, SessionId};
-use crate::engine::settings::{SetScope, Settings};
+use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{
@@ -16,7 +16,9 @@ use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
-use millstream_sql::dialect::{self, Chain, Discard, Parsed, Statement, TransactionAccess, TransactionModes};
+use millstream_sql::dialect::{
+    self, Chain, Discard, Parsed, QualifiedName, Statement, TransactionAccess, TransactionModes,
+};
 use millstream_sql::plan::PlanSettings;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -341,6 +343,10 @@ impl Session {
         };
         let report = match &set.value {
             dialect::SetValue::Default => self.settings.reset(&set.name),
+            dialect::SetValue::Values(values) if set.name == "search_path" => {
+                let names: Vec<String> = values.iter().map(|name| quote_name(name)).collect();
+                self.settings.set(&set.name, &names.join(", "), scope)
+            }
             dialect::SetValue::Values(values) => self.settings.set(&set.name, &values.join(", "), scope),
         };
         let report = report.map_err(|error| error.at(set.position))?;
@@ -472,11 +478,20 @@ impl Session {
         SessionView { settings: self.settings.clone() }
     }
 
+    /// Whether a name means something in schema `public`: by its schema, or by the search path.
+    pub(crate) fn reaches_public(&self, name: &QualifiedName) -> bool {
+        match &name.schema {
+            Some(schema) => schema.as_str() == "public",
+            None => self.settings.search_path().iter().any(|schema| schema == "public"),
+        }
+    }
+
     pub(crate) fn plan_settings(&self) -> PlanSettings {
         PlanSettings {
             user: self.user.clone(),
             database: self.database.clone(),
             backend_pid: self.entry.id.pid,
+            search_path: self.settings.search_path(),
             ..PlanSettings::default()
         }
     }

@@ -21,6 +21,8 @@ enum Kind {
     Time,
     /// A whole number within bounds.
     Number(i64, i64),
+    /// Names separated by commas.
+    Names,
     /// Cannot be set.
     Fixed,
 }
@@ -43,13 +45,14 @@ const fn define(
     Definition { name, default, kind, is_reported, description }
 }
 
+const RESETS: &[&str] = &["latest", "earliest"];
 const UTC: &[&str] = &["UTC", "Etc/UTC", "GMT", "Z", "0", "+00", "+00:00"];
 const READ_COMMITTED: &[&str] = &["read committed", "read uncommitted"];
 
 /// Every setting, by name in lower case.
 const SETTINGS: &[Definition] = &[
     define("application_name", "", Kind::Text, true, "name of the client program"),
-    define("auto_offset_reset", "latest", Kind::Word(&["latest", "earliest"]), false, "where a push query begins"),
+    define("auto_offset_reset", "latest", Kind::Word(RESETS), false, "where a push query begins"),
     define("bytea_output", "hex", Kind::Word(&["hex"]), false, "output format of bytea"),
     define("client_encoding", "UTF8", Kind::Word(&["UTF8", "UTF-8", "unicode"]), true, "encoding of the client"),
     define(
@@ -75,7 +78,7 @@ const SETTINGS: &[Definition] = &[
     define("intervalstyle", "postgres", Kind::Word(&["postgres"]), true, "format of intervals"),
     define("is_superuser", "on", Kind::Fixed, true, "whether the user may do everything"),
     define("max_identifier_length", "63", Kind::Fixed, false, "bytes of a name"),
-    define("search_path", "\"$user\", public", Kind::Text, false, "schemas searched for unqualified names"),
+    define("search_path", "\"$user\", public", Kind::Names, false, "schemas searched for unqualified names"),
     define("server_encoding", "UTF8", Kind::Fixed, true, "encoding of stored text"),
     define("server_version", SERVER_VERSION, Kind::Fixed, true, "version"),
     define("server_version_num", "150000", Kind::Fixed, false, "version as a number"),
@@ -85,6 +88,18 @@ const SETTINGS: &[Definition] = &[
     define("timezone", "UTC", Kind::Word(UTC), true, "time zone of output; always UTC"),
     define("transaction_isolation", "read committed", Kind::Word(READ_COMMITTED), false, "isolation"),
     define("transaction_read_only", "off", Kind::Word(&["off", "false", "0", "no"]), false, "always off"),
+];
+
+/// Settings of the contract that nothing reads yet, and what to do instead.
+const LATER: &[(&str, &str)] = &[
+    ("producer_id", "leave it out: INSERT is not idempotent yet"),
+    ("durability", "leave it out: an INSERT is acknowledged once it is on stable storage"),
+    ("emit", "leave it out: changes of one key within a step are merged"),
+    ("implicit_flush", "use FLUSH after the write"),
+    ("group", "subscribe without a group: every subscriber gets every event"),
+    ("auto_commit", "leave it out: only groups commit offsets"),
+    ("on_error", "leave it out: a query stops at an event that fails"),
+    ("idle_timeout", "leave it out: it is 10 seconds"),
 ];
 
 /// A setting as `SHOW ALL` and `millstream.settings` list it.
@@ -99,7 +114,7 @@ pub(crate) struct SettingRow {
 }
 
 /// The settings of one session.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
     changed: BTreeMap<&'static str, String>,
     /// Values as they were before the transaction, for `SET` rolled back and `SET LOCAL`.
@@ -110,6 +125,9 @@ pub(crate) struct Settings {
 fn find(name: &str) -> Result<&'static Definition, SqlError> {
     let folded = name.to_ascii_lowercase().replace('.', "_");
     SETTINGS.iter().find(|definition| definition.name == folded).ok_or_else(|| {
+        if let Some((name, hint)) = LATER.iter().find(|(later, _)| *later == folded) {
+            return SqlError::unsupported(format!("the setting {name}"), *hint);
+        }
         SqlError::new(SqlState::UndefinedObject, format!("unrecognized configuration parameter \"{name}\""))
             .hint("SHOW ALL lists the settings")
     })
@@ -134,6 +152,61 @@ fn parse_time(text: &str) -> Option<Span> {
     (micros <= 2_147_483_647_000.0).then(|| Span::from_micros(micros as i64))
 }
 
+/// The schemas there are.
+const SCHEMAS: [&str; 4] = ["public", "millstream", "pg_catalog", "information_schema"];
+
+/// The names of a list such as `"$user", public`: folded unless quoted. `None` when it is no such list.
+fn names(text: &str) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Some(names);
+    }
+    loop {
+        let mut name = String::new();
+        match rest.strip_prefix('"') {
+            None => {
+                let end = rest.find(',').unwrap_or(rest.len());
+                name.push_str(&rest[..end].trim_end().to_lowercase());
+                rest = &rest[end..];
+                if name.contains(['"', ' ']) {
+                    return None;
+                }
+            }
+            Some(mut quoted) => loop {
+                let end = quoted.find('"')?;
+                name.push_str(&quoted[..end]);
+                quoted = &quoted[end + 1..];
+                match quoted.strip_prefix('"') {
+                    Some(more) => {
+                        name.push('"');
+                        quoted = more;
+                    }
+                    None => {
+                        rest = quoted.trim_start();
+                        break;
+                    }
+                }
+            },
+        }
+        if name.is_empty() {
+            return None;
+        }
+        names.push(name);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more.trim_start(),
+            None => return rest.is_empty().then_some(names),
+        }
+    }
+}
+
+/// `name` as a list of names has it.
+pub(crate) fn quote_name(name: &str) -> String {
+    let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if is_plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
 impl Definition {
     fn check(&self, value: &str) -> Result<String, SqlError> {
         let invalid = || {
@@ -144,6 +217,10 @@ impl Definition {
         };
         match self.kind {
             Kind::Text => Ok(value.to_owned()),
+            Kind::Names => names(value).map(|_| value.to_owned()).ok_or_else(|| invalid().hint("write name, name")),
+            Kind::Word(RESETS) if value.eq_ignore_ascii_case("none") => {
+                Err(SqlError::unsupported("auto_offset_reset = 'none'", "use 'earliest' or 'latest'"))
+            }
             Kind::Word(words) => {
                 let wanted = value.replace(' ', "").to_ascii_lowercase();
                 if words.iter().any(|word| word.replace(' ', "").to_ascii_lowercase() == wanted) {
@@ -276,6 +353,12 @@ impl Settings {
         parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
     }
 
+    /// The schemas of `search_path` that exist.
+    pub(crate) fn search_path(&self) -> Vec<String> {
+        let path = names(&self.get("search_path")).unwrap_or_default();
+        path.into_iter().filter(|schema| SCHEMAS.contains(&schema.as_str())).collect()
+    }
+
     /// Whether an anonymous push query begins at the oldest event.
     pub(crate) fn starts_at_earliest(&self) -> bool {
         self.get("auto_offset_reset") == "earliest"
@@ -318,6 +401,11 @@ mod tests {
             ("server_version", "16", "55006"),
             ("statement_timeout", "5 lightyears", "22023"),
             ("extra_float_digits", "0", "22023"),
+            ("search_path", "\"a", "22023"),
+            ("search_path", "a,,b", "22023"),
+            ("producer_id", "p", "0A000"),
+            ("implicit.flush", "on", "0A000"),
+            ("auto_offset_reset", "none", "0A000"),
         ] {
             let error = settings.set(name, value, SetScope::Session).unwrap_err();
             assert_eq!(error.sqlstate.code(), code, "{name}");
@@ -335,6 +423,18 @@ mod tests {
         assert_eq!(settings.statement_timeout(), Some(Span::from_secs(3)));
         settings.end_transaction(true);
         assert_eq!(settings.statement_timeout(), Some(Span::from_secs(1)));
+    }
+
+    #[test]
+    fn the_search_path_has_the_schemas_that_exist() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.search_path(), ["public"]);
+        settings.set("search_path", "nosuch, \"Public\",MILLSTREAM , \"public\"", SetScope::Session).unwrap();
+        assert_eq!(settings.search_path(), ["millstream", "public"]);
+        assert_eq!(names("\"a\"\"b, c\" , d").unwrap(), ["a\"b, c", "d"]);
+        assert_eq!(quote_name("$user"), "\"$user\"");
+        settings.set("search_path", "", SetScope::Session).unwrap();
+        assert!(settings.search_path().is_empty());
     }
 
     #[test]

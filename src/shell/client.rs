@@ -66,6 +66,7 @@ pub(crate) struct ServerError {
     pub(crate) message: String,
     pub(crate) detail: Option<String>,
     pub(crate) hint: Option<String>,
+    pub(crate) context: Option<String>,
     /// Characters from the start of the text, 1-based.
     pub(crate) position: Option<usize>,
 }
@@ -80,6 +81,7 @@ impl ServerError {
                 b'C' => error.sqlstate = text,
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
+                b'W' => error.context = Some(text),
                 b'H' => error.hint = Some(text),
                 b'P' => error.position = text.parse().ok(),
                 _ => {}

@@ -23,7 +23,9 @@ pub(crate) enum Command {
     /// `\o [file]`
     Output(Option<PathBuf>),
     /// `\copy table [(columns)] from 'file' [options]`: the statement to send, and the file
-    Copy { statement: String, file: PathBuf },
+    CopyFrom { statement: String, file: PathBuf },
+    /// `\copy {table [(columns)] | (query)} to 'file' [options]`: likewise
+    CopyTo { statement: String, file: PathBuf },
     /// A statement that stands behind a command.
     Sql(String),
 }
@@ -43,6 +45,8 @@ Statements end with a semicolon. Ctrl-C cancels what runs, Ctrl-D leaves.
   \\o [FILE]     send rows to a file, or back to the terminal
   \\copy TABLE [(COLUMNS)] FROM 'FILE' [WITH (…)]
                 load a file of this machine
+  \\copy {TABLE [(COLUMNS)] | (QUERY)} TO 'FILE' [WITH (…)]
+                write rows to a file of this machine
   \\q            leave
   \\?            this help
 ";
@@ -91,23 +95,55 @@ fn unquote(text: &str) -> String {
     }
 }
 
-/// `table [(columns)] from 'file' [options]`: the word `from` outside of parentheses parts the two.
+/// `{table [(columns)] | (query)} {from | to} 'file' [options]`.
 fn copy(rest: &str) -> Result<Command, String> {
-    let usage = || "usage: \\copy TABLE [(COLUMNS)] FROM 'FILE' [WITH (…)]".to_owned();
-    let lower = rest.to_ascii_lowercase();
-    let at = lower.find(" from ").ok_or_else(usage)?;
-    let (table, source) = (rest[..at].trim(), rest[at + 6..].trim());
-    let (file, options) = match source.strip_prefix('\'') {
+    let usage = || "usage: \\copy {TABLE [(COLUMNS)] | (QUERY)} {FROM | TO} 'FILE' [WITH (…)]".to_owned();
+    let (at, length, is_from) = direction(rest).ok_or_else(usage)?;
+    let (what, place) = (rest[..at].trim(), rest[at + length..].trim());
+    let (file, options) = match place.strip_prefix('\'') {
         Some(inner) => {
             let end = inner.find('\'').ok_or_else(usage)?;
             (&inner[..end], inner[end + 1..].trim())
         }
-        None => source.split_once(char::is_whitespace).unwrap_or((source, "")),
+        None => place.split_once(char::is_whitespace).unwrap_or((place, "")),
     };
-    if table.is_empty() || file.is_empty() {
+    if what.is_empty() || file.is_empty() {
         return Err(usage());
     }
-    Ok(Command::Copy { statement: format!("COPY {table} FROM STDIN {options};"), file: PathBuf::from(file) })
+    let file = PathBuf::from(file);
+    Ok(match is_from {
+        true => Command::CopyFrom { statement: format!("COPY {what} FROM STDIN {options};"), file },
+        false => Command::CopyTo { statement: format!("COPY {what} TO STDOUT {options};"), file },
+    })
+}
+
+/// Where the word `from` or `to` stands that is in no parentheses and no quotes, its length, and whether it is `from`.
+fn direction(text: &str) -> Option<(usize, usize, bool)> {
+    let mut depth = 0_usize;
+    let mut quote = None;
+    let mut word = 0;
+    for (at, c) in text.char_indices().chain([(text.len(), ' ')]) {
+        let is_word = c.is_alphanumeric() || c == '_';
+        if depth == 0 && quote.is_none() && !is_word {
+            match text[word..at].to_ascii_lowercase().as_str() {
+                "from" => return Some((word, 4, true)),
+                "to" => return Some((word, 2, false)),
+                _ => {}
+            }
+        }
+        match (quote, c) {
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(') => depth += 1,
+            (None, ')') => depth = depth.saturating_sub(1),
+            (None, _) => {}
+        }
+        if !is_word {
+            word = at + c.len_utf8();
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -119,11 +155,14 @@ mod tests {
         let copy = parse("\\copy flights (a, b) from 'my file.csv' with (format csv, header)").unwrap();
         assert_eq!(
             copy,
-            Command::Copy {
+            Command::CopyFrom {
                 statement: "COPY flights (a, b) FROM STDIN with (format csv, header);".to_owned(),
                 file: PathBuf::from("my file.csv"),
             }
         );
+        let copy = parse("\\copy (select 'x to y)' as \"from\" from s) TO out.bin (format binary)").unwrap();
+        let statement = "COPY (select 'x to y)' as \"from\" from s) TO STDOUT (format binary);".to_owned();
+        assert_eq!(copy, Command::CopyTo { statement, file: PathBuf::from("out.bin") });
         assert!(parse("\\copy flights").is_err());
         assert!(parse("\\copy flights from 'x").is_err());
     }

@@ -219,7 +219,15 @@ impl Shell {
                     .map_err(|error| Failure::Usage(format!("cannot write {}: {error}", path.display())))?;
                 self.output = Some(file);
             }
-            Command::Copy { statement, file } => {
+            Command::CopyTo { statement, file } => {
+                let created = env::create_file(&file)
+                    .map_err(|error| Failure::Usage(format!("cannot write {}: {error}", file.display())))?;
+                let before = self.output.replace(created);
+                let result = self.run(&statement, CopySource::None).await;
+                self.output = before;
+                result?;
+            }
+            Command::CopyFrom { statement, file } => {
                 let file = env::open_file(&file)
                     .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", file.display())))?;
                 self.run(&statement, CopySource::File(file)).await?;
@@ -242,11 +250,14 @@ impl Shell {
         let start = env::instant();
         self.client.query(sql).await?;
         let mut failure = None;
+        let mut is_copy_out = false;
         let mut view = View::new(if self.is_vertical { Format::Vertical } else { self.format }, self.output.is_none());
         loop {
             match self.next(&mut view).await? {
                 Reply::Columns(columns) => view.begin(columns),
                 Reply::Row(row) => view.row(row, &mut self.output)?,
+                // Copy data is all there is, for whoever reads it further.
+                Reply::Done(_) if is_copy_out => is_copy_out = false,
                 Reply::Done(tag) => view.done(&tag, &mut self.output)?,
                 Reply::Notice(notice) => {
                     view.hide_rate();
@@ -258,7 +269,7 @@ impl Shell {
                     failure = Some(Failure::Server(spoken(&error, sql)));
                 }
                 Reply::CopyIn => source.send(&mut self.client, &mut self.interrupts).await?,
-                Reply::CopyOut => {}
+                Reply::CopyOut => is_copy_out = true,
                 Reply::CopyData(data) => write_bytes(&mut self.output, &data)?,
                 Reply::Ready => break,
             }
@@ -509,7 +520,7 @@ fn complain(script: &Script<'_>, error: &Failure) {
     }
 }
 
-/// An error as psql shows it: message, the line with a caret, detail, hint.
+/// An error as psql shows it: message, the line with a caret, detail, hint, context.
 fn spoken(error: &ServerError, sql: &str) -> String {
     let mut text = format!("{}: {} ({})", error.severity, error.message, error.sqlstate);
     if let Some((line, number, column)) = error.position.and_then(|position| place(sql, position)) {
@@ -522,6 +533,9 @@ fn spoken(error: &ServerError, sql: &str) -> String {
     }
     if let Some(hint) = &error.hint {
         text.push_str(&format!("\nHINT: {hint}"));
+    }
+    if let Some(context) = &error.context {
+        text.push_str(&format!("\nCONTEXT: {context}"));
     }
     text
 }

@@ -3,8 +3,8 @@
 //! Leaves out what types, keys and options mean (`bind::ddl`). A crash does nothing to it.
 
 use super::ast::{
-    ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Ident, ObjectKind, Position, Statement,
-    Watermark, WithOptions,
+    ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Ident, ObjectKind, Position, QualifiedName,
+    Statement, Watermark, WithOptions,
 };
 use super::cursor::Cursor;
 use super::{duration, options, render, select, vet};
@@ -123,7 +123,7 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     })))
 }
 
-fn no_columns(cursor: &Cursor<'_>, name: &Ident) -> SqlError {
+fn no_columns(cursor: &Cursor<'_>, name: &QualifiedName) -> SqlError {
     let hint = "declare the columns: CREATE TOPIC name (key bytea KEY, value bytea)";
     cursor.unsupported("CREATE TOPIC without columns", hint).at(name.position)
 }

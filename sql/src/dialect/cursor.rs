@@ -148,15 +148,15 @@ impl<'a> Cursor<'a> {
                 .hint("write schema.name")
                 .at(first.position));
         }
-        let schema = (first.as_str() != "public").then_some(first.name);
-        Ok(QualifiedName { schema, name: second.name, position: first.position })
+        Ok(QualifiedName { schema: Some(first.name), name: second.name, position: first.position })
     }
 
     /// The name of something users make: in `public`, or without a schema.
-    pub(super) fn target(&mut self) -> Result<Ident, SqlError> {
-        let QualifiedName { schema, name, position } = self.qualified()?;
-        match schema.as_ref().map(Name::as_str) {
-            None => Ok(Ident { name, position }),
+    pub(super) fn target(&mut self) -> Result<QualifiedName, SqlError> {
+        let name = self.qualified()?;
+        let position = name.position;
+        match name.schema.as_ref().map(Name::as_str) {
+            None | Some("public") => Ok(name),
             Some(system @ ("millstream" | "pg_catalog" | "information_schema")) => Err(SqlError::new(
                 SqlState::InsufficientPrivilege,
                 format!("permission denied: \"{system}\" is a system schema"),

@@ -10,6 +10,7 @@ use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, ScopeRelation, StarColumn, ambiguous, quoted};
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
+use crate::ports::refuse_later;
 use millstream_catalog::Relation;
 use millstream_catalog::model::SqlState;
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
@@ -434,6 +435,9 @@ fn look_up(resolver: &Resolver<'_>, name: &ObjectName) -> Result<(Named, String,
         Some((found, schema)) => Ok((found, bare.value.clone(), Some(schema))),
         None => {
             let shown = schema.map_or_else(|| bare.value.clone(), |schema| format!("{schema}.{}", bare.value));
+            if schema == Some("millstream") {
+                refuse_later(&bare.value).map_err(|error| error.at(Position::of(bare.span)))?;
+            }
             if matches!(schema, Some("pg_catalog" | "information_schema")) || bare.value.starts_with("pg_") {
                 let hint = "schema millstream has the views: SELECT * FROM millstream.topics; or DESCRIBE name";
                 let refused = SqlError::unsupported(format!("the system view {shown}"), hint);

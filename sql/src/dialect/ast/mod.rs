@@ -149,15 +149,28 @@ impl fmt::Display for Ident {
     }
 }
 
-/// A name that a schema may precede. `public.` is taken away while parsing, so `None` is `public` or the search path.
+/// A name that a schema may precede.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QualifiedName {
-    /// The schema, unless it is `public`.
+    /// The schema; `None` is the search path.
     pub schema: Option<Name>,
     /// The name in it.
     pub name: Name,
     /// Where it stands.
     pub position: Position,
+}
+
+impl QualifiedName {
+    /// The text of the name, without the schema.
+    pub fn as_str(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+impl fmt::Display for QualifiedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
 }
 
 /// The word for a stream or table in the statement.
@@ -196,7 +209,7 @@ pub struct CreateRelation {
     /// The word used.
     pub kind: ObjectKind,
     /// Its name.
-    pub name: Ident,
+    pub name: QualifiedName,
     /// An existing relation of the name is left alone.
     pub if_not_exists: bool,
     /// The columns, in order.
@@ -314,7 +327,7 @@ pub struct CreateAs {
     /// The word used.
     pub kind: ObjectKind,
     /// Its name, which is the query's too.
-    pub name: Ident,
+    pub name: QualifiedName,
     /// An existing relation of the name is left alone.
     pub if_not_exists: bool,
     /// `WITH (…)`: options of the topic and of the query.
@@ -331,7 +344,7 @@ pub struct Drop {
     /// The word used.
     pub kind: ObjectKind,
     /// What to drop.
-    pub names: Vec<Ident>,
+    pub names: Vec<QualifiedName>,
     /// Names that are not there are no error.
     pub if_exists: bool,
     /// Queries that read them are dropped too.
@@ -342,7 +355,7 @@ pub struct Drop {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Insert {
     /// Where the rows go.
-    pub name: Ident,
+    pub name: QualifiedName,
     /// The named columns; `None` is all, in order.
     pub columns: Option<Vec<Ident>>,
     /// The rows.
@@ -382,7 +395,7 @@ pub enum CopyDirection {
     /// From the client into a relation.
     FromStdin {
         /// Where the rows go.
-        name: Ident,
+        name: QualifiedName,
         /// The columns of the data, in its order; `None` is all.
         columns: Option<Vec<Ident>>,
     },
