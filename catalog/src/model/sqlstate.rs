@@ -35,6 +35,10 @@ states! {
     CardinalityViolation = "21000",
     /// `2201B`
     InvalidRegularExpression = "2201B",
+    /// `2201E`
+    InvalidArgumentForLogarithm = "2201E",
+    /// `2201F`
+    InvalidArgumentForPowerFunction = "2201F",
     /// `22000`
     DataException = "22000",
     /// `2200G`

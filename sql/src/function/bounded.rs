@@ -1,6 +1,6 @@
-//! `repeat`, `lpad` and `rpad`, refused before they make more text than a batch may hold.
+//! `repeat`, `lpad` and others that make a value of any size from a number, refused before it is more than a batch may hold.
 //!
-//! The library makes the text at once, outside the query's memory accounting. Pure.
+//! The library makes the value at once, outside the query's memory accounting. Pure.
 
 use super::errors::fail;
 use arrow::array::AsArray;
@@ -11,8 +11,10 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use millstream_catalog::model::SqlState;
 use std::sync::Arc;
 
-/// Bytes of text one call makes for one batch.
+/// Bytes that one call makes for one batch.
 const TEXT_BYTES_MAX: i64 = 256 << 20;
+/// Bytes an item of an array is counted as.
+const ITEM_BYTES: i64 = 16;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Bounded {
@@ -36,6 +38,10 @@ impl ScalarUDFImpl for Bounded {
         self.inner.name()
     }
 
+    fn aliases(&self) -> &[String] {
+        self.inner.aliases()
+    }
+
     fn signature(&self) -> &Signature {
         self.inner.signature()
     }
@@ -54,7 +60,11 @@ impl ScalarUDFImpl for Bounded {
             let counts: Vec<i64> =
                 counts.as_primitive::<Int64Type>().iter().map(|count| count.unwrap_or(0).max(0)).collect();
             // The padding functions count characters of at most four bytes.
-            let unit = if self.name() == "repeat" { lengths(text)? } else { vec![4] };
+            let unit = match self.name() {
+                "repeat" => lengths(text)?,
+                "lpad" | "rpad" => vec![4],
+                _ => vec![ITEM_BYTES],
+            };
             let rows = if matches!((text, count), (ColumnarValue::Scalar(_), ColumnarValue::Scalar(_))) {
                 1
             } else {

@@ -7,6 +7,8 @@ pub mod arith;
 mod bounded;
 pub mod cast;
 mod decimal;
+mod domain;
+mod encode;
 pub mod errors;
 mod exact;
 mod extract;
@@ -25,7 +27,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 /// Functions of the library that mean something else in PostgreSQL, or show the inside of the engine.
-const HIDDEN: [&str; 22] = [
+const HIDDEN: [&str; 23] = [
     "arrow_cast",
     "arrow_field",
     "arrow_metadata",
@@ -36,6 +38,7 @@ const HIDDEN: [&str; 22] = [
     "input_file_name",
     "metadata",
     "named_struct",
+    "range",
     "row",
     "struct",
     "to_char",
@@ -79,7 +82,13 @@ impl Registry {
         own.extend(text::functions());
         own.extend(pattern::functions());
         own.extend(scalars.get("round").map(rounding::round));
-        own.extend(["repeat", "lpad", "rpad"].iter().filter_map(|name| bounded::bounded(scalars.get(*name)?)));
+        own.extend(encode::functions());
+        own.extend(domain::NAMES.iter().filter_map(|name| Some(domain::checked(scalars.get(*name)?))));
+        own.extend(
+            ["repeat", "lpad", "rpad", "array_repeat", "array_resize"]
+                .iter()
+                .filter_map(|name| bounded::bounded(scalars.get(*name)?)),
+        );
         for function in own {
             let function = Arc::new(function);
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);

@@ -6,6 +6,7 @@
 
 mod pipeline;
 
+mod any;
 mod constant;
 mod continuous;
 mod from;

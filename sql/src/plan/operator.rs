@@ -31,6 +31,11 @@ impl ExprPlanner for Operators {
         {
             return Ok(PlannerResult::Planned(expr));
         }
+        if let BinaryOperator::Custom(mark) = &op
+            && let Some(expr) = super::any::settle(mark, left.clone(), &right, schema)?
+        {
+            return Ok(PlannerResult::Planned(expr));
+        }
         match plan(&op, left.clone(), right.clone(), schema)? {
             Some(expr) => Ok(PlannerResult::Planned(expr)),
             None => Ok(PlannerResult::Original(RawBinaryExpr { op, left, right })),
@@ -126,7 +131,7 @@ fn is_widening(from: Option<&SqlType>, to: &SqlType) -> bool {
     )
 }
 
-fn is_string(sql_type: &SqlType) -> bool {
+pub(super) fn is_string(sql_type: &SqlType) -> bool {
     matches!(sql_type, SqlType::Text | SqlType::Varchar(_) | SqlType::Char(_))
 }
 
@@ -223,7 +228,7 @@ fn plan(op: &BinaryOperator, left: Expr, right: Expr, schema: &DFSchema) -> Resu
 }
 
 /// 42883 in PostgreSQL's words.
-fn no_operator(op: &str, left: Option<&SqlType>, right: Option<&SqlType>) -> DataFusionError {
+pub(super) fn no_operator(op: &str, left: Option<&SqlType>, right: Option<&SqlType>) -> DataFusionError {
     let shown = |sql_type: Option<&SqlType>| match sql_type {
         Some(SqlType::Numeric { .. }) => "numeric".to_owned(),
         Some(sql_type) => sql_type.to_string(),

@@ -7,7 +7,8 @@ use sqlparser::ast::helpers::attached_token::AttachedToken;
 use sqlparser::ast::{CastKind, SetExpr, Values};
 use sqlparser::ast::{
     DataType, Expr, GroupByExpr, LimitClause, ObjectName, OrderBy, OrderByExpr, OrderByKind, Query, Select,
-    SelectFlavor, SelectItem, SetQuantifier, TableFactor, TableWithJoins, Value, WildcardAdditionalOptions, With,
+    SelectFlavor, SelectItem, SetOperator, SetQuantifier, TableFactor, TableWithJoins, Value,
+    WildcardAdditionalOptions, With,
 };
 
 /// Refuses clauses of a query that have no effect here.
@@ -78,9 +79,13 @@ pub(super) fn wildcard(options: &WildcardAdditionalOptions) -> Result<(), SqlErr
     }
 }
 
-/// Refuses set operations by name.
-pub(super) fn set_quantifier(quantifier: SetQuantifier) -> Result<(), SqlError> {
+/// Refuses set operations by name, and those that count duplicates, which the engine does not.
+pub(super) fn set_quantifier(op: SetOperator, quantifier: SetQuantifier) -> Result<(), SqlError> {
     match quantifier {
+        SetQuantifier::All if op != SetOperator::Union => {
+            let hint = "number equal rows with row_number() OVER (PARTITION BY every column), and leave ALL out";
+            Err(SqlError::unsupported(format!("{op} ALL"), hint))
+        }
         SetQuantifier::All | SetQuantifier::Distinct | SetQuantifier::None => Ok(()),
         SetQuantifier::ByName | SetQuantifier::AllByName | SetQuantifier::DistinctByName => {
             Err(SqlError::unsupported("BY NAME", "list the columns in the same order"))

@@ -163,8 +163,8 @@ impl<'c> Resolver<'c> {
         let output = match body {
             SetExpr::Select(select) => return self.select(select, outer, order_by, is_windowed),
             SetExpr::Query(query) => self.query_level(query, outer, is_windowed)?,
-            SetExpr::SetOperation { left, right, set_quantifier, .. } => {
-                refuse::set_quantifier(*set_quantifier)?;
+            SetExpr::SetOperation { left, right, set_quantifier, op } => {
+                refuse::set_quantifier(*op, *set_quantifier)?;
                 let output = self.set_expr(left, outer, None, false)?;
                 let right = self.set_expr(right, outer, None, false)?;
                 same_width(&output, &right)?;

@@ -222,6 +222,10 @@ impl Rewriter<'_, '_, '_> {
                 mark(expr);
                 return Ok(());
             }
+            Expr::AnyOp { left, right, .. } | Expr::AllOp { left, right, .. } => {
+                super::any::mark(left, right);
+                return Ok(());
+            }
             Expr::UnaryOp { op: UnaryOperator::Not, .. } => {
                 mark(expr);
                 return Ok(());

@@ -138,7 +138,7 @@ pub(super) fn common_type(types: &[SqlType], what: &str) -> Result<SqlType, SqlE
     })
 }
 
-fn union(left: &SqlType, right: &SqlType) -> Option<SqlType> {
+pub(super) fn union(left: &SqlType, right: &SqlType) -> Option<SqlType> {
     if left == right {
         return Some(left.clone());
     }

@@ -76,7 +76,11 @@ impl InsertPlan {
         declared: &[Option<SqlType>],
         eval: PlanEval<'_>,
     ) -> Result<Self, SqlError> {
-        let targets = resolve(relation, columns)?;
+        let mut targets = resolve(relation, columns)?;
+        if columns.is_none() {
+            // Columns that are neither named nor given have their defaults.
+            targets.truncate(rows.first().map_or(0, Vec::len));
+        }
         for row in rows {
             check_length(row, &targets, columns)?;
         }
@@ -168,11 +172,10 @@ fn check_length(row: &[ast::Expr], targets: &[Target], columns: Option<&[Ident]>
     }
     if row.len() < targets.len() {
         let error = SqlError::syntax("INSERT has more target columns than expressions");
-        // Without a column list PostgreSQL fills the rest with defaults; a missing value is too easily a mistake.
         let place = columns.and_then(|columns| columns.get(row.len())).map(|column| column.position);
         return Err(match place {
             Some(place) => error.at(place),
-            None => error.hint("name the columns that are given"),
+            None => SqlError::syntax("VALUES lists must all be the same length"),
         });
     }
     Ok(())

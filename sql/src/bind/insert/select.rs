@@ -43,7 +43,10 @@ impl InsertSelect {
         eval: PlanEval<'_>,
     ) -> Result<Self, SqlError> {
         let shape = Shape::of(relation);
-        let targets = resolve(relation, columns)?;
+        let mut targets = resolve(relation, columns)?;
+        if columns.is_none() {
+            targets.truncate(result.len());
+        }
         if result.len() > targets.len() {
             return Err(SqlError::syntax("INSERT has more expressions than target columns"));
         }

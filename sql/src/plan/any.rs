@@ -1,0 +1,64 @@
+//! `x op ANY (array)` and `x op ALL (array)`: the item and the array's items are brought to one type.
+//!
+//! The rewriter marks both sides with the other one, as their types are known only when they are built. Source: PostgreSQL
+//! 15, section 9.25. Leaves out the comparison itself. Pure.
+
+use super::from::binary;
+use super::operator::{convert, is_string, no_operator, type_of};
+use super::refuse;
+use super::settle::union;
+use crate::error::SqlError;
+use crate::function::errors::external;
+use datafusion::common::{DFSchema, Result};
+use datafusion::logical_expr::Expr;
+use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
+use sqlparser::ast::{self, BinaryOperator};
+
+/// The mark on an item; its right side is the array.
+const ITEM: &str = "$item";
+/// The mark on an array; its right side is the item.
+const ARRAY: &str = "$array";
+
+/// Marks both sides of an ANY or ALL over an array.
+pub(super) fn mark(item: &mut ast::Expr, array: &mut ast::Expr) {
+    if matches!(array, ast::Expr::Subquery(_)) {
+        return;
+    }
+    let (own, other) = (std::mem::replace(item, refuse::null()), std::mem::replace(array, refuse::null()));
+    *item = binary(own.clone(), BinaryOperator::Custom(ITEM.to_owned()), other.clone());
+    *array = binary(other, BinaryOperator::Custom(ARRAY.to_owned()), own);
+}
+
+/// A marked side in its type; `None` when `mark` is no mark of these.
+pub(super) fn settle(mark: &str, own: Expr, other: &Expr, schema: &DFSchema) -> Result<Option<Expr>> {
+    if mark != ITEM && mark != ARRAY {
+        return Ok(None);
+    }
+    let (from, of_other) = (type_of(&own, schema)?, type_of(other, schema)?);
+    let (item, array) = if mark == ITEM { (&from, &of_other) } else { (&of_other, &from) };
+    let common = match (item, array) {
+        (_, Some(array)) if !matches!(array, SqlType::Array(_)) => {
+            let fact = "op ANY/ALL (array) requires array on right side";
+            return Err(external(SqlError::new(SqlState::WrongObjectType, fact)));
+        }
+        (None, None) => SqlType::Text,
+        (Some(item), None) if is_string(item) => SqlType::Text,
+        (Some(item), None) => item.clone(),
+        (None, Some(array)) => item_of(array),
+        (Some(item), Some(array)) => {
+            let items = item_of(array);
+            union(item, &items).ok_or_else(|| no_operator("=", Some(item), Some(&items)))?
+        }
+    };
+    let to = if mark == ITEM { common } else { SqlType::Array(Box::new(common)) };
+    convert(own, from.as_ref(), &to).map(Some)
+}
+
+fn item_of(array: &SqlType) -> SqlType {
+    match array {
+        SqlType::Array(item) if is_string(item) => SqlType::Text,
+        SqlType::Array(item) => (**item).clone(),
+        other => other.clone(),
+    }
+}
