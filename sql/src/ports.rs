@@ -91,6 +91,11 @@ pub trait RelationSource: Send + Sync + Debug {
     /// The exact number of rows a scan without bounds gives, when metadata knows it.
     fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount>;
 
+    /// The value of a setting of the session; `None` when there is no such setting.
+    fn setting(&self, _name: &str) -> Option<String> {
+        None
+    }
+
     /// Name and schema of every view in schema `millstream`.
     fn system_views(&self) -> Vec<(String, SchemaRef)>;
 

@@ -242,6 +242,10 @@ impl RelationSource for LogSource {
         Some(relation.partitions().map(count).fold(RowCount::ZERO, RowCount::plus))
     }
 
+    fn setting(&self, name: &str) -> Option<String> {
+        self.session.as_ref()?.settings.show(name).ok()
+    }
+
     fn system_views(&self) -> Vec<(String, SchemaRef)> {
         system_view::schemas()
     }

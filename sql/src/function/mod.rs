@@ -142,6 +142,7 @@ impl Registry {
             || self.aggregates.contains_key(name)
             || ["unnest", "mod"].contains(&name)
             || session::is_session_function(name)
+            || session::is_setting_function(name)
     }
 
     /// True when `name` is an aggregate.

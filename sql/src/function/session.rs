@@ -1,6 +1,6 @@
 //! Functions whose value the session or the statement fixes: `now()`, `current_user`, `version()` …
 //!
-//! The planner puts their values into the plan. Leaves out settings (`current_setting`). Pure.
+//! The planner puts their values into the plan. Leaves out what a setting's value is (`ports`). Pure.
 
 use super::errors::external;
 use crate::error::SqlError;
@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
 
 /// Every name [`session_value`] knows.
 const NAMES: [&str; 24] = [
@@ -42,6 +43,60 @@ const NAMES: [&str; 24] = [
 /// True for a function whose value is fixed before the plan runs.
 pub fn is_session_function(name: &str) -> bool {
     NAMES.contains(&name)
+}
+
+/// True for a function whose value constant arguments fix, or that is refused whatever its arguments.
+pub fn is_setting_function(name: &str) -> bool {
+    matches!(name, "current_setting" | "current_schemas" | "set_config" | "txid_current" | "pg_current_xact_id")
+}
+
+/// The value of the function `name` of these literals in `context`; `None` stands for an argument that is no literal.
+///
+/// # Errors
+/// 42704 for an unknown setting, 42883 for other arguments, 0A000 for what there is not.
+pub fn setting_value(
+    name: &str,
+    args: &[Option<String>],
+    context: &PlanContext,
+) -> Result<(ScalarValue, SqlType), SqlError> {
+    let text = |value: Option<String>| (ScalarValue::Utf8(value), SqlType::Text);
+    match name {
+        "set_config" => return Err(SqlError::unsupported("set_config()", "use SET name = value")),
+        "txid_current" | "pg_current_xact_id" => {
+            return Err(SqlError::unsupported(format!("{name}()"), "leave it out: transactions have no numbers"));
+        }
+        _ => {}
+    }
+    let args: Option<Vec<&str>> = args.iter().map(Option::as_deref).collect();
+    let Some(args) = args else {
+        return Err(SqlError::unsupported(
+            format!("{name}() of what is not a literal"),
+            "write the value, or use SHOW",
+        ));
+    };
+    match (name, args.as_slice()) {
+        ("current_setting", [setting] | [setting, "true" | "false"]) => match context.source.setting(setting) {
+            None if args.last() != Some(&"true") => {
+                let fact = format!("unrecognized configuration parameter \"{setting}\"");
+                Err(SqlError::new(SqlState::UndefinedObject, fact))
+            }
+            value => Ok(text(value)),
+        },
+        ("current_schemas", [with_implicit @ ("true" | "false")]) => {
+            let path = &context.settings.search_path;
+            let implicit = (*with_implicit == "true" && !path.iter().any(|schema| schema == "pg_catalog"))
+                .then_some("pg_catalog")
+                .into_iter();
+            let names = implicit.chain(path.iter().map(String::as_str));
+            let names: Vec<ScalarValue> = names.map(|name| ScalarValue::Utf8(Some(name.to_owned()))).collect();
+            let list = ScalarValue::List(ScalarValue::new_list_nullable(&names, &DataType::Utf8));
+            Ok((list, SqlType::Array(Box::new(SqlType::Text))))
+        }
+        _ => {
+            let fact = format!("function {name} does not take these arguments");
+            Err(SqlError::new(SqlState::UndefinedFunction, fact))
+        }
+    }
 }
 
 /// True for functions of the clock.

@@ -12,7 +12,9 @@ use super::syntax;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::function::cast::{cast_function, constant_function};
-use crate::function::session::{clock_type, is_clock_function, is_session_function, session_value};
+use crate::function::session::{
+    clock_type, is_clock_function, is_session_function, is_setting_function, session_value, setting_value,
+};
 use crate::types::type_named;
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::ScalarUDF;
@@ -257,6 +259,13 @@ impl Rewriter<'_, '_, '_> {
         } else if is_session_function(name) && !has_args {
             let name = name.to_owned();
             *expr = self.session(&name)?;
+        } else if is_setting_function(name) {
+            if self.resolver.keeps_clock {
+                let what = format!("{name}() in a continuous query");
+                return Err(SqlError::unsupported(what, "write the value into the statement"));
+            }
+            let (value, sql_type) = setting_value(name, &literals(function), self.resolver.context)?;
+            *expr = self.constant(value, &sql_type);
         } else if name == "generate_series" {
             return Err(SqlError::unsupported("generate_series outside FROM", "use FROM generate_series(…) AS n"));
         } else if !name.starts_with('$') {
@@ -437,6 +446,20 @@ fn two_arguments(function: &Function) -> Option<(Expr, Expr)> {
         }
         _ => None,
     }
+}
+
+/// The arguments of a call that are literals, as text; `None` for the others.
+fn literals(function: &Function) -> Vec<Option<String>> {
+    let FunctionArguments::List(list) = &function.args else { return Vec::new() };
+    let literal = |arg: &FunctionArg| match arg {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => match &value.value {
+            Value::SingleQuotedString(text) => Some(text.clone()),
+            Value::Boolean(value) => Some(value.to_string()),
+            _ => None,
+        },
+        _ => None,
+    };
+    list.args.iter().map(literal).collect()
 }
 
 /// Session functions that are written without parentheses.
