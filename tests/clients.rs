@@ -148,6 +148,15 @@ async fn parameters_reach_subscriptions_cursors_and_inserted_selects() {
     assert_eq!(subscription.params(), [Type::INT4, Type::INT4]);
     let rows = client.query(&subscription, &[&100_i32, &2_i32]).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [103]);
+    let words = vec!["x", "y"];
+    let found = client.query("SELECT v FROM s WHERE w = ANY($1) ORDER BY v", &[&words]).await.unwrap();
+    assert_eq!(found.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [1, 3]);
+    let values = client.query("SELECT * FROM (VALUES ($1, $2), (NULL, 'z')) AS t(a, b)", &[&"p", &"q"]).await.unwrap();
+    assert_eq!(values[0].get::<_, &str>("b"), "q");
+    for explained in ["SELECT v FROM s WHERE v = $1", "SELECT v FROM s WHERE v = $1 EMIT CHANGES"] {
+        let lines = client.query(&format!("EXPLAIN {explained}"), &[&3_i32]).await.unwrap();
+        assert!(!lines.is_empty());
+    }
     let transaction = client.transaction().await.unwrap();
     for (name, emit) in [("a", ""), ("b", " EMIT CHANGES WITH (auto_offset_reset = 'earliest')")] {
         let declare = format!("DECLARE {name} CURSOR FOR SELECT v FROM s WHERE v < $1{emit}");

@@ -142,11 +142,12 @@ impl Session {
         select: &Select,
         sink: Option<&Name>,
         explain: &Explain,
+        arguments: Arguments,
     ) -> Result<Vec<String>> {
         if explain.analyze {
             return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
         }
-        let (plan, pipeline) = self.plan_push(select, Arguments::default()).await?;
+        let (plan, pipeline) = self.plan_push(select, arguments).await?;
         let mut lines = crate::engine::describe::pipeline_lines(select, &plan, &pipeline, sink);
         if explain.verbose {
             lines.push("Logical plan:".to_owned());

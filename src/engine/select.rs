@@ -42,17 +42,26 @@ impl Session {
                 let (params, columns) = self.describe_push(select, declared).await?;
                 (params, Some(columns.into()), Plan::Late)
             }
-            Statement::Declare(declare) => {
-                let params = match declare.select.emit {
-                    Some(_) => self.describe_push(&declare.select, declared).await?.0,
-                    None => self.plan_pull(&declare.select, declared).await?.params,
+            Statement::Declare(declare) => (self.select_params(&declare.select, declared).await?, None, Plan::Late),
+            Statement::Explain(explain) => {
+                let params = match &explain.statement.statement {
+                    Statement::Select(select) => self.select_params(select, declared).await?,
+                    _ => Vec::new(),
                 };
-                (params, None, Plan::Late)
+                (params, self.columns_of(&parsed.statement)?, Plan::Late)
             }
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),
         };
         Ok(Arc::new(Prepared { parsed, params, columns, moment, plan }))
+    }
+
+    /// The types of a query's parameters.
+    async fn select_params(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<Vec<SqlType>> {
+        match select.emit {
+            Some(_) => Ok(self.describe_push(select, declared).await?.0),
+            None => Ok(self.plan_pull(select, declared).await?.params),
+        }
     }
 
     pub(crate) async fn plan_pull(&self, select: &Select, declared: &[Option<SqlType>]) -> Result<PlannedSelect> {
@@ -171,17 +180,18 @@ impl Session {
     }
 
     /// `EXPLAIN [ANALYZE]`
-    pub(crate) async fn explain(&self, explain: &Explain) -> Result<Outcome> {
+    pub(crate) async fn explain(&self, explain: &Explain, arguments: Arguments) -> Result<Outcome> {
         let lines = match &explain.statement.statement {
-            Statement::Select(select) if select.emit.is_none() => self.explain_pull(select, explain).await?,
-            Statement::Select(select) => self.explain_continuous(select, None, explain).await?,
+            Statement::Select(select) if select.emit.is_none() => self.explain_pull(select, explain, arguments).await?,
+            Statement::Select(select) => self.explain_continuous(select, None, explain, arguments).await?,
             Statement::CreateAs(create) => {
-                self.explain_continuous(&create.select, Some(&create.name.name), explain).await?
+                self.explain_continuous(&create.select, Some(&create.name.name), explain, arguments).await?
             }
             Statement::Insert(insert) => match &insert.source {
                 dialect::InsertSource::Select(select) if !explain.analyze => {
                     let mut lines = vec![format!("Insert on {}", insert.name)];
-                    lines.extend(self.explain_pull(select, explain).await?.into_iter().map(|line| format!("  {line}")));
+                    let inner = self.explain_pull(select, explain, arguments).await?;
+                    lines.extend(inner.into_iter().map(|line| format!("  {line}")));
                     lines
                 }
                 dialect::InsertSource::Select(_) => {
@@ -197,15 +207,16 @@ impl Session {
         Ok(Outcome::Rows(text_rows("QUERY PLAN", lines, "EXPLAIN")?))
     }
 
-    async fn explain_pull(&self, select: &Select, explain: &Explain) -> Result<Vec<String>> {
-        let planned = self.plan_pull(select, &[]).await?;
+    async fn explain_pull(&self, select: &Select, explain: &Explain, arguments: Arguments) -> Result<Vec<String>> {
+        let declared: Vec<Option<SqlType>> = arguments.types.into_iter().map(Some).collect();
+        let planned = self.plan_pull(select, &declared).await?;
         let context = self.plan_context();
         let mode = if explain.analyze { exec::ExplainMode::Analyze } else { exec::ExplainMode::Plan };
         let is_verbose = explain.verbose;
         self.engine
             .compute
             .run(async move {
-                let mut lines = exec::explain(&context, &planned, Vec::new(), mode).await?;
+                let mut lines = exec::explain(&context, &planned, arguments.values, mode).await?;
                 if is_verbose {
                     lines.push("Logical plan:".to_owned());
                     lines.extend(planned.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));

@@ -253,7 +253,7 @@ impl Session {
             Statement::Drop(drop) => self.drop_relations(drop).await,
             Statement::Query(control) => self.control_query(control).await,
             Statement::Flush => self.flush().await,
-            Statement::Explain(explain) => self.explain(explain).await,
+            Statement::Explain(explain) => self.explain(explain, prepared.arguments(&params)?).await,
             Statement::ExplainQuery(name) => self.explain_query(name).await,
             Statement::Show(show) => self.show(show),
             Statement::Describe(describe) => self.describe(describe),

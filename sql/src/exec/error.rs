@@ -28,7 +28,11 @@ fn of_engine(error: &DataFusionError) -> SqlError {
             SqlError::new(SqlState::OutOfMemory, "out of memory: the query needs more than it may hold")
                 .hint("filter earlier, group by fewer values, or sort fewer rows")
         }
-        DataFusionError::NotImplemented(text) if text.contains("OuterReferenceColumn") => correlated(),
+        DataFusionError::NotImplemented(text)
+            if text.contains("OuterReferenceColumn") || text.contains("ScalarSubquery") =>
+        {
+            correlated()
+        }
         DataFusionError::NotImplemented(text) if text.contains("Exists") || text.contains("InSubquery") => {
             SqlError::unsupported("EXISTS or IN with a sub-query outside a condition", "put it into WHERE, or join")
         }
@@ -218,7 +222,10 @@ fn plain(column: &str) -> String {
 
 /// The engine's words, if they are fit to be shown: one lower-case line without its types and names.
 fn quoted(text: &str) -> String {
-    const OURS: [&str; 14] = [
+    const OURS: [&str; 17] = [
+        "hysical plan",
+        "ogical expression",
+        "Subquery(",
         "DataFusion",
         "datafusion",
         "Arrow",
@@ -235,6 +242,7 @@ fn quoted(text: &str) -> String {
         "Some(",
     ];
     let line = text.lines().next().unwrap_or_default().trim().trim_end_matches('.');
+    let line = line.strip_prefix("Execution error: ").unwrap_or(line);
     if line.is_empty() || line.len() > 160 || OURS.iter().any(|word| line.contains(word)) {
         return "this expression or clause".to_owned();
     }

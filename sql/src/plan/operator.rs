@@ -13,7 +13,7 @@ use crate::types::{scalar_null, scalar_text};
 use datafusion::common::{DFSchema, DataFusionError, ExprSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawFieldAccessExpr};
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, GetFieldAccess, Operator};
+use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, GetFieldAccess, Operator, ScalarUDF};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::BinaryOperator;
@@ -47,14 +47,17 @@ impl ExprPlanner for Operators {
     }
 }
 
+fn array_function(name: &str) -> Result<Arc<ScalarUDF>> {
+    registry().scalar(name).ok_or_else(|| external(SqlError::internal("an array function is missing")))
+}
+
 /// `array[index]` and `array[from:to]`.
 fn element(expr: Expr, access: GetFieldAccess) -> Result<Expr> {
-    let function = |name: &str| {
-        registry().scalar(name).ok_or_else(|| external(SqlError::internal("an array function is missing")))
-    };
     match access {
-        GetFieldAccess::ListIndex { key } => Ok(function("array_element")?.call(vec![expr, *key])),
-        GetFieldAccess::ListRange { start, stop, .. } => Ok(function("array_slice")?.call(vec![expr, *start, *stop])),
+        GetFieldAccess::ListIndex { key } => Ok(array_function("array_element")?.call(vec![expr, *key])),
+        GetFieldAccess::ListRange { start, stop, .. } => {
+            Ok(array_function("array_slice")?.call(vec![expr, *start, *stop]))
+        }
         GetFieldAccess::NamedStructField { .. } => {
             Err(external(SqlError::unsupported("a field of a value", "use columns, or json text")))
         }
@@ -222,7 +225,8 @@ fn plan(op: &BinaryOperator, left: Expr, right: Expr, schema: &DFSchema) -> Resu
         B::PGBitwiseShiftLeft => bits(Operator::BitwiseShiftLeft, left, right, schema).map(Some),
         B::PGBitwiseShiftRight => bits(Operator::BitwiseShiftRight, left, right, schema).map(Some),
         B::PGExp => power(left, right, schema).map(Some),
-        B::AtArrow | B::ArrowAt | B::PGOverlap => Ok(None),
+        B::AtArrow | B::ArrowAt => Ok(None),
+        B::PGOverlap => Ok(Some(array_function("array_has_any")?.call(vec![left, right]))),
         other => Err(external(SqlError::unsupported(format!("operator {other}"), "use a function"))),
     }
 }

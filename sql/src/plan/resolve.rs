@@ -10,13 +10,14 @@ use super::refuse;
 use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
 use super::settle::condition;
+use super::syntax;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::function::Registry;
 use datafusion::logical_expr::ScalarUDF;
-use millstream_catalog::Relation;
 use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::COLUMNS_MAX;
+use millstream_catalog::{Relation, SqlType};
 use sqlparser::ast::{
     Cte, Distinct, Expr, GroupByExpr, Ident, LimitClause, NamedWindowExpr, ObjectName, ObjectNamePart, OrderBy, Query,
     Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, TableFactor, Visit, Visitor, With,
@@ -56,6 +57,8 @@ pub(super) struct Resolver<'c> {
     pub(super) is_windowed: bool,
     /// `now()` stays a call: the statement runs continuously.
     pub(super) keeps_clock: bool,
+    /// The types of parameters that the client gave.
+    pub(super) declared: &'c [Option<SqlType>],
     ctes: Vec<CteName>,
     names_given: usize,
 }
@@ -71,6 +74,7 @@ impl<'c> Resolver<'c> {
             parameters: 0,
             is_windowed,
             keeps_clock: false,
+            declared: &[],
             ctes: Vec::new(),
             names_given: 0,
         }
@@ -173,6 +177,7 @@ impl<'c> Resolver<'c> {
             SetExpr::Values(values) => {
                 let scope = Scope::inside(outer);
                 let width = values.rows.first().map_or(0, |row| row.content.len());
+                syntax::type_values(&mut values.rows, self.declared);
                 for row in &mut values.rows {
                     if row.content.len() != width {
                         return Err(SqlError::syntax("VALUES lists must all be the same length"));

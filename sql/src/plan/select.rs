@@ -66,6 +66,7 @@ pub(super) fn draft(
     let window = select.window.as_ref().map(window_spec).transpose()?;
     let mut resolver = Resolver::new(context, registry, window.is_some());
     resolver.keeps_clock = run == Run::Continuously;
+    resolver.declared = param_types;
     let mut query: Query = select.query.as_ref().clone();
     let output = resolver.statement(&mut query)?;
     let (functions, sources, parameters) = (resolver.functions, resolver.sources, resolver.parameters);

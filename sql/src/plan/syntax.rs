@@ -13,8 +13,8 @@ use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::{
-    BinaryOperator, DataType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause,
-    FunctionArguments, Interval, NullTreatment, ObjectNamePart, UnaryOperator, Value,
+    BinaryOperator, CastKind, DataType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr,
+    FunctionArgumentClause, FunctionArguments, Interval, NullTreatment, ObjectNamePart, Parens, UnaryOperator, Value,
 };
 
 /// `IS DISTINCT FROM` among the binary operators.
@@ -275,4 +275,33 @@ fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Resul
 fn no_function(name: &str) -> SqlError {
     SqlError::new(SqlState::UndefinedFunction, format!("function \"{name}\" does not exist"))
         .hint("SHOW FUNCTIONS lists those there are")
+}
+
+/// Parameters of unknown type are text where every value of their column is one of unknown type.
+pub(super) fn type_values(rows: &mut [Parens<Vec<Expr>>], declared: &[Option<SqlType>]) {
+    let is_untyped = |expr: &Expr| match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Placeholder(id) => {
+                let at = id.trim_start_matches('$').parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+                at.and_then(|at| declared.get(at)).is_none_or(Option::is_none)
+            }
+            Value::Null | Value::SingleQuotedString(_) | Value::EscapedStringLiteral(_) => true,
+            _ => false,
+        },
+        _ => false,
+    };
+    let width = rows.iter().map(|row| row.content.len()).min().unwrap_or(0);
+    for column in 0..width {
+        if !rows.iter().all(|row| is_untyped(&row.content[column])) {
+            continue;
+        }
+        for row in rows.iter_mut() {
+            let expr = &mut row.content[column];
+            if matches!(expr, Expr::Value(value) if matches!(value.value, Value::Placeholder(_))) {
+                let inner = Box::new(std::mem::replace(expr, refuse::null()));
+                let (kind, data_type) = (CastKind::DoubleColon, DataType::Text);
+                *expr = Expr::Cast { kind, expr: inner, data_type, array: false, format: None };
+            }
+        }
+    }
 }
