@@ -274,7 +274,7 @@ mod tests {
         };
         let (first, second) = as_group(founding).await;
         // From another task, with pauses in which the group may sleep.
-        let sender = tokio::spawn(async move {
+        let sender = env::spawn("sender", async move {
             for value in 0..2_000 {
                 to_both.send(value).await.unwrap();
                 for _ in 0..value % 50 {

@@ -137,7 +137,7 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     // The last line has no end of its own.
-    if out.ends_with('\n') && bytes.len() % 57 == 0 {
+    if out.ends_with('\n') && bytes.len().is_multiple_of(57) {
         out.pop();
     }
     out
