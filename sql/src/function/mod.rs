@@ -104,6 +104,9 @@ impl Registry {
         for function in [exact::sum(), exact::avg()] {
             aggregates.insert(function.name().to_owned(), Arc::new(function));
         }
+        if let Some(function) = aggregates.get("var_samp").or_else(|| aggregates.get("var")).cloned() {
+            aggregates.insert("variance".to_owned(), function);
+        }
         if let Some(function) = aggregates.get("bool_and").cloned() {
             aggregates.insert("every".to_owned(), function);
         }

@@ -227,12 +227,32 @@ pub(super) fn function(registry: &Registry, function: &mut Function) -> Result<(
         _ => return Err(no_function(&parts.join(".")).at(position)),
     };
     if name.starts_with('$') || !registry.has(&name) {
-        return Err(no_function(&name).at(position));
+        let later = LATER.iter().find(|(later, _)| *later == name);
+        return Err(match later {
+            Some((_, hint)) => SqlError::unsupported(format!("function {name}"), *hint).at(position),
+            None => no_function(&name).at(position),
+        });
     }
     refuse_clauses(registry, function, &name).map_err(|error| error.at(position))?;
     function.name.0 = vec![ObjectNamePart::Identifier(super::scope::quoted(&name))];
     Ok(())
 }
+
+/// Functions of ksqlDB and PostgreSQL that people will ask for and that are not there yet, with what to write instead.
+const LATER: [(&str, &str); 12] = [
+    ("latest_by_offset", "write last_value(x ORDER BY rowoffset)"),
+    ("earliest_by_offset", "write first_value(x ORDER BY rowoffset)"),
+    ("collect_list", "write array_agg(x)"),
+    ("collect_set", "write array_agg(DISTINCT x)"),
+    ("count_distinct", "write count(DISTINCT x)"),
+    ("topk", "order and limit when reading the result"),
+    ("topkdistinct", "order and limit when reading the result"),
+    ("histogram", "group by the value and count"),
+    ("explode", "write FROM unnest(…)"),
+    ("mode", "group by the value, count, and take the greatest"),
+    ("percentile_disc", "write percentile_cont or approx_percentile_cont"),
+    ("json_agg", "write array_agg(x)"),
+];
 
 fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Result<(), SqlError> {
     if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {
