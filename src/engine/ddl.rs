@@ -138,10 +138,14 @@ impl Session {
             )
             .hint("run it outside of BEGIN … COMMIT; drivers call this autocommit"));
         }
-        match self.transaction.take_writes() {
-            Some(pending) => self.commit(pending).await,
-            None => Ok(()),
+        if self.transaction.has_writes() {
+            return Err(SqlError::new(
+                SqlState::ActiveSqlTransaction,
+                format!("{word} cannot follow writes in one text: they commit together at its end"),
+            )
+            .hint("send it by itself"));
         }
+        Ok(())
     }
 
     /// True when the relation exists and that is fine.

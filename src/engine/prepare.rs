@@ -146,6 +146,20 @@ impl Prepared {
         ))
     }
 
+    /// 0A000 when a new plan gives other columns than the client was told of.
+    pub(crate) fn check_columns(&self, columns: &[ResultColumn]) -> Result<()> {
+        let shape = |columns: &[ResultColumn]| -> Vec<(String, SqlType)> {
+            columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())).collect()
+        };
+        match &self.columns {
+            Some(told) if shape(told) != shape(columns) => {
+                let fact = "cached plan must not change result type";
+                Err(SqlError::new(SqlState::FeatureNotSupported, fact).hint("prepare the statement again"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The relation an INSERT plan was made for.
     pub(crate) fn insert_topic(&self) -> Option<TopicId> {
         match &self.plan {

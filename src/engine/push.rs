@@ -63,6 +63,12 @@ impl Session {
 
     /// A push query as a statement.
     pub(crate) async fn push_query(&mut self, select: &Select, arguments: Arguments, via: Via) -> Result<Outcome> {
+        if self.transaction.is_implicit() && self.transaction.has_writes() {
+            return Err(SqlError::unsupported(
+                "a subscription behind writes in one text",
+                "send it by itself: the writes commit at the end of the text, which it does not reach",
+            ));
+        }
         let rows = self.subscribe(select, arguments).await?;
         if via == Via::Simple && select.limit.is_none() {
             let hint = match self.settings.show("application_name")?.as_str() {

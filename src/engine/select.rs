@@ -84,6 +84,7 @@ impl Session {
                 self.plan_pull(select, &declared).await?
             }
         };
+        prepared.check_columns(&planned.columns)?;
         self.run_planned(planned, arguments.values).await
     }
 

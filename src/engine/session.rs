@@ -194,6 +194,7 @@ impl Session {
         }
         let pending = self.transaction.end();
         self.cursors.end_transaction(is_ok);
+        self.settings.end_transaction(is_ok);
         match pending {
             Some(pending) if is_ok => self.commit(pending).await,
             _ => Ok(()),
@@ -338,8 +339,8 @@ impl Session {
                 return Ok("SET");
             }
             (dialect::SetScope::Local, true) => SetScope::Local,
-            (dialect::SetScope::Session, true) => SetScope::InTransaction,
-            (dialect::SetScope::Session, false) => SetScope::Session,
+            (dialect::SetScope::Session, _) if self.transaction.is_open() => SetScope::InTransaction,
+            (dialect::SetScope::Session, _) => SetScope::Session,
         };
         let report = match &set.value {
             dialect::SetValue::Default => self.settings.reset(&set.name),

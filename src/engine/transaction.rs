@@ -28,7 +28,7 @@ pub(crate) struct Transaction {
     block: Block,
     is_failed: bool,
     is_read_only: bool,
-    savepoints: Vec<(String, usize)>,
+    savepoints: Vec<(String, usize, usize)>,
     shard: Option<ShardId>,
     writes: Vec<PartitionWrite>,
     bytes: usize,
@@ -140,7 +140,7 @@ impl Transaction {
 
     /// `SAVEPOINT name`.
     pub(crate) fn save(&mut self, name: &str) {
-        self.savepoints.push((name.to_owned(), self.writes.len()));
+        self.savepoints.push((name.to_owned(), self.writes.len(), self.bytes));
     }
 
     /// `RELEASE name`.
@@ -159,9 +159,10 @@ impl Transaction {
     /// 3B001 when there is none of that name.
     pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
         let at = self.find(name)?;
-        let writes = self.savepoints[at].1;
+        let (_, writes, bytes) = self.savepoints[at];
         self.savepoints.truncate(at + 1);
         self.writes.truncate(writes);
+        self.bytes = bytes;
         self.is_failed = false;
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Transaction {
     fn find(&self, name: &str) -> Result<usize, SqlError> {
         self.savepoints
             .iter()
-            .rposition(|(saved, _)| saved == name)
+            .rposition(|(saved, ..)| saved == name)
             .ok_or_else(|| SqlError::new(SqlState::InvalidSavepoint, format!("savepoint \"{name}\" does not exist")))
     }
 

@@ -63,7 +63,11 @@ impl ScalarUDFImpl for Bounded {
             let unit = match self.name() {
                 "repeat" => lengths(text)?,
                 "lpad" | "rpad" => vec![4],
-                _ => vec![ITEM_BYTES],
+                // The item is the first argument, or the third of array_resize.
+                _ => {
+                    let item = args.args.get(2).unwrap_or(text).to_array(1)?;
+                    vec![ITEM_BYTES.max(item.get_array_memory_size() as i64 / item.len().max(1) as i64)]
+                }
             };
             let rows = if matches!((text, count), (ColumnarValue::Scalar(_), ColumnarValue::Scalar(_))) {
                 1

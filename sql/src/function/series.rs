@@ -77,6 +77,7 @@ impl ScalarUDFImpl for Series {
         let (start, stop, step) = (column(0, &value_type)?, column(1, &value_type)?, column(2, &step_type)?);
         let mut parts: Vec<ArrayRef> = Vec::new();
         let mut lengths = Vec::with_capacity(rows);
+        let mut total = 0;
         for row in 0..rows {
             let has_null = [&start, &stop, &step].iter().any(|column| column.is_null(row));
             let part: ArrayRef = match (has_null, is_int) {
@@ -88,7 +89,8 @@ impl ScalarUDFImpl for Series {
                 (false, false) => times(&start.slice(row, 1), &stop.slice(row, 1), &step.slice(row, 1))?,
             };
             lengths.push(part.len());
-            if lengths.iter().sum::<usize>() > SERIES_ROWS_MAX {
+            total += part.len();
+            if total > SERIES_ROWS_MAX {
                 return Err(too_long());
             }
             parts.push(part);

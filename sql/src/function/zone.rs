@@ -33,9 +33,13 @@ fn offset(zone: &str) -> Option<i64> {
         b'-' => (1, &name[1..]),
         _ => return None,
     };
-    let mut parts = digits.split(':').map(str::parse::<i64>);
-    let hours = parts.next()?.ok().filter(|hours| *hours <= 15)?;
-    let minutes = parts.next().unwrap_or(Ok(0)).ok().filter(|minutes| *minutes < 60)?;
+    let number = |part: &str| {
+        let is_short = (1..=2).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+        is_short.then(|| part.parse::<i64>().ok()).flatten()
+    };
+    let mut parts = digits.split(':');
+    let hours = number(parts.next()?).filter(|hours| *hours <= 15)?;
+    let minutes = parts.next().map_or(Some(0), number).filter(|minutes| *minutes < 60)?;
     parts.next().is_none().then_some(sign * (hours * 60 + minutes) * 60_000_000)
 }
 

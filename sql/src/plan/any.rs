@@ -13,7 +13,8 @@ use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::Expr;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
-use sqlparser::ast::{self, BinaryOperator};
+use sqlparser::ast::{self, BinaryOperator, Visit, Visitor};
+use std::ops::ControlFlow;
 
 /// The mark on an item; its right side is the array.
 const ITEM: &str = "$item";
@@ -22,12 +23,28 @@ const ARRAY: &str = "$array";
 
 /// Marks both sides of an ANY or ALL over an array.
 pub(super) fn mark(item: &mut ast::Expr, array: &mut ast::Expr) {
-    if matches!(array, ast::Expr::Subquery(_)) {
+    // One ANY inside of another keeps its types: the marks would double with each level.
+    let is_nested = |expr: &ast::Expr| expr.visit(&mut FindAny).is_break();
+    if matches!(array, ast::Expr::Subquery(_)) || is_nested(item) || is_nested(array) {
         return;
     }
     let (own, other) = (std::mem::replace(item, refuse::null()), std::mem::replace(array, refuse::null()));
     *item = binary(own.clone(), BinaryOperator::Custom(ITEM.to_owned()), other.clone());
     *array = binary(other, BinaryOperator::Custom(ARRAY.to_owned()), own);
+}
+
+/// Finds an ANY or ALL.
+struct FindAny;
+
+impl Visitor for FindAny {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<()> {
+        match expr {
+            ast::Expr::AnyOp { .. } | ast::Expr::AllOp { .. } => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
 }
 
 /// A marked side in its type; `None` when `mark` is no mark of these.

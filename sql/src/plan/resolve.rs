@@ -388,24 +388,7 @@ impl<'c> Resolver<'c> {
     /// True when the SELECT groups, with or without GROUP BY.
     fn is_grouped(&self, select: &Select) -> bool {
         let has_keys = matches!(&select.group_by, GroupByExpr::Expressions(exprs, _) if !exprs.is_empty());
-        has_keys || select.having.is_some() || self.has_aggregate(&select.projection)
-    }
-
-    fn has_aggregate(&self, items: &[SelectItem]) -> bool {
-        struct Find(&'static Registry);
-        impl Visitor for Find {
-            type Break = ();
-            fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
-                match expr {
-                    Expr::Function(call) if call.over.is_none() && self.0.is_aggregate(&call.name) => {
-                        ControlFlow::Break(())
-                    }
-                    _ => ControlFlow::Continue(()),
-                }
-            }
-        }
-        let mut find = Find(self.registry);
-        items.iter().any(|item| item.visit(&mut find).is_break())
+        has_keys || select.having.is_some() || has_aggregate(self.registry, &select.projection)
     }
 
     /// Resolves FROM.
@@ -560,4 +543,22 @@ fn order_set_operation(order_by: &mut OrderBy, output: &[OutputColumn]) -> Resul
         key.expr = Expr::Identifier(quoted(&found.internal));
     }
     Ok(())
+}
+
+/// True when a select list has an aggregate that is no window function.
+pub(super) fn has_aggregate(registry: &'static Registry, items: &[SelectItem]) -> bool {
+    struct Find(&'static Registry);
+    impl Visitor for Find {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            match expr {
+                Expr::Function(call) if call.over.is_none() && self.0.is_aggregate(&call.name) => {
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    let mut find = Find(registry);
+    items.iter().any(|item| item.visit(&mut find).is_break())
 }

@@ -5,7 +5,7 @@
 
 use super::from::binary;
 use super::refuse;
-use super::resolve::Resolver;
+use super::resolve::{Resolver, has_aggregate};
 use super::scope::{Scope, quoted};
 use super::settle;
 use super::syntax;
@@ -204,21 +204,25 @@ impl Rewriter<'_, '_, '_> {
                 let text = syntax::interval_text(interval)?;
                 Some(self.cast(refuse::literal(Value::SingleQuotedString(text)), SqlType::Interval)?)
             }
-            Expr::Between { expr: inner, negated, low, high } => {
+            Expr::Between { expr: inner, negated, low, high } if is_simple(inner) => {
                 Some(between(take(inner), *negated, take(low), take(high)))
+            }
+            Expr::Between { .. } => {
+                mark(expr);
+                return Ok(());
             }
             Expr::IsDistinctFrom(left, right) => Some(binary(take(left), syntax::is_distinct_from(), take(right))),
             Expr::IsNotDistinctFrom(left, right) => {
                 Some(binary(take(left), syntax::is_not_distinct_from(), take(right)))
             }
             Expr::Case { operand, conditions, .. } => {
-                if let Some(operand) = operand.take() {
+                if operand.as_deref().is_some_and(is_simple)
+                    && let Some(operand) = operand.take()
+                {
                     search(*operand, conditions);
                 }
-                {
-                    mark(expr);
-                    return Ok(());
-                }
+                mark(expr);
+                return Ok(());
             }
             Expr::InList { .. } | Expr::Like { .. } | Expr::ILike { .. } | Expr::Ceil { .. } | Expr::Floor { .. } => {
                 mark(expr);
@@ -357,7 +361,7 @@ impl Rewriter<'_, '_, '_> {
             return Ok(self.constant(value, &target));
         }
         let name = self.define(cast_function(target));
-        Ok(call(&name, vec![inner]))
+        Ok(settle::marked(call(&name, vec![inner])))
     }
 
     fn constant(&mut self, value: ScalarValue, target: &SqlType) -> Expr {
@@ -396,6 +400,11 @@ fn count_existing(expr: &mut Expr) {
     if has_groups || select.having.is_some() || subquery.limit_clause.is_some() || subquery.with.is_some() {
         return;
     }
+    // An aggregate has its one row whatever FROM has.
+    if has_aggregate(crate::function::registry(), &select.projection) {
+        *expr = refuse::literal(Value::Boolean(!*negated));
+        return;
+    }
     let mut count = call("count", Vec::new());
     if let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = &mut count {
         list.args.push(FunctionArg::Unnamed(FunctionArgExpr::Wildcard));
@@ -407,6 +416,15 @@ fn count_existing(expr: &mut Expr) {
     let query = std::mem::replace(subquery, Box::new(refuse::empty_query()));
     let zero = refuse::literal(Value::Number("0".to_owned(), false));
     *expr = Expr::Nested(Box::new(binary(Expr::Subquery(query), op, zero)));
+}
+
+/// Whether an operand may be written twice: it costs nothing and gives the same value each time.
+pub(super) fn is_simple(expr: &Expr) -> bool {
+    match expr {
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Value(_) => true,
+        Expr::Nested(inner) => is_simple(inner),
+        _ => false,
+    }
 }
 
 fn between(expr: Expr, negated: bool, low: Expr, high: Expr) -> Expr {

@@ -11,7 +11,7 @@ use crate::function::errors::external;
 use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{InList, ScalarFunction};
-use datafusion::logical_expr::{Case, Cast, Expr, ExprSchemable, Like};
+use datafusion::logical_expr::{Between, Case, Cast, Expr, ExprSchemable, Like};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::{self, BinaryOperator, Visit, Visitor};
@@ -70,7 +70,17 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
     }
     Ok(Some(match expr {
         Expr::Case(case) => Expr::Case(self::case(case, schema)?),
+        // The planner names a call after the text of its arguments where the function has another name than the call: names
+        // in names would double with each cast inside of another.
+        Expr::Alias(alias) if is_cast(&alias.expr) => *alias.expr,
         Expr::InList(list) => Expr::InList(in_list(list, schema)?),
+        Expr::Between(between) => {
+            let mut parts = agree(vec![*between.expr, *between.low, *between.high], "BETWEEN", schema)?.into_iter();
+            let (Some(expr), Some(low), Some(high)) = (parts.next(), parts.next(), parts.next()) else {
+                return Err(external(SqlError::internal("BETWEEN without its parts")));
+            };
+            Expr::Between(Between::new(Box::new(expr), between.negated, Box::new(low), Box::new(high)))
+        }
         Expr::Like(like) => Expr::Like(self::like(like, schema)?),
         Expr::Not(inner) => Expr::Not(Box::new(boolean(*inner, schema, "NOT")?)),
         Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => {
@@ -79,6 +89,10 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::ScalarFunction(call) => with_result_type(Expr::ScalarFunction(with_literals(call)), schema)?,
         other => with_result_type(other, schema)?,
     }))
+}
+
+fn is_cast(expr: &Expr) -> bool {
+    matches!(expr, Expr::ScalarFunction(call) if crate::function::cast::cast_target(&call.func).is_some())
 }
 
 /// A call with its constant arguments as literals: some functions are typed by them, and the type must not change later.
@@ -165,16 +179,24 @@ fn agree(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
 fn case(case: Case, schema: &DFSchema) -> Result<Case> {
     let mut whens = Vec::new();
     let mut results = Vec::new();
+    let has_operand = case.expr.is_some();
+    let mut values: Vec<Expr> = case.expr.map(|operand| *operand).into_iter().collect();
     for (when, then) in case.when_then_expr {
-        whens.push(Box::new(boolean(*when, schema, "CASE/WHEN")?));
+        match has_operand {
+            true => values.push(*when),
+            false => whens.push(Box::new(boolean(*when, schema, "CASE/WHEN")?)),
+        }
         results.push(*then);
     }
+    let mut values = if has_operand { agree(values, "CASE/WHEN", schema)? } else { values }.into_iter();
+    let operand = if has_operand { values.next().map(Box::new) } else { None };
+    whens.extend(values.map(Box::new));
     let has_else = case.else_expr.is_some();
     results.extend(case.else_expr.map(|expr| *expr));
     let mut results = agree(results, "CASE", schema)?;
     let else_expr = if has_else { results.pop().map(Box::new) } else { None };
     let when_then_expr = whens.into_iter().zip(results.into_iter().map(Box::new)).collect();
-    Ok(Case { expr: case.expr, when_then_expr, else_expr })
+    Ok(Case { expr: operand, when_then_expr, else_expr })
 }
 
 fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {

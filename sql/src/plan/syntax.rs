@@ -234,6 +234,8 @@ pub(super) fn function(registry: &Registry, function: &mut Function) -> Result<(
         });
     }
     refuse_clauses(registry, function, &name).map_err(|error| error.at(position))?;
+    // Under its own name: a call by another one is renamed by the engine's planner, with the text of its arguments.
+    let name = registry.scalar(&name).map_or(name, |function| function.name().to_owned());
     function.name.0 = vec![ObjectNamePart::Identifier(super::scope::quoted(&name))];
     Ok(())
 }

@@ -62,7 +62,7 @@ impl Shape {
             let factor = u32::try_from(keep).ok().and_then(|keep| 10u128.checked_pow(keep));
             value = factor.and_then(|factor| value.checked_mul(factor)).ok_or_else(|| self.overflow())?;
         } else if keep == 0 && digits.next().is_some_and(|digit| digit >= 5) {
-            value += 1;
+            value = value.checked_add(1).ok_or_else(|| self.overflow())?;
         }
         self.check(value, is_negative)
     }

@@ -100,6 +100,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         match result {
             Ok(message) => Ok(Some(message)),
             Err(Stop::Statement(error)) if matches!(tag, b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C') => {
+                self.session.fail_transaction();
                 self.report(&error);
                 self.after_error(tag);
                 Ok(None)

@@ -32,27 +32,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let is_several = statements.len() > 1;
         let result = self.run_all(statements, is_several).await;
         if is_several {
-            let ending = self.session.end_implicit(result.is_ok()).await;
-            result?;
-            ending?;
+            let ending = step(self.wire, &signals, self.session.end_implicit(result.is_ok())).await;
+            let tag = result?;
+            ending??;
+            self.finish(tag);
             return Ok(());
         }
-        result
+        self.finish(result?);
+        Ok(())
     }
 
-    async fn run_all(&mut self, statements: Vec<Parsed>, is_several: bool) -> Result<(), Stop> {
+    /// Runs the statements; gives the last one's tag, which is sent once all are committed.
+    async fn run_all(&mut self, statements: Vec<Parsed>, is_several: bool) -> Result<Option<String>, Stop> {
+        let mut last = None;
         for parsed in statements {
+            if let Some(tag) = last.take() {
+                self.finish(tag);
+            }
             if is_several {
                 self.session.begin_implicit();
             }
             let timer = self.meters.statement();
-            self.run_one(parsed).await?;
+            last = Some(self.run_one(parsed).await?);
             timer.succeeded();
         }
-        Ok(())
+        Ok(last.flatten())
     }
 
-    async fn run_one(&mut self, parsed: Parsed) -> Result<(), Stop> {
+    /// Ends a statement for the client: with its tag, or as an empty one.
+    fn finish(&mut self, tag: Option<String>) {
+        match tag {
+            Some(tag) => {
+                self.send_messages();
+                reply::command_complete(self.wire.out(), &tag);
+            }
+            None => reply::bare(self.wire.out(), Bare::EmptyQuery),
+        }
+    }
+
+    async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
         let prepared = step(self.wire, &signals, self.session.prepare(parsed, &[])).await??;
         if !prepared.params().is_empty() {
@@ -64,14 +82,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Outcome::Command { tag } => tag,
             Outcome::CopyIn(copy) => self.copy_in(copy, &signals).await?,
             Outcome::CopyOut(copy) => self.copy_out(copy, &signals).await?,
-            Outcome::Empty => {
-                reply::bare(self.wire.out(), Bare::EmptyQuery);
-                return Ok(());
-            }
+            Outcome::Empty => return Ok(None),
         };
-        self.send_messages();
-        reply::command_complete(self.wire.out(), &tag);
-        Ok(())
+        Ok(Some(tag))
     }
 
     /// Sends a whole result in text; returns the completion tag.
