@@ -170,6 +170,36 @@ async fn parameters_reach_subscriptions_cursors_and_inserted_selects() {
     server.node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_defined_at_once_all_run_and_take_inserts_at_once() {
+    let server = Server::start().await;
+    server.client().await.batch_execute("CREATE STREAM s (v integer)").await.unwrap();
+    let define = |number: i32| {
+        let address = server.node.pg_address();
+        async move {
+            let client = crate::common::connect(address).await;
+            let text = format!("CREATE TABLE t{number} AS SELECT count(*) AS n FROM s EMIT CHANGES");
+            client.batch_execute(&text).await.unwrap();
+            client.batch_execute("INSERT INTO s VALUES (1)").await.unwrap();
+            client.batch_execute(&format!("CREATE STREAM u{number} (v integer)")).await.unwrap();
+            client.batch_execute(&format!("INSERT INTO u{number} VALUES (1)")).await.unwrap();
+        }
+    };
+    futures::future::join_all((0..24).map(define)).await;
+    let client = server.client().await;
+    client.batch_execute("FLUSH").await.unwrap();
+    let states = client.query("SELECT name, state, lag_rows FROM millstream.queries", &[]).await.unwrap();
+    assert_eq!(states.len(), 24);
+    for row in states {
+        assert_eq!((row.get::<_, &str>(1), row.get::<_, i64>(2)), ("running", 0), "{}", row.get::<_, &str>(0));
+    }
+    for number in 0..24 {
+        let count = client.query_one(&format!("SELECT n FROM t{number}"), &[]).await.unwrap();
+        assert_eq!(count.get::<_, i64>(0), 24);
+    }
+    server.node.stop().await;
+}
+
 fn is_there(program: &str, args: &[&str]) -> bool {
     let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.is_ok_and(|status| status.success())

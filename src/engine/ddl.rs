@@ -8,7 +8,7 @@ use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, replication_error};
 use crate::replication::{ReplicationError, Shard};
 use crate::storage::TopicStorage;
-use millstream_catalog::model::{Name, Offset, PartitionId, QueryId, ShardId, SqlState, TopicId};
+use millstream_catalog::model::{Offset, PartitionId, QueryId, ShardId, SqlState, TopicId};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{
     CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions,
@@ -64,7 +64,7 @@ impl Engine {
         self.shard(sink.shard)
     }
 
-    async fn ensure_topic(&self, relation: &Relation) -> Result<()> {
+    pub(crate) async fn ensure_topic(&self, relation: &Relation) -> Result<()> {
         let shard = self.shard_of(relation)?;
         if shard.partitions().topics().contains(&relation.id) {
             return Ok(());
@@ -111,6 +111,53 @@ impl Engine {
         }
         load.into_iter().min_by_key(|(id, count)| (*count, *id)).map_or(ShardId::new(1), |(id, _)| id)
     }
+}
+
+/// Carries a definition out to its end, whatever becomes of the statement that asked for it: a relation that the
+/// catalog has and the shard has not could not be written.
+async fn to_the_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    let done = crate::env::spawn("definition", work).await;
+    done.unwrap_or_else(|_| Err(SqlError::internal("a definition was not carried out to its end")))
+}
+
+/// Commits a definition, makes its topic, and starts its query.
+async fn establish(engine: Arc<Engine>, command: Command) -> Result<()> {
+    let Reply::Created { topic, query } = engine.propose(command).await? else {
+        return Err(SqlError::internal("unexpected reply of the catalog"));
+    };
+    let catalog = engine.catalog();
+    // Without one, another session has dropped it already.
+    if let Some(relation) = catalog.relation_by_id(topic) {
+        engine.ensure_topic(relation).await?;
+    }
+    match query.and_then(|query| catalog.query_by_id(query)) {
+        Some(query) => {
+            engine.ensure_query(query).await?;
+            crate::engine::query::refresh(&engine).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Commits the end of a relation and of what depends on it, and lets their rows go.
+async fn abolish(engine: Arc<Engine>, id: TopicId, cascade: bool) -> Result<()> {
+    let Reply::Dropped { relations, queries } = engine.propose(Command::DropRelation { id, cascade }).await? else {
+        return Err(SqlError::internal("unexpected reply of the catalog"));
+    };
+    crate::engine::query::refresh(&engine).await?;
+    for shard in engine.replication().shards() {
+        for query in &queries {
+            if shard.progress(*query).is_some() {
+                shard.drop_query(*query).await.map_err(replication_error)?;
+            }
+        }
+        let held = shard.partitions().topics();
+        for (topic, _) in relations.iter().filter(|(topic, _)| held.contains(topic)) {
+            shard.drop_topic(*topic).await.map_err(replication_error)?;
+        }
+    }
+    engine.tables().retain(&engine.catalog());
+    Ok(())
 }
 
 fn catalog_error(error: ReplicationError) -> SqlError {
@@ -179,9 +226,8 @@ impl Session {
         }
         relation.shard = self.engine.place();
         let command = Command::CreateRelation { relation: Box::new(relation), query: None };
-        match self.engine.propose(command).await {
-            Ok(Reply::Created { topic, .. }) => self.created(topic).await?,
-            Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+        match to_the_end(establish(Arc::clone(&self.engine), command)).await {
+            Ok(()) => {}
             Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
             Err(error) => return Err(error.at(create.name.position)),
         }
@@ -198,15 +244,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    async fn created(&self, topic: TopicId) -> Result<()> {
-        let catalog = self.engine.catalog();
-        match catalog.relation_by_id(topic) {
-            Some(relation) => self.engine.ensure_topic(relation).await,
-            // Dropped by another session already.
-            None => Ok(()),
-        }
     }
 
     /// `CREATE STREAM | TABLE name AS SELECT …`
@@ -231,12 +268,8 @@ impl Session {
             .await?;
         let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
         let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };
-        match self.engine.propose(command).await {
-            Ok(Reply::Created { topic, query: Some(query) }) => {
-                self.created(topic).await?;
-                self.started(query).await?;
-            }
-            Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+        match to_the_end(establish(Arc::clone(&self.engine), command)).await {
+            Ok(()) => {}
             Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
             Err(error) => return Err(error.at(create.name.position)),
         }
@@ -283,13 +316,6 @@ impl Session {
         Ok((relation, query))
     }
 
-    async fn started(&self, query: QueryId) -> Result<()> {
-        let catalog = self.engine.catalog();
-        let Some(query) = catalog.query_by_id(query) else { return Ok(()) };
-        self.engine.ensure_query(query).await?;
-        crate::engine::query::refresh(&self.engine).await
-    }
-
     /// `DROP`
     pub(crate) async fn drop_relations(&mut self, drop: &Drop) -> Result<Outcome> {
         let word = drop.kind.keyword();
@@ -315,32 +341,14 @@ impl Session {
         }
         // Readers before what they read, so that `DROP a, b` needs no CASCADE when b reads a.
         for id in ids.into_iter().rev() {
-            match self.engine.propose(Command::DropRelation { id, cascade: drop.cascade }).await {
-                Ok(Reply::Dropped { relations, queries }) => self.dropped(relations, queries).await?,
-                Ok(_) => return Err(SqlError::internal("unexpected reply of the catalog")),
+            match to_the_end(abolish(Arc::clone(&self.engine), id, drop.cascade)).await {
+                Ok(()) => {}
                 // Gone with an earlier one of the list.
                 Err(error) if error.sqlstate == SqlState::UndefinedTable => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(Outcome::Command { tag: format!("DROP {word}") })
-    }
-
-    async fn dropped(&self, relations: Vec<(TopicId, Name)>, queries: Vec<QueryId>) -> Result<()> {
-        crate::engine::query::refresh(&self.engine).await?;
-        for shard in self.engine.replication().shards() {
-            for query in &queries {
-                if shard.progress(*query).is_some() {
-                    shard.drop_query(*query).await.map_err(replication_error)?;
-                }
-            }
-            let held = shard.partitions().topics();
-            for (topic, _) in relations.iter().filter(|(topic, _)| held.contains(topic)) {
-                shard.drop_topic(*topic).await.map_err(replication_error)?;
-            }
-        }
-        self.engine.tables().retain(&self.engine.catalog());
-        Ok(())
     }
 
     /// `PAUSE | RESUME | TERMINATE QUERY name`
@@ -356,8 +364,12 @@ impl Session {
             SqlError::new(SqlState::UndefinedObject, format!("query \"{}\" does not exist", control.name))
                 .at(control.name.position)
         })?;
-        self.engine.propose(Command::SetQueryState { id: query.id, state }).await?;
-        crate::engine::query::refresh(&self.engine).await?;
+        let (engine, id) = (Arc::clone(&self.engine), query.id);
+        to_the_end(async move {
+            engine.propose(Command::SetQueryState { id, state }).await?;
+            crate::engine::query::refresh(&engine).await
+        })
+        .await?;
         Ok(Outcome::Command { tag: format!("{word} QUERY") })
     }
 

@@ -7,7 +7,7 @@ use crate::engine::prepare::{Arguments, InsertTarget, Plan, Prepared, Returned, 
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
-use crate::replication::PartitionWrite;
+use crate::replication::{PartitionWrite, ReplicationError};
 use arrow::array::{ArrayRef, RecordBatch};
 use futures::StreamExt;
 use millstream_catalog::model::{Offset, SqlState};
@@ -157,7 +157,15 @@ impl Session {
             return Ok(Vec::new());
         }
         let shard = self.engine.shard_of(relation)?;
-        Ok(shard.append(parts).await.map_err(replication_error)?.offsets)
+        let appended = match shard.append(parts.clone()).await {
+            // Defined by another session just now: the catalog has it before the shard.
+            Err(ReplicationError::NoTopic(_)) if self.engine.catalog().relation_by_id(relation.id).is_some() => {
+                self.engine.ensure_topic(relation).await?;
+                shard.append(parts).await
+            }
+            appended => appended,
+        };
+        Ok(appended.map_err(replication_error)?.offsets)
     }
 }
 

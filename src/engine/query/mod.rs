@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use task::QueryTask;
 pub(crate) use task::plan;
 use tokio::task::JoinHandle;
@@ -85,7 +86,9 @@ pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
             running.halt().await;
         }
     }
-    for query in catalog.queries().filter(|query| query.state == QueryState::Running) {
+    // One whose progress is not there yet is started by the session that makes it.
+    let is_made = |query: &Query| engine.shard_of_query(query).is_ok_and(|shard| shard.progress(query.id).is_some());
+    for query in catalog.queries().filter(|query| query.state == QueryState::Running && is_made(query)) {
         tasks.entry(query.id).or_insert_with(|| spawn(engine, query));
     }
     engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
@@ -99,31 +102,53 @@ fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
     let (engine, query, token) = (Arc::clone(engine), Arc::clone(query), stop.clone());
     let compute = Arc::clone(&engine);
     let handle = compute.compute.spawn(async move {
-        let life = async {
-            match QueryTask::recover(&engine, &query, status).await {
-                Ok(task) => task.run(&token).await.err(),
-                Err(error) => Some(error),
+        let mut pause = RETRY_FIRST;
+        while let Some(error) = live(&engine, &query, &status, &token).await {
+            if token.is_cancelled() || engine.shutdown.is_cancelled() {
+                return;
             }
-        };
-        let failure = AssertUnwindSafe(life).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(query = %query.name, "a continuous query panicked");
-            Some(SqlError::internal("the query hit a defect of the server and was stopped"))
-        });
-        if let Some(error) = failure
-            && !token.is_cancelled()
-            && !engine.shutdown.is_cancelled()
-        {
-            fail(&engine, &query, error).await;
+            if error.sqlstate == SqlState::DiskFull {
+                tracing::warn!(query = %query.name, "no space left for a continuous query, trying again");
+            } else if fail(&engine, &query, error).await {
+                return;
+            }
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LAST),
+            }
         }
     });
     Running { stop, handle }
 }
 
-/// Puts a query that cannot go on into state `error`.
-async fn fail(engine: &Engine, query: &Query, error: SqlError) {
+/// How long a query waits for what may pass, at first and at most.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// Runs a query from its last committed step until it is stopped, or fails.
+async fn live(
+    engine: &Arc<Engine>,
+    query: &Arc<Query>,
+    status: &Arc<Mutex<Status>>,
+    token: &CancellationToken,
+) -> Option<SqlError> {
+    let life = async {
+        match QueryTask::recover(engine, query, Arc::clone(status)).await {
+            Ok(task) => task.run(token).await.err(),
+            Err(error) => Some(error),
+        }
+    };
+    AssertUnwindSafe(life).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(query = %query.name, "a continuous query panicked");
+        Some(SqlError::internal("the query hit a defect of the server and was stopped"))
+    })
+}
+
+/// Puts a query that cannot go on into state `error`. False when that could not be stored: then it is tried again.
+async fn fail(engine: &Engine, query: &Query, error: SqlError) -> bool {
     let current = engine.catalog();
     if current.query_by_id(query.id).is_none_or(|now| now.state != QueryState::Running) {
-        return;
+        return true;
     }
     tracing::warn!(query = %query.name, sqlstate = %error.sqlstate, %error, detail = error.detail, "a continuous query stopped");
     let message = match &error.detail {
@@ -132,8 +157,12 @@ async fn fail(engine: &Engine, query: &Query, error: SqlError) {
     };
     let state = QueryState::Error { sqlstate: error.sqlstate, message };
     let command = Command::SetQueryState { id: query.id, state };
-    if let Err(error) = engine.replication().catalog().propose(command).await {
-        tracing::warn!(query = %query.name, %error, "the state of a stopped query could not be stored");
+    match engine.replication().catalog().propose(command).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(query = %query.name, %error, "the state of a stopped query could not be stored");
+            false
+        }
     }
 }
 
