@@ -61,7 +61,14 @@ impl Node {
         let engine = Engine::open(engine_config, disk, env::system_clock())
             .await
             .map_err(|error| NodeError::Open { data_dir: config.data_dir.clone(), error })?;
-        let pg = PgServer::start(config.listen, Arc::clone(&engine)).await.map_err(listen(config.listen))?;
+        let pg = match PgServer::start(config.listen, Arc::clone(&engine)).await {
+            Ok(pg) => pg,
+            Err(error) => {
+                // Its threads hold the log: nobody else may open it before they have ended.
+                engine.shutdown().await;
+                return Err(listen(config.listen)(error));
+            }
+        };
         admin.ready(&engine);
         Ok(Self { engine, pg, admin })
     }

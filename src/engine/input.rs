@@ -5,11 +5,12 @@
 //! them (`query`, `push`). Reads only.
 
 use crate::engine::{Result, storage_error};
+use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest};
 use futures::future::select_all;
 use millstream_catalog::Relation;
-use millstream_catalog::model::limit::{BATCH_ROWS_MAX, STEP_ROWS_TARGET};
-use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount};
+use millstream_catalog::model::limit::{BATCH_ROWS_MAX, STEP_BYTES_TARGET, STEP_ROWS_TARGET};
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
 use millstream_sql::stream::InputBatch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// The next events after `from`, about [`STEP_ROWS_TARGET`] at most; `None` when there are none.
+    /// The next events after `from`, about [`STEP_ROWS_TARGET`] or [`STEP_BYTES_TARGET`] at most; `None` when there are
+    /// none. Of several partitions, only rows are counted.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -58,7 +60,7 @@ impl Reader {
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
         }
-        self.read(&views, from, to).map(Some)
+        self.read(&views, from, to, STEP_BYTES_TARGET).map(Some)
     }
 
     /// The events from `from` to `to`, as one step had them.
@@ -68,7 +70,7 @@ impl Reader {
     pub(crate) fn between(&self, from: &Positions, to: &Positions) -> Result<Input> {
         let views = self.views();
         let to = views.keys().map(|id| (*id, position(to, *id).max(position(from, *id)))).collect();
-        self.read(&views, from, to)
+        self.read(&views, from, to, ByteSize::new(u64::MAX))
     }
 
     /// Something to wait for new events with; made before `next`, it misses none.
@@ -99,11 +101,13 @@ impl Reader {
         &self,
         views: &BTreeMap<PartitionId, Arc<PartitionView>>,
         from: &Positions,
-        to: Positions,
+        mut to: Positions,
+        bytes_max: ByteSize,
     ) -> Result<Input> {
         let mut pieces: Vec<(EntryIndex, InputBatch)> = Vec::new();
         let is_single = views.len() == 1;
         let mut rows = RowCount::ZERO;
+        let mut bytes = ByteSize::ZERO;
         for (id, view) in views {
             let request = ScanRequest {
                 offsets: position(from, *id)..position(&to, *id),
@@ -116,7 +120,13 @@ impl Reader {
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
                 let whole = |offset_start, batch| InputBatch { source: 0, partition: *id, offset_start, batch };
                 if is_single {
+                    bytes = bytes.plus(batch_bytes(&stored.batch));
+                    let end = stored.offset_start.plus(RowCount::of(stored.batch.num_rows()));
                     pieces.push((EntryIndex::default(), whole(stored.offset_start, stored.batch)));
+                    if bytes >= bytes_max {
+                        to.insert(*id, end);
+                        break;
+                    }
                     continue;
                 }
                 let mut at = 0;

@@ -115,8 +115,15 @@ impl Engine {
             queries: Supervisor::default(),
             shutdown: CancellationToken::new(),
         });
-        engine.reconcile().await?;
-        query::start(&engine).await?;
+        let started = match engine.reconcile().await {
+            Ok(()) => query::start(&engine).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            // The log's threads must have ended before the directory's lock is given up.
+            engine.shutdown().await;
+            return Err(error);
+        }
         Ok(engine)
     }
 
