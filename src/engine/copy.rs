@@ -3,12 +3,14 @@
 //! Leaves out the formats (sql) and the protocol (server). Until `finish` returns, nothing is written; a lost
 //! client leaves nothing behind.
 
+use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::write;
 use crate::engine::{Engine, Outcome, Result, Rows};
-use millstream_catalog::model::SqlState;
+use crate::storage::batch::batch_bytes;
+use millstream_catalog::model::{ByteSize, SqlState};
 use millstream_catalog::{Column, Relation};
 use millstream_sql::bind::insert::InsertRows;
 use millstream_sql::copy::{CopyDecoder, CopyEncoder};
@@ -26,7 +28,8 @@ pub struct CopyIn {
     columns: usize,
     decoder: CopyDecoder,
     rows: Vec<InsertRows>,
-    bytes: usize,
+    bytes: ByteSize,
+    held: Held,
 }
 
 impl fmt::Debug for CopyIn {
@@ -62,7 +65,8 @@ impl CopyIn {
     /// Takes some copy data, cut anywhere.
     ///
     /// # Errors
-    /// 22P04, 22P02 and others, naming line and column; 54000 when the statement becomes too large.
+    /// 22P04, 22P02 and others, naming line and column; 54000 when the statement becomes too large, 53200 when all
+    /// statements together do.
     pub fn push(&mut self, data: &[u8]) -> Result<()> {
         self.decoder.push(data)?;
         self.drain()
@@ -70,10 +74,11 @@ impl CopyIn {
 
     fn drain(&mut self) -> Result<()> {
         while let Some(rows) = self.decoder.next_rows() {
-            self.bytes += rows.batch.get_array_memory_size();
+            self.bytes = self.bytes.plus(batch_bytes(&rows.batch));
             self.rows.push(rows);
         }
-        check_bytes(self.bytes)
+        check_bytes(self.bytes)?;
+        self.held.set(self.bytes)
     }
 
     /// Ends the data and writes the rows: all of them, or none.
@@ -133,7 +138,8 @@ impl Session {
         let decoder = CopyDecoder::new(&relation, columns, options, &mut eval)?;
         let columns = columns.map_or_else(|| visible(&relation).count(), <[Ident]>::len);
         let engine = Arc::clone(&self.engine);
-        Ok(Outcome::CopyIn(Box::new(CopyIn { engine, relation, columns, decoder, rows: Vec::new(), bytes: 0 })))
+        let (held, rows, bytes) = (engine.holding.share(), Vec::new(), ByteSize::ZERO);
+        Ok(Outcome::CopyIn(Box::new(CopyIn { engine, relation, columns, decoder, rows, bytes, held })))
     }
 }
 

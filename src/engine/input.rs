@@ -9,7 +9,7 @@ use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest};
 use futures::future::select_all;
 use millstream_catalog::Relation;
-use millstream_catalog::model::limit::{BATCH_ROWS_MAX, STEP_BYTES_TARGET, STEP_ROWS_TARGET};
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
 use millstream_sql::stream::InputBatch;
 use std::collections::BTreeMap;
@@ -31,16 +31,20 @@ pub(crate) struct Input {
 }
 
 /// Reads one source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reader {
     pub(crate) relation: Arc<Relation>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) projection: Vec<usize>,
+    /// About how many rows are taken at once.
+    pub(crate) rows_max: usize,
+    /// About how many bytes are taken at once.
+    pub(crate) bytes_max: ByteSize,
 }
 
 impl Reader {
-    /// The next events after `from`, about [`STEP_ROWS_TARGET`] or [`STEP_BYTES_TARGET`] at most; `None` when there are
-    /// none. Of several partitions, only rows are counted.
+    /// The next events after `from`, about as many as the reader takes at once; `None` when there are none. Of several
+    /// partitions, only rows are counted.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -50,17 +54,17 @@ impl Reader {
         let to = if views.len() == 1 {
             let ends = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
                 let at = position(from, *id);
-                let limit = at.plus(RowCount::of(STEP_ROWS_TARGET));
+                let limit = at.plus(RowCount::of(self.rows_max));
                 (*id, view.offset_end_at(applied).min(limit).max(at))
             };
             views.iter().map(ends).collect()
         } else {
-            cut(&views, from, applied)
+            cut(&views, from, applied, self.rows_max as u64)
         };
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
         }
-        self.read(&views, from, to, STEP_BYTES_TARGET).map(Some)
+        self.read(&views, from, to, self.bytes_max).map(Some)
     }
 
     /// The events from `from` to `to`, as one step had them.
@@ -71,6 +75,14 @@ impl Reader {
         let views = self.views();
         let to = views.keys().map(|id| (*id, position(to, *id).max(position(from, *id)))).collect();
         self.read(&views, from, to, ByteSize::new(u64::MAX))
+    }
+
+    /// The number of events after `from`.
+    pub(crate) fn behind(&self, from: &Positions) -> RowCount {
+        let applied = self.partitions.applied();
+        let views = self.views();
+        let rows = views.iter().map(|(id, view)| view.offset_end_at(applied).since(position(from, *id)));
+        rows.fold(RowCount::ZERO, RowCount::plus)
     }
 
     /// Something to wait for new events with; made before `next`, it misses none.
@@ -167,22 +179,27 @@ fn position(positions: &Positions, id: PartitionId) -> Offset {
     positions.get(&id).copied().unwrap_or(Offset::ZERO)
 }
 
-/// Positions at the latest entry up to `applied` that takes about [`STEP_ROWS_TARGET`] rows, and at least one entry.
-fn cut(views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions, applied: EntryIndex) -> Positions {
+/// Positions at the latest entry up to `applied` that takes about `target` rows, and at least one entry.
+fn cut(
+    views: &BTreeMap<PartitionId, Arc<PartitionView>>,
+    from: &Positions,
+    applied: EntryIndex,
+    target: u64,
+) -> Positions {
     let ends = |entry: EntryIndex| -> Positions {
         views.iter().map(|(id, view)| (*id, view.offset_end_at(entry).max(position(from, *id)))).collect()
     };
     let rows =
         |entry: EntryIndex| -> u64 { ends(entry).iter().map(|(id, end)| end.since(position(from, *id)).value()).sum() };
     let all = rows(applied);
-    if all <= STEP_ROWS_TARGET as u64 {
+    if all <= target {
         return ends(applied);
     }
     // `rows` grows with the entry: the first entry that reaches the target.
     let (mut low, mut high) = (0, applied.value());
     while low < high {
         let middle = low + (high - low) / 2;
-        if rows(EntryIndex::new(middle)) >= STEP_ROWS_TARGET as u64 { high = middle } else { low = middle + 1 }
+        if rows(EntryIndex::new(middle)) >= target { high = middle } else { low = middle + 1 }
     }
     ends(EntryIndex::new(low))
 }

@@ -8,9 +8,10 @@ use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
 use crate::replication::{PartitionWrite, ReplicationError};
+use crate::storage::batch::batch_bytes;
 use arrow::array::{ArrayRef, RecordBatch};
 use futures::StreamExt;
-use millstream_catalog::model::{Offset, SqlState};
+use millstream_catalog::model::{ByteSize, Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
@@ -111,11 +112,13 @@ impl Session {
         };
         let now = self.engine.clock().now();
         let mut routed = Vec::new();
-        let mut bytes = 0;
+        let mut bytes = ByteSize::ZERO;
+        let mut held = self.engine.holding.share();
         while let Some(batch) = rows.stream.next().await {
             let batch = batch?;
-            bytes += batch.get_array_memory_size();
+            bytes = bytes.plus(batch_bytes(&batch));
             check_bytes(bytes)?;
+            held.set(bytes)?;
             routed.push(write::route(&self.engine, &relation, binding.rows(&batch)?, now)?);
         }
         self.write(&relation, routed, &returning).await
@@ -153,7 +156,7 @@ impl Session {
             return Ok(Vec::new());
         }
         if self.transaction.is_open() {
-            self.transaction.hold(relation.shard, parts)?;
+            self.transaction.hold(&self.engine.holding, relation.shard, parts)?;
             return Ok(Vec::new());
         }
         let shard = self.engine.shard_of(relation)?;
@@ -170,9 +173,9 @@ impl Session {
 }
 
 /// 54000 when a statement's rows are more than one entry may hold.
-pub(crate) fn check_bytes(bytes: usize) -> Result<()> {
+pub(crate) fn check_bytes(bytes: ByteSize) -> Result<()> {
     use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
-    if bytes <= STATEMENT_ROWS_BYTES_MAX.as_usize() {
+    if bytes <= STATEMENT_ROWS_BYTES_MAX {
         return Ok(());
     }
     Err(SqlError::new(SqlState::ProgramLimitExceeded, "the rows of the statement are too large")

@@ -10,6 +10,7 @@ mod copy;
 mod cursor;
 mod ddl;
 mod describe;
+mod held;
 mod input;
 mod insert;
 mod outcome;
@@ -48,6 +49,7 @@ use crate::storage::wal::WalStats;
 use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
 use compute::Compute;
+use held::HoldingRoom;
 use millstream_catalog::model::{ByteSize, NodeId, PartitionId, ShardId};
 use millstream_catalog::{Relation, Snapshot};
 use query::Supervisor;
@@ -80,6 +82,7 @@ pub struct Engine {
     tables: Tables,
     registry: Registry,
     spreader: Spreader,
+    holding: HoldingRoom,
     compute: Compute,
     queries: Supervisor,
     shutdown: CancellationToken,
@@ -112,6 +115,7 @@ impl Engine {
             tables: Tables::default(),
             registry: Registry::default(),
             spreader: Spreader::default(),
+            holding: HoldingRoom::default(),
             queries: Supervisor::default(),
             shutdown: CancellationToken::new(),
         });

@@ -1,14 +1,16 @@
 //! Push queries: subscriptions that deliver every row the moment it is committed.
 //!
 //! A pull chain from the client: nothing is read ahead of it, so a slow client costs its position and one
-//! batch. Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
+//! batch. New rows are computed where they are sent, a backlog on the query threads, so that it holds up nobody else.
+//! Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
 use crate::engine::input::{Positions, Reader};
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
 use arrow::array::RecordBatch;
-use millstream_catalog::model::{Name, Offset, SqlState};
+use millstream_catalog::model::limit::{BATCH_ROWS_MAX, SUBSCRIPTION_BYTES_TARGET};
+use millstream_catalog::model::{Name, Offset, RowCount, SqlState, Timestamp};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::dialect::{Explain, Select};
@@ -19,11 +21,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::watch;
 
+/// More rows than these are computed on the query threads. A hand-over costs as much as some hundred rows.
+const ROWS_INLINE_MAX: usize = 1_024;
+
 /// A subscription's state between rows.
 struct Subscription {
     engine: Arc<Engine>,
     reader: Reader,
-    pipeline: Pipeline,
+    /// Absent while it is on a query thread, and for good if it panics there.
+    pipeline: Option<Pipeline>,
     positions: Positions,
     /// Rows that stand before the first change: a table's rows as they are.
     first: VecDeque<InputBatch>,
@@ -90,6 +96,8 @@ impl Session {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
             projection: pipeline.projection(0).to_vec(),
+            rows_max: BATCH_ROWS_MAX,
+            bytes_max: SUBSCRIPTION_BYTES_TARGET,
         };
         let earliest = match options.auto_offset_reset {
             Some(reset) => reset == OffsetReset::Earliest,
@@ -107,7 +115,7 @@ impl Session {
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
             is_new: pipeline.begins_with_row(),
             reader,
-            pipeline,
+            pipeline: Some(pipeline),
             positions,
             first,
             is_done: false,
@@ -192,15 +200,16 @@ impl Subscription {
     /// Takes the next input, waiting for it; `None` when it gave no row.
     async fn advance(&mut self) -> Result<Option<RecordBatch>> {
         if let Some(batch) = self.first.pop_front() {
-            return self.compute(vec![batch]);
+            return self.compute(batch.batch.num_rows(), Source::Batches(vec![batch])).await;
         }
         let mut waiting = self.reader.waiting();
-        if let Some(input) = self.reader.next(&self.positions)? {
-            self.positions = input.positions;
-            return self.compute(input.batches);
+        let behind = self.reader.behind(&self.positions);
+        if behind > RowCount::ZERO {
+            let source = Source::Log { reader: self.reader.clone(), from: self.positions.clone() };
+            return self.compute(behind.as_usize(), source).await;
         }
         if self.is_new {
-            return self.compute(Vec::new());
+            return self.compute(0, Source::Batches(Vec::new())).await;
         }
         tokio::select! {
             () = waiting.changed() => {}
@@ -223,11 +232,49 @@ impl Subscription {
         Ok(None)
     }
 
-    fn compute(&mut self, batches: Vec<InputBatch>) -> Result<Option<RecordBatch>> {
-        let now = self.engine.clock().now();
+    /// Runs the pipeline over `rows` rows of `source`: here, or on the query threads if they are many.
+    async fn compute(&mut self, rows: usize, source: Source) -> Result<Option<RecordBatch>> {
         self.is_new = false;
-        let output = self.pipeline.step(StepInput { batches, idle: &[], now })?;
-        let Some(batch) = output.batch.filter(|batch| batch.num_rows() > 0) else { return Ok(None) };
-        self.pipeline.output().client_rows(&batch).map(Some)
+        let now = self.engine.clock().now();
+        let pipeline = self.pipeline.take().ok_or_else(|| SqlError::internal("the subscription has ended"))?;
+        let computed = if rows > ROWS_INLINE_MAX {
+            self.engine.compute.run(async move { compute(pipeline, source, now) }).await?
+        } else {
+            compute(pipeline, source, now)?
+        };
+        self.pipeline = Some(computed.pipeline);
+        if let Some(positions) = computed.positions {
+            self.positions = positions;
+        }
+        Ok(computed.rows)
     }
+}
+
+/// Where a computation's rows come from.
+enum Source {
+    Batches(Vec<InputBatch>),
+    Log { reader: Reader, from: Positions },
+}
+
+/// What a computation gives back.
+struct Computed {
+    pipeline: Pipeline,
+    /// After the rows it read.
+    positions: Option<Positions>,
+    /// In the client's columns, if there are any.
+    rows: Option<RecordBatch>,
+}
+
+fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Computed> {
+    let (batches, positions) = match source {
+        Source::Batches(batches) => (batches, None),
+        Source::Log { reader, from } => match reader.next(&from)? {
+            Some(input) => (input.batches, Some(input.positions)),
+            None => return Ok(Computed { pipeline, positions: None, rows: None }),
+        },
+    };
+    let output = pipeline.step(StepInput { batches, idle: &[], now })?;
+    let rows = output.batch.filter(|batch| batch.num_rows() > 0);
+    let rows = rows.map(|batch| pipeline.output().client_rows(&batch)).transpose()?;
+    Ok(Computed { pipeline, positions, rows })
 }

@@ -281,7 +281,7 @@ impl Session {
             Statement::Rollback(chain) => self.rollback_block(*chain),
             Statement::Savepoint(name) => {
                 self.check_in_block("SAVEPOINT")?;
-                self.transaction.save(name.as_str());
+                self.transaction.save(name.as_str())?;
                 "SAVEPOINT"
             }
             Statement::Release(name) => {

@@ -5,9 +5,11 @@
 //! them, as it must.
 
 use crate::engine::TransactionStatus;
+use crate::engine::held::{Held, HoldingRoom};
 use crate::replication::PartitionWrite;
-use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
-use millstream_catalog::model::{ShardId, SqlState};
+use crate::storage::batch::batch_bytes;
+use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STATEMENT_ROWS_BYTES_MAX};
+use millstream_catalog::model::{ByteSize, ShardId, SqlState};
 use millstream_sql::SqlError;
 
 /// Why writes are held back.
@@ -28,11 +30,15 @@ pub(crate) struct Transaction {
     block: Block,
     is_failed: bool,
     is_read_only: bool,
-    savepoints: Vec<(String, usize, usize)>,
+    savepoints: Vec<(String, usize, ByteSize)>,
     shard: Option<ShardId>,
     writes: Vec<PartitionWrite>,
-    bytes: usize,
+    bytes: ByteSize,
+    held: Option<Held>,
 }
+
+/// Bytes a write takes in memory beside its rows.
+const WRITE_BYTES: ByteSize = ByteSize::new(1 << 10);
 
 /// Writes to append at the end of a transaction.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub(crate) struct Pending {
     pub(crate) shard: ShardId,
     /// What, in statement order.
     pub(crate) writes: Vec<PartitionWrite>,
+    /// Their bytes, until they are appended.
+    _held: Option<Held>,
 }
 
 impl Transaction {
@@ -119,28 +127,46 @@ impl Transaction {
     /// Holds `writes` back.
     ///
     /// # Errors
-    /// 0A000 when they go to another shard than earlier ones, 54000 over the limit of a transaction.
-    pub(crate) fn hold(&mut self, shard: ShardId, writes: Vec<PartitionWrite>) -> Result<(), SqlError> {
+    /// 0A000 when they go to another shard than earlier ones, 54000 over the limit of a transaction, 53200 over that
+    /// of all.
+    pub(crate) fn hold(
+        &mut self,
+        room: &HoldingRoom,
+        shard: ShardId,
+        writes: Vec<PartitionWrite>,
+    ) -> Result<(), SqlError> {
         if self.shard.is_some_and(|held| held != shard) && self.has_writes() {
             return Err(SqlError::unsupported(
                 "a transaction over topics of several shards",
                 "write them in separate transactions, or start the server with --shards 1",
             ));
         }
-        self.bytes += writes.iter().map(|w| w.batch.get_array_memory_size()).sum::<usize>();
-        if self.bytes > STATEMENT_ROWS_BYTES_MAX.as_usize() {
+        let bytes = |write: &PartitionWrite| batch_bytes(&write.batch).plus(WRITE_BYTES);
+        let bytes = writes.iter().map(bytes).fold(self.bytes, ByteSize::plus);
+        if bytes > STATEMENT_ROWS_BYTES_MAX {
             return Err(SqlError::new(SqlState::ProgramLimitExceeded, "transaction is too large")
                 .detail(format!("a transaction may write {STATEMENT_ROWS_BYTES_MAX} bytes"))
                 .hint("commit more often"));
         }
+        self.held.get_or_insert_with(|| room.share()).set(bytes)?;
+        self.bytes = bytes;
         self.shard = Some(shard);
         self.writes.extend(writes);
         Ok(())
     }
 
     /// `SAVEPOINT name`.
-    pub(crate) fn save(&mut self, name: &str) {
+    ///
+    /// # Errors
+    /// 53400 over the limit.
+    pub(crate) fn save(&mut self, name: &str) -> Result<(), SqlError> {
+        if self.savepoints.len() >= SAVEPOINTS_MAX {
+            return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many savepoints")
+                .detail(format!("a transaction may have {SAVEPOINTS_MAX}"))
+                .hint("release those that are no longer needed"));
+        }
         self.savepoints.push((name.to_owned(), self.writes.len(), self.bytes));
+        Ok(())
     }
 
     /// `RELEASE name`.
@@ -164,7 +190,10 @@ impl Transaction {
         self.writes.truncate(writes);
         self.bytes = bytes;
         self.is_failed = false;
-        Ok(())
+        match &mut self.held {
+            Some(held) => held.set(bytes),
+            None => Ok(()),
+        }
     }
 
     fn find(&self, name: &str) -> Result<usize, SqlError> {
@@ -178,9 +207,10 @@ impl Transaction {
     pub(crate) fn take_writes(&mut self) -> Option<Pending> {
         let writes = std::mem::take(&mut self.writes);
         self.savepoints.clear();
-        self.bytes = 0;
+        self.bytes = ByteSize::ZERO;
+        let held = self.held.take();
         let shard = self.shard.take()?;
-        (!writes.is_empty()).then_some(Pending { shard, writes })
+        (!writes.is_empty()).then_some(Pending { shard, writes, _held: held })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.

@@ -13,7 +13,11 @@ pub const TOPICS_MAX: usize = 100_000;
 /// Continuous queries of a node; each has a task and state.
 pub const QUERIES_MAX: usize = 10_000;
 /// Shards of a node; each has a Raft core with its own timers.
-pub const SHARDS_MAX: u32 = 1_024;
+pub const SHARDS_MAX: u32 = 1_023;
+/// The fewest bytes of rows a shard may keep before they become segments: fewer make files without end.
+pub const SEAL_BYTES_MIN: ByteSize = ByteSize::new(64 << 10);
+/// The most: they are all in memory, and read again from the log at a start.
+pub const SEAL_BYTES_MAX: ByteSize = ByteSize::new(4 << 30);
 /// Bytes of one event, encoded; an entry must fit in memory on every replica several times over.
 pub const EVENT_BYTES_MAX: ByteSize = ByteSize::new(32 << 20);
 /// Bytes of one SQL statement: text is parsed whole, in several times its size of memory.
@@ -30,6 +34,10 @@ pub const SET_OPERATIONS_MAX: usize = 50;
 pub const PARAMETERS_MAX: usize = 65_535;
 /// Bytes of all rows of one statement (COPY included): they are committed as one Raft entry.
 pub const STATEMENT_ROWS_BYTES_MAX: ByteSize = ByteSize::new(512 << 20);
+/// Bytes of rows that all statements and transactions of a node hold before they are committed.
+pub const HELD_BYTES_MAX: ByteSize = ByteSize::new(2 << 30);
+/// Savepoints of one transaction.
+pub const SAVEPOINTS_MAX: usize = 10_000;
 /// Bytes after which an entry takes no further waiting statement; bounds latency under load.
 pub const ENTRY_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
 /// Bytes of appends waiting for one shard before writers are held back.
@@ -50,6 +58,8 @@ pub const PORTALS_MAX: usize = 1_000;
 pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(16 << 20);
 /// Rows of one step's input, for the same reason.
 pub const STEP_ROWS_TARGET: usize = 262_144;
+/// Bytes a subscription takes at once while it is behind: there may be thousands of them.
+pub const SUBSCRIPTION_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
 /// Words, literals and signs of one text: each takes some hundred bytes while it is parsed.
 pub const STATEMENT_TOKENS_MAX: usize = 2_000_000;
 /// Levels of an expression, counting each term of a chain such as `a + b + c`: the tree is walked and freed

@@ -10,6 +10,7 @@ use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
+use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET};
 use millstream_catalog::model::{Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Query, Relation};
 use millstream_sql::dialect::{self, Select, Statement};
@@ -62,6 +63,8 @@ impl QueryTask {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
             projection: pipeline.projection(0).to_vec(),
+            rows_max: STEP_ROWS_TARGET,
+            bytes_max: STEP_BYTES_TARGET,
         };
         let mut task = Self {
             engine: Arc::clone(engine),
