@@ -61,6 +61,9 @@ pub struct StartArgs {
     /// Raft groups that hold the topics' partitions [default: 1]
     #[arg(long, value_name = "N", env = "MILLSTREAM_SHARDS")]
     pub shards: Option<u32>,
+    /// Bytes of rows each shard keeps in memory before they become segments [default: 67108864]
+    #[arg(long, value_name = "BYTES", env = "MILLSTREAM_SEAL_BYTES")]
+    pub seal_bytes: Option<u64>,
     /// Listen on addresses other than loopback although no passwords are asked for
     #[arg(long, env = "MILLSTREAM_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: Option<bool>,

@@ -6,7 +6,7 @@
 use crate::cli::StartArgs;
 use crate::env;
 use millstream_catalog::model::ByteSize;
-use millstream_catalog::model::limit::SHARDS_MAX;
+use millstream_catalog::model::limit::{SEAL_BYTES_MAX, SEAL_BYTES_MIN, SHARDS_MAX};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -82,16 +82,18 @@ struct File {
     listen: Option<SocketAddr>,
     admin_listen: Option<SocketAddr>,
     shards: Option<u32>,
+    seal_bytes: Option<u64>,
     insecure: Option<bool>,
 }
 
 /// Variables that are not options of `start`: the trace filter and the shell's history file.
 const OTHER_VARIABLES: [&str; 2] = ["MILLSTREAM_LOG", "MILLSTREAM_HISTORY"];
-const OPTION_VARIABLES: [&str; 6] = [
+const OPTION_VARIABLES: [&str; 7] = [
     "MILLSTREAM_DATA_DIR",
     "MILLSTREAM_LISTEN",
     "MILLSTREAM_ADMIN_LISTEN",
     "MILLSTREAM_SHARDS",
+    "MILLSTREAM_SEAL_BYTES",
     "MILLSTREAM_INSECURE",
     "MILLSTREAM_CONFIG",
 ];
@@ -113,7 +115,7 @@ impl Config {
             listen: args.listen.or(file.listen).unwrap_or(defaults.listen),
             admin_listen: args.admin_listen.or(file.admin_listen).unwrap_or(defaults.admin_listen),
             shards: args.shards.or(file.shards).unwrap_or(defaults.shards),
-            seal_bytes: defaults.seal_bytes,
+            seal_bytes: args.seal_bytes.or(file.seal_bytes).map_or(defaults.seal_bytes, ByteSize::new),
         };
         let is_insecure = args.insecure.or(file.insecure).unwrap_or(false);
         config.check(is_insecure)?;
@@ -123,6 +125,11 @@ impl Config {
     fn check(&self, is_insecure: bool) -> Result<(), ConfigError> {
         if self.shards == 0 || self.shards > SHARDS_MAX {
             return Err(ConfigError::Value(format!("shards must be 1 to {SHARDS_MAX}, not {}", self.shards)));
+        }
+        if self.seal_bytes < SEAL_BYTES_MIN || self.seal_bytes > SEAL_BYTES_MAX {
+            let given = self.seal_bytes.value();
+            let (least, most) = (SEAL_BYTES_MIN.value(), SEAL_BYTES_MAX.value());
+            return Err(ConfigError::Value(format!("seal_bytes must be {least} to {most}, not {given}")));
         }
         let exposed = [self.listen, self.admin_listen].into_iter().find(|address| !address.ip().is_loopback());
         match exposed {
@@ -148,7 +155,7 @@ fn read(path: &Path) -> Result<File, ConfigError> {
 
 fn parse(text: &str) -> Result<File, String> {
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         format!("line {line}: {}", error.message())
     })
 }
@@ -160,7 +167,8 @@ mod tests {
     #[test]
     fn unknown_keys_and_variables_are_errors() {
         assert!(parse("data_dri = 'x'").unwrap_err().contains("unknown field `data_dri`"));
-        assert!(parse("shards = 'many'").is_err());
+        assert!(parse("shards = 1\n\nlisten = 7").unwrap_err().starts_with("line 3: "));
+        assert!(parse("shards = 'many'").unwrap_err().starts_with("line 1: "));
         let variables = |names: &[&str]| check_variables(names.iter().map(|name| (*name).to_owned()));
         assert!(variables(&["MILLSTREAM_SHARDS", "PATH"]).is_ok());
         assert!(matches!(variables(&["MILLSTREAM_SHARD"]), Err(ConfigError::Variable(_))));
@@ -176,6 +184,14 @@ mod tests {
         assert!(matches!(Config::load(&args("0.0.0.0:7432", None)), Err(ConfigError::Exposed(_))));
         assert!(Config::load(&args("0.0.0.0:7432", Some(true))).is_ok());
         assert!(Config::load(&args("[::1]:7432", None)).is_ok());
+    }
+
+    #[test]
+    fn the_bytes_to_seal_are_bounded() {
+        let args = |bytes: ByteSize| StartArgs { seal_bytes: Some(bytes.value()), ..StartArgs::default() };
+        assert!(Config::load(&args(ByteSize::ZERO)).is_err());
+        assert_eq!(Config::load(&args(SEAL_BYTES_MIN)).unwrap().seal_bytes, SEAL_BYTES_MIN);
+        assert!(Config::load(&args(SEAL_BYTES_MAX.plus(ByteSize::new(1)))).is_err());
     }
 
     #[test]

@@ -42,7 +42,11 @@ fn ready_address(line: &str) -> Option<SocketAddr> {
 
 impl Process {
     fn start(dir: &Path) -> Self {
-        let mut child = command(dir).spawn().unwrap();
+        Self::spawn(&mut command(dir))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (tx, rx) = mpsc::sync_channel(64);
         // Reads on, so that the server never waits for a full pipe.
@@ -99,6 +103,8 @@ fn run_to_end(mut command: Command) -> (Option<i32>, String) {
 struct Told {
     /// The last number sent.
     sent: AtomicU64,
+    /// What each statement sent, first and last.
+    statements: parking_lot::Mutex<Vec<(u64, u64)>>,
     /// The acknowledged ranges, first and last.
     acknowledged: parking_lot::Mutex<Vec<(u64, u64)>>,
 }
@@ -138,6 +144,7 @@ async fn write(address: SocketAddr, writer: usize, told: Arc<Told>, total: Arc<T
         };
         let last = first + count - 1;
         told.sent.store(last, Ordering::Relaxed);
+        told.statements.lock().push((first, last));
         let numbers = first..=last;
         match count {
             1 => {
@@ -186,10 +193,18 @@ async fn check_events(client: &Client, told: &[Arc<Told>], name: &str) {
         assert!(numbers.is_sorted_by(|a, b| a < b), "{name}, writer {writer}: twice or out of order");
         let sent = told.sent.load(Ordering::Relaxed);
         assert!(numbers.last().is_none_or(|last| *last <= sent), "{name}, writer {writer}: never sent");
-        for (first, last) in told.acknowledged.lock().iter() {
-            let from = numbers.partition_point(|n| n < first);
-            let there = numbers[from..].iter().take_while(|n| *n <= last).count() as u64;
+        let there = |(first, last): (u64, u64)| {
+            let from = numbers.partition_point(|n| *n < first);
+            numbers[from..].iter().take_while(|n| **n <= last).count() as u64
+        };
+        for (first, last) in told.acknowledged.lock().iter().copied() {
+            let there = there((first, last));
             assert_eq!(there, last - first + 1, "{name}, writer {writer}: {first} to {last} were acknowledged");
+        }
+        for (first, last) in told.statements.lock().iter().copied() {
+            let there = there((first, last));
+            let is_whole = there == 0 || there == last - first + 1;
+            assert!(is_whole, "{name}, writer {writer}: {there} of {first} to {last}, a statement, are there");
         }
     }
 }
@@ -208,7 +223,6 @@ async fn check_continuous(client: &Client) {
     let state = rows(client, "SELECT name, late_rows, lag_rows, error FROM millstream.queries ORDER BY name").await;
     let all_well = |name: &str| vec![Some(name.to_owned()), Some("0".to_owned()), Some("0".to_owned()), None];
     assert_eq!(state, [all_well("copied"), all_well("counts")]);
-    // Each step adds to a group: in the changelog of the sink its count only ever grows.
     let log = rows(
         client,
         "SELECT count(*), count(DISTINCT n) FROM copied UNION ALL SELECT count(*), count(DISTINCT n) FROM events",
@@ -237,7 +251,8 @@ async fn acknowledged_events_survive_kills_once_and_in_order() {
     let told: Vec<Arc<Told>> = (0..WRITERS).map(|_| Arc::default()).collect();
     let mut seeded = Seeded(20_240_229);
     for round in 0..rounds() {
-        let process = Process::start(dir.path());
+        // Small seals: kills then also fall between segments, manifest and purge.
+        let process = Process::spawn(command(dir.path()).args(["--seal-bytes", "65536"]));
         let client = connect(process.address).await;
         if round == 0 {
             rows(&client, DEFINITIONS).await;
@@ -268,6 +283,8 @@ async fn acknowledged_events_survive_kills_once_and_in_order() {
     check_events(&client, &told, "events").await;
     check_continuous(&client).await;
     check_events(&client, &told, "copied").await;
+    let segments = rows(&client, "SELECT count(*) > 0 FROM millstream.segments").await;
+    assert_eq!(segments, [[Some("t".to_owned())]], "nothing was ever sealed");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use millstream_catalog::{Snapshot, State};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -43,6 +44,8 @@ pub(crate) enum Fatal {
     Manifest(DecodeError),
     #[error("cannot encode the manifest: {0}")]
     Encode(String),
+    #[error("the job that wrote segments ended before its time")]
+    SealDied,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -294,7 +297,7 @@ impl Machine {
     /// most one frozen generation is in memory.
     async fn seal(&mut self) -> Result<(), Fatal> {
         if let Some(sealing) = self.sealing.take() {
-            let result = sealing.done.await.unwrap_or(Err(StorageError::Closed));
+            let result = sealing.done.await.map_err(|_| Fatal::SealDied)?;
             self.install(sealing.meta, result)?;
         }
         let Some(applied) = self.applied else { return Ok(()) };
@@ -331,15 +334,15 @@ impl Machine {
     /// Installs a finished seal job, if there is one. A failed job stops the shard.
     pub(crate) fn install_finished(&mut self) {
         let Some(mut sealing) = self.sealing.take() else { return };
-        let result = match sealing.done.try_recv() {
-            Ok(result) => result,
-            Err(oneshot::error::TryRecvError::Closed) => Err(StorageError::Closed),
+        let installed = match sealing.done.try_recv() {
+            Ok(result) => self.install(sealing.meta, result),
+            Err(oneshot::error::TryRecvError::Closed) => Err(Fatal::SealDied),
             Err(oneshot::error::TryRecvError::Empty) => {
                 self.sealing = Some(sealing);
                 return;
             }
         };
-        if let Err(fatal) = self.install(sealing.meta, result) {
+        if let Err(fatal) = installed {
             self.stop(&fatal);
         }
     }
@@ -377,8 +380,12 @@ fn run_seal(job: SealJob, read: Arc<ReadSide>) -> oneshot::Receiver<Result<Seale
     let (done, receiver) = oneshot::channel();
     let finished = Arc::clone(&read);
     let task = env::spawn_blocking(move || {
-        // The shard is gone when nobody takes the result.
-        let _ = done.send(job.run());
+        // A job that panics drops `done` unanswered. The shard is gone when nobody takes the result.
+        if let Ok(result) = catch_unwind(AssertUnwindSafe(|| job.run())) {
+            let _ = done.send(result);
+        } else {
+            drop(done);
+        }
         finished.seals.send_modify(|seals| *seals += 1);
     });
     *read.seal_job.lock() = Some(task);

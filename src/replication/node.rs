@@ -68,7 +68,7 @@ impl Replication {
         let dir = &config.data_dir;
         disk.create_dir_all(dir).map_err(|source| StorageError::io("create the data directory", source))?;
         let lock = disk.lock(dir)?;
-        let identity = Identity { node: config.node, shards: config.shards.clamp(1, SHARDS_MAX - 1) };
+        let identity = Identity { node: config.node, shards: config.shards.clamp(1, SHARDS_MAX) };
         let before = Identity::read(&*disk, dir)?;
         let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), wal_options)?;
         let has_votes = recovered.values().any(|shard| shard.vote.is_some() || shard.corrupt.is_some());
@@ -171,7 +171,7 @@ async fn start_shards(
     shared: &Shared,
     mut recovered: HashMap<ShardId, ShardRecovered>,
 ) -> Result<Vec<Core>, ReplicationError> {
-    let shards = config.shards.clamp(1, SHARDS_MAX - 1);
+    let shards = config.shards.clamp(1, SHARDS_MAX);
     let starts = (0..=shards).map(|number| {
         let id = ShardId::new(number);
         let recovered = recovered.remove(&id).unwrap_or_default();

@@ -108,13 +108,22 @@ fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Resul
             continue;
         }
         is_changed = true;
-        if !entry.is_dir && (removed.contains(name) || name.ends_with(TMP)) {
+        let is_known = removed.contains(name) || name.ends_with(TMP) || is_unfinished(name, index);
+        if !entry.is_dir && is_known {
             disk.remove(&segments.join(name))?;
         } else {
             move_aside(disk, dir, name)?;
         }
     }
     if is_changed { disk.sync_dir(&segments) } else { Ok(()) }
+}
+
+/// Whether `name` is a segment of a seal that did not get as far as its manifest: the log has its rows.
+fn is_unfinished(name: &str, index: Option<&ManifestIndex>) -> bool {
+    let Some((topic, partition, offset_start)) = Segment::parse_file_name(name) else { return false };
+    let topic = index.iter().flat_map(|index| &index.topics).find(|listed| listed.topic == topic);
+    let listed = topic.and_then(|topic| topic.partitions.get(partition.value() as usize));
+    listed.is_none_or(|listed| offset_start >= listed.offset_next)
 }
 
 fn move_aside(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {

@@ -74,6 +74,16 @@ impl Segment {
         format!("t{topic}-p{partition}-{offset_start:020}.arrow", offset_start = offset_start.value())
     }
 
+    /// Topic, partition and first offset of a segment's file name; `None` for any other name.
+    pub(crate) fn parse_file_name(name: &str) -> Option<(TopicId, PartitionId, Offset)> {
+        let (topic, rest) = name.strip_prefix('t')?.split_once("-p")?;
+        let (partition, rest) = rest.split_once('-')?;
+        let offset = rest.strip_suffix(".arrow")?;
+        let place = (topic.parse().ok()?, partition.parse().ok()?, offset.parse().ok()?);
+        let place = (TopicId::new(place.0), PartitionId::new(place.1), Offset::new(place.2));
+        (Self::file_name(place.0, place.1, place.2) == name).then_some(place)
+    }
+
     /// Maps `dir/file` and verifies everything but the blocks.
     ///
     /// # Errors

@@ -208,11 +208,10 @@ impl ShardStore {
         }
     }
 
-    /// Bytes of rows that the next seal would take: everything in memory, less what a job under way takes.
-    ///
-    /// A function of the log and of earlier seals, and of nothing else.
+    /// Bytes of rows that came after the last seal was begun. What a failed one left is not counted, so that this is a
+    /// function of the log and of nothing else, and a full disk is not tried again at each entry.
     pub fn unsealed_bytes(&self) -> ByteSize {
-        if self.is_sealing() { self.tail_bytes } else { self.tail_bytes.plus(self.frozen_bytes) }
+        self.tail_bytes
     }
 
     /// Bytes of rows that a job under way, or one that failed, has taken and that are still in memory.

@@ -169,16 +169,17 @@ fn a_full_disk_keeps_rows_in_memory_until_a_later_seal() {
     append(&mut store, 1, 1, 0, 0..1_000);
     append(&mut store, 1, 1, 1, 0..10);
     let bytes = store.unsealed_bytes();
+    assert_ne!(bytes, ByteSize::ZERO);
     disk.set_capacity(Some(10_000));
     assert!(matches!(seal(&mut store, 1), Err(StorageError::DiskFull)));
     assert_eq!(files(&disk, "segments"), [""; 0], "what was written is removed");
-    assert_eq!(store.unsealed_bytes(), bytes);
+    assert_eq!((store.unsealed_bytes(), store.frozen_bytes()), (ByteSize::ZERO, bytes));
     append(&mut store, 2, 1, 0, 1_000..1_001);
     store.publish(entry(2));
     assert_eq!(read(&store, 1, 0).len(), 1_001);
     disk.set_capacity(None);
     seal(&mut store, 2).unwrap();
-    assert_eq!(store.unsealed_bytes(), ByteSize::ZERO);
+    assert_eq!(store.frozen_bytes(), ByteSize::ZERO);
     let (again, _) = open(&disk).unwrap();
     assert_eq!((read(&again, 1, 0).len(), read(&again, 1, 1).len()), (1_001, 10));
 }
@@ -253,9 +254,7 @@ fn unknown_files_are_moved_aside_and_temporary_ones_removed() {
     drop(store);
     let dir = Path::new(DIR);
     for round in 0..2 {
-        for name in
-            ["segments/notes.txt", "segments/t9-p0-00000000000000000000.arrow", "segments/x.tmp", "manifest.tmp"]
-        {
+        for name in ["segments/notes.txt", "segments/t9-p0-0.arrow", "segments/x.tmp", "manifest.tmp"] {
             disk.create(&dir.join(name)).unwrap().write_at(b"x", 0).unwrap();
         }
         open(&disk).unwrap();
@@ -263,6 +262,24 @@ fn unknown_files_are_moved_aside_and_temporary_ones_removed() {
         assert_eq!(files(&disk, "unknown").len(), 2 * (round + 1));
         assert!(!disk.exists(&dir.join("manifest.tmp")).unwrap());
     }
+}
+
+#[test]
+fn segments_that_no_manifest_got_to_list_are_removed() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..4);
+    seal(&mut store, 1).unwrap();
+    let segments = Path::new(DIR).join("segments");
+    let file = |topic: u32, offset: u64| format!("t{topic}-p0-{offset:020}.arrow");
+    // Of a later seal, of a topic made later, and one that stands where rows already have their segment.
+    for name in [file(1, 4), file(7, 0), file(1, 2)] {
+        disk.create(&segments.join(name)).unwrap().write_at(b"x", 0).unwrap();
+    }
+    let (again, _) = open(&disk).unwrap();
+    assert_eq!(read(&again, 1, 0), [0, 1, 2, 3]);
+    assert_eq!(files(&disk, "segments"), [file(1, 0)]);
+    assert_eq!(files(&disk, "unknown"), [file(1, 2)]);
 }
 
 #[test]
