@@ -378,6 +378,63 @@ async fn statements_of_one_text_commit_together() {
 }
 
 #[tokio::test]
+async fn statements_before_one_sync_commit_together() {
+    let (_server, address, mut raw) = start().await;
+    let mut other = Raw::connect(address).await;
+    raw.run("CREATE STREAM s (n INT)").await;
+    let run = |sql: &str| [parse("", sql), bind("", ""), execute("", 0)].concat();
+    let (one, two) = (run("INSERT INTO s VALUES (1)"), run("INSERT INTO s VALUES (2)"));
+    raw.send(&[&one, &two, &run("SELECT 1/0"), &two, &sync()]).await;
+    Raw::expect(raw.tags().await, "12C12C12EZI");
+    assert_eq!(other.value("SELECT count(*) FROM s").await, "0");
+    // Nothing is there before Sync.
+    raw.send(&[&one, &two, &frame(b'H', b"")]).await;
+    for expected in "12C12C".chars() {
+        assert_eq!(char::from(raw.frame().await.unwrap().0), expected);
+    }
+    assert_eq!(other.value("SELECT count(*) FROM s").await, "0");
+    raw.send(&[&sync()]).await;
+    Raw::expect(raw.tags().await, "ZI");
+    assert_eq!(other.value("SELECT count(*) FROM s").await, "2");
+    // A simple query ends a pipeline as Sync does, and BEGIN takes it along into its block.
+    raw.send(&[&one, &query("INSERT INTO s VALUES (3)")]).await;
+    Raw::expect(raw.tags().await, "12CCZI");
+    assert_eq!(other.value("SELECT count(*) FROM s").await, "4");
+    raw.send(&[&one, &run("BEGIN"), &two, &sync()]).await;
+    Raw::expect(raw.tags().await, "12C12C12CZT");
+    raw.run("ROLLBACK").await;
+    assert_eq!(other.value("SELECT count(*) FROM s").await, "4");
+    // A setting is part of it.
+    raw.send(&[&run("SET extra_float_digits = 3"), &run("SELECT 1/0"), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["22012"]);
+    assert_eq!(raw.value("SHOW extra_float_digits").await, "1");
+}
+
+#[tokio::test]
+async fn offsets_are_given_within_a_pipeline() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("CREATE STREAM s (n INT)").await;
+    let place = parse("place", "INSERT INTO s VALUES (1) RETURNING rowoffset");
+    let again = [bind("", "place"), execute("", 0)].concat();
+    let one = [parse("", "INSERT INTO s VALUES (0)"), bind("", ""), execute("", 0)].concat();
+    raw.send(&[&place, &one, &again, &one, &again, &sync()]).await;
+    let rows = raw.messages().await.into_iter().filter(|(tag, _)| *tag == 'D').map(|(_, body)| body);
+    let offsets: Vec<String> = rows.map(|row| row.chars().last().unwrap().to_string()).collect();
+    assert_eq!(offsets, ["1", "3"]);
+}
+
+#[tokio::test]
+async fn portals_end_with_their_transaction() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "SELECT 1"), &bind("p", ""), &sync()]).await;
+    Raw::expect(raw.tags().await, "12ZT");
+    raw.run("COMMIT").await;
+    raw.send(&[&execute("p", 0), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["34000"]);
+}
+
+#[tokio::test]
 async fn copy_takes_data_that_is_cut_anywhere_and_passes_over_sync() {
     let (_server, _, mut raw) = start().await;
     raw.run("CREATE STREAM s (n INT, t TEXT)").await;

@@ -188,7 +188,7 @@ impl Session {
         if self.transaction.has_writes() {
             return Err(SqlError::new(
                 SqlState::ActiveSqlTransaction,
-                format!("{word} cannot follow writes in one text: they commit together at its end"),
+                format!("{word} cannot follow writes in one text or pipeline: they commit together at its end"),
             )
             .hint("send it by itself"));
         }

@@ -11,7 +11,7 @@ use crate::replication::{PartitionWrite, ReplicationError};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{ArrayRef, RecordBatch};
 use futures::StreamExt;
-use millstream_catalog::model::{ByteSize, Offset, SqlState};
+use millstream_catalog::model::{ByteSize, Offset, ShardId, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
@@ -127,14 +127,21 @@ impl Session {
     /// Appends routed rows, or holds them back within a transaction.
     async fn write(&mut self, relation: &Relation, routed: Vec<Routed>, returning: &[Returned]) -> Result<Outcome> {
         let needs_place = returning.iter().any(|r| !matches!(r.source, ReturnedSource::Stored(_)));
-        if needs_place && self.transaction.is_open() {
+        if needs_place && self.transaction.is_pipeline() {
+            // Each answer is wanted at its place, so it cannot wait for Sync.
+            let before = self.transaction.take_writes();
+            if let Some(before) = before {
+                self.commit(before).await?;
+            }
+        } else if needs_place && self.transaction.is_open() {
             return Err(SqlError::unsupported(
                 "RETURNING rowpartition or rowoffset inside a transaction block",
                 "offsets are assigned at COMMIT: send the INSERT by itself, outside of BEGIN",
             ));
         }
-        let parts = routed.iter().flat_map(|routed| routed.parts.iter().cloned()).collect();
-        let bases = self.append(relation, parts).await?;
+        let parts: Vec<_> = routed.iter().flat_map(|routed| routed.parts.iter().cloned()).collect();
+        let bases =
+            if needs_place { self.append_now(relation, parts).await? } else { self.append(relation, parts).await? };
         if returning.is_empty() {
             let count: usize = routed.iter().map(|routed| routed.row_count).sum();
             return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
@@ -152,23 +159,36 @@ impl Session {
 
     /// Appends and gives the offset of each part's first row; within a transaction holds back, and gives none.
     pub(crate) async fn append(&mut self, relation: &Relation, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
-        if parts.is_empty() {
-            return Ok(Vec::new());
-        }
-        if self.transaction.is_open() {
+        if self.transaction.is_open() && !parts.is_empty() {
             self.transaction.hold(&self.engine.holding, relation.shard, parts)?;
             return Ok(Vec::new());
         }
-        let shard = self.engine.shard_of(relation)?;
-        let appended = match shard.append(parts.clone()).await {
-            // Defined by another session just now: the catalog has it before the shard.
-            Err(ReplicationError::NoTopic(_)) if self.engine.catalog().relation_by_id(relation.id).is_some() => {
-                self.engine.ensure_topic(relation).await?;
-                shard.append(parts).await
+        self.append_now(relation, parts).await
+    }
+
+    async fn append_now(&self, relation: &Relation, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.append_to(relation.shard, parts).await
+    }
+
+    /// Commits `parts` as one; the offset of each one's first row.
+    pub(crate) async fn append_to(&self, shard: ShardId, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+        let shard = self.engine.shard(shard)?;
+        loop {
+            match shard.append(parts.clone()).await {
+                Ok(appended) => return Ok(appended.offsets),
+                Err(ReplicationError::NoTopic(topic)) => {
+                    let catalog = self.engine.catalog();
+                    let relation = catalog.relation_by_id(topic);
+                    let relation = relation.ok_or_else(|| replication_error(ReplicationError::NoTopic(topic)))?;
+                    // Defined by another session just now: the catalog has it before the shard.
+                    self.engine.ensure_topic(relation).await?;
+                }
+                Err(error) => return Err(replication_error(error)),
             }
-            appended => appended,
-        };
-        Ok(appended.map_err(replication_error)?.offsets)
+        }
     }
 }
 

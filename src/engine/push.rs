@@ -71,8 +71,8 @@ impl Session {
     pub(crate) async fn push_query(&mut self, select: &Select, arguments: Arguments, via: Via) -> Result<Outcome> {
         if self.transaction.is_implicit() && self.transaction.has_writes() {
             return Err(SqlError::unsupported(
-                "a subscription behind writes in one text",
-                "send it by itself: the writes commit at the end of the text, which it does not reach",
+                "a subscription behind writes in one text or pipeline",
+                "send it by itself: the writes commit at the end, which it does not reach",
             ));
         }
         let rows = self.subscribe(select, arguments).await?;

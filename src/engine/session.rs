@@ -9,9 +9,7 @@ use crate::engine::registry::{SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
-use crate::engine::{
-    Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via, replication_error,
-};
+use crate::engine::{Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{Span, SqlState};
@@ -184,12 +182,22 @@ impl Session {
         self.transaction.begin_implicit();
     }
 
-    /// Ends such a text: commits what it wrote, or forgets it after an error.
+    /// Whether [`Session::end_implicit`] has something to end.
+    pub fn is_implicit(&self) -> bool {
+        self.transaction.is_implicit()
+    }
+
+    /// Begins several statements before one Sync: without a BEGIN among them, they commit together at it.
+    pub fn begin_pipeline(&mut self) {
+        self.transaction.begin_pipeline();
+    }
+
+    /// Ends such a text or pipeline: commits what it wrote, or forgets it after an error.
     ///
     /// # Errors
     /// When the commit fails.
     pub async fn end_implicit(&mut self, is_ok: bool) -> Result<()> {
-        if !self.transaction.is_implicit() {
+        if !self.is_implicit() {
             return Ok(());
         }
         let pending = self.transaction.end();
@@ -439,9 +447,7 @@ impl Session {
     }
 
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
-        let shard = Arc::clone(self.engine.shard(pending.shard)?);
-        shard.append(pending.writes).await.map_err(replication_error)?;
-        Ok(())
+        self.append_to(pending.shard, pending.writes).await.map(drop)
     }
 
     fn check_not_failed(&self, statement: &Statement) -> Result<()> {

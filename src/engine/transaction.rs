@@ -20,6 +20,8 @@ enum Block {
     None,
     /// Several statements in one text: they commit together at its end.
     Implicit,
+    /// Several statements before one Sync: they commit together at it.
+    Pipeline,
     /// `BEGIN … COMMIT`.
     Explicit,
 }
@@ -96,9 +98,21 @@ impl Transaction {
         }
     }
 
-    /// Whether the block is the text's own, to be ended with it.
+    /// The beginning of several statements before one Sync.
+    pub(crate) fn begin_pipeline(&mut self) {
+        if self.block == Block::None {
+            self.block = Block::Pipeline;
+        }
+    }
+
+    /// Whether the block is the text's or the pipeline's own, to be ended with it.
     pub(crate) fn is_implicit(&self) -> bool {
-        self.block == Block::Implicit
+        matches!(self.block, Block::Implicit | Block::Pipeline)
+    }
+
+    /// Whether statements came before in a pipeline, or may come behind.
+    pub(crate) fn is_pipeline(&self) -> bool {
+        self.block == Block::Pipeline
     }
 
     /// A statement failed: of an explicit block only its end is accepted from now on.

@@ -125,6 +125,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frontend::FunctionCall => b'F',
             _ => b'P',
         };
+        let was_in_block = self.session.transaction_status() != TransactionStatus::Idle;
         let result = match message {
             Frontend::Query(sql) => self.simple_query(&sql).await,
             Frontend::Parse { name, sql, param_oids } => self.parse(&name, &sql, &param_oids).await,
@@ -139,6 +140,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             }
             Frontend::Terminate | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
         };
+        if was_in_block && self.session.transaction_status() == TransactionStatus::Idle {
+            self.portals.clear();
+        }
         match result {
             Err(Stop::Statement(error)) => {
                 self.session.fail_transaction();
@@ -161,9 +165,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         Ok(self.wire.make_room(&signals).await?)
     }
 
-    /// Ends a series of extended messages: outside a transaction its portals end with it.
+    /// Ends a series of extended messages: outside a transaction block it is committed, and its portals end with it.
     async fn sync(&mut self) -> Result<(), Stop> {
-        self.is_skipping = false;
+        let is_ok = !std::mem::take(&mut self.is_skipping);
+        if self.session.is_implicit() {
+            let signals = self.signals("");
+            match step(self.wire, &signals, self.session.end_implicit(is_ok)).await.map_err(Stop::from) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) | Err(Stop::Statement(error)) => self.report(&error),
+                Err(stop) => return Err(stop),
+            }
+        }
         if self.session.transaction_status() != TransactionStatus::Open {
             self.portals.clear();
         }

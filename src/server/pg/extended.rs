@@ -187,6 +187,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message).into());
             }
             State::Bound(params) => {
+                // A Sync right behind commits by itself what came alone.
+                if self.wire.input().first() != Some(&b'S') {
+                    self.session.begin_pipeline();
+                }
                 let executing = self.session.execute(&prepared, params, Via::Extended);
                 let outcome = step(self.wire, &signals, executing).await??;
                 (self.begin(outcome, &signals).await?, true)

@@ -31,7 +31,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         let is_several = statements.len() > 1;
         let result = self.run_all(statements, is_several).await;
-        if is_several {
+        // One statement may end a pipeline.
+        if self.session.is_implicit() {
             let ending = step(self.wire, &signals, self.session.end_implicit(result.is_ok())).await;
             let tag = result?;
             ending??;
