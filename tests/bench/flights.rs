@@ -29,13 +29,15 @@ pub(crate) fn create_table() -> String {
 pub(crate) struct OneRow {
     client: Client,
     statement: Statement,
+    empty: Statement,
 }
 
 impl OneRow {
     /// Prepares it on `client`.
     pub(crate) async fn prepare(client: Client) -> anyhow::Result<Self> {
         let statement = client.prepare("INSERT INTO flights VALUES ($1, $2, $3, $4, $5)").await?;
-        Ok(Self { client, statement })
+        let empty = client.prepare("").await?;
+        Ok(Self { client, statement, empty })
     }
 
     /// Runs it; the time until it is acknowledged.
@@ -43,6 +45,13 @@ impl OneRow {
         let values: [&(dyn ToSql + Sync); 5] = [&SystemTime::now(), &(number % 180), &number, &"DTW", &"LAS"];
         let begin = Instant::now();
         self.client.execute(&self.statement, &values).await?;
+        Ok(begin.elapsed())
+    }
+
+    /// Executes a statement without text: what the way there and back takes.
+    pub(crate) async fn nothing(&self) -> anyhow::Result<Duration> {
+        let begin = Instant::now();
+        self.client.execute(&self.empty, &[]).await?;
         Ok(begin.elapsed())
     }
 }

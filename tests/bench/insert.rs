@@ -28,11 +28,16 @@ pub(crate) async fn run(report: &mut Report, options: Options, peer: Option<&Pos
         ours.insert(number).await?;
         probe.append()?;
     }
-    let (mut syncs, mut inserts, mut peers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut syncs, mut trips, mut inserts, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let begin = Instant::now();
     while begin.elapsed() < options.time * 2 {
-        for number in 0..TURN {
+        for _ in 0..TURN {
             syncs.push(probe.append()?);
+        }
+        for _ in 0..TURN {
+            trips.push(ours.nothing().await?);
+        }
+        for number in 0..TURN {
             inserts.push(ours.insert(number).await?);
         }
         if let Some(theirs) = &theirs {
@@ -43,6 +48,7 @@ pub(crate) async fn run(report: &mut Report, options: Options, peer: Option<&Pos
     }
     let (sync, insert) = (median(&mut syncs), median(&mut inserts));
     report.plain("disk: 4 KiB append and fdatasync, median", sync, Unit::Millis);
+    report.plain("a statement without text, median", median(&mut trips), Unit::Millis);
     report.plain("INSERT of one row, prepared, one client, median", insert, Unit::Millis);
     report.plain("  p99", quantile(&mut inserts, 0.99), Unit::Millis);
     report.aimed("  against the disk", insert / sync, Unit::Times("disk"), Aim::Under(1.5));
