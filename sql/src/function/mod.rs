@@ -84,11 +84,7 @@ impl Registry {
         own.extend(scalars.get("round").map(rounding::round));
         own.extend(encode::functions());
         own.extend(domain::NAMES.iter().filter_map(|name| Some(domain::checked(scalars.get(*name)?))));
-        own.extend(
-            ["repeat", "lpad", "rpad", "array_repeat", "array_resize"]
-                .iter()
-                .filter_map(|name| bounded::bounded(scalars.get(*name)?)),
-        );
+        own.extend(bounded::NAMES.iter().filter_map(|name| bounded::bounded(scalars.get(*name)?)));
         for function in own {
             let function = Arc::new(function);
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);
