@@ -10,7 +10,7 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute::take_record_batch;
-use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Float32Type, Float64Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 use millstream_catalog::model::{Offset, PartitionId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
@@ -76,6 +76,7 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
     if row_count == 0 {
         return Ok(Routed::default());
     }
+    let stored = with_equal_keys(relation, stored)?;
     let part = |partition, batch| PartitionWrite { topic: relation.id, partition, batch };
     if relation.options.partitions == 1 {
         let parts = vec![part(PartitionId::new(0), stored.clone())];
@@ -111,6 +112,32 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
     routed.rows = Some(rows);
     routed.stored = Some(stored);
     Ok(routed)
+}
+
+/// Makes keys that are equal the same bytes: 0 and -0, and all that are not a number.
+fn with_equal_keys(relation: &Relation, stored: RecordBatch) -> Result<RecordBatch, SqlError> {
+    let is_float =
+        |i: &usize| matches!(stored.schema_ref().field(*i).data_type(), DataType::Float32 | DataType::Float64);
+    let key = relation.schema.key();
+    if !key.iter().any(is_float) {
+        return Ok(stored);
+    }
+    let mut columns = stored.columns().to_vec();
+    for i in key.iter().filter(|i| is_float(i)) {
+        columns[*i] = match columns[*i].data_type() {
+            DataType::Float32 => Arc::new(
+                columns[*i]
+                    .as_primitive::<Float32Type>()
+                    .unary::<_, Float32Type>(|value| if value.is_nan() { f32::NAN } else { value + 0.0 }),
+            ),
+            _ => Arc::new(
+                columns[*i]
+                    .as_primitive::<Float64Type>()
+                    .unary::<_, Float64Type>(|value| if value.is_nan() { f64::NAN } else { value + 0.0 }),
+            ),
+        };
+    }
+    RecordBatch::try_new(stored.schema(), columns).map_err(internal)
 }
 
 /// Hash of a row's key in PostgreSQL's binary format, each value behind its length; `None` with a NULL in it.
