@@ -133,7 +133,7 @@ async fn live(
     token: &CancellationToken,
 ) -> Option<SqlError> {
     let life = async {
-        match QueryTask::recover(engine, query, Arc::clone(status)).await {
+        match QueryTask::recover(engine, query, Arc::clone(status), token).await {
             Ok(task) => task.run(token).await.err(),
             Err(error) => Some(error),
         }

@@ -50,7 +50,12 @@ impl QueryTask {
     ///
     /// # Errors
     /// When it can no longer be planned, SE006 when a checkpoint does not fit its pipeline.
-    pub(super) async fn recover(engine: &Arc<Engine>, query: &Arc<Query>, status: Arc<Mutex<Status>>) -> Result<Self> {
+    pub(super) async fn recover(
+        engine: &Arc<Engine>,
+        query: &Arc<Query>,
+        status: Arc<Mutex<Status>>,
+        stop: &CancellationToken,
+    ) -> Result<Self> {
         let catalog = engine.catalog();
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
@@ -81,7 +86,7 @@ impl QueryTask {
             status,
         };
         match &progress.checkpoint {
-            Some(checkpoint) => task.replay(checkpoint, &progress)?,
+            Some(checkpoint) => task.replay(checkpoint, &progress, stop).await?,
             None => {
                 // Step 0: the positions it begins at, which replay needs.
                 task.positions = task.of_source(&progress.positions);
@@ -92,7 +97,12 @@ impl QueryTask {
         Ok(task)
     }
 
-    fn replay(&mut self, checkpoint: &Checkpoint, progress: &QueryProgress) -> Result<()> {
+    async fn replay(
+        &mut self,
+        checkpoint: &Checkpoint,
+        progress: &QueryProgress,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         if checkpoint.fingerprint != self.pipeline.fingerprint() {
             return Err(SqlError::new(
                 SqlState::CheckpointIncompatible,
@@ -112,6 +122,10 @@ impl QueryTask {
             self.compute(input.batches, &idle, record.now)?;
             self.positions = to;
             self.step = record.step;
+            if stop.is_cancelled() {
+                return Err(SqlError::new(SqlState::QueryCanceled, "the query was stopped while it was recovered"));
+            }
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

@@ -137,7 +137,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     for row in rows {
-        encoder.encode(row, wire.out());
+        encoder.encode(row, wire.out())?;
         if wire.is_full() {
             wire.make_room(signals).await?;
             signals.check()?;

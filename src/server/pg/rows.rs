@@ -10,6 +10,9 @@ use crate::server::pg::message::Format;
 use crate::server::pg::reply::{self, Field, patch_length};
 use arrow::array::RecordBatch;
 
+/// Bytes of one DataRow, as PostgreSQL has it.
+const ROW_BYTES_MAX: usize = (1 << 30) - 1;
+
 /// The format of each column of a result, as a Bind asked for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Formats(Vec<Format>);
@@ -76,7 +79,11 @@ impl RowEncoder {
     }
 
     /// Appends `row` as one DataRow.
-    pub(super) fn encode(&self, row: usize, out: &mut Vec<u8>) {
+    ///
+    /// # Errors
+    /// `54000` when it is longer than a message may be; nothing is appended then.
+    pub(super) fn encode(&self, row: usize, out: &mut Vec<u8>) -> Result<(), SqlError> {
+        let begin = out.len();
         out.push(b'D');
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
@@ -95,8 +102,15 @@ impl RowEncoder {
             } else {
                 patch(out, cell, (-1_i32).to_be_bytes());
             }
+            if out.len() - begin > ROW_BYTES_MAX {
+                out.truncate(begin);
+                return Err(SqlError::new(SqlState::ProgramLimitExceeded, "a row of the result is too long")
+                    .detail(format!("a row may have {ROW_BYTES_MAX} bytes on the wire"))
+                    .hint("select fewer columns, or parts of them"));
+            }
         }
         patch_length(out, start);
+        Ok(())
     }
 }
 
@@ -129,10 +143,10 @@ mod tests {
     fn text_rows_have_the_documented_layout() {
         let encoder = RowEncoder::new(&batch(), &columns(), &Formats::default()).unwrap();
         let mut out = Vec::new();
-        encoder.encode(0, &mut out);
+        encoder.encode(0, &mut out).unwrap();
         assert_eq!(out, b"D\0\0\0\x11\0\x02\0\0\0\x017\0\0\0\x02ab");
         out.clear();
-        encoder.encode(1, &mut out);
+        encoder.encode(1, &mut out).unwrap();
         assert_eq!(out, b"D\0\0\0\x0e\0\x02\xff\xff\xff\xff\0\0\0\0");
     }
 
@@ -141,7 +155,7 @@ mod tests {
         let formats = Formats::new(vec![Format::Binary, Format::Text]);
         let encoder = RowEncoder::new(&batch(), &columns(), &formats).unwrap();
         let mut out = Vec::new();
-        encoder.encode(0, &mut out);
+        encoder.encode(0, &mut out).unwrap();
         assert_eq!(out, b"D\0\0\0\x14\0\x02\0\0\0\x04\0\0\0\x07\0\0\0\x02ab");
     }
 
