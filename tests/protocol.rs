@@ -292,6 +292,25 @@ async fn after_an_error_everything_up_to_sync_is_skipped_and_what_follows_runs()
 }
 
 #[tokio::test]
+async fn errors_of_types_have_their_place_in_the_text() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("CREATE STREAM s (n INT, t TEXT)").await;
+    let texts = [
+        ("SELECT 1; SELECT n + t FROM s", " P20 "),
+        ("SELECT n FROM s WHERE n = 'ä' OR t = 'x'", " P27 "),
+        ("INSERT INTO s VALUES (1, 'a') RETURNING nope", " P41 "),
+        ("CREATE TABLE c AS SELECT n, sum(t) FROM s GROUP BY n EMIT CHANGES", " P29 "),
+    ];
+    for (sql, place) in texts {
+        let messages = raw.run(sql).await;
+        let (_, error) = messages.iter().find(|(tag, _)| *tag == 'E').unwrap_or_else(|| panic!("{sql}: {messages:?}"));
+        assert!(error.contains(place), "{sql}: {error}");
+    }
+    raw.send(&[&parse("", "SELECT upper(n) FROM s"), &sync()]).await;
+    assert!(raw.messages().await[0].1.contains(" P8 "));
+}
+
+#[tokio::test]
 async fn names_of_statements_and_portals_are_taken_until_closed() {
     let (_server, _, mut raw) = start().await;
     let close = |what: u8| frame(b'C', &[&[what][..], b"n\0"].concat());

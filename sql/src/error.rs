@@ -19,9 +19,24 @@ pub struct SqlError {
     /// The next step.
     pub hint: Option<String>,
     /// Where in the data it happened: `COPY s, line 3, column v: "x"`.
-    pub context: Option<String>,
+    pub context: Option<Box<str>>,
     /// Characters from the start of the text that was sent, 1-based, as PostgreSQL counts.
     pub position: Option<usize>,
+    /// What it is about, where the place is not known: see [`crate::dialect::locate`].
+    pub near: Option<Box<Near>>,
+}
+
+/// A part of a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Near {
+    /// A name or key word.
+    Word(String),
+    /// An operator.
+    Sign(String),
+    /// A literal with this text.
+    Literal(String),
+    /// What stands behind this key word.
+    Behind(String),
 }
 
 /// The result of the SQL layer.
@@ -30,7 +45,7 @@ pub type Result<T, E = SqlError> = std::result::Result<T, E>;
 impl SqlError {
     /// An error with a code and a message only.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self { sqlstate, message: message.into(), detail: None, hint: None, context: None, position: None }
+        Self { sqlstate, message: message.into(), detail: None, hint: None, context: None, position: None, near: None }
     }
 
     /// `0A000`: `what` (a clause or statement, as in "EMIT FINAL") is not supported; `hint` names the alternative.
@@ -65,7 +80,14 @@ impl SqlError {
     /// With the place in the data.
     #[must_use]
     pub fn context(mut self, context: impl Into<String>) -> Self {
-        self.context = Some(context.into());
+        self.context = Some(context.into().into_boxed_str());
+        self
+    }
+
+    /// With what it is about, for its place to be found.
+    #[must_use]
+    pub fn near(mut self, near: Near) -> Self {
+        self.near = Some(Box::new(near));
         self
     }
 

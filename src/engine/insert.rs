@@ -21,7 +21,8 @@ use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
 use std::sync::Arc;
 
-type Planned = (Vec<SqlType>, Option<Arc<[ResultColumn]>>, Plan);
+/// Parameters, columns of a result, and plan of a statement.
+pub(crate) type Planned = (Vec<SqlType>, Option<Arc<[ResultColumn]>>, Plan);
 
 impl Session {
     /// The relation a statement writes.
@@ -205,14 +206,17 @@ pub(crate) fn check_bytes(bytes: ByteSize) -> Result<()> {
 
 /// The columns of a `RETURNING` list.
 fn returning(relation: &Relation, items: &[ast::SelectItem]) -> Result<Vec<Returned>> {
+    let at = |error: SqlError, ident: &ast::Ident| error.at(ident.span.start.column as usize);
     let mut returned = Vec::new();
     for item in items {
         match item {
             ast::SelectItem::UnnamedExpr(ast::Expr::Identifier(ident)) => {
-                returned.push(returned_column(relation, &ident.value, None)?);
+                returned.push(returned_column(relation, &ident.value, None).map_err(|error| at(error, ident))?);
             }
             ast::SelectItem::ExprWithAlias { expr: ast::Expr::Identifier(ident), alias } => {
-                returned.push(returned_column(relation, &ident.value, Some(&alias.value))?);
+                returned.push(
+                    returned_column(relation, &ident.value, Some(&alias.value)).map_err(|error| at(error, ident))?,
+                );
             }
             ast::SelectItem::Wildcard(_) => {
                 for column in relation.schema.columns.iter().filter(|column| !column.is_hidden) {

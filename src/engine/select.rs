@@ -4,6 +4,7 @@
 //! query threads. Reads only.
 
 use crate::engine::cursor::Life;
+use crate::engine::insert::Planned;
 use crate::engine::prepare::{Arguments, Moment, Plan};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
@@ -32,7 +33,14 @@ impl Session {
     /// Plans as much of a statement as Describe needs.
     pub(crate) async fn plan(&mut self, parsed: Parsed, declared: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
         let moment = Moment::now(&self.engine, &self.settings);
-        let (params, columns, plan) = match &parsed.statement {
+        match self.plan_statement(&parsed.statement, declared).await {
+            Ok((params, columns, plan)) => Ok(Arc::new(Prepared { parsed, params, columns, moment, plan })),
+            Err(error) => Err(dialect::locate(error, &parsed)),
+        }
+    }
+
+    async fn plan_statement(&mut self, statement: &Statement, declared: &[Option<SqlType>]) -> Result<Planned> {
+        Ok(match statement {
             Statement::Select(select) if select.emit.is_none() => {
                 let planned = self.plan_pull(select, declared).await?;
                 let columns: Arc<[ResultColumn]> = planned.columns.clone().into();
@@ -48,12 +56,11 @@ impl Session {
                     Statement::Select(select) => self.select_params(select, declared).await?,
                     _ => Vec::new(),
                 };
-                (params, self.columns_of(&parsed.statement)?, Plan::Late)
+                (params, self.columns_of(statement)?, Plan::Late)
             }
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),
-        };
-        Ok(Arc::new(Prepared { parsed, params, columns, moment, plan }))
+        })
     }
 
     /// The types of a query's parameters.

@@ -234,6 +234,7 @@ impl Session {
             Ok(()) => self.dispatch(prepared, params, via).await,
             Err(error) => Err(error),
         };
+        let result = result.map_err(|error| dialect::locate(error, &prepared.parsed));
         if result.is_err() {
             self.transaction.fail();
         }

@@ -118,7 +118,7 @@ fn rows(relation: &Relation, options: &CopyOptions, data: &str) -> Result<Vec<St
 
 fn refused(relation: &Relation, options: &CopyOptions, data: &str) -> (&'static str, String, String) {
     let error = rows(relation, options, data).unwrap_err();
-    (error.sqlstate.code(), error.message, error.context.unwrap_or_default())
+    (error.sqlstate.code(), error.message, error.context.unwrap_or_default().into())
 }
 
 fn of(format: CopyFormat) -> CopyOptions {

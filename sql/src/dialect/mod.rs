@@ -13,6 +13,7 @@ mod escapes;
 mod insert;
 mod keywords;
 mod lexer;
+mod locate;
 mod nesting;
 mod options;
 mod postgres;
@@ -28,6 +29,7 @@ mod transaction;
 mod vet;
 
 pub use ast::*;
+pub use locate::locate;
 
 use crate::error::SqlError;
 

@@ -3,7 +3,7 @@
 //! Owns the mapping. Leaves out errors this crate makes itself, which travel inside and come out unchanged. Names of
 //! types and crates of the engine never reach a message. Pure.
 
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use millstream_catalog::model::SqlState;
@@ -98,6 +98,22 @@ fn of_schema(error: &SchemaError) -> SqlError {
     }
 }
 
+/// 42883 for a function, where the engine's words name it.
+fn arguments(text: &str) -> SqlError {
+    let name = between(text, "function '", "'").or_else(|| between(text, "'", "'"));
+    let name = name.map(|name| name.split('(').next().unwrap_or(name)).filter(|name| is_name(name));
+    let fact = match name {
+        Some(name) => format!("function {name} does not take arguments of these types"),
+        None => "a function does not take arguments of these types".to_owned(),
+    };
+    let error = SqlError::new(SqlState::UndefinedFunction, fact)
+        .hint("No function matches the given name and argument types. You might need to add explicit type casts.");
+    match name {
+        Some(name) => error.near(Near::Word(name.to_owned())),
+        None => error,
+    }
+}
+
 /// Errors of planning, told apart by their words: the engine has no codes.
 fn of_plan(text: &str) -> SqlError {
     let lower = text.to_lowercase();
@@ -117,7 +133,8 @@ fn of_plan(text: &str) -> SqlError {
             "column \"{}\" must appear in the GROUP BY clause or be used in an aggregate function",
             plain(column)
         );
-        return SqlError::new(SqlState::GroupingError, fact);
+        let name = plain(column.rsplit('.').next().unwrap_or(column));
+        return SqlError::new(SqlState::GroupingError, fact).near(Near::Word(name));
     }
     if has("aggregate functions are not allowed") || has("aggregate function calls cannot be nested") {
         return SqlError::new(SqlState::GroupingError, "aggregate functions are not allowed here");
@@ -139,13 +156,7 @@ fn of_plan(text: &str) -> SqlError {
         || has("does not support")
         || has("coercion from")
     {
-        let name = between(text, "function '", "'").or_else(|| between(text, "'", "'"));
-        let fact = match name.map(|name| name.split('(').next().unwrap_or(name)) {
-            Some(name) if is_name(name) => format!("function {name} does not take arguments of these types"),
-            _ => "a function does not take arguments of these types".to_owned(),
-        };
-        return SqlError::new(SqlState::UndefinedFunction, fact)
-            .hint("No function matches the given name and argument types. You might need to add explicit type casts.");
+        return arguments(text);
     }
     if has("cannot coerce") || has("incompatible") || has("cannot infer common") || has("union") && has("type") {
         return SqlError::new(SqlState::DatatypeMismatch, "types cannot be matched").hint("add explicit type casts");

@@ -6,7 +6,7 @@
 use super::select::{Run, draft};
 use super::{PlanContext, parameter};
 use crate::dialect::ast::{Select, WithOptions};
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::exec::session::{analyze, evaluate};
 use crate::types::assign_array;
 use arrow::array::Array;
@@ -43,7 +43,8 @@ pub fn eval_constant(
     let value = constant_of(&plan)?;
     // A bare string takes the target's input rules, like any literal of unknown type.
     if let (ast::Expr::Value(_), ScalarValue::Utf8(Some(text))) = (expr, &value.0) {
-        return crate::types::scalar_text(target, text.as_bytes());
+        let value = crate::types::scalar_text(target, text.as_bytes());
+        return value.map_err(|error| error.near(Near::Literal(text.clone())));
     }
     if value.0.is_null() {
         return crate::types::scalar_null(target);

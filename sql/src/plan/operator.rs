@@ -4,7 +4,7 @@
 //! at the wider type, text meets only text. Leaves out evaluation. Called by the engine's planner for every binary
 //! operator. Source: PostgreSQL 15, section 10.2. Pure.
 
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::function::arith::Arithmetic;
 use crate::function::cast::{cast_function, constant_value};
 use crate::function::errors::external;
@@ -91,7 +91,8 @@ pub(super) fn convert(expr: Expr, from: Option<&SqlType>, to: &SqlType) -> Resul
             if is_string(to) {
                 return Ok(typed(ScalarValue::Utf8(Some(text))));
             }
-            Ok(typed(scalar_text(to, text.as_bytes()).map_err(external)?))
+            let value = scalar_text(to, text.as_bytes());
+            Ok(typed(value.map_err(|error| external(error.near(Near::Literal(text))))?))
         }
         (Expr::Literal(ScalarValue::Null | ScalarValue::Utf8(None), _), None) => {
             Ok(typed(scalar_null(to).map_err(external)?))
@@ -240,7 +241,7 @@ pub(super) fn no_operator(op: &str, left: Option<&SqlType>, right: Option<&SqlTy
     };
     let fact = format!("operator does not exist: {} {op} {}", shown(left), shown(right));
     let hint = "No operator matches the given name and argument types. You might need to add explicit type casts.";
-    external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint))
+    external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint).near(Near::Sign(op.to_owned())))
 }
 
 fn binary(left: Expr, op: Operator, right: Expr) -> Expr {
@@ -316,7 +317,8 @@ pub(super) fn boolean(expr: Expr, schema: &dyn ExprSchema, clause: &str) -> Resu
         None => convert(expr, None, &SqlType::Boolean),
         Some(other) => {
             let fact = format!("argument of {clause} must be type boolean, not type {other}");
-            Err(external(SqlError::new(SqlState::DatatypeMismatch, fact)))
+            let near = Near::Behind(clause.to_owned());
+            Err(external(SqlError::new(SqlState::DatatypeMismatch, fact).near(near)))
         }
     }
 }
@@ -384,6 +386,7 @@ fn arithmetic(op: Arithmetic, left: Expr, right: Expr, schema: &DFSchema) -> Res
             let fact = format!("operator is not unique: unknown {} unknown", op.symbol());
             return Err(external(
                 SqlError::new(SqlState::AmbiguousFunction, fact)
+                    .near(Near::Sign(op.symbol().to_owned()))
                     .hint("Could not choose a best candidate operator. You might need to add explicit type casts."),
             ));
         }

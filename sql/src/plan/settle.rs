@@ -6,7 +6,7 @@
 use super::from::binary;
 use super::operator::{as_numeric, boolean, comparable, convert, folded, type_of};
 use super::refuse;
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::function::errors::external;
 use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
@@ -226,7 +226,7 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
 }
 
 fn like(like: Like, schema: &DFSchema) -> Result<Like> {
-    let text = |expr: Box<Expr>| -> Result<Box<Expr>> {
+    let text = |expr: Box<Expr>, is_pattern: bool| -> Result<Box<Expr>> {
         let from = type_of(&expr, schema)?;
         match &from {
             None | Some(SqlType::Text | SqlType::Varchar(_) | SqlType::Char(_)) => {
@@ -234,12 +234,15 @@ fn like(like: Like, schema: &DFSchema) -> Result<Like> {
             }
             Some(other) => {
                 let op = if like.case_insensitive { "~~*" } else { "~~" };
-                let fact = format!("operator does not exist: {other} {op} text");
-                Err(external(SqlError::new(SqlState::UndefinedFunction, fact)))
+                let other = other.to_string();
+                let (left, right) = if is_pattern { ("text", other.as_str()) } else { (other.as_str(), "text") };
+                let fact = format!("operator does not exist: {left} {op} {right}");
+                let near = Near::Word(if like.case_insensitive { "ilike" } else { "like" }.to_owned());
+                Err(external(SqlError::new(SqlState::UndefinedFunction, fact).near(near)))
             }
         }
     };
-    Ok(Like { expr: text(like.expr.clone())?, pattern: text(like.pattern.clone())?, ..like })
+    Ok(Like { expr: text(like.expr.clone(), false)?, pattern: text(like.pattern.clone(), true)?, ..like })
 }
 
 fn call(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunction> {
