@@ -500,6 +500,7 @@ impl Session {
             database: self.database.clone(),
             backend_pid: self.entry.id.pid,
             search_path: self.settings.search_path(),
+            target_partitions: self.engine.config.query_threads,
             ..PlanSettings::default()
         }
     }

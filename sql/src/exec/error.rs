@@ -199,6 +199,10 @@ fn of_execution(text: &str) -> SqlError {
             None => SqlError::new(SqlState::InvalidTextRepresentation, "invalid input syntax"),
         };
     }
+    if let Some(unit) = between(text, "date_trunc granularity: '", "'") {
+        return SqlError::new(SqlState::InvalidParameterValue, format!("unit \"{unit}\" not recognized"))
+            .hint("units are microsecond, millisecond, second, minute, hour, day, week, month, quarter and year");
+    }
     if has("returned more than one row") || has("more than one row") {
         return SqlError::new(
             SqlState::CardinalityViolation,

@@ -58,6 +58,6 @@ async fn physical_plan(
         return Err(SqlError::new(SqlState::ProtocolViolation, fact));
     }
     let plan = with_values(planned.plan.clone(), params)?;
-    let plan = state.optimizer().optimize(plan, state, |_, _| {})?;
+    let plan = session::optimizer(state, &plan)?.optimize(plan, state, |_, _| {})?;
     Ok(state.query_planner().create_physical_plan(&plan, state).await?)
 }

@@ -9,6 +9,7 @@ use arrow::array::RecordBatch;
 use arrow::array::RecordBatchOptions;
 use arrow::datatypes::Schema;
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
@@ -47,6 +48,22 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
         .with_runtime_env(runtime)
         .with_aggregate_functions(aggregates)
         .build())
+}
+
+/// The session's rules, less one that would change the plan's rows: it moves a condition that is drawn anew for each
+/// row below the step that makes the rows of an array or series.
+pub(super) fn optimizer(state: &SessionState, plan: &LogicalPlan) -> Result<Optimizer, SqlError> {
+    let (mut has_unnest, mut has_volatile) = (false, false);
+    plan.apply_with_subqueries(|node| {
+        has_unnest |= matches!(node, LogicalPlan::Unnest(_));
+        has_volatile |= matches!(node, LogicalPlan::Filter(filter) if filter.predicate.is_volatile());
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    let mut rules = state.optimizer().rules.clone();
+    if has_unnest && has_volatile {
+        rules.retain(|rule| rule.name() != "push_down_filter");
+    }
+    Ok(Optimizer::with_rules(rules))
 }
 
 /// Resolves what is left open and coerces types.

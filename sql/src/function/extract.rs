@@ -137,6 +137,9 @@ fn parts(field: &str, array: &ArrayRef) -> Result<Vec<Option<i128>>> {
     }
 }
 
+/// Days of 400 years.
+const CYCLE_DAYS: i64 = 146_097;
+
 /// Fields of the time of day; `micros` since midnight, or the time part of an interval.
 fn of_clock(field: &str, micros: i64) -> Option<i128> {
     Some(i128::from(match field {
@@ -154,21 +157,26 @@ fn of_moment(field: &str, micros: i64) -> Option<i128> {
     if field == "epoch" {
         return Some(i128::from(micros));
     }
-    let time: NaiveDateTime = DateTime::from_timestamp_micros(micros)?.naive_utc();
-    let year = i64::from(time.year());
+    // The calendar repeats every 400 years, weekdays included; the library's ends before PostgreSQL's.
+    let cycles = micros.div_euclid(CYCLE_DAYS * DAY);
+    let time: NaiveDateTime = DateTime::from_timestamp_micros(micros.rem_euclid(CYCLE_DAYS * DAY))?.naive_utc();
+    // There is no year, century or millennium 0: 1 BC is -1.
+    let shown = |year: i64| if year > 0 { year } else { year - 1 };
+    let year = i64::from(time.year()) + cycles * 400;
+    let age = |years: i64| if year > 0 { (year + years - 1) / years } else { -((years - year) / years) };
     Some(i128::from(match field {
-        "year" | "years" => year,
+        "year" | "years" => shown(year),
         "month" | "months" => i64::from(time.month()),
         "day" | "days" => i64::from(time.day()),
         "quarter" => i64::from(time.month0() / 3 + 1),
         "week" | "weeks" => i64::from(time.iso_week().week()),
-        "isoyear" => i64::from(time.iso_week().year()),
+        "isoyear" => shown(i64::from(time.iso_week().year()) + cycles * 400),
         "dow" => i64::from(time.weekday().num_days_from_sunday()),
         "isodow" => i64::from(time.weekday().number_from_monday()),
         "doy" => i64::from(time.ordinal()),
         "decade" => year.div_euclid(10),
-        "century" => (year + 99).div_euclid(100),
-        "millennium" => (year + 999).div_euclid(1_000),
+        "century" => age(100),
+        "millennium" => age(1_000),
         "julian" => micros.div_euclid(DAY) + 2_440_588,
         "timezone" | "timezone_hour" | "timezone_minute" => 0,
         _ => return None,

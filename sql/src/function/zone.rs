@@ -1,9 +1,10 @@
 //! `timestamp AT TIME ZONE zone`, which is `timezone(zone, timestamp)`.
 //!
-//! Zones are UTC and fixed offsets; others are refused. Pure.
+//! Pure: the rules of named zones are compiled in.
 
 use super::cast::bad_argument;
 use super::errors::fail;
+use crate::types::zone::Zone;
 use arrow::array::{ArrayRef, AsArray, StringArray, TimestampMicrosecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
@@ -22,25 +23,23 @@ pub(super) fn function() -> ScalarUDF {
     ScalarUDF::new_from_impl(TimeZone { signature: Signature::any(2, Volatility::Immutable) })
 }
 
-/// Microseconds a zone is ahead of UTC. POSIX writes the sign the other way, and so does PostgreSQL for bare offsets.
-fn offset(zone: &str) -> Option<i64> {
-    let name = zone.trim();
-    if ["utc", "gmt", "z", "zulu", "etc/utc", "uct"].contains(&name.to_ascii_lowercase().as_str()) {
-        return Some(0);
-    }
+/// A zone: a name, an abbreviation or an offset. POSIX writes the sign of offsets the other way, and so does
+/// PostgreSQL for bare ones.
+fn zone_of(text: &str) -> Option<Zone> {
+    let name = text.trim();
     let (sign, digits) = match name.as_bytes().first()? {
         b'+' => (-1, &name[1..]),
         b'-' => (1, &name[1..]),
-        _ => return None,
+        _ => return Zone::named(name),
     };
     let number = |part: &str| {
         let is_short = (1..=2).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
-        is_short.then(|| part.parse::<i64>().ok()).flatten()
+        is_short.then(|| part.parse::<i32>().ok()).flatten()
     };
     let mut parts = digits.split(':');
     let hours = number(parts.next()?).filter(|hours| *hours <= 15)?;
     let minutes = parts.next().map_or(Some(0), number).filter(|minutes| *minutes < 60)?;
-    parts.next().is_none().then_some(sign * (hours * 60 + minutes) * 60_000_000)
+    parts.next().is_none().then_some(Zone::Fixed(sign * (hours * 60 + minutes) * 60))
 }
 
 impl ScalarUDFImpl for TimeZone {
@@ -78,11 +77,20 @@ impl ScalarUDFImpl for TimeZone {
             DataType::Timestamp(TimeUnit::Microsecond, _) => times,
             _ => cast(&times, &plain)?,
         };
+        let mut last: Option<(&str, Zone)> = None;
         let moved = zones.iter().zip(times.as_primitive::<TimestampMicrosecondType>().iter()).map(|(zone, time)| {
             let (Some(zone), Some(time)) = (zone, time) else { return Ok(None) };
-            let offset = offset(zone)
-                .ok_or_else(|| fail(SqlState::InvalidParameterValue, format!("time zone \"{zone}\" not recognized")))?;
-            let moved = if is_zoned { time.checked_add(offset) } else { time.checked_sub(offset) };
+            let found = match last {
+                Some((name, found)) if name == zone => found,
+                _ => zone_of(zone).ok_or_else(|| {
+                    fail(SqlState::InvalidParameterValue, format!("time zone \"{zone}\" not recognized"))
+                })?,
+            };
+            last = Some((zone, found));
+            let moved = match is_zoned {
+                true => time.checked_add(found.offset_micros_at(time)),
+                false => time.checked_sub(found.offset_micros(time)),
+            };
             moved.map(Some).ok_or_else(|| fail(SqlState::DatetimeFieldOverflow, "timestamp out of range"))
         });
         let moved: TimestampMicrosecondArray = moved.collect::<Result<_>>()?;

@@ -86,6 +86,7 @@ pub(super) fn type_of(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Sql
 pub(super) fn convert(expr: Expr, from: Option<&SqlType>, to: &SqlType) -> Result<Expr> {
     let typed = |value: ScalarValue| Expr::Literal(value, None);
     match (expr, from) {
+        (expr, Some(SqlType::Char(_))) if *to == SqlType::Text => Ok(cast_function(SqlType::Text).call(vec![expr])),
         (expr, Some(from)) if from == to || (is_string(from) && *to == SqlType::Text) => Ok(expr),
         (Expr::Literal(ScalarValue::Utf8(Some(text)), _), None) => {
             if is_string(to) {
@@ -276,8 +277,29 @@ pub(super) fn narrow(expr: Expr, from: Option<&SqlType>, column: &SqlType) -> Re
     }
 }
 
+/// Values to be compared of which one is a `char(n)`: the blanks at its end mean nothing, nor do those of a literal
+/// beside it.
+pub(super) fn unfilled(exprs: Vec<Expr>, schema: &dyn ExprSchema) -> Result<Vec<Expr>> {
+    let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
+    if !types.iter().flatten().any(|sql_type| matches!(sql_type, SqlType::Char(_))) {
+        return Ok(exprs);
+    }
+    let unfilled = |(expr, from): (Expr, Option<SqlType>)| match (expr, from) {
+        (expr, Some(from @ SqlType::Char(_))) => convert(expr, Some(&from), &SqlType::Text),
+        (Expr::Literal(ScalarValue::Utf8(Some(text)), metadata), None) => {
+            Ok(Expr::Literal(ScalarValue::Utf8(Some(text.trim_end_matches(' ').to_owned())), metadata))
+        }
+        (expr, _) => Ok(expr),
+    };
+    exprs.into_iter().zip(types).map(unfilled).collect()
+}
+
 /// Both sides brought to types that can be compared.
 pub(super) fn compare_operands(op: &str, left: Expr, right: Expr, schema: &dyn ExprSchema) -> Result<(Expr, Expr)> {
+    let mut sides = unfilled(vec![left, right], schema)?.into_iter();
+    let (Some(left), Some(right)) = (sides.next(), sides.next()) else {
+        return Err(external(SqlError::internal("a comparison without its sides")));
+    };
     let (lt, rt) = (type_of(&left, schema)?, type_of(&right, schema)?);
     let (a, b) = settle(lt.clone(), rt.clone());
     if lt.is_some() && rt.is_some() && a != b {
@@ -326,8 +348,12 @@ pub(super) fn boolean(expr: Expr, schema: &dyn ExprSchema, clause: &str) -> Resu
 fn texts(op: Operator, left: Expr, right: Expr, schema: &DFSchema) -> Result<Expr> {
     let (lt, rt) = (type_of(&left, schema)?, type_of(&right, schema)?);
     if lt.iter().chain(&rt).all(is_string) {
-        let left = convert(left, lt.as_ref(), &SqlType::Text)?;
-        return Ok(binary(left, op, convert(right, rt.as_ref(), &SqlType::Text)?));
+        // Patterns see the blanks at the end of a char(n).
+        let text = |expr: Expr, from: Option<SqlType>| match from {
+            Some(SqlType::Char(_)) => Ok(expr),
+            from => convert(expr, from.as_ref(), &SqlType::Text),
+        };
+        return Ok(binary(text(left, lt)?, op, text(right, rt)?));
     }
     Err(no_operator(&op.to_string(), lt.as_ref(), rt.as_ref()))
 }

@@ -4,7 +4,7 @@
 //! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
 
 use super::from::binary;
-use super::operator::{as_numeric, boolean, comparable, convert, folded, type_of};
+use super::operator::{as_numeric, boolean, comparable, convert, folded, type_of, unfilled};
 use super::refuse;
 use crate::error::{Near, SqlError};
 use crate::function::errors::external;
@@ -75,7 +75,8 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::Alias(alias) if is_cast(&alias.expr) => *alias.expr,
         Expr::InList(list) => Expr::InList(in_list(list, schema)?),
         Expr::Between(between) => {
-            let mut parts = agree(vec![*between.expr, *between.low, *between.high], "BETWEEN", schema)?.into_iter();
+            let parts = vec![*between.expr, *between.low, *between.high];
+            let mut parts = agree(unfilled(parts, schema)?, "BETWEEN", schema)?.into_iter();
             let (Some(expr), Some(low), Some(high)) = (parts.next(), parts.next(), parts.next()) else {
                 return Err(external(SqlError::internal("BETWEEN without its parts")));
             };
@@ -86,7 +87,10 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => {
             Expr::ScalarFunction(self::call(call, schema)?)
         }
-        Expr::ScalarFunction(call) => with_result_type(Expr::ScalarFunction(with_literals(call)), schema)?,
+        Expr::ScalarFunction(call) => {
+            let call = without_blanks(with_literals(call), schema)?;
+            with_result_type(Expr::ScalarFunction(call), schema)?
+        }
         other => with_result_type(other, schema)?,
     }))
 }
@@ -99,6 +103,16 @@ fn is_cast(expr: &Expr) -> bool {
 fn with_literals(call: ScalarFunction) -> ScalarFunction {
     let literal = |arg: Expr| folded(&arg).map_or(arg, |value| Expr::Literal(value, None));
     ScalarFunction { args: call.args.into_iter().map(literal).collect(), func: call.func }
+}
+
+/// A call with each `char(n)` as text, which loses the blanks at its end.
+fn without_blanks(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunction> {
+    let sees_blanks = call.func.name() == "octet_length";
+    let argument = |arg: Expr| match type_of(&arg, schema)? {
+        Some(from @ SqlType::Char(_)) if !sees_blanks => convert(arg, Some(&from), &SqlType::Text),
+        _ => Ok(arg),
+    };
+    Ok(ScalarFunction { args: call.args.into_iter().map(argument).collect::<Result<_>>()?, func: call.func })
 }
 
 /// A call with the result type PostgreSQL gives it, where the library's differs.
@@ -188,7 +202,8 @@ fn case(case: Case, schema: &DFSchema) -> Result<Case> {
         }
         results.push(*then);
     }
-    let mut values = if has_operand { agree(values, "CASE/WHEN", schema)? } else { values }.into_iter();
+    let mut values =
+        if has_operand { agree(unfilled(values, schema)?, "CASE/WHEN", schema)? } else { values }.into_iter();
     let operand = if has_operand { values.next().map(Box::new) } else { None };
     whens.extend(values.map(Box::new));
     let has_else = case.else_expr.is_some();
@@ -202,6 +217,7 @@ fn case(case: Case, schema: &DFSchema) -> Result<Case> {
 fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
     let mut exprs = vec![*list.expr];
     exprs.extend(list.list);
+    let exprs = unfilled(exprs, schema)?;
     let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
     // The column's own type is enough where every constant fits it: no column is cast.
     if let Some(Some(column)) = types.first() {
@@ -229,7 +245,9 @@ fn like(like: Like, schema: &DFSchema) -> Result<Like> {
     let text = |expr: Box<Expr>, is_pattern: bool| -> Result<Box<Expr>> {
         let from = type_of(&expr, schema)?;
         match &from {
-            None | Some(SqlType::Text | SqlType::Varchar(_) | SqlType::Char(_)) => {
+            // Patterns see the blanks at its end.
+            Some(SqlType::Char(_)) => Ok(expr),
+            None | Some(SqlType::Text | SqlType::Varchar(_)) => {
                 Ok(Box::new(convert(*expr, from.as_ref(), &SqlType::Text)?))
             }
             Some(other) => {

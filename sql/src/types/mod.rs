@@ -21,7 +21,7 @@ mod oid;
 mod scalar;
 mod source;
 mod text;
-mod zone;
+pub(crate) mod zone;
 
 #[cfg(test)]
 mod tests;

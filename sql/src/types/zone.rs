@@ -1,6 +1,6 @@
 //! Time zones of input text: fixed offsets, PostgreSQL's common abbreviations, IANA names.
 //!
-//! Leaves out the session's zone: times without one are UTC. Only date and time input calls it.
+//! Leaves out the session's zone: times without one are UTC. Date and time input calls it, and `AT TIME ZONE`.
 
 use super::datetime::{DAY, civil_from_days, days_from_civil, days_in_month};
 use arrow::array::timezone::Tz;
@@ -51,18 +51,21 @@ pub(crate) enum Zone {
 }
 
 impl Zone {
-    /// The zone of a lower-case abbreviation or IANA name.
+    /// The zone of an abbreviation or IANA name, in any case.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        if let Some((_, hours)) = ABBREVIATIONS.iter().find(|(word, _)| *word == name) {
+        if let Some((_, hours)) = ABBREVIATIONS.iter().find(|(word, _)| name.eq_ignore_ascii_case(word)) {
             return Some(Self::Fixed(hours * 3600));
         }
         if !name.contains('/') {
             return None;
         }
+        if let Ok(zone) = Tz::from_str(name) {
+            return Some(Self::Named(zone));
+        }
         // IANA names are capitalised: `america/new_york` is `America/New_York`.
         let mut canonical = String::with_capacity(name.len());
         let mut is_start = true;
-        for char in name.chars() {
+        for char in name.to_ascii_lowercase().chars() {
             canonical.push(if is_start { char.to_ascii_uppercase() } else { char });
             is_start = matches!(char, '/' | '_');
         }
@@ -78,6 +81,18 @@ impl Zone {
             Self::Named(zone) => DateTime::from_timestamp_micros(within_rules(local))
                 .and_then(|time| offset_seconds(zone, time.naive_utc()))
                 .unwrap_or(0),
+        };
+        i64::from(seconds) * 1_000_000
+    }
+}
+
+impl Zone {
+    /// Microseconds east of UTC at the moment `utc` (microseconds).
+    pub(crate) fn offset_micros_at(self, utc: i64) -> i64 {
+        let seconds = match self {
+            Self::Fixed(seconds) => seconds,
+            Self::Named(zone) => DateTime::from_timestamp_micros(within_rules(utc))
+                .map_or(0, |time| zone.offset_from_utc_datetime(&time.naive_utc()).fix().local_minus_utc()),
         };
         i64::from(seconds) * 1_000_000
     }
