@@ -133,7 +133,8 @@ async fn establish(engine: Arc<Engine>, command: Command) -> Result<()> {
     match query.and_then(|query| catalog.query_by_id(query)) {
         Some(query) => {
             engine.ensure_query(query).await?;
-            crate::engine::query::refresh(&engine).await
+            crate::engine::query::refresh(&engine).await?;
+            crate::engine::query::begun(&engine, query.id).await
         }
         None => Ok(()),
     }

@@ -72,8 +72,10 @@ impl fmt::Debug for Rows {
 pub enum Via {
     /// A simple query: rows in text, the statement runs to its end.
     Simple,
-    /// Parse, Bind, Execute: portals may be read in parts.
+    /// Parse, Bind, Execute for all rows.
     Extended,
+    /// Parse, Bind, Execute for so many rows at a time.
+    Portal,
 }
 
 /// A message beside the result: PostgreSQL's NOTICE and WARNING.

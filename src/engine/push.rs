@@ -76,7 +76,7 @@ impl Session {
             ));
         }
         let rows = self.subscribe(select, arguments).await?;
-        if via == Via::Simple && select.limit.is_none() {
+        if via != Via::Portal && select.limit.is_none() {
             let hint = match self.settings.show("application_name")?.as_str() {
                 "psql" => "psql shows rows as they come with \\set FETCH_COUNT 1",
                 _ => "LIMIT at its end stops it after so many rows",

@@ -195,18 +195,15 @@ impl Session {
             Statement::CreateAs(create) => {
                 self.explain_continuous(&create.select, Some(&create.name.name), explain, arguments).await?
             }
+            Statement::Insert(_) if explain.analyze => {
+                return Err(SqlError::unsupported("EXPLAIN ANALYZE of a statement that writes", "leave ANALYZE out"));
+            }
             Statement::Insert(insert) => match &insert.source {
-                dialect::InsertSource::Select(select) if !explain.analyze => {
+                dialect::InsertSource::Select(select) => {
                     let mut lines = vec![format!("Insert on {}", insert.name)];
                     let inner = self.explain_pull(select, explain, arguments).await?;
                     lines.extend(inner.into_iter().map(|line| format!("  {line}")));
                     lines
-                }
-                dialect::InsertSource::Select(_) => {
-                    return Err(SqlError::unsupported(
-                        "EXPLAIN ANALYZE of a statement that writes",
-                        "leave ANALYZE out",
-                    ));
                 }
                 _ => vec![format!("Insert on {}", insert.name), "  Values".to_owned()],
             },

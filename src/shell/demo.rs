@@ -48,7 +48,8 @@ const PACE_ROWS: usize = 100;
 const PACE_EVERY: Duration = Duration::from_millis(50);
 /// How long the subscriber may take to receive what was committed before the end.
 const RECEIVE_TIME_MAX: Duration = Duration::from_secs(30);
-/// How often a change is shown.
+/// The first changes are shown all, then one at a time.
+const SHOW_FIRST: u64 = 10;
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs the demo. On a terminal the node then stays until Ctrl-C.
@@ -68,13 +69,16 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         _ = terminate.recv() => Ok(false),
     };
     if matches!(result, Ok(true)) {
-        println!("\nConnect with:  psql -h {} -p {} -U millstream", address.ip(), address.port());
         if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+            println!("\nConnect with:  psql -h {} -p {} -U millstream", address.ip(), address.port());
             println!("Ctrl-C ends the demo and removes its data.");
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+        } else {
+            println!("\nThe demo's server ends here. One that stays: millstream start");
+            println!("Connect with:  psql -h {} -p 7432 -U millstream", address.ip());
         }
     }
     node.stop().await;
@@ -117,6 +121,7 @@ async fn show(address: SocketAddr, is_fast: bool) -> anyhow::Result<()> {
     };
     let count = Arc::clone(&received);
     let watching = env::spawn("demo subscriber", async move { watch(subscriber, columns, &count).await });
+    let start = env::instant();
     load(&mut client, is_fast).await?;
     statement(&mut client, "FLUSH;").await?;
     let changes = count_changes(&mut client).await?;
@@ -130,7 +135,9 @@ async fn show(address: SocketAddr, is_fast: bool) -> anyhow::Result<()> {
         Err(error) if error.is_cancelled() => {}
         Err(error) => return Err(error).context("the subscriber failed"),
     }
-    println!("\n{} of {changes} changes received", received.load(Ordering::Relaxed));
+    let received = received.load(Ordering::Relaxed);
+    let rate = received as f64 / env::elapsed(start).as_secs_f64();
+    println!("\n{received} of {changes} changes received, {rate:.0} rows/s");
     statement(&mut client, WORST).await
 }
 
@@ -216,19 +223,24 @@ async fn copy(client: &mut Client, data: String) -> anyhow::Result<()> {
 /// Counts the changes as they arrive, and shows one now and then.
 async fn watch(mut client: Client, columns: Vec<Column>, received: &AtomicU64) -> anyhow::Result<()> {
     let mut renderer = Renderer::new(Format::Table, columns);
-    let (mut shown_at, mut shown, mut start) = (None, 0, env::instant());
+    let (mut shown, mut shown_at) = (0, env::instant());
     loop {
         match client.receive().await? {
             Reply::Row(row) => {
                 let count = received.fetch_add(1, Ordering::Relaxed) + 1;
-                if shown_at.is_some_and(|at| env::elapsed(at) < SHOW_EVERY) {
+                let since = env::elapsed(shown_at);
+                if count > SHOW_FIRST && since < SHOW_EVERY {
                     continue;
                 }
-                let seconds = shown_at.map_or(0.0, |_| env::elapsed(start).as_secs_f64());
-                let rate = if seconds > 0.0 { (count - shown) as f64 / seconds } else { 0.0 };
-                (shown_at, shown, start) = (Some(env::instant()), count, env::instant());
                 let text = renderer.rows_text(std::slice::from_ref(&row));
-                println!("{}  -- {count} changes, {rate:.0}/s", text.trim_end());
+                let text = text.trim_end();
+                if count <= SHOW_FIRST {
+                    println!("{text}");
+                } else {
+                    let rate = (count - shown) as f64 / since.as_secs_f64();
+                    println!("{text}  -- {count} changes, {rate:.0} rows/s");
+                }
+                (shown, shown_at) = (count, env::instant());
             }
             Reply::Error(error) => bail!(error),
             Reply::Ready => return Ok(()),

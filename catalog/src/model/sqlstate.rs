@@ -39,6 +39,10 @@ states! {
     InvalidArgumentForLogarithm = "2201E",
     /// `2201F`
     InvalidArgumentForPowerFunction = "2201F",
+    /// `2201W`
+    InvalidRowCountInLimitClause = "2201W",
+    /// `2201X`
+    InvalidRowCountInResultOffsetClause = "2201X",
     /// `22000`
     DataException = "22000",
     /// `2200G`

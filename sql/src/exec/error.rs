@@ -164,6 +164,12 @@ fn of_plan(text: &str) -> SqlError {
     if has("non-boolean predicate") {
         return SqlError::new(SqlState::DatatypeMismatch, "a condition must be of type boolean");
     }
+    if has("limit must be >= 0") {
+        return SqlError::new(SqlState::InvalidRowCountInLimitClause, "LIMIT must not be negative");
+    }
+    if has("offset must be >=0") || has("offset must be >= 0") || has("skip must be >= 0") {
+        return SqlError::new(SqlState::InvalidRowCountInResultOffsetClause, "OFFSET must not be negative");
+    }
     if has("limit") || has("offset") || has("skip") {
         return SqlError::new(
             SqlState::InvalidParameterValue,

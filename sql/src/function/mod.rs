@@ -16,6 +16,7 @@ mod pattern;
 mod rounding;
 mod series;
 pub mod session;
+pub(crate) mod span;
 mod temporal;
 mod text;
 pub mod window;

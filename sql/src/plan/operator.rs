@@ -313,7 +313,16 @@ pub(super) fn compare_operands(op: &str, left: Expr, right: Expr, schema: &dyn E
     let Some((to_left, to_right)) = comparable(&a, &b) else {
         return Err(no_operator(op, lt.as_ref(), rt.as_ref()));
     };
-    Ok((convert(left, lt.as_ref(), &to_left)?, convert(right, rt.as_ref(), &to_right)?))
+    let (left, right) = (convert(left, lt.as_ref(), &to_left)?, convert(right, rt.as_ref(), &to_right)?);
+    Ok((by_length(left, &to_left), by_length(right, &to_right)))
+}
+
+/// A value to be compared: of an interval, its length.
+pub(super) fn by_length(expr: Expr, sql_type: &SqlType) -> Expr {
+    match sql_type {
+        SqlType::Interval => crate::function::span::function().call(vec![expr]),
+        _ => expr,
+    }
 }
 
 fn compare(op: Operator, left: Expr, right: Expr, schema: &DFSchema) -> Result<Expr> {

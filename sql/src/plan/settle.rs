@@ -4,7 +4,7 @@
 //! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
 
 use super::from::binary;
-use super::operator::{as_numeric, boolean, comparable, convert, folded, type_of, unfilled};
+use super::operator::{as_numeric, boolean, by_length, comparable, convert, folded, type_of, unfilled};
 use super::refuse;
 use crate::error::{Near, SqlError};
 use crate::function::errors::external;
@@ -76,7 +76,7 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::InList(list) => Expr::InList(in_list(list, schema)?),
         Expr::Between(between) => {
             let parts = vec![*between.expr, *between.low, *between.high];
-            let mut parts = agree(unfilled(parts, schema)?, "BETWEEN", schema)?.into_iter();
+            let mut parts = compared(parts, "BETWEEN", schema)?.into_iter();
             let (Some(expr), Some(low), Some(high)) = (parts.next(), parts.next(), parts.next()) else {
                 return Err(external(SqlError::internal("BETWEEN without its parts")));
             };
@@ -190,6 +190,16 @@ fn agree(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
     exprs.into_iter().zip(types).map(|(expr, from)| convert(expr, from.as_ref(), &common)).collect()
 }
 
+/// Expressions of one type, to be compared with each other.
+fn compared(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
+    let exprs = agree(unfilled(exprs, schema)?, what, schema)?;
+    let by_length = |expr: Expr| match type_of(&expr, schema)? {
+        Some(sql_type) => Ok(by_length(expr, &sql_type)),
+        None => Ok(expr),
+    };
+    exprs.into_iter().map(by_length).collect()
+}
+
 fn case(case: Case, schema: &DFSchema) -> Result<Case> {
     let mut whens = Vec::new();
     let mut results = Vec::new();
@@ -202,8 +212,7 @@ fn case(case: Case, schema: &DFSchema) -> Result<Case> {
         }
         results.push(*then);
     }
-    let mut values =
-        if has_operand { agree(unfilled(values, schema)?, "CASE/WHEN", schema)? } else { values }.into_iter();
+    let mut values = if has_operand { compared(values, "CASE/WHEN", schema)? } else { values }.into_iter();
     let operand = if has_operand { values.next().map(Box::new) } else { None };
     whens.extend(values.map(Box::new));
     let has_else = case.else_expr.is_some();
@@ -220,7 +229,7 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
     let exprs = unfilled(exprs, schema)?;
     let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
     // The column's own type is enough where every constant fits it: no column is cast.
-    if let Some(Some(column)) = types.first() {
+    if let Some(Some(column)) = types.first().filter(|column| **column != Some(SqlType::Interval)) {
         let fits = |expr: &Expr| super::operator::fits(expr, column);
         let rest = exprs.iter().zip(&types).skip(1);
         if rest.clone().all(|(expr, from)| from.is_none() || from.as_ref() == Some(column) || fits(expr)) {
@@ -236,7 +245,7 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
             };
         }
     }
-    let mut exprs = agree(exprs, "IN", schema)?.into_iter();
+    let mut exprs = compared(exprs, "IN", schema)?.into_iter();
     let first = exprs.next().ok_or_else(|| external(SqlError::internal("IN without a left side")))?;
     Ok(InList { expr: Box::new(first), list: exprs.collect(), negated: list.negated })
 }

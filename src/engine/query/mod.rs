@@ -121,6 +121,8 @@ fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
     Running { stop, handle }
 }
 
+/// How long a definition waits for its query to begin.
+const BEGIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a query waits for what may pass, at first and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(10);
@@ -187,27 +189,41 @@ pub(crate) async fn flush(engine: &Engine) -> Result<()> {
                 shard.partitions().get(topic, id).map(|partition| (topic, id, partition.view().offset_end()))
             })
             .collect();
-        let mut applied = shard.partitions().subscribe_applied();
-        let mut versions = engine.replication().catalog().subscribe();
-        loop {
-            let runs = engine.catalog().query_by_id(id).is_some_and(|query| query.state == QueryState::Running);
-            let is_done = shard.progress(id).is_none_or(|progress| {
-                progress.step > StepNumber::default()
-                    && ends
-                        .iter()
-                        .all(|(topic, id, end)| progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end))
-            });
-            if !runs || is_done {
-                break;
-            }
-            tokio::select! {
-                changed = applied.changed() => changed.map_err(|_| stopped())?,
-                changed = versions.changed() => changed.map_err(|_| stopped())?,
-                () = engine.shutdown.cancelled() => return Err(stopped()),
-            }
-        }
+        reached(engine, id, &ends).await?;
     }
     Ok(())
+}
+
+/// Waits a moment for the first step of a query just made: what it has without any event is there then.
+pub(crate) async fn begun(engine: &Engine, id: QueryId) -> Result<()> {
+    // On a full disk it begins later.
+    tokio::time::timeout(BEGIN_TIME_MAX, reached(engine, id, &[])).await.unwrap_or(Ok(()))
+}
+
+/// Waits until a query has taken its first step and all before `ends`, or runs no more.
+async fn reached(engine: &Engine, id: QueryId, ends: &[(TopicId, PartitionId, Offset)]) -> Result<()> {
+    let catalog = engine.catalog();
+    let Some(query) = catalog.query_by_id(id) else { return Ok(()) };
+    let Ok(shard) = engine.shard_of_query(query) else { return Ok(()) };
+    let mut applied = shard.partitions().subscribe_applied();
+    let mut versions = engine.replication().catalog().subscribe();
+    loop {
+        let runs = engine.catalog().query_by_id(id).is_some_and(|query| query.state == QueryState::Running);
+        let is_done = shard.progress(id).is_none_or(|progress| {
+            let is_past = |(topic, id, end): &(TopicId, PartitionId, Offset)| {
+                progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end)
+            };
+            progress.step > StepNumber::default() && ends.iter().all(is_past)
+        });
+        if !runs || is_done {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = applied.changed() => changed.map_err(|_| stopped())?,
+            changed = versions.changed() => changed.map_err(|_| stopped())?,
+            () = engine.shutdown.cancelled() => return Err(stopped()),
+        }
+    }
 }
 
 fn stopped() -> SqlError {

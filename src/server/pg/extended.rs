@@ -191,7 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 if self.wire.input().first() != Some(&b'S') {
                     self.session.begin_pipeline();
                 }
-                let executing = self.session.execute(&prepared, params, Via::Extended);
+                let via = if rows_max == 0 { Via::Extended } else { Via::Portal };
+                let executing = self.session.execute(&prepared, params, via);
                 let outcome = step(self.wire, &signals, executing).await??;
                 (self.begin(outcome, &signals).await?, true)
             }
