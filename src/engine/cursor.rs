@@ -118,8 +118,8 @@ impl Cursors {
             let batch = source.lock().await.take(&mut goal).await?;
             Some((batch, (source, goal)))
         });
-        let columns = Arc::clone(&cursor.columns);
-        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push: false, stream: Box::pin(stream) })
+        let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream) })
     }
 
     fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
