@@ -10,6 +10,7 @@ use super::error::ReplicationError;
 use super::flow::Request;
 use super::log_store::LogStore;
 use super::machine::Machine;
+use super::manifest::decode_applied;
 use super::network::NoPeers;
 use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
@@ -61,6 +62,21 @@ pub(crate) struct Core {
     tasks: [JoinHandle<()>; 2],
 }
 
+/// Refuses a manifest that is gone, or older than what the log has let go: rows between the two would be missing.
+fn check_manifest(shared: &Shared, dir: &Path, id: ShardId, log: &LogStore) -> Result<(), ReplicationError> {
+    let Some(purged) = log.purged() else { return Ok(()) };
+    let file = format!("shards/{id}/manifest");
+    let Some(sealed) = ShardStore::sealed_at(&*shared.disk, dir)? else {
+        return Err(StorageError::Missing { file }.into());
+    };
+    let sealed = decode_applied(sealed).map_err(|e| ReplicationError::Start { shard: id, reason: e.to_string() })?;
+    if sealed.last_log_id.as_ref().is_none_or(|sealed| index_of(sealed) < purged) {
+        let what = "it is older than the log, which no longer has the rows between";
+        return Err(StorageError::Corrupt { file, position: 0, what }.into());
+    }
+    Ok(())
+}
+
 impl Core {
     /// Opens the shard in `dir`, makes this node lead it, and applies its log.
     pub(crate) async fn start(
@@ -76,10 +92,8 @@ impl Core {
         let failure = shared.failure.clone();
         let log =
             LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
-        // Before the store sets aside what no manifest names.
-        if log.purged().is_some() && !ShardStore::has_manifest(&*shared.disk, dir)? {
-            return Err(StorageError::Missing { file: format!("shards/{id}/manifest") }.into());
-        }
+        // Before the store removes or sets aside what no manifest names.
+        check_manifest(shared, dir, id, &log)?;
         let opened = ShardStore::open(Arc::clone(&shared.disk), dir, id)?;
         let partitions = opened.0.partitions();
         let read = ReadSide::new();

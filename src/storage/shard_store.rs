@@ -103,13 +103,12 @@ impl ShardStore {
         Ok((store, state))
     }
 
-    /// Whether the store in `dir` was ever sealed.
+    /// The place in the log that the store in `dir` was last sealed at, as it was given; `None` when it never was.
     ///
     /// # Errors
-    /// The system's error.
-    pub fn has_manifest(disk: &dyn Disk, dir: &Path) -> Result<bool, StorageError> {
-        disk.exists(&dir.join(crate::storage::manifest::MANIFEST))
-            .map_err(|source| StorageError::io("look for the manifest", source))
+    /// When the manifest cannot be read.
+    pub fn sealed_at(disk: &dyn Disk, dir: &Path) -> Result<Option<Bytes>, StorageError> {
+        Ok(crate::storage::manifest::Manifest::read(disk, dir)?.map(|manifest| manifest.applied))
     }
 
     /// The shard.

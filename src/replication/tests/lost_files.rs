@@ -71,6 +71,34 @@ async fn a_missing_manifest_is_named_and_its_segments_stay() {
 }
 
 #[tokio::test]
+async fn a_manifest_older_than_the_log_is_refused_and_its_segments_stay() {
+    let disk = used_disk().await;
+    let (manifest, old) = (Path::new("/data/shards/1/manifest"), Path::new("/data/old"));
+    let file = disk.open(manifest).expect("opens");
+    let mut bytes = vec![0; usize::try_from(file.len().expect("length")).expect("small")];
+    file.read_at(&mut bytes, 0).expect("read");
+    disk.create(old).expect("created").write_at(&bytes, 0).expect("written");
+    let node = start(&disk).await;
+    let before = node.shards()[0].status().purged;
+    shard(&node).append(vec![part(0, 0..1_000)]).await.expect("appended");
+    let mut seals = shard(&node).partitions().subscribe_applied();
+    for core in node.cores() {
+        core.seal().await.expect("sealed");
+    }
+    while node.shards()[0].status().purged == before {
+        shard(&node).append(vec![part(0, [1])]).await.expect("appended");
+        seals.changed().await.expect("runs");
+    }
+    node.shutdown().await;
+    drop(node);
+    let segments = disk.list(Path::new("/data/shards/1/segments")).expect("segments");
+    disk.rename(old, manifest).expect("renamed");
+    let refused = refusal(&disk, 1).await;
+    assert!(refused.contains("shards/1/manifest\" is damaged") && refused.contains("older than the log"), "{refused}");
+    assert_eq!(disk.list(Path::new("/data/shards/1/segments")).expect("segments"), segments);
+}
+
+#[tokio::test]
 async fn shards_are_not_left_out() {
     let disk = used_disk().await;
     assert_eq!(refusal(&disk, 3).await, "it started");
