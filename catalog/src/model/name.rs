@@ -6,8 +6,8 @@ use std::fmt;
 
 /// The name of a relation, query or column, as PostgreSQL folds and quotes it.
 ///
-/// Never empty, at most 63 bytes, no NUL or other control character. Anything else may stand in a
-/// quoted name, `../` and quotes included: names are never used as file names.
+/// Never empty, at most 63 bytes, no NUL or other control character. Anything else may stand in a quoted name; topics
+/// have further rules, though no name is ever used as a file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);

@@ -4,7 +4,7 @@
 //! nothing to it.
 
 use super::options::{self, CreateAsOptions};
-use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position};
+use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position, QualifiedName};
 use crate::error::SqlError;
 use crate::types;
 use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
@@ -25,6 +25,7 @@ const RESERVED: [&str; 7] = [ROWTIME, ROWPARTITION, ROWOFFSET, "rowop", ROWTOMBS
 /// What is wrong with a column, a key, the event time or an option, with its position.
 pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Result<Relation, SqlError> {
     let kind = create.kind.relation_kind();
+    check_topic_name(&create.name)?;
     check_names(create)?;
     let mut columns = create.columns.iter().map(column).collect::<Result<Vec<Column>, SqlError>>()?;
     keys(create, kind, &mut columns)?;
@@ -48,9 +49,25 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
 /// The options of `CREATE … AS SELECT`.
 ///
 /// # Errors
-/// `22023` for unknown names and values, `0A000` for those without effect yet.
+/// `42602` for a name no topic may have, `22023` for unknown options and values, `0A000` for those without effect yet.
 pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<CreateAsOptions, SqlError> {
+    check_topic_name(&create.name)?;
     options::create_as_options(&create.options, create.kind.relation_kind(), nodes)
+}
+
+/// Refuses a name that would need escapes in paths, addresses and the statements that tools make of it.
+fn check_topic_name(name: &QualifiedName) -> Result<(), SqlError> {
+    let text = name.name.as_str();
+    let wrong = text.chars().find(|c| matches!(c, '/' | '\\' | '"' | '\'' | '`'));
+    let reason = match wrong {
+        Some(wrong) => format!("it has a {wrong}"),
+        None if [".", ".."].contains(&text) => "it has only dots".to_owned(),
+        None => return Ok(()),
+    };
+    Err(SqlError::new(SqlState::InvalidName, format!("invalid topic name \"{text}\""))
+        .detail(reason)
+        .hint("slashes, backslashes and quotes cannot be part of the name of a stream, topic or table")
+        .at(name.position))
 }
 
 /// Refuses a column name that stands for a pseudo-column.
