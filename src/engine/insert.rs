@@ -3,7 +3,7 @@
 //! Leaves out conversions (sql) and event times and partitions (`write`). All rows of a statement become
 //! visible together, or none does.
 
-use crate::engine::prepare::{Arguments, InsertTarget, Plan, Prepared, Returned, ReturnedSource};
+use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
@@ -20,9 +20,6 @@ use millstream_sql::dialect::{Insert, InsertSource, QualifiedName, Select};
 use millstream_sql::plan::eval_constant;
 use sqlparser::ast;
 use std::sync::Arc;
-
-/// Parameters, columns of a result, and plan of a statement.
-pub(crate) type Planned = (Vec<SqlType>, Option<Arc<[ResultColumn]>>, Plan);
 
 impl Session {
     /// The relation a statement writes.

@@ -26,6 +26,9 @@ pub struct Prepared {
     pub(crate) plan: Plan,
 }
 
+/// Parameters, columns of a result, and plan of a statement.
+pub(crate) type Planned = (Vec<SqlType>, Option<Arc<[ResultColumn]>>, Plan);
+
 /// What a plan fixes besides the statement: definitions, the rows it sees, `now()` and settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Moment {

@@ -4,8 +4,7 @@
 //! query threads. Reads only.
 
 use crate::engine::cursor::Life;
-use crate::engine::insert::Planned;
-use crate::engine::prepare::{Arguments, Moment, Plan};
+use crate::engine::prepare::{Arguments, Moment, Plan, Planned};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
 use crate::engine::{Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};

@@ -10,12 +10,12 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute::take_record_batch;
-use arrow::datatypes::{DataType, Float32Type, Float64Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
 use millstream_catalog::model::{Offset, PartitionId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::insert::InsertRows;
-use millstream_sql::types::ColumnEncoder;
+use millstream_sql::types::{ColumnEncoder, canonical};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,13 +76,13 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
     if row_count == 0 {
         return Ok(Routed::default());
     }
-    let stored = with_equal_keys(relation, stored)?;
+    let key = relation.schema.key();
+    let stored = with_equal_keys(&key, stored)?;
     let part = |partition, batch| PartitionWrite { topic: relation.id, partition, batch };
     if relation.options.partitions == 1 {
         let parts = vec![part(PartitionId::new(0), stored.clone())];
         return Ok(Routed { parts, rows: None, row_count, stored: Some(stored) });
     }
-    let key = relation.schema.key();
     if key.is_empty() {
         let parts = vec![part(spreader.next(relation), stored.clone())];
         return Ok(Routed { parts, rows: None, row_count, stored: Some(stored) });
@@ -114,30 +114,17 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
     Ok(routed)
 }
 
-/// Makes keys that are equal the same bytes: 0 and -0, and all that are not a number.
-fn with_equal_keys(relation: &Relation, stored: RecordBatch) -> Result<RecordBatch, SqlError> {
-    let is_float =
-        |i: &usize| matches!(stored.schema_ref().field(*i).data_type(), DataType::Float32 | DataType::Float64);
-    let key = relation.schema.key();
-    if !key.iter().any(is_float) {
+/// Gives equal keys the same bytes.
+fn with_equal_keys(key: &[usize], stored: RecordBatch) -> Result<RecordBatch, SqlError> {
+    let schema = stored.schema();
+    if !key.iter().any(|i| schema.field(*i).data_type().is_floating()) {
         return Ok(stored);
     }
     let mut columns = stored.columns().to_vec();
-    for i in key.iter().filter(|i| is_float(i)) {
-        columns[*i] = match columns[*i].data_type() {
-            DataType::Float32 => Arc::new(
-                columns[*i]
-                    .as_primitive::<Float32Type>()
-                    .unary::<_, Float32Type>(|value| if value.is_nan() { f32::NAN } else { value + 0.0 }),
-            ),
-            _ => Arc::new(
-                columns[*i]
-                    .as_primitive::<Float64Type>()
-                    .unary::<_, Float64Type>(|value| if value.is_nan() { f64::NAN } else { value + 0.0 }),
-            ),
-        };
+    for i in key {
+        columns[*i] = canonical(Arc::clone(&columns[*i]));
     }
-    RecordBatch::try_new(stored.schema(), columns).map_err(internal)
+    RecordBatch::try_new(schema, columns).map_err(internal)
 }
 
 /// Hash of a row's key in PostgreSQL's binary format, each value behind its length; `None` with a NULL in it.

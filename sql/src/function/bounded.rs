@@ -7,28 +7,17 @@ use arrow::array::{Array, AsArray, StringArray};
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::Result;
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF};
 use millstream_catalog::model::SqlState;
-use std::sync::Arc;
 
 /// Bytes that one call makes for one batch.
 const TEXT_BYTES_MAX: i64 = 256 << 20;
 /// Bytes an item of an array is counted as.
 const ITEM_BYTES: i64 = 16;
 
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Bounded {
-    inner: Arc<ScalarUDF>,
-}
-
 /// The functions that need it.
 pub(super) const NAMES: [&str; 8] =
     ["repeat", "lpad", "rpad", "array_repeat", "array_resize", "replace", "regexp_replace", "array_to_string"];
-
-/// `function`, with its result bounded.
-pub(super) fn bounded(function: &Arc<ScalarUDF>) -> Option<ScalarUDF> {
-    Some(ScalarUDF::new_from_impl(Bounded { inner: Arc::clone(function) }))
-}
 
 /// The length of each row's text, or one for all.
 fn lengths(text: &ColumnarValue) -> Result<Vec<i64>> {
@@ -37,50 +26,29 @@ fn lengths(text: &ColumnarValue) -> Result<Vec<i64>> {
     Ok(lengths.as_primitive::<Int64Type>().iter().map(|length| length.unwrap_or(0)).collect())
 }
 
-impl ScalarUDFImpl for Bounded {
-    fn name(&self) -> &str {
-        self.inner.name()
+/// A call of `function` with its result bounded.
+pub(super) fn bounded(function: &ScalarUDF, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let is_scalar = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+    let rows = if is_scalar { 1 } else { args.number_rows };
+    if bytes(function.name(), &args.args, rows)? <= TEXT_BYTES_MAX {
+        return function.invoke_with_args(args);
     }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
+    if function.name() != "regexp_replace" || rows < 2 {
+        return Err(fail(SqlState::ProgramLimitExceeded, "requested length too large"));
     }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
+    // What a pattern matches is not known before, so the bound is wide: fewer rows at once come below it.
+    let half = rows / 2;
+    let parts = [part(&args, 0, half), part(&args, half, rows - half)];
+    let parts = parts.map(|args| {
+        let rows = args.number_rows;
+        bounded(function, args)?.into_array(rows)
+    });
+    let [first, second] = parts;
+    let (first, second) = (first?, second?);
+    if first.get_array_memory_size() + second.get_array_memory_size() > TEXT_BYTES_MAX as usize * 2 {
+        return Err(fail(SqlState::ProgramLimitExceeded, "requested length too large"));
     }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        self.inner.coerce_types(types)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let is_scalar = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
-        let rows = if is_scalar { 1 } else { args.number_rows };
-        if bytes(self.name(), &args.args, rows)? <= TEXT_BYTES_MAX {
-            return self.inner.invoke_with_args(args);
-        }
-        if self.name() != "regexp_replace" || rows < 2 {
-            return Err(fail(SqlState::ProgramLimitExceeded, "requested length too large"));
-        }
-        // What a pattern matches is not known before, so the bound is wide: fewer rows at once come below it.
-        let half = rows / 2;
-        let parts = [part(&args, 0, half), part(&args, half, rows - half)];
-        let parts = parts.map(|args| {
-            let rows = args.number_rows;
-            self.invoke_with_args(args)?.into_array(rows)
-        });
-        let [first, second] = parts;
-        let (first, second) = (first?, second?);
-        if first.get_array_memory_size() + second.get_array_memory_size() > TEXT_BYTES_MAX as usize * 2 {
-            return Err(fail(SqlState::ProgramLimitExceeded, "requested length too large"));
-        }
-        Ok(ColumnarValue::Array(concat(&[&first, &second])?))
-    }
+    Ok(ColumnarValue::Array(concat(&[&first, &second])?))
 }
 
 /// The arguments of `count` rows from row `start`.

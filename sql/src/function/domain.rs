@@ -5,26 +5,13 @@
 use super::errors::fail;
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, FieldRef, Float64Type};
+use arrow::datatypes::{DataType, Float64Type};
 use datafusion::common::{DataFusionError, Result};
-use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF};
 use millstream_catalog::model::SqlState;
-use std::sync::Arc;
 
 /// The functions that are checked.
 pub(super) const NAMES: [&str; 7] = ["ln", "log", "log10", "log2", "sqrt", "power", "exp"];
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Checked {
-    inner: Arc<ScalarUDF>,
-}
-
-/// `function` of the library, checked.
-pub(super) fn checked(function: &Arc<ScalarUDF>) -> ScalarUDF {
-    ScalarUDF::new_from_impl(Checked { inner: Arc::clone(function) })
-}
 
 /// A number of a row, or of all; `None` where there is none.
 struct Numbers(arrow::array::Float64Array);
@@ -68,53 +55,28 @@ fn result_error(name: &str, first: f64, result: f64) -> Option<DataFusionError> 
     }
 }
 
-impl ScalarUDFImpl for Checked {
-    fn name(&self) -> &str {
-        self.inner.name()
+/// A call of `function` with its arguments and its result checked.
+pub(super) fn checked(function: &ScalarUDF, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let name = function.name();
+    let arguments = args.args.iter().map(Numbers::of).collect::<Result<Vec<_>>>()?;
+    let rows = arguments.iter().flatten().map(|numbers| numbers.0.len()).max().unwrap_or(0);
+    let row_of = |row: usize| arguments.iter().map(|it| it.as_ref()?.get(row)).collect::<Option<Vec<f64>>>();
+    for row in 0..rows {
+        let Some(values) = row_of(row) else { continue };
+        if let Some(error) = values.iter().find_map(|value| argument_error(name, *value)) {
+            return Err(error);
+        }
     }
-
-    fn aliases(&self) -> &[String] {
-        self.inner.aliases()
-    }
-
-    fn signature(&self) -> &Signature {
-        self.inner.signature()
-    }
-
-    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        self.inner.return_field_from_args(args)
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        self.inner.coerce_types(types)
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let name = self.inner.name();
-        let arguments = args.args.iter().map(Numbers::of).collect::<Result<Vec<_>>>()?;
-        let rows = arguments.iter().flatten().map(|numbers| numbers.0.len()).max().unwrap_or(0);
-        let row_of = |row: usize| arguments.iter().map(|it| it.as_ref()?.get(row)).collect::<Option<Vec<f64>>>();
+    let result = function.invoke_with_args(args)?;
+    if let ("power" | "exp", Some(results)) = (name, Numbers::of(&result)?) {
         for row in 0..rows {
-            let Some(values) = row_of(row) else { continue };
-            if let Some(error) = values.iter().find_map(|value| argument_error(name, *value)) {
+            let (Some(values), Some(result)) = (row_of(row), results.get(row)) else { continue };
+            if values.iter().all(|value| value.is_finite())
+                && let Some(error) = result_error(name, values.first().copied().unwrap_or(0.0), result)
+            {
                 return Err(error);
             }
         }
-        let result = self.inner.invoke_with_args(args)?;
-        if let ("power" | "exp", Some(results)) = (name, Numbers::of(&result)?) {
-            for row in 0..rows {
-                let (Some(values), Some(result)) = (row_of(row), results.get(row)) else { continue };
-                if values.iter().all(|value| value.is_finite())
-                    && let Some(error) = result_error(name, values.first().copied().unwrap_or(0.0), result)
-                {
-                    return Err(error);
-                }
-            }
-        }
-        Ok(result)
     }
+    Ok(result)
 }

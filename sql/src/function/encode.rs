@@ -7,13 +7,14 @@ use super::errors::{external, fail};
 use crate::types::scalar_text;
 use arrow::array::{ArrayRef, AsArray, BinaryArray, StringArray};
 use arrow::datatypes::DataType;
+use base64::DecodeError;
+use base64::prelude::{BASE64_STANDARD as STANDARD, Engine as _};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use std::sync::Arc;
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 /// Characters of base64 on one line.
 const LINE: usize = 76;
 
@@ -99,7 +100,7 @@ impl ScalarUDFImpl for Codec {
 fn encode(bytes: &[u8], format: &str) -> Result<String> {
     match format.to_ascii_lowercase().as_str() {
         "hex" => Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
-        "base64" => Ok(base64(bytes)),
+        "base64" => Ok(to_base64(bytes)),
         "escape" => Ok(bytes
             .iter()
             .map(|byte| match byte {
@@ -121,55 +122,21 @@ fn decode(text: &[u8], format: &str) -> Result<Vec<u8>> {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    let mut column = 0;
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for at in 0..4 {
-            let digit = (word >> (18 - 6 * at)) as usize & 63;
-            out.push(if at <= chunk.len() { char::from(ALPHABET[digit]) } else { '=' });
-        }
-        column += 4;
-        if column == LINE {
-            out.push('\n');
-            column = 0;
-        }
-    }
-    // The last line has no end of its own.
-    if out.ends_with('\n') && bytes.len().is_multiple_of(57) {
-        out.pop();
-    }
-    out
+fn to_base64(bytes: &[u8]) -> String {
+    let text = STANDARD.encode(bytes);
+    let lines = text.as_bytes().chunks(LINE).map(|line| String::from_utf8_lossy(line));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn from_base64(text: &[u8]) -> Result<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut word, mut digits, mut padding) = (0_u32, 0, 0);
-    for byte in text.iter().filter(|byte| !byte.is_ascii_whitespace()) {
-        let digit = match (byte, ALPHABET.iter().position(|letter| letter == byte)) {
-            (b'=', _) if digits >= 2 => {
-                padding += 1;
-                0
-            }
-            (b'=', _) => return Err(invalid("unexpected \"=\" while decoding base64 sequence".to_owned())),
-            (_, Some(digit)) if padding == 0 => digit as u32,
-            _ => {
-                let shown = char::from(*byte);
-                return Err(invalid(format!("invalid symbol \"{shown}\" found while decoding base64 sequence")));
-            }
-        };
-        word = word << 6 | digit;
-        digits += 1;
-        if digits == 4 {
-            out.extend_from_slice(&word.to_be_bytes()[1..4 - padding.min(2)]);
-            (word, digits) = (0, 0);
+    let text: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    STANDARD.decode(text).map_err(|error| match error {
+        DecodeError::InvalidByte(_, b'=') => invalid("unexpected \"=\" while decoding base64 sequence".to_owned()),
+        DecodeError::InvalidByte(_, byte) => {
+            invalid(format!("invalid symbol \"{}\" found while decoding base64 sequence", char::from(byte)))
         }
-    }
-    match digits {
-        0 => Ok(out),
-        _ => Err(invalid("invalid base64 end sequence".to_owned())),
-    }
+        _ => invalid("invalid base64 end sequence".to_owned()),
+    })
 }
 
 fn from_hex(text: &[u8]) -> Result<Vec<u8>> {

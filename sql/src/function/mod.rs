@@ -4,6 +4,7 @@
 //! Leaves out parsing and formatting of values (`types`). Called by `plan`. Pure: a crash does nothing to it.
 
 pub mod arith;
+mod around;
 mod bounded;
 pub mod cast;
 mod decimal;
@@ -82,10 +83,13 @@ impl Registry {
         own.extend(extract::functions());
         own.extend(text::functions());
         own.extend(pattern::functions());
-        own.extend(scalars.get("round").map(rounding::round));
         own.extend(encode::functions());
-        own.extend(domain::NAMES.iter().filter_map(|name| Some(domain::checked(scalars.get(*name)?))));
-        own.extend(bounded::NAMES.iter().filter_map(|name| bounded::bounded(scalars.get(*name)?)));
+        let mut wrap = |names: &[&str], call| {
+            own.extend(names.iter().filter_map(|name| Some(around::around(scalars.get(*name)?, call))));
+        };
+        wrap(&["round"], rounding::round as around::Call);
+        wrap(&domain::NAMES, domain::checked);
+        wrap(&bounded::NAMES, bounded::bounded);
         for function in own {
             let function = Arc::new(function);
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);

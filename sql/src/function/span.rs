@@ -11,7 +11,7 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use std::sync::Arc;
 
 /// The name of the function, which no statement can call.
-pub(super) const NAME: &str = "$span";
+const NAME: &str = "$span";
 
 const DAY_NANOS: i128 = 86_400_000_000_000;
 

@@ -6,11 +6,12 @@
 
 use super::call::{Call, Touched};
 use super::delta::{Delta, Weights, arrow_error, downcast, sql_error};
-use super::expression::{canonical, evaluate};
+use super::expression::evaluate;
 use super::operator::Operator;
 use super::save::{StateReader, StateWriter};
 use super::slots::{Found, Slots};
 use crate::error::SqlError;
+use crate::types::canonical;
 use arrow::array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
 };

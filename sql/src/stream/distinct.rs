@@ -4,9 +4,9 @@
 //! of a hash table. Leaves out the aggregate itself. State: the arguments seen, per group.
 
 use super::delta::{arrow_error, downcast};
-use super::expression::canonical;
 use super::slots::KeyCodec;
 use crate::error::SqlError;
+use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use std::collections::HashSet;

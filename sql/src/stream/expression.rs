@@ -5,7 +5,7 @@
 
 use super::delta::{Delta, downcast, sql_error};
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef, BooleanArray, Float32Array, Float64Array, RecordBatch};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch};
 use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::logical_expr::{
@@ -53,25 +53,6 @@ pub(crate) fn first_failure(count: usize, mut fails: impl FnMut(usize, usize) ->
         }
     }
     start
-}
-
-/// `array` with one form of zero and of NaN, so that values that are equal in SQL are equal bytes.
-pub(crate) fn canonical(array: ArrayRef) -> ArrayRef {
-    match array.data_type() {
-        DataType::Float64 => match array.as_any().downcast_ref::<Float64Array>() {
-            Some(floats) => Arc::new(floats.unary::<_, arrow::datatypes::Float64Type>(|value| {
-                if value.is_nan() { f64::NAN } else { value + 0.0 }
-            })),
-            None => array,
-        },
-        DataType::Float32 => match array.as_any().downcast_ref::<Float32Array>() {
-            Some(floats) => Arc::new(floats.unary::<_, arrow::datatypes::Float32Type>(|value| {
-                if value.is_nan() { f32::NAN } else { value + 0.0 }
-            })),
-            None => array,
-        },
-        _ => array,
-    }
 }
 
 /// `now()` of a continuous query: the time its step was given, the same on replay.
@@ -143,16 +124,5 @@ mod tests {
                 assert_eq!(found, bad);
             }
         }
-    }
-
-    #[test]
-    fn zeros_and_nans_have_one_form() {
-        let array: ArrayRef = Arc::new(Float64Array::from(vec![Some(-0.0), Some(-f64::NAN), None, Some(1.5)]));
-        let array = canonical(array);
-        let array: Float64Array = downcast(&array).unwrap();
-        assert_eq!(array.value(0).to_bits(), 0.0_f64.to_bits());
-        assert_eq!(array.value(1).to_bits(), f64::NAN.to_bits());
-        assert!(array.is_null(2));
-        assert_eq!(array.value(3), 1.5);
     }
 }

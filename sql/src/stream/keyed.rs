@@ -4,12 +4,12 @@
 //! once. Leaves out the stages themselves (`map`). State: the shown keys, kept only when a stage filters.
 
 use super::delta::{Delta, Weights, arrow_error, downcast};
-use super::expression::canonical;
 use super::map::Stage;
 use super::operator::Operator;
 use super::save::{StateReader, StateWriter};
 use super::slots::{KeyBytes, Slots};
 use crate::error::SqlError;
+use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, AsArray, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};

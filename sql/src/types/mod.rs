@@ -8,6 +8,7 @@ mod array;
 mod assign;
 mod binary;
 mod builder;
+mod canonical;
 mod datetime;
 mod datetime_input;
 mod encoder;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use assign::{AssignRefused, assign_array, is_assignable};
 pub use builder::ColumnBuilder;
+pub use canonical::canonical;
 pub use encoder::ColumnEncoder;
 pub use error::ValueError;
 pub use name::sql_type;

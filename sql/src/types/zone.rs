@@ -84,9 +84,7 @@ impl Zone {
         };
         i64::from(seconds) * 1_000_000
     }
-}
 
-impl Zone {
     /// Microseconds east of UTC at the moment `utc` (microseconds).
     pub(crate) fn offset_micros_at(self, utc: i64) -> i64 {
         let seconds = match self {
