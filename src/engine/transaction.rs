@@ -236,3 +236,47 @@ impl Transaction {
         ended.take_writes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use millstream_catalog::model::{PartitionId, TopicId};
+    use std::sync::Arc;
+
+    fn write(rows: usize) -> Vec<PartitionWrite> {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![1; rows]));
+        let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
+        vec![PartitionWrite { topic: TopicId::new(1), partition: PartitionId::new(0), batch }]
+    }
+
+    #[test]
+    fn transactions_share_the_room_and_give_it_back() {
+        let room = HoldingRoom::new(ByteSize::new(20 << 10));
+        let shard = ShardId::new(1);
+        let (mut first, mut second) = (Transaction::default(), Transaction::default());
+        first.hold(&room, shard, write(1_000)).unwrap();
+        first.save("a").unwrap();
+        first.hold(&room, shard, write(1_000)).unwrap();
+        let error = second.hold(&room, shard, write(1_000)).unwrap_err();
+        assert_eq!(error.sqlstate, SqlState::OutOfMemory);
+        assert!(!second.has_writes());
+        first.rollback_to("a").unwrap();
+        second.hold(&room, shard, write(1_000)).unwrap();
+        let pending = first.take_writes().unwrap();
+        assert_eq!(pending.writes.len(), 1);
+        // Until they are appended.
+        assert!(second.hold(&room, shard, write(1_000)).is_err());
+        drop(pending);
+        second.hold(&room, shard, write(1_000)).unwrap();
+    }
+
+    #[test]
+    fn savepoints_are_bounded() {
+        let mut transaction = Transaction::default();
+        for _ in 0..SAVEPOINTS_MAX {
+            transaction.save("a").unwrap();
+        }
+        assert_eq!(transaction.save("a").unwrap_err().sqlstate, SqlState::ConfigurationLimitExceeded);
+    }
+}
