@@ -44,22 +44,24 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// The next events after `from`, about as many as the reader takes at once; `None` when there are none. Of several
-    /// partitions, only rows are counted.
+    /// partitions, only rows are counted. Where the log starts later, because earlier events were removed, it goes on
+    /// there; then there may be no rows, only new positions.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub(crate) fn next(&self, from: &Positions) -> Result<Option<Input>> {
         let applied = self.partitions.applied();
         let views = self.views();
+        let stored = from_start(&views, from);
         let to = if views.len() == 1 {
             let ends = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
-                let at = position(from, *id);
+                let at = position(&stored, *id);
                 let limit = at.plus(RowCount::of(self.rows_max));
                 (*id, view.offset_end_at(applied).min(limit).max(at))
             };
             views.iter().map(ends).collect()
         } else {
-            cut(&views, from, applied, self.rows_max as u64)
+            cut(&views, &stored, applied, self.rows_max as u64)
         };
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
@@ -81,7 +83,8 @@ impl Reader {
     pub(crate) fn behind(&self, from: &Positions) -> RowCount {
         let applied = self.partitions.applied();
         let views = self.views();
-        let rows = views.iter().map(|(id, view)| view.offset_end_at(applied).since(position(from, *id)));
+        let from = from_start(&views, from);
+        let rows = views.iter().map(|(id, view)| view.offset_end_at(applied).since(position(&from, *id)));
         rows.fold(RowCount::ZERO, RowCount::plus)
     }
 
@@ -173,6 +176,11 @@ impl Waiting {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The positions of `from` in the events that are still stored.
+fn from_start(views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions) -> Positions {
+    views.iter().map(|(id, view)| (*id, position(from, *id).max(view.offset_start()))).collect()
 }
 
 fn position(positions: &Positions, id: PartitionId) -> Offset {

@@ -93,6 +93,8 @@ struct Location {
 
 #[derive(Debug, Default)]
 struct TablePartition {
+    /// The log start as of the last fold.
+    start: Offset,
     position: Offset,
     chunks: Vec<Chunk>,
     index: HashMap<Box<[u8]>, Location>,
@@ -136,7 +138,13 @@ impl Table {
     ) -> Result<(), SqlError> {
         let Some(source) = partitions.get(topic, id) else { return Ok(()) };
         let view = source.view();
-        let Some(position) = self.partitions.get(id.value() as usize).map(|p| p.position) else { return Ok(()) };
+        let Some(partition) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
+        if partition.start < view.offset_start() {
+            // Rows whose events were removed are gone.
+            let start = view.offset_start();
+            *partition = TablePartition { start, position: start, ..TablePartition::default() };
+        }
+        let position = partition.position;
         let end = view.offset_end_at(cut);
         if end <= position {
             return Ok(());
@@ -192,9 +200,8 @@ impl Table {
 
     /// Copies the live rows of a partition together and rebuilds its index.
     fn rewrite(&mut self, id: PartitionId) -> Result<(), SqlError> {
-        let position = self.partitions[id.value() as usize].position;
         let old = std::mem::take(&mut self.partitions[id.value() as usize]);
-        let mut kept = TablePartition { position, ..TablePartition::default() };
+        let mut kept = TablePartition { start: old.start, position: old.position, ..TablePartition::default() };
         let live: Vec<RecordBatch> = old.chunks.iter().map(Chunk::rows).collect::<Result<_, _>>()?;
         let batch = concat_batches(&self.schema, &live).map_err(internal)?;
         for start in (0..batch.num_rows()).step_by(BATCH_ROWS_MAX) {

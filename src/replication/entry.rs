@@ -21,8 +21,8 @@
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
 //! u32, offset u64`; idle is the same without offsets; `bytes` are `length u64` and the bytes.
 //!
-//! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal),
-//! then its fields.
+//! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
+//! log starts, 31 truncate), then its fields.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::raft::{Membership, Payload};
@@ -132,6 +132,10 @@ pub(crate) enum Change {
     Catalog(Box<Command>),
     /// Seal after this entry, whatever its size: so that a quiet shard does not hold back the shared log.
     Seal,
+    /// Moves log starts forward, each at most to the first event that a query would read again after a restart.
+    MoveStarts(Vec<PartitionPosition>),
+    /// Moves the log starts of every partition of these topics to their ends as of this entry, all or none.
+    Truncate(Vec<TopicId>),
 }
 
 /// What openraft carries: bytes, and on the leader the operations they encode.
@@ -422,6 +426,15 @@ fn encode_change(change: &Change) -> Bytes {
             encoder.bytes(&encode_command(command));
         }
         Change::Seal => encoder.u8(6),
+        Change::MoveStarts(positions) => {
+            encoder.u8(30);
+            encode_positions(&mut encoder, positions);
+        }
+        Change::Truncate(topics) => {
+            encoder.u8(31);
+            encoder.count(topics.len());
+            topics.iter().for_each(|topic| encoder.u64(topic.value()));
+        }
     }
     encoder.finish()
 }
@@ -438,6 +451,11 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
             Change::Catalog(Box::new(command))
         }
         6 => Change::Seal,
+        30 => Change::MoveStarts(decode_positions(decoder)?),
+        31 => {
+            let count = decoder.count(8)?;
+            Change::Truncate((0..count).map(|_| decoder.u64().map(TopicId::new)).collect::<Result<_, _>>()?)
+        }
         kind => return Err(DecodeError::Kind(kind)),
     })
 }
@@ -612,6 +630,8 @@ mod tests {
             Change::DropQuery(QueryId::new(4)),
             Change::Catalog(Box::new(Command::DropRelation { id: TopicId::new(3), cascade: true })),
             Change::Seal,
+            Change::MoveStarts(vec![position]),
+            Change::Truncate(vec![TopicId::new(3), TopicId::new(4)]),
         ];
         for change in changes {
             let decoded = decode(encode_change(&change)).expect("decodes");

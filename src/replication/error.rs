@@ -23,6 +23,8 @@ pub(crate) enum Refused {
     StaleCheckpoint { query: QueryId, step: StepNumber },
     #[error("continuous query {query} took {steps} steps without a checkpoint")]
     CheckpointOverdue { query: QueryId, steps: usize },
+    #[error("continuous query {query} has yet to save what it made of the events of topic {topic}")]
+    EventsNeeded { query: QueryId, topic: TopicId },
     #[error(transparent)]
     Catalog(CatalogError),
 }
@@ -81,6 +83,14 @@ pub enum ReplicationError {
         /// Steps since the last checkpoint.
         steps: usize,
     },
+    /// A query would read the events again after a restart: it must commit a checkpoint first.
+    #[error("continuous query {query} has yet to save what it made of the events of topic {topic}")]
+    EventsNeeded {
+        /// The query.
+        query: QueryId,
+        /// The topic.
+        topic: TopicId,
+    },
     /// The catalog refused the command.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -137,6 +147,7 @@ impl ReplicationError {
             Self::TooLarge { .. } | Self::CheckpointOverdue { .. } => SqlState::ProgramLimitExceeded,
             Self::NoQuery(_) => SqlState::UndefinedObject,
             Self::StaleStep { .. } | Self::StaleCheckpoint { .. } => SqlState::SerializationFailure,
+            Self::EventsNeeded { .. } => SqlState::ObjectInUse,
             Self::Catalog(error) => catalog_sqlstate(error),
             Self::NoLeader(_) => SqlState::NoLeader,
             Self::DiskFull => SqlState::DiskFull,
@@ -151,7 +162,7 @@ impl ReplicationError {
     /// Whether the same request may succeed later, on this node.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoLeader(_) | Self::DiskFull => true,
+            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } => true,
             Self::NoTopic(_)
             | Self::NoPartition(..)
             | Self::SchemaMismatch { .. }
@@ -192,6 +203,7 @@ impl From<Refused> for ReplicationError {
             Refused::StaleStep { query, step, last } => Self::StaleStep { query, step, last },
             Refused::StaleCheckpoint { query, step } => Self::StaleCheckpoint { query, step },
             Refused::CheckpointOverdue { query, steps } => Self::CheckpointOverdue { query, steps },
+            Refused::EventsNeeded { query, topic } => Self::EventsNeeded { query, topic },
             Refused::Catalog(error) => Self::Catalog(error),
         }
     }

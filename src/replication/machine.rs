@@ -13,12 +13,12 @@ use super::manifest::{decode_applied, decode_extra, encode_applied, encode_extra
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide, TopicShape};
-use super::types::Appended;
+use super::types::{Appended, PartitionPosition};
 use crate::env;
 use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
-use millstream_catalog::model::{ByteSize, EntryIndex, Offset, RowCount, ShardId};
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, TopicId};
 use millstream_catalog::{Snapshot, State};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -166,11 +166,11 @@ impl Machine {
         let operations = data.operations().map_err(|error| Fatal::Entry { index, error })?;
         match &*operations {
             Operations::Writes(writes) => self.apply_writes(index, writes),
-            Operations::Change(change) => Ok(Replies(vec![self.apply_change(index, change)])),
+            Operations::Change(change) => Ok(Replies(vec![self.apply_change(index, change)?])),
         }
     }
 
-    fn apply_change(&mut self, index: EntryIndex, change: &Change) -> Result<Reply, Refused> {
+    fn apply_change(&mut self, index: EntryIndex, change: &Change) -> Result<Result<Reply, Refused>, Fatal> {
         match change {
             Change::CreateTopic(topic) => {
                 // Repeated when a crash came between catalog and shard.
@@ -193,13 +193,42 @@ impl Machine {
             }
             Change::Catalog(command) => {
                 let state = self.catalog.get_or_insert_default();
-                let reply = millstream_catalog::apply(state, (**command).clone()).map_err(Refused::Catalog)?;
-                self.publish_catalog();
-                return Ok(Reply::Catalog(reply));
+                let applied = millstream_catalog::apply(state, (**command).clone());
+                if applied.is_ok() {
+                    self.publish_catalog();
+                }
+                return Ok(applied.map(Reply::Catalog).map_err(Refused::Catalog));
             }
             Change::Seal => self.is_seal_asked = true,
+            Change::MoveStarts(positions) => self.move_starts(positions)?,
+            Change::Truncate(topics) => {
+                let queries = self.read.queries.read();
+                let needed = topics.iter().find_map(|id| Some((progress::reader_again(&queries, *id)?, *id)));
+                drop(queries);
+                if let Some((query, topic)) = needed {
+                    return Ok(Err(Refused::EventsNeeded { query, topic }));
+                }
+                let end = |topic: &TopicId| {
+                    let partitions = self.store.topic(*topic).map_or(0, |topic| topic.partitions);
+                    let topic = *topic;
+                    (0..partitions).map(move |id| (topic, PartitionId::new(id), Offset::new(u64::MAX)))
+                };
+                self.move_starts(&topics.iter().flat_map(end).collect::<Vec<_>>())?;
+            }
         }
-        Ok(Reply::Done(index))
+        Ok(Ok(Reply::Done(index)))
+    }
+
+    /// Moves log starts; those of partitions that were dropped meanwhile are no more.
+    fn move_starts(&mut self, positions: &[PartitionPosition]) -> Result<(), Fatal> {
+        for (topic, partition, to) in positions {
+            if self.store.topic(*topic).is_none_or(|topic| partition.value() >= topic.partitions) {
+                continue;
+            }
+            let needed = progress::first_read_again(&self.read.queries.read(), *topic, *partition);
+            self.store.move_start(*topic, *partition, needed.map_or(*to, |first| first.min(*to)))?;
+        }
+        Ok(())
     }
 
     /// Decides each write in order, then stores the rows of the accepted ones, whole batches where it can.

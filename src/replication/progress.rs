@@ -7,7 +7,7 @@ use super::entry::StepWrite;
 use super::error::Refused;
 use super::types::{Checkpoint, PartitionPosition, QueryProgress, Step, StepRecord};
 use millstream_catalog::model::limit::STEPS_SINCE_CHECKPOINT_MAX;
-use millstream_catalog::model::{QueryId, RowCount};
+use millstream_catalog::model::{Offset, PartitionId, QueryId, RowCount, TopicId};
 use std::collections::BTreeMap;
 
 /// Progress of every query of a shard.
@@ -65,6 +65,26 @@ pub(crate) fn record_checkpoint(queries: &mut Queries, checkpoint: &Checkpoint) 
     Ok(())
 }
 
+/// A query that would read events of `topic` again after a restart, to come back to its last step.
+pub(crate) fn reader_again(queries: &Queries, topic: TopicId) -> Option<QueryId> {
+    let reads = |progress: &QueryProgress| {
+        progress.since_checkpoint.iter().flat_map(|record| &record.positions).any(|(read, ..)| *read == topic)
+    };
+    queries.iter().find(|(_, progress)| reads(progress)).map(|(query, _)| *query)
+}
+
+/// The first event of a partition that some query would read again after a restart.
+pub(crate) fn first_read_again(queries: &Queries, topic: TopicId, partition: PartitionId) -> Option<Offset> {
+    let first = |progress: &QueryProgress| {
+        let mut moves = progress.since_checkpoint.iter().flat_map(|record| &record.positions);
+        moves.any(|(read, id, _)| (*read, *id) == (topic, partition)).then(|| {
+            let checkpoint = progress.checkpoint.as_ref();
+            checkpoint.and_then(|at| at.positions.get(&(topic, partition))).copied().unwrap_or(Offset::ZERO)
+        })
+    };
+    queries.values().filter_map(first).min()
+}
+
 impl Step {
     /// Bytes this step costs besides its rows, roughly.
     pub(crate) fn overhead_bytes(&self) -> usize {
@@ -76,7 +96,7 @@ impl Step {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use millstream_catalog::model::{Offset, PartitionId, StepNumber, Timestamp, TopicId};
+    use millstream_catalog::model::{StepNumber, Timestamp};
 
     fn step(number: u64, offset: u64) -> StepWrite {
         StepWrite {

@@ -328,6 +328,24 @@ impl Shard {
         self.core.change(Change::DropTopic(topic)).await.map(|_| ())
     }
 
+    /// Moves log starts forward: the events before are no longer read, and their files go with the next seals. Each
+    /// moves at most to the first event that a continuous query would read again after a restart.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn move_starts(&self, to: Vec<PartitionPosition>) -> Result<(), ReplicationError> {
+        let bytes = CHANGE_BYTES + 20 * to.len();
+        self.core.submit(Request::Change(Change::MoveStarts(to)), bytes).await.map(|_| ())
+    }
+
+    /// Forgets every event of these topics that was committed before, of all or of none.
+    ///
+    /// # Errors
+    /// [`ReplicationError::EventsNeeded`] when a query would read some again after a restart.
+    pub async fn truncate(&self, topics: Vec<TopicId>) -> Result<(), ReplicationError> {
+        self.core.change(Change::Truncate(topics)).await.map(|_| ())
+    }
+
     /// Begins to keep the progress of a query. One that exists keeps its progress.
     ///
     /// # Errors

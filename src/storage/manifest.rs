@@ -15,7 +15,8 @@
 //! | 32..40 | bytes of `extra`, u64 |
 //! | 40.. | index (JSON of [`ManifestIndex`]), `applied`, `extra` |
 //!
-//! Numbers are little-endian. A topic's schema is an Arrow IPC schema message in hexadecimal.
+//! Numbers are little-endian. Version 2 differs from 1 in what it may say: the first segment of a partition may begin
+//! before its log start. A topic's schema is an Arrow IPC schema message in hexadecimal.
 
 use super::batch::TopicStorage;
 use super::disk::Disk;
@@ -38,7 +39,7 @@ pub(crate) const MANIFEST: &str = "manifest";
 pub(crate) const MANIFEST_TMP: &str = "manifest.tmp";
 
 const MAGIC: &[u8; 8] = b"MLSTMANI";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 40;
 
 /// Everything a manifest holds.
@@ -56,7 +57,7 @@ pub(crate) struct ManifestIndex {
     /// The last entry whose rows are in the segments.
     pub(crate) published: EntryIndex,
     pub(crate) topics: Vec<TopicManifest>,
-    /// Segment files of dropped topics, to be removed.
+    /// Segment files of dropped topics, or before the log start, to be removed.
     pub(crate) removed: Vec<String>,
 }
 
@@ -70,7 +71,7 @@ pub(crate) struct TopicManifest {
     pub(crate) partitions: Vec<PartitionManifest>,
 }
 
-/// A partition: segments without gaps up to `offset_next`.
+/// A partition: segments without gaps up to `offset_next`, the first of which has the row at `offset_start`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PartitionManifest {
     pub(crate) offset_start: Offset,
@@ -289,10 +290,10 @@ mod tests {
     #[test]
     fn a_later_version_is_refused() {
         let mut later = example().encode().unwrap();
-        later[8] = 2;
+        later[8] = 3;
         let crc = checksum(&later).to_le_bytes();
         later[12..16].copy_from_slice(&crc);
         let found = Manifest::decode(&Bytes::from(later));
-        assert!(matches!(found, Err(StorageError::Newer { version: 2, supported: 1, .. })), "{found:?}");
+        assert!(matches!(found, Err(StorageError::Newer { version: 3, supported: 2, .. })), "{found:?}");
     }
 }

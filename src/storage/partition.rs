@@ -86,7 +86,8 @@ impl Partition {
 }
 
 /// What a partition holds at one moment: segments, then batches being sealed, then the tail. Offsets are
-/// dense from `offset_start` to `offset_end`.
+/// dense from `offset_start` to `offset_end`; the first segment may begin before, and those rows are not stored any
+/// more as far as a reader is concerned.
 #[derive(Clone)]
 pub struct PartitionView {
     pub(crate) schema: SchemaRef,
@@ -161,7 +162,8 @@ impl PartitionView {
     /// entry's rows in all of them or in none. The view must be at least as new as the cut, so take
     /// [`Partitions::applied`](super::partitions::Partitions::applied) first and views after it.
     ///
-    /// Rows 0..3 of entry 7 and row 3 of entry 9: 0 at cut 6, 3 at cuts 7 and 8, 4 from cut 9 on.
+    /// Rows 0..3 of entry 7 and row 3 of entry 9: 0 at cut 6, 3 at cuts 7 and 8, 4 from cut 9 on. Never before the log
+    /// start.
     pub fn offset_end_at(&self, cut: EntryIndex) -> Offset {
         let segments = self.segments.partition_point(|segment| segment.entry_first() <= cut);
         let sealed = segments.checked_sub(1).and_then(|last| self.segments.get(last));
@@ -172,10 +174,11 @@ impl PartitionView {
                 false => batch.stored.offset_start.plus(batch.stored.entries.rows_upto(cut)),
             };
         }
-        end
+        end.max(self.offset_start)
     }
 
-    /// The rows from `position` to the end of the batch that has it; `None` past the end.
+    /// The rows from `position`, which is not before the log start, to the end of the batch that has it; `None` past
+    /// the end.
     pub(crate) fn batch_at(
         &self,
         position: Offset,

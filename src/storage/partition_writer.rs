@@ -95,17 +95,38 @@ impl PartitionWriter {
         self.partition.publish(self.view.clone());
     }
 
-    /// Replaces what was being sealed by the segment made of it.
-    pub(crate) fn install(&mut self, segment: Arc<Segment>) {
+    /// Replaces what was being sealed by the segment made of it; gives it back if none of its rows is stored any
+    /// more, because the log start moved past them meanwhile.
+    pub(crate) fn install(&mut self, segment: Arc<Segment>) -> Option<Arc<Segment>> {
+        if segment.offset_end() <= self.view.offset_start {
+            return Some(segment);
+        }
         let frozen = self.view.frozen.first().map(|batch| batch.stored.offset_start);
         let frozen_end = self.view.frozen.last().map(|batch| batch.offset_end());
         assert!(
-            frozen == Some(segment.offset_start()) && frozen_end == Some(segment.offset_end()),
+            frozen == Some(segment.offset_start().max(self.view.offset_start))
+                && frozen_end == Some(segment.offset_end()),
             "a sealed segment holds exactly the frozen rows"
         );
         self.view.segments = self.view.segments.iter().cloned().chain([segment]).collect();
         self.view.frozen = Arc::new([]);
         self.partition.publish(self.view.clone());
+        None
+    }
+
+    /// Forgets the published rows before `to`, which lies between the log start and the end; gives the segments of
+    /// which no row is left. One that is left in part stays whole: views begin at the log start.
+    pub(crate) fn move_start(&mut self, to: Offset) -> Vec<Arc<Segment>> {
+        let gone = self.view.segments.partition_point(|segment| segment.offset_end() <= to);
+        let (gone, kept) = self.view.segments.split_at(gone);
+        let (gone, kept) = (gone.to_vec(), kept.into());
+        self.view.segments = kept;
+        self.view.frozen = after(&self.view.frozen, to).into();
+        self.tail = Tail::of(after(self.tail.batches(), to));
+        self.view.tail = self.tail.batches().into();
+        self.view.offset_start = to;
+        self.partition.publish(self.view.clone());
+        gone
     }
 
     /// Bytes of rows that are not being sealed, pending ones included.
@@ -118,4 +139,16 @@ impl PartitionWriter {
     pub(crate) fn frozen_bytes(&self) -> ByteSize {
         self.view.frozen.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch.bytes))
     }
+}
+
+/// What of `batches` is not before `start`.
+fn after(batches: &[Arc<TailBatch>], start: Offset) -> Vec<Arc<TailBatch>> {
+    let gone = batches.partition_point(|batch| batch.offset_end() <= start);
+    let mut kept = batches.get(gone..).unwrap_or_default().to_vec();
+    if let Some(first) = kept.first_mut()
+        && first.stored.offset_start < start
+    {
+        *first = Arc::new(first.after(start));
+    }
+    kept
 }

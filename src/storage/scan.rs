@@ -76,7 +76,8 @@ pub struct PartitionScan {
 }
 
 impl PartitionScan {
-    pub(crate) fn new(view: &PartitionView, request: ScanRequest) -> Self {
+    pub(crate) fn new(view: &PartitionView, mut request: ScanRequest) -> Self {
+        request.offsets.start = request.offsets.start.max(view.offset_start);
         let mut refused = None;
         let schema = project_schema(&view.schema, request.projection.as_deref()).unwrap_or_else(|error| {
             refused = Some(error);

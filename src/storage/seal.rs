@@ -199,9 +199,14 @@ fn list(segment: &Segment) -> SegmentManifest {
     }
 }
 
-/// The offset where a partition's segments end, if they follow each other from `offset_start` on.
+/// The offset where a partition's segments end, if they follow each other. The first has the row at the log start
+/// `offset_start`, and may begin before.
 pub(crate) fn dense_end(offset_start: Offset, segments: &[SegmentManifest]) -> Option<Offset> {
-    segments.iter().try_fold(offset_start, |end, segment| {
+    let Some(first) = segments.first() else { return Some(offset_start) };
+    if first.offset_start > offset_start || first.offset_start.plus(first.rows) <= offset_start {
+        return None;
+    }
+    segments.iter().try_fold(first.offset_start, |end, segment| {
         (segment.offset_start == end).then(|| segment.offset_start.plus(segment.rows))
     })
 }

@@ -49,7 +49,7 @@ pub struct ShardStore {
     appended: EntryIndex,
     tail_bytes: ByteSize,
     frozen_bytes: ByteSize,
-    /// Files of dropped topics that a manifest may still list.
+    /// Files of dropped topics, or before the log start, that a manifest may still list.
     removing: Vec<String>,
     token: Arc<()>,
 }
@@ -207,6 +207,29 @@ impl ShardStore {
         }
     }
 
+    /// Publishes what was appended, then moves the log start of a partition forward to `to`, or to its end when that is
+    /// before; gives where it is now. Rows before it are no longer read; files with none after it are unlinked once
+    /// the next seal's manifest no longer lists them. Durable with that seal, as appends are: the log repeats it.
+    ///
+    /// # Errors
+    /// [`StorageError::NoPartition`].
+    pub fn move_start(&mut self, topic: TopicId, partition: PartitionId, to: Offset) -> Result<Offset, StorageError> {
+        self.publish(self.appended);
+        let state = self.topics.get_mut(&topic);
+        let writer = state.and_then(|state| state.partitions.get_mut(partition.value() as usize));
+        let writer = writer.ok_or(StorageError::NoPartition { topic, partition })?;
+        let (start, to) = (writer.view().offset_start(), to.min(writer.view().offset_end()));
+        if to <= start {
+            return Ok(start);
+        }
+        self.tail_bytes = less(self.tail_bytes, writer.tail_bytes());
+        self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
+        self.removing.extend(writer.move_start(to).iter().map(|segment| segment.file().to_owned()));
+        self.tail_bytes = self.tail_bytes.plus(writer.tail_bytes());
+        self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
+        Ok(to)
+    }
+
     /// Bytes of rows that came after the last seal was begun. What a failed one left is not counted, so that this is a
     /// function of the log and of nothing else, and a full disk is not tried again at each entry.
     pub fn unsealed_bytes(&self) -> ByteSize {
@@ -266,8 +289,11 @@ impl ShardStore {
             let state = self.topics.get_mut(&segment.topic());
             match state.and_then(|state| state.partitions.get_mut(segment.partition().value() as usize)) {
                 Some(writer) => {
-                    self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
-                    writer.install(segment);
+                    let frozen = writer.frozen_bytes();
+                    match writer.install(segment) {
+                        None => self.frozen_bytes = less(self.frozen_bytes, frozen),
+                        Some(gone) => self.removing.push(gone.file().to_owned()),
+                    }
                 }
                 // Dropped while it was being sealed: the manifest lists the file, so the next one removes it.
                 None => self.removing.push(segment.file().to_owned()),

@@ -43,8 +43,17 @@ fn seal(store: &mut ShardStore, applied: u64) -> Result<(), StorageError> {
 }
 
 fn read(store: &ShardStore, topic: u64, partition: u32) -> Vec<u64> {
-    let partition = store.partitions().get(TopicId::new(topic), PartitionId::new(partition)).unwrap();
-    dense(0, partition.view().scan(ScanRequest::all()).map(Result::unwrap))
+    read_from(0, store, topic, partition)
+}
+
+fn read_from(start: u64, store: &ShardStore, topic: u64, partition: u32) -> Vec<u64> {
+    let view = store.partitions().get(TopicId::new(topic), PartitionId::new(partition)).unwrap().view();
+    assert_eq!(view.offset_start().value(), start);
+    dense(start, view.scan(ScanRequest::all()).map(Result::unwrap))
+}
+
+fn move_start(store: &mut ShardStore, topic: u64, partition: u32, to: u64) -> u64 {
+    store.move_start(TopicId::new(topic), PartitionId::new(partition), Offset::new(to)).unwrap().value()
 }
 
 fn files(disk: &FaultDisk, dir: &str) -> Vec<String> {
@@ -235,6 +244,77 @@ fn a_topic_dropped_while_it_is_sealed_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_log_start_moves_through_segments_and_memory_and_never_back() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 2, Compression::None));
+    for part in 0..3 {
+        append(&mut store, part + 1, 1, 0, part * 10..part * 10 + 10);
+        seal(&mut store, part + 1).unwrap();
+    }
+    append(&mut store, 4, 1, 0, 30..40);
+    let held = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let unsealed = store.unsealed_bytes();
+    // Within a segment, at its end, back, within the tail (which is published first), and past the end.
+    for (to, start, segments) in [(5, 5, 3), (10, 10, 2), (7, 10, 2), (15, 15, 2), (34, 34, 0), (99, 40, 0)] {
+        assert_eq!(move_start(&mut store, 1, 0, to), start);
+        assert_eq!(read_from(start, &store, 1, 0), (start..40).collect::<Vec<_>>());
+        assert_eq!(store.partitions().segments().len(), segments);
+        let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+        for (cut, end) in [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)] {
+            assert_eq!(view.offset_end_at(entry(cut)).value(), end.max(start));
+        }
+        assert_eq!(view.rows().value(), 40 - start);
+    }
+    assert!(unsealed > ByteSize::ZERO && store.unsealed_bytes() == ByteSize::ZERO);
+    assert_eq!(dense(0, held.scan(ScanRequest::all()).map(Result::unwrap)).len(), 30, "a view that is held stays");
+    assert_eq!(append(&mut store, 5, 1, 0, 40..41), 40, "offsets go on");
+    assert_eq!(files(&disk, "segments").len(), 3, "files stay until a manifest no longer lists them");
+    seal(&mut store, 5).unwrap();
+    assert_eq!(files(&disk, "segments"), ["t1-p0-00000000000000000040.arrow"]);
+    let (mut again, _) = open(&disk).unwrap();
+    assert_eq!(read_from(40, &again, 1, 0), [40]);
+    assert_eq!(append(&mut again, 6, 1, 0, 41..42), 41);
+    assert!(again.move_start(TopicId::new(1), PartitionId::new(2), Offset::ZERO).is_err());
+}
+
+#[test]
+fn a_segment_partly_before_the_log_start_opens_again() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::Lz4));
+    append(&mut store, 1, 1, 0, 0..100_000);
+    seal(&mut store, 1).unwrap();
+    move_start(&mut store, 1, 0, 70_000);
+    seal(&mut store, 2).unwrap();
+    let (store, _) = open(&disk).unwrap();
+    assert_eq!(read_from(70_000, &store, 1, 0), (70_000..100_000).collect::<Vec<_>>());
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    assert_eq!(view.scan(ScanRequest::all()).counts().batches_skipped, 1);
+    assert_eq!(files(&disk, "segments").len(), 1);
+}
+
+#[test]
+fn a_log_start_moves_while_rows_are_sealed() {
+    for to in [3, 6, 8] {
+        let (disk, mut store) = fresh();
+        store.create_topic(topic(1, 1, Compression::None));
+        append(&mut store, 1, 1, 0, 0..6);
+        let job = store.seal(Bytes::from("1"), Bytes::new());
+        append(&mut store, 2, 1, 0, 6..9);
+        move_start(&mut store, 1, 0, to);
+        let sealed = job.run().unwrap();
+        store.install(sealed);
+        assert_eq!(read_from(to, &store, 1, 0), (to..9).collect::<Vec<_>>());
+        assert_eq!(store.frozen_bytes(), ByteSize::ZERO);
+        assert_eq!(read(&open(&disk).unwrap().0, 1, 0), (0..6).collect::<Vec<_>>(), "the log repeats what came later");
+        seal(&mut store, 2).unwrap();
+        let (again, _) = open(&disk).unwrap();
+        assert_eq!(read_from(to, &again, 1, 0), (to..9).collect::<Vec<_>>());
+        assert_eq!(files(&disk, "segments").len(), again.partitions().segments().len());
+        assert_eq!(files(&disk, "unknown"), [""; 0]);
+    }
+}
+
+#[test]
 fn missing_segments_and_other_shards_are_refused_with_words() {
     let (disk, mut store) = fresh();
     store.create_topic(topic(1, 1, Compression::None));
@@ -350,6 +430,8 @@ fn readers_beside_the_writer_see_dense_prefixes() {
 struct Model {
     /// Rows of each partition with their entries, by topic and partition.
     topics: BTreeMap<u64, Vec<Vec<(u64, u64)>>>,
+    /// Log starts that are not zero.
+    starts: BTreeMap<(u64, u32), u64>,
     index: u64,
 }
 
@@ -368,12 +450,14 @@ impl Model {
                 let entries = stored.iter().flat_map(|s| s.entries.iter().collect::<Vec<_>>());
                 let entries: Vec<u64> =
                     entries.flat_map(|(index, rows)| std::iter::repeat_n(index.value(), rows.as_usize())).collect();
-                assert_eq!(view.rows(), RowCount::of(rows.len()));
-                assert_eq!(dense(0, stored), rows.iter().map(|row| row.0).collect::<Vec<_>>());
-                assert_eq!(entries, rows.iter().map(|row| row.1).collect::<Vec<_>>());
+                let start = self.starts.get(&(*topic, id)).copied().unwrap_or(0);
+                let kept = &rows[start as usize..];
+                assert_eq!((view.offset_start().value(), view.rows()), (start, RowCount::of(kept.len())));
+                assert_eq!(dense(start, stored), kept.iter().map(|row| row.0).collect::<Vec<_>>());
+                assert_eq!(entries, kept.iter().map(|row| row.1).collect::<Vec<_>>());
                 for cut in [0, 1, self.index / 2, self.index.saturating_sub(1), self.index, self.index + 1] {
                     let upto = rows.iter().filter(|row| row.1 <= cut).count();
-                    assert_eq!(view.offset_end_at(entry(cut)).value(), upto as u64, "cut {cut}");
+                    assert_eq!(view.offset_end_at(entry(cut)).value(), (upto as u64).max(start), "cut {cut}");
                 }
             }
         }
@@ -391,6 +475,8 @@ enum Op {
     Reopen,
     Create { partitions: u32 },
     Drop { topic: usize },
+    MoveStart { topic: usize, partition: u32, share: f64 },
+    MoveStartWhileSealing { share: f64 },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -404,6 +490,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => Just(Op::Reopen),
         2 => (1u32..4).prop_map(|partitions| Op::Create { partitions }),
         1 => (0..4usize).prop_map(|topic| Op::Drop { topic }),
+        2 => (0..4usize, 0..3u32, 0.0..1.2).prop_map(|(topic, partition, share)| Op::MoveStart { topic, partition, share }),
+        1 => (0.0..1.2).prop_map(|share| Op::MoveStartWhileSealing { share }),
     ];
     prop::collection::vec(op, 1..80)
 }
@@ -453,6 +541,16 @@ impl Pair {
         self.sealed = Some(before);
     }
 
+    fn move_start(&mut self, topic: usize, partition: u32, share: f64) {
+        let Some(topic) = self.model.topics.keys().nth(topic % self.model.topics.len().max(1)).copied() else { return };
+        let partition = partition % self.model.topics[&topic].len() as u32;
+        let end = self.model.topics[&topic][partition as usize].len() as u64;
+        let to = (end as f64 * share) as u64;
+        let start = self.model.starts.entry((topic, partition)).or_default();
+        *start = to.min(end).max(*start);
+        assert_eq!(move_start(&mut self.store, topic, partition, to), *start);
+    }
+
     /// Everything after the last manifest is lost, and is not replayed here.
     fn reopen(&mut self) {
         let (store, state) = open(&self.disk).unwrap();
@@ -491,6 +589,17 @@ impl Pair {
                 let Some(topic) = self.model.topics.keys().nth(topic).copied() else { return };
                 self.store.drop_topic(TopicId::new(topic));
                 self.model.topics.remove(&topic);
+            }
+            Op::MoveStart { topic, partition, share } => self.move_start(topic, partition, share),
+            Op::MoveStartWhileSealing { share } => {
+                let before = self.model.clone();
+                let state = Bytes::from(before.index.to_string());
+                let job = self.store.seal(state.clone(), state);
+                (0..4).for_each(|topic| self.move_start(topic, 0, share));
+                let sealed = job.run().unwrap();
+                self.model.check(&self.store);
+                self.store.install(sealed);
+                self.sealed = Some(before);
             }
         }
     }
@@ -576,6 +685,53 @@ fn a_crash_at_any_write_of_a_seal_leaves_the_old_or_the_new_state() {
             assert!(!is_done || state.applied == "5", "what is sealed stays sealed");
             found.insert(state.applied.clone());
             replay_and_seal_again(&disk, &mut store, &state);
+        }
+    }
+    assert_eq!(found.len(), 2);
+}
+
+#[test]
+fn a_crash_at_any_write_of_a_seal_keeps_the_old_log_start_or_the_new() {
+    let prepared = || {
+        let (disk, mut store) = fresh();
+        store.create_topic(topic(1, 2, Compression::None));
+        append(&mut store, 1, 1, 0, 0..40);
+        append(&mut store, 1, 1, 1, 0..40);
+        seal(&mut store, 1).unwrap();
+        append(&mut store, 2, 1, 0, 40..60);
+        append(&mut store, 2, 1, 1, 40..60);
+        move_start(&mut store, 1, 0, 50);
+        move_start(&mut store, 1, 1, 30);
+        (disk, store)
+    };
+    let (disk, mut store) = prepared();
+    let start = disk.steps();
+    seal(&mut store, 2).unwrap();
+    let mut found = BTreeSet::new();
+    for step in 0..=disk.steps() - start {
+        for seed in 0..24 {
+            let (disk, mut store) = prepared();
+            disk.fail_after(step);
+            let is_done = seal(&mut store, 2).is_ok();
+            let disk = disk.crash(seed * 1_000 + step);
+            let (mut store, state) = open(&disk).unwrap_or_else(|e| panic!("step {step} seed {seed}: {e}"));
+            let is_new = state.unwrap().applied == "2";
+            assert!(is_new || !is_done, "what is sealed stays sealed");
+            found.insert(is_new);
+            if !is_new {
+                assert_eq!(read(&store, 1, 0), (0..40).collect::<Vec<_>>());
+                assert_eq!(read(&store, 1, 1), (0..40).collect::<Vec<_>>());
+                append(&mut store, 2, 1, 0, 40..60);
+                append(&mut store, 2, 1, 1, 40..60);
+                move_start(&mut store, 1, 0, 50);
+                move_start(&mut store, 1, 1, 30);
+                seal(&mut store, 2).unwrap();
+            }
+            let disk = disk.crash(seed);
+            let (store, _) = open(&disk).unwrap();
+            assert_eq!(read_from(50, &store, 1, 0), (50..60).collect::<Vec<_>>());
+            assert_eq!(read_from(30, &store, 1, 1), (30..60).collect::<Vec<_>>());
+            assert_eq!((files(&disk, "segments").len(), files(&disk, "unknown").len()), (3, 0));
         }
     }
     assert_eq!(found.len(), 2);

@@ -53,6 +53,19 @@ impl TailBatch {
         self.stored.offset_end()
     }
 
+    /// The rows from offset `start` on, which must be in the batch.
+    pub(crate) fn after(&self, start: Offset) -> Self {
+        let skip = start.since(self.stored.offset_start).as_usize();
+        let stored = self.stored.slice(skip, self.stored.batch.num_rows().saturating_sub(skip));
+        Self {
+            rowtime: RowtimeRange::of(&stored.batch),
+            entry_first: stored.entries.first().unwrap_or(self.entry_first),
+            entry_last: self.entry_last,
+            bytes: batch_bytes(&stored.batch),
+            stored,
+        }
+    }
+
     fn weight(&self) -> u64 {
         self.stored.rows().value().max(self.bytes.value() / BYTES_PER_WEIGHT).max(1)
     }
@@ -91,6 +104,11 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
+    /// These batches as they are.
+    pub(crate) fn of(batches: Vec<Arc<TailBatch>>) -> Self {
+        Self { batches }
+    }
+
     /// Adds batches, which must follow the last one; merges where that pays.
     pub(crate) fn extend(&mut self, batches: Vec<TailBatch>) {
         for merged in merge_neighbours(batches.into_iter().map(Arc::new).collect()) {

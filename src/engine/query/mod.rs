@@ -211,7 +211,7 @@ async fn reached(engine: &Engine, id: QueryId, ends: &[(TopicId, PartitionId, Of
         let runs = engine.catalog().query_by_id(id).is_some_and(|query| query.state == QueryState::Running);
         let is_done = shard.progress(id).is_none_or(|progress| {
             let is_past = |(topic, id, end): &(TopicId, PartitionId, Offset)| {
-                progress.positions.get(&(*topic, *id)).is_some_and(|at| at >= end)
+                progress.positions.get(&(*topic, *id)).copied().unwrap_or(Offset::ZERO) >= *end
             };
             progress.step > StepNumber::default() && ends.iter().all(is_past)
         });

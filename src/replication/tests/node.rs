@@ -246,6 +246,52 @@ async fn steps_and_checkpoints_survive_restarts_and_seals() {
 }
 
 #[tokio::test]
+async fn log_starts_move_with_the_log_and_stop_at_what_a_query_reads_again() {
+    let mut disk = FaultDisk::new();
+    let node = start_sealing(&disk, 2_000).await;
+    shard(&node).create_topic(topic(TOPIC, 2)).await.expect("creates");
+    shard(&node).create_query(QUERY, vec![(TOPIC, PartitionId::new(0), Offset::ZERO)]).await.expect("creates");
+    for number in 0..200 {
+        shard(&node).append(vec![part(0, [number]), part(1, [number])]).await.expect("appends");
+    }
+    shard(&node).checkpoint(checkpoint_at(0, 50)).await.expect("checkpoint");
+    shard(&node).step(step(1, 100, vec![])).await.expect("step");
+    let starts = |node: &Replication| -> Vec<(u64, u64)> {
+        let partition = |id| shard(node).partitions().get(TOPIC, PartitionId::new(id)).expect("partition").view();
+        [0, 1].map(|id| (partition(id).offset_start().value(), partition(id).rows().value())).into()
+    };
+    let to = [0, 1].map(|id| (TOPIC, PartitionId::new(id), Offset::new(120))).to_vec();
+    shard(&node).move_starts(to.clone()).await.expect("moves");
+    assert_eq!(starts(&node), [(50, 150), (120, 80)]);
+    let refused = shard(&node).truncate(vec![TOPIC]).await.expect_err("a query reads events again");
+    assert!(matches!(refused, ReplicationError::EventsNeeded { query: QUERY, topic: TOPIC }), "{refused}");
+    shard(&node).checkpoint(checkpoint_at(1, 100)).await.expect("checkpoint");
+    shard(&node).move_starts(to).await.expect("moves");
+    assert_eq!(starts(&node), [(120, 80), (120, 80)]);
+    shard(&node).truncate(vec![TOPIC, TopicId::new(99)]).await.expect("truncates");
+    assert_eq!(starts(&node), [(200, 0), (200, 0)]);
+    let appended = shard(&node).append(vec![part(0, [7])]).await.expect("appends");
+    assert_eq!(appended.offsets, [Offset::new(200)]);
+    for crash in 0..4 {
+        disk = disk.crash(crash);
+        let node = start_sealing(&disk, 2_000).await;
+        assert_eq!(starts(&node), [(200, 1), (200, 0)]);
+        shard(&node).create_query(QueryId::new(100 + crash), vec![]).await.expect("creates");
+        node.shutdown().await;
+    }
+}
+
+fn checkpoint_at(number: u64, position: u64) -> Checkpoint {
+    Checkpoint {
+        query: QUERY,
+        step: StepNumber::new(number),
+        positions: BTreeMap::from([((TOPIC, PartitionId::new(0)), Offset::new(position))]),
+        fingerprint: "f".to_owned(),
+        state: Bytes::new(),
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_topic_refuses_only_its_own_statements() {
     let disk = FaultDisk::new();
     let node = start(&disk).await;
