@@ -4,7 +4,7 @@
 //! entries are taken, so that the order does not depend on where one step ends. Leaves out what is done with
 //! them (`query`, `push`). Reads only.
 
-use crate::engine::{Result, storage_error};
+use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest};
 use futures::future::select_all;
@@ -131,7 +131,7 @@ impl Reader {
                 batch_rows: BATCH_ROWS_MAX,
             };
             for stored in view.scan(request) {
-                let stored = stored.map_err(storage_error)?;
+                let stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
                 let whole = |offset_start, batch| InputBatch { source: 0, partition: *id, offset_start, batch };
                 if is_single {

@@ -210,9 +210,18 @@ impl Engine {
     }
 }
 
-/// What a client is told of a failure of the log's readers.
-pub(crate) fn storage_error(error: StorageError) -> SqlError {
-    SqlError::new(error.sqlstate(), error.to_string())
+/// What a client is told of a failure to read the log of the relation `name`.
+pub(crate) fn read_error(name: &impl fmt::Display, error: StorageError) -> SqlError {
+    match error {
+        StorageError::DamagedRows { partition, offsets, reason, .. } => {
+            let (first, last) = (offsets.start, offsets.end.before());
+            let message = format!("offsets {first} to {last} of \"{name}\", partition {partition} are damaged");
+            SqlError::new(SqlState::DataCorrupted, message)
+                .detail(reason.to_string())
+                .hint("other rows can be read: exclude these by a condition on rowpartition and rowoffset")
+        }
+        error => SqlError::new(error.sqlstate(), error.to_string()),
+    }
 }
 
 /// What a client is told of a failed write.

@@ -5,7 +5,7 @@
 
 use crate::engine::table::Tables;
 use crate::engine::{Engine, Result};
-use crate::engine::{storage_error, system_view};
+use crate::engine::{read_error, system_view};
 use crate::replication::Shard;
 use crate::storage::{Partitions, ScanRequest as StorageScan};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
@@ -71,10 +71,10 @@ impl LogSource {
                 let metrics = Arc::clone(&request.metrics);
                 let mut scan = view.scan(storage);
                 let layout = Arc::clone(&layout);
-                let partition = *id;
+                let (partition, name) = (*id, relation.name.clone());
                 iterators.push(limited(request.limit, move || match scan.next() {
                     Some(Ok(stored)) => Some(layout.arrange(partition, stored.offset_start, &stored.batch)),
-                    Some(Err(error)) => Some(Err(storage_error(error))),
+                    Some(Err(error)) => Some(Err(read_error(&name, error))),
                     None => {
                         let counts = scan.counts();
                         metrics.add_read(counts.segments_read as u64);

@@ -79,6 +79,7 @@ const VIEWS: &[View] = &[
             ("bytes", 'b'),
             ("rowtime_min", 'z'),
             ("rowtime_max", 'z'),
+            ("damage", 't'),
         ],
         rows: |engine, _| each_partition(engine, segment_rows),
     },
@@ -309,6 +310,7 @@ fn segment_rows(relation: &Relation, id: PartitionId, view: &PartitionView) -> V
             long(segment.bytes().value()),
             Time(segment.rowtime().map(|range| range.first)),
             Time(segment.rowtime().map(|range| range.last)),
+            Text(segment.damage().map(str::to_owned)),
         ]
     };
     view.segments().iter().map(row).collect()

@@ -4,6 +4,7 @@
 
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, ShardId, SqlState, TopicId};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A failure of the storage layer. Cheap to clone: one failed sync answers many waiters.
@@ -27,6 +28,18 @@ pub enum StorageError {
         position: u64,
         /// What does not hold.
         what: &'static str,
+    },
+    /// Stored rows cannot be read; all others can. Reading them again gives the same.
+    #[error("offsets {} to {} of topic {topic}, partition {partition} are damaged: {reason}", offsets.start, offsets.end.before())]
+    DamagedRows {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: PartitionId,
+        /// The rows that cannot be read.
+        offsets: Range<Offset>,
+        /// The file, the place in it, and what does not hold.
+        reason: Arc<str>,
     },
     /// No space for more data. Goes on by itself when there is space again.
     #[error("no space left on the data disk")]
@@ -109,11 +122,16 @@ impl StorageError {
         }
     }
 
+    /// Whether the files are not what was written, or not all there: others can still be read.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::DamagedRows { .. })
+    }
+
     /// The SQLSTATE clients see.
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Io { .. } | Self::SyncFailed => SqlState::IoError,
-            Self::Corrupt { .. } | Self::Missing { .. } => SqlState::DataCorrupted,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::DamagedRows { .. } => SqlState::DataCorrupted,
             Self::DiskFull => SqlState::DiskFull,
             Self::Locked => SqlState::ObjectInUse,
             Self::Newer { .. } => SqlState::FeatureNotSupported,
@@ -130,6 +148,7 @@ impl StorageError {
         match self {
             Self::DiskFull | Self::Io { .. } => true,
             Self::Corrupt { .. }
+            | Self::DamagedRows { .. }
             | Self::SyncFailed
             | Self::Locked
             | Self::Newer { .. }

@@ -25,6 +25,7 @@
 
 use super::batch::RowtimeRange;
 use super::error::StorageError;
+use super::segment::SegmentExpected;
 use super::statistics::ColumnStatistics;
 use arrow::buffer::Buffer;
 use arrow::datatypes::Schema;
@@ -74,6 +75,38 @@ pub(crate) struct BlockFooter {
     pub(crate) entry_last: EntryIndex,
     /// Bytes of this block's entry runs in `millstream.entries`.
     pub(crate) entries_bytes: u64,
+}
+
+impl SegmentFooter {
+    /// Of a segment that cannot be read: what the manifest says of it, as one block of unknown content. `entry` is the
+    /// last entry before it.
+    pub(crate) fn unreadable(expected: &SegmentExpected<'_>, entry: EntryIndex) -> Self {
+        let rowtime = expected.rowtime.map(Into::into);
+        let block = BlockFooter {
+            position: 0,
+            bytes: 0,
+            crc: 0,
+            rows: expected.rows,
+            rowtime,
+            entry_first: entry,
+            entry_last: entry,
+            entries_bytes: 0,
+        };
+        Self {
+            version: SEGMENT_VERSION,
+            topic: expected.topic,
+            partition: expected.partition,
+            offset_start: expected.offset_start,
+            rows: expected.rows,
+            entry_first: entry,
+            entry_last: entry,
+            rowtime,
+            header_bytes: 0,
+            header_crc: 0,
+            columns: Vec::new(),
+            blocks: vec![block],
+        }
+    }
 }
 
 /// Inclusive event-time bounds in µs, as JSON `[first, last]`.

@@ -18,15 +18,15 @@
 //! Numbers are little-endian. Version 2 differs from 1 in what it may say: the first segment of a partition may begin
 //! before its log start. A topic's schema is an Arrow IPC schema message in hexadecimal.
 
-use super::batch::TopicStorage;
+use super::batch::{RowtimeRange, TopicStorage};
 use super::disk::Disk;
 use super::error::StorageError;
-use super::segment::SegmentEnd;
+use super::segment::{SegmentEnd, SegmentExpected};
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::convert::try_schema_from_flatbuffer_bytes;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
-use millstream_catalog::model::{EntryIndex, Offset, RowCount, ShardId, TopicId};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, ShardId, Timestamp, TopicId};
 use millstream_catalog::relation::Compression;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -91,6 +91,35 @@ pub(crate) struct SegmentManifest {
     pub(crate) end: SegmentEnd,
     /// Inclusive event-time range in µs.
     pub(crate) rowtime: Option<(i64, i64)>,
+    /// Why a repair took the file away: its rows keep their offsets and cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) lost: Option<String>,
+}
+
+impl SegmentManifest {
+    /// What its file must hold.
+    pub(crate) fn expected<'a>(
+        &self,
+        topic: TopicId,
+        partition: PartitionId,
+        schema: &'a SchemaRef,
+    ) -> SegmentExpected<'a> {
+        let rowtime = self.rowtime.map(|(first, last)| RowtimeRange {
+            first: Timestamp::from_micros(first),
+            last: Timestamp::from_micros(last),
+        });
+        SegmentExpected {
+            topic,
+            partition,
+            offset_start: self.offset_start,
+            rows: self.rows,
+            bytes: self.bytes,
+            end: self.end,
+            compression: self.compression,
+            schema,
+            rowtime,
+        }
+    }
 }
 
 impl TopicManifest {
@@ -237,6 +266,7 @@ mod tests {
             compression: Compression::Lz4,
             end: SegmentEnd { bytes: 300, crc: 0xdead_beef },
             rowtime: Some((-1, 2)),
+            lost: None,
         };
         let empty = PartitionManifest { offset_start: Offset::ZERO, offset_next: Offset::ZERO, segments: Vec::new() };
         let partition =

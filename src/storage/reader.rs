@@ -50,7 +50,7 @@ impl PartitionReader {
     ///
     /// # Errors
     /// [`StorageError::BelowStart`] when the position is no longer stored, [`StorageError::Dropped`] after
-    /// the last row of a dropped topic, [`StorageError::Corrupt`] for a damaged block. The position stays.
+    /// the last row of a dropped topic, [`StorageError::DamagedRows`] for a damaged block. The position stays.
     pub fn next_ready(&mut self, rows_max: usize, bytes_max: ByteSize) -> Result<Option<StoredBatch>, StorageError> {
         let batch = match self.rest.take() {
             Some(rest) => rest,

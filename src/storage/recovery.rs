@@ -7,14 +7,15 @@
 //! Removed are only files that are known: `manifest.tmp`, `segments/*.tmp` and what the manifest lists as
 //! removed. Anything else in `segments/` goes to `unknown/`, under its name or with a number behind it.
 
+use super::batch::TopicStorage;
 use super::disk::Disk;
 use super::error::StorageError;
-use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest, ManifestIndex, TopicManifest};
+use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest, ManifestIndex, SegmentManifest, TopicManifest};
 use super::partition_writer::PartitionWriter;
 use super::seal::{SEGMENTS, TMP, dense_end};
-use super::segment::{Segment, SegmentExpected};
+use super::segment::Segment;
 use super::shard_store::TopicState;
-use millstream_catalog::model::{PartitionId, ShardId};
+use millstream_catalog::model::{EntryIndex, PartitionId, ShardId};
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
@@ -67,24 +68,40 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
         if dense_end(partition.offset_start, &partition.segments) != Some(partition.offset_next) {
             return Err(corrupt("the offsets of a partition's segments do not follow each other"));
         }
-        let mut segments = Vec::with_capacity(partition.segments.len());
+        let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(partition.segments.len());
         for segment in &partition.segments {
-            let expected = SegmentExpected {
-                topic: storage.topic,
-                partition: id,
-                offset_start: segment.offset_start,
-                rows: segment.rows,
-                bytes: segment.bytes,
-                end: segment.end,
-                compression: segment.compression,
-                schema: &storage.schema,
-            };
-            segments.push(Arc::new(Segment::open(disk, dir, segment.file.clone(), &expected)?));
+            let before = segments.last().map_or(EntryIndex::default(), |before| before.entry_last());
+            segments.push(Arc::new(open_segment(disk, dir, (&storage, id), segment, before)?));
         }
         let (start, next) = (partition.offset_start, partition.offset_next);
         partitions.push(PartitionWriter::new(&storage, id, segments, start, next));
     }
     Ok(TopicState { storage, schema_hex: listed.schema.as_str().into(), partitions })
+}
+
+/// Opens a segment; one that is damaged or gone keeps its place, and only reads of its rows fail.
+fn open_segment(
+    disk: &dyn Disk,
+    dir: &Path,
+    (topic, partition): (&TopicStorage, PartitionId),
+    listed: &SegmentManifest,
+    entry_before: EntryIndex,
+) -> Result<Segment, StorageError> {
+    let expected = listed.expected(topic.topic, partition, &topic.schema);
+    let damage: (Arc<str>, bool) = match &listed.lost {
+        Some(lost) => (lost.as_str().into(), true),
+        None => match Segment::open(disk, dir, listed.file.clone(), &expected) {
+            Err(error) if error.is_damage() => {
+                let offset_last = listed.offset_start.plus(listed.rows).before();
+                tracing::error!(topic = topic.topic.value(), partition = partition.value(),
+                    offset_start = listed.offset_start.value(), offset_last = offset_last.value(), %error,
+                    "these rows cannot be read");
+                (error.to_string().into(), false)
+            }
+            opened => return opened,
+        },
+    };
+    Ok(Segment::unreadable(listed.file.clone(), &expected, entry_before, damage))
 }
 
 /// Removes what is known to be garbage and moves aside what is not known at all.

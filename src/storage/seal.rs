@@ -164,7 +164,9 @@ impl SealJob {
         self.disk.rename(&tmp, &path).map_err(failed)?;
         written.push(path);
         let (topic, bytes, end) = (topic.topic, done.bytes, done.end);
-        let expected = SegmentExpected { topic, partition, offset_start, rows, bytes, end, compression, schema };
+        let rowtime = None;
+        let expected =
+            SegmentExpected { topic, partition, offset_start, rows, bytes, end, compression, schema, rowtime };
         Segment::open(&*self.disk, dir, name, &expected).map(Some)
     }
 
@@ -196,6 +198,7 @@ fn list(segment: &Segment) -> SegmentManifest {
         compression: segment.compression(),
         end: segment.end(),
         rowtime: segment.rowtime().map(|range| (range.first.micros(), range.last.micros())),
+        lost: segment.lost().map(str::to_owned),
     }
 }
 

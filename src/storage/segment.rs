@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The part of the file after the last block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,7 @@ pub(crate) struct SegmentExpected<'a> {
     pub(crate) end: SegmentEnd,
     pub(crate) compression: Compression,
     pub(crate) schema: &'a SchemaRef,
+    pub(crate) rowtime: Option<RowtimeRange>,
 }
 
 /// A sealed, mapped segment.
@@ -55,7 +56,12 @@ pub struct Segment {
     compression: Compression,
     footer: SegmentFooter,
     end: SegmentEnd,
+    bytes: u64,
     blocks: Vec<SegmentBlock>,
+    /// Why no row of it can be read.
+    damage: Option<Arc<str>>,
+    /// Whether `damage` stands in the manifest.
+    is_lost: bool,
 }
 
 struct SegmentBlock {
@@ -131,7 +137,39 @@ impl Segment {
             offset_start = offset_start.plus(block.rows);
         }
         let schema = expected.schema.clone();
-        Ok(Self { file, map, schema, compression: expected.compression, footer, end: expected.end, blocks })
+        let (compression, end, bytes) = (expected.compression, expected.end, expected.bytes);
+        Ok(Self { file, map, schema, compression, footer, end, bytes, blocks, damage: None, is_lost: false })
+    }
+
+    /// A segment that cannot be opened: it keeps its place, and each read of it says why. `entry` is the last entry
+    /// of the segment before it.
+    pub(crate) fn unreadable(
+        file: String,
+        expected: &SegmentExpected<'_>,
+        entry: EntryIndex,
+        (damage, is_lost): (Arc<str>, bool),
+    ) -> Self {
+        let (compression, end, bytes) = (expected.compression, expected.end, expected.bytes);
+        let footer = SegmentFooter::unreadable(expected, entry);
+        let block = SegmentBlock {
+            ipc: Block::default(),
+            offset_start: expected.offset_start,
+            entries: 0..0,
+            is_verified: AtomicBool::new(false),
+            columns: Box::default(),
+        };
+        let (map, schema, blocks) = (Buffer::from_vec(Vec::<u8>::new()), expected.schema.clone(), vec![block]);
+        Self { file, map, schema, compression, footer, end, bytes, blocks, damage: Some(damage), is_lost }
+    }
+
+    /// Why no row of it can be read, if that is so. A damaged block of a segment that opens is found when it is read.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
+    }
+
+    /// What the manifest says of lost rows.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.damage().filter(|_| self.is_lost)
     }
 
     /// The file's name in the shard's segment directory.
@@ -160,7 +198,7 @@ impl Segment {
     }
     /// Bytes of the file.
     pub fn bytes(&self) -> ByteSize {
-        ByteSize::of(self.map.len())
+        ByteSize::new(self.bytes)
     }
     /// How buffers are compressed.
     pub fn compression(&self) -> Compression {
@@ -226,7 +264,7 @@ impl Segment {
     /// The rows of a block; `schema` is that of the projected columns.
     ///
     /// # Errors
-    /// [`StorageError::Corrupt`] when the block is not what was written; other blocks stay readable.
+    /// [`StorageError::DamagedRows`] when the block is not what was written; other blocks stay readable.
     pub(crate) fn read(
         &self,
         block: usize,
@@ -252,6 +290,9 @@ impl Segment {
 
     /// The bytes of a block, checked against its checksum once since the file was mapped.
     fn verified(&self, block: usize) -> Result<Buffer, StorageError> {
+        if let Some(damage) = &self.damage {
+            return Err(self.damaged(block, damage.clone()));
+        }
         let place = &self.footer.blocks[block];
         let bytes = self.map.slice_with_length(place.position as usize, place.bytes as usize);
         let is_verified = &self.blocks[block].is_verified;
@@ -295,7 +336,14 @@ impl Segment {
     }
 
     fn corrupt(&self, block: usize, what: &'static str) -> StorageError {
-        StorageError::Corrupt { file: self.file.clone(), position: self.footer.blocks[block].position, what }
+        let position = self.footer.blocks[block].position;
+        let error = StorageError::Corrupt { file: self.file.clone(), position, what };
+        self.damaged(block, error.to_string().into())
+    }
+
+    fn damaged(&self, block: usize, reason: Arc<str>) -> StorageError {
+        let offsets = self.block_offsets(block);
+        StorageError::DamagedRows { topic: self.topic(), partition: self.partition(), offsets, reason }
     }
 }
 
@@ -354,6 +402,7 @@ mod tests {
             end: written.end,
             compression,
             schema: &schema(),
+            rowtime: None,
         };
         Segment::open(disk, dir(), NAME.to_owned(), &expected)
     }
@@ -466,6 +515,7 @@ mod tests {
             let found = open(&disk, 10..13, written, Compression::None).and_then(|segment| read_all(&segment));
             match found {
                 Err(StorageError::Corrupt { file, .. }) => assert_eq!(file, NAME),
+                Err(StorageError::DamagedRows { reason, .. }) => assert!(reason.contains(NAME), "{reason}"),
                 other => panic!("byte {position}: {other:?}"),
             }
             disk.flip_bit(&dir().join(NAME), position, bit).unwrap();
@@ -483,7 +533,9 @@ mod tests {
         let segment = open(&disk, 0..150_000, written, Compression::Lz4).unwrap();
         let read = |block| segment.read(block, None, &schema());
         assert_eq!(numbers(&read(0).unwrap().batch).len(), rows_max);
-        assert!(matches!(read(1), Err(StorageError::Corrupt { position, .. }) if position == damaged));
+        let Err(StorageError::DamagedRows { offsets, reason, .. }) = read(1) else { panic!("not found") };
+        assert_eq!(offsets, Offset::new(65_536)..Offset::new(131_072));
+        assert!(reason.contains(&format!("at byte {damaged}:")), "{reason}");
         assert_eq!(read(2).unwrap().offset_start, Offset::new(131_072));
         assert_eq!(segment.block_at(Offset::new(131_071)), 1);
         assert_eq!(segment.block_at(Offset::new(131_072)), 2);

@@ -315,17 +315,56 @@ fn a_log_start_moves_while_rows_are_sealed() {
 }
 
 #[test]
-fn missing_segments_and_other_shards_are_refused_with_words() {
+fn another_shards_directory_is_refused_with_words() {
     let (disk, mut store) = fresh();
     store.create_topic(topic(1, 1, Compression::None));
     append(&mut store, 1, 1, 0, 0..4);
     seal(&mut store, 1).unwrap();
     let other = ShardStore::open(Arc::new(disk.clone()), Path::new(DIR), ShardId::new(2));
     assert!(matches!(other, Err(StorageError::Corrupt { file, .. }) if file == "manifest"));
-    let name = files(&disk, "segments").remove(0);
-    disk.remove(&Path::new(DIR).join("segments").join(&name)).unwrap();
-    let error = open(&disk).map(|_| ()).unwrap_err();
-    assert_eq!(error.to_string(), format!("file \"{name}\" is missing"));
+}
+
+/// What a scan of everything gives: rows, or the offsets that are damaged.
+fn outcomes(store: &ShardStore, partition: u32) -> Vec<Result<Vec<u64>, (u64, u64)>> {
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(partition)).unwrap().view();
+    let outcome = |stored: Result<StoredBatch, StorageError>| match stored {
+        Ok(stored) => Ok(numbers(&stored.batch)),
+        Err(StorageError::DamagedRows { offsets, .. }) => Err((offsets.start.value(), offsets.end.value())),
+        Err(error) => panic!("{error}"),
+    };
+    view.scan(ScanRequest::all()).map(outcome).collect()
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_costs_its_own_rows_only() {
+    for is_removed in [false, true] {
+        let (disk, mut store) = fresh();
+        store.create_topic(topic(1, 2, Compression::None));
+        for part in 0..3 {
+            append(&mut store, part + 1, 1, 0, part * 10..part * 10 + 10);
+            append(&mut store, part + 1, 1, 1, part * 10..part * 10 + 10);
+            seal(&mut store, part + 1).unwrap();
+        }
+        let file = Path::new(DIR).join("segments").join("t1-p0-00000000000000000010.arrow");
+        if is_removed {
+            disk.remove(&file).unwrap();
+        } else {
+            disk.flip_bit(&file, disk.open(&file).unwrap().len().unwrap() - 100, 3).unwrap();
+        }
+        let (mut store, _) = open(&disk).unwrap();
+        let good = |part: u64| Ok((part * 10..part * 10 + 10).collect::<Vec<_>>());
+        assert_eq!(outcomes(&store, 0), [good(0), Err((10, 20)), good(2)]);
+        assert_eq!(outcomes(&store, 1), [good(0), good(1), good(2)]);
+        // Writes, cuts and seals go on, and a later start finds the same.
+        assert_eq!(append(&mut store, 4, 1, 0, 30..40), 30);
+        seal(&mut store, 4).unwrap();
+        let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+        let ends: Vec<u64> = (1..=4).map(|cut| view.offset_end_at(entry(cut)).value()).collect();
+        assert_eq!(ends, [20, 20, 30, 40], "where its entries end is not known");
+        let (store, _) = open(&disk).unwrap();
+        assert_eq!(outcomes(&store, 0), [good(0), Err((10, 20)), good(2), good(3)]);
+        assert_eq!(files(&disk, "unknown"), [""; 0]);
+    }
 }
 
 #[test]
@@ -790,7 +829,9 @@ fn a_damaged_block_is_an_error_and_never_rows() {
     let (store, _) = open(&disk).unwrap();
     let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
     let mut scan = view.scan(ScanRequest::all());
-    assert!(matches!(scan.next(), Some(Err(StorageError::Corrupt { .. }))));
+    let Some(Err(StorageError::DamagedRows { topic, offsets, reason, .. })) = scan.next() else { panic!("not found") };
+    assert_eq!((topic.value(), offsets.start.value(), offsets.end.value()), (1, 0, 40));
+    assert!(reason.contains("t1-p0-00000000000000000000.arrow"), "{reason}");
     assert_eq!(numbers(&scan.next().unwrap().unwrap().batch), (40..90).collect::<Vec<_>>());
     assert!(scan.next().is_none());
 }

@@ -27,6 +27,10 @@ impl Offset {
     pub const fn plus(self, rows: RowCount) -> Self {
         Self(self.0.saturating_add(rows.value()))
     }
+    /// The offset before this one, the last of a range that ends here; zero stays.
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
     /// Rows in `start..self`; zero when `start` is past `self`.
     ///
     /// `Offset::new(7).since(Offset::new(5))` is 2 rows: offsets 5 and 6.
