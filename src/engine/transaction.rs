@@ -247,7 +247,7 @@ mod tests {
     fn write(rows: usize) -> Vec<PartitionWrite> {
         let column: ArrayRef = Arc::new(Int64Array::from(vec![1; rows]));
         let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
-        vec![PartitionWrite { topic: TopicId::new(1), partition: PartitionId::new(0), batch }]
+        vec![PartitionWrite { topic: TopicId::new(1), partition: PartitionId::new(0), batch, guard: None }]
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
     }
     let key = relation.schema.key();
     let stored = with_equal_keys(&key, stored)?;
-    let part = |partition, batch| PartitionWrite { topic: relation.id, partition, batch };
+    let part = |partition, batch| PartitionWrite { topic: relation.id, partition, batch, guard: None };
     if relation.options.partitions == 1 {
         let parts = vec![part(PartitionId::new(0), stored.clone())];
         return Ok(Routed { parts, rows: None, row_count, stored: Some(stored) });

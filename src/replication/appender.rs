@@ -295,8 +295,16 @@ struct FormingBatch {
 
 impl Forming {
     fn append(&mut self, parts: Vec<PartitionWrite>) {
-        let parts = self.parts(parts);
-        self.writes.push(Write::Append(parts));
+        if parts.iter().all(|part| part.guard.is_none()) {
+            let parts = self.parts(parts);
+            return self.writes.push(Write::Append(parts));
+        }
+        let guarded = parts.into_iter().map(|mut part| {
+            let guard = part.guard.take();
+            (self.part(part), guard)
+        });
+        let guarded = guarded.collect();
+        self.writes.push(Write::Guarded(guarded));
     }
 
     fn step(&mut self, step: super::types::Step) {

@@ -16,6 +16,7 @@
 //! | 1 append | parts |
 //! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
 //! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
+//! | 40 guarded append | parts, then for each part `count u32` of key columns; unless it is 0: `column u32` each, `position u64` |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
@@ -26,7 +27,7 @@
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::raft::{Membership, Payload};
-use super::types::{Checkpoint, PartitionPosition};
+use super::types::{Checkpoint, Guard, PartitionPosition};
 use crate::storage::TopicStorage;
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
@@ -105,6 +106,8 @@ pub(crate) struct Part {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Write {
     Append(Vec<Part>),
+    /// An append that is refused when keys of its rows were written since it was computed: per part, its guard.
+    Guarded(Vec<(Part, Option<Guard>)>),
     Step(StepWrite),
     Checkpoint(Checkpoint),
 }
@@ -278,6 +281,12 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
             encoder.u8(1);
             encode_parts(encoder, parts);
         }
+        Write::Guarded(parts) => {
+            encoder.u8(40);
+            encoder.count(parts.len());
+            parts.iter().for_each(|(part, _)| encode_part(encoder, *part));
+            parts.iter().for_each(|(_, guard)| encode_guard(encoder, guard.as_ref()));
+        }
         Write::Step(step) => {
             encoder.u8(2);
             encoder.u64(step.query.value());
@@ -326,16 +335,38 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
             outputs: decode_parts(decoder)?,
         })),
         3 => Ok(Write::Checkpoint(decode_checkpoint(decoder)?)),
+        40 => {
+            let parts = decode_parts(decoder)?.into_iter();
+            parts.map(|part| Ok((part, decode_guard(decoder)?))).collect::<Result<_, _>>().map(Write::Guarded)
+        }
         kind => Err(DecodeError::Kind(kind)),
     }
 }
 
 fn encode_parts(encoder: &mut Encoder, parts: &[Part]) {
     encoder.count(parts.len());
-    for part in parts {
-        encoder.count(part.batch);
-        encoder.u64(part.rows.value());
+    parts.iter().for_each(|part| encode_part(encoder, *part));
+}
+
+fn encode_part(encoder: &mut Encoder, part: Part) {
+    encoder.count(part.batch);
+    encoder.u64(part.rows.value());
+}
+
+fn encode_guard(encoder: &mut Encoder, guard: Option<&Guard>) {
+    let Some(guard) = guard else { return encoder.count(0) };
+    encoder.count(guard.key.len());
+    guard.key.iter().for_each(|column| encoder.count(*column));
+    encoder.u64(guard.position.value());
+}
+
+fn decode_guard(decoder: &mut Decoder) -> Result<Option<Guard>, DecodeError> {
+    let count = decoder.count(4)?;
+    if count == 0 {
+        return Ok(None);
     }
+    let key = (0..count).map(|_| Ok(decoder.u32()? as usize)).collect::<Result<_, _>>()?;
+    Ok(Some(Guard { key, position: Offset::new(decoder.u64()?) }))
 }
 
 fn decode_parts(decoder: &mut Decoder) -> Result<Vec<Part>, DecodeError> {
@@ -562,6 +593,7 @@ mod tests {
             data: WriteRows::Decoded(rows),
         };
         let position = (TopicId::new(1), PartitionId::new(0), Offset::new(9));
+        let guard = Guard { position: Offset::new(8), key: Arc::new([0, 2]) };
         let step = StepWrite {
             query: QueryId::new(4),
             step: StepNumber::new(5),
@@ -590,6 +622,10 @@ mod tests {
                 Write::Step(step),
                 Write::Checkpoint(checkpoint),
                 Write::Append(Vec::new()),
+                Write::Guarded(vec![
+                    (Part { batch: 1, rows: RowCount::ZERO }, Some(guard)),
+                    (Part { batch: 0, rows: RowCount::ZERO }, None),
+                ]),
             ],
         }
     }

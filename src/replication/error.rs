@@ -15,6 +15,8 @@ pub(crate) enum Refused {
     NoTopic(TopicId),
     #[error("topic {0} has no partition {1}")]
     NoPartition(TopicId, PartitionId),
+    #[error("rows of topic {0} changed meanwhile")]
+    Changed(TopicId),
     #[error("continuous query {0} does not exist")]
     NoQuery(QueryId),
     #[error("continuous query {query}: step {step} does not follow step {last}")]
@@ -54,6 +56,9 @@ pub enum ReplicationError {
         /// The limit.
         limit: ByteSize,
     },
+    /// Rows that the write was computed from changed since; nothing was written.
+    #[error("could not serialize access due to concurrent update")]
+    Changed(TopicId),
     /// The query was dropped, or never was.
     #[error("continuous query {0} does not exist")]
     NoQuery(QueryId),
@@ -146,7 +151,7 @@ impl ReplicationError {
             Self::SchemaMismatch { .. } | Self::Encode(_) => SqlState::InternalError,
             Self::TooLarge { .. } | Self::CheckpointOverdue { .. } => SqlState::ProgramLimitExceeded,
             Self::NoQuery(_) => SqlState::UndefinedObject,
-            Self::StaleStep { .. } | Self::StaleCheckpoint { .. } => SqlState::SerializationFailure,
+            Self::StaleStep { .. } | Self::StaleCheckpoint { .. } | Self::Changed(_) => SqlState::SerializationFailure,
             Self::EventsNeeded { .. } => SqlState::ObjectInUse,
             Self::Catalog(error) => catalog_sqlstate(error),
             Self::NoLeader(_) => SqlState::NoLeader,
@@ -167,6 +172,7 @@ impl ReplicationError {
             | Self::NoPartition(..)
             | Self::SchemaMismatch { .. }
             | Self::TooLarge { .. }
+            | Self::Changed(_)
             | Self::NoQuery(_)
             | Self::StaleStep { .. }
             | Self::StaleCheckpoint { .. }
@@ -199,6 +205,7 @@ impl From<Refused> for ReplicationError {
         match refused {
             Refused::NoTopic(topic) => Self::NoTopic(topic),
             Refused::NoPartition(topic, partition) => Self::NoPartition(topic, partition),
+            Refused::Changed(topic) => Self::Changed(topic),
             Refused::NoQuery(query) => Self::NoQuery(query),
             Refused::StaleStep { query, step, last } => Self::StaleStep { query, step, last },
             Refused::StaleCheckpoint { query, step } => Self::StaleCheckpoint { query, step },

@@ -8,12 +8,13 @@
 use super::codec::DecodeError;
 use super::entry::{Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, Writes};
 use super::error::Refused;
+use super::guard::{self, GuardError};
 use super::log_store::LogStore;
 use super::manifest::{decode_applied, decode_extra, encode_applied, encode_extra};
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide, TopicShape};
-use super::types::{Appended, PartitionPosition};
+use super::types::{Appended, Guard, PartitionPosition};
 use crate::env;
 use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
 use futures::{Stream, TryStreamExt};
@@ -74,6 +75,15 @@ pub(crate) struct Machine {
 struct Sealing {
     meta: SnapshotMeta,
     done: oneshot::Receiver<Result<Sealed, StorageError>>,
+}
+
+impl GuardError {
+    fn at(self, index: EntryIndex) -> Fatal {
+        match self {
+            Self::Entry(error) => Fatal::Entry { index, error },
+            Self::Storage(error) => Fatal::Storage(error),
+        }
+    }
 }
 
 impl Machine {
@@ -234,7 +244,7 @@ impl Machine {
     /// Decides each write in order, then stores the rows of the accepted ones, whole batches where it can.
     fn apply_writes(&mut self, index: EntryIndex, writes: &Writes) -> Result<Replies, Fatal> {
         let runs = Runs::new(writes).map_err(|error| Fatal::Entry { index, error })?;
-        let verdicts = self.decide(writes);
+        let verdicts = self.decide(index, writes, &runs)?;
         let mut bases = Vec::with_capacity(writes.batches.len());
         for (number, batch) in writes.batches.iter().enumerate() {
             let accepted: Vec<bool> =
@@ -244,32 +254,45 @@ impl Machine {
         let mut cursors = vec![0; bases.len()];
         let replies = writes.writes.iter().zip(verdicts).map(|(write, verdict)| {
             // Refused writes take their offsets too, to keep the cursors in step.
-            let offsets = parts_of(write).iter().map(|part| next_offset(&bases, &mut cursors, *part)).collect();
+            let offsets = parts_of(write).map(|part| next_offset(&bases, &mut cursors, part)).collect();
             verdict.map(|()| match write {
                 Write::Checkpoint(_) => Reply::Done(index),
-                Write::Append(_) | Write::Step(_) => Reply::Appended(Appended { index, offsets }),
+                Write::Append(_) | Write::Guarded(_) | Write::Step(_) => Reply::Appended(Appended { index, offsets }),
             })
         });
         Ok(Replies(replies.collect()))
     }
 
-    fn decide(&self, writes: &Writes) -> Vec<Result<(), Refused>> {
+    fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Result<(), Refused>>, Fatal> {
         let mut queries = self.read.queries.write();
-        let decide = |write: &Write| match write {
-            Write::Append(parts) => self.check_parts(writes, parts),
-            Write::Step(step) => {
-                progress::check_step(&queries, step)?;
-                self.check_parts(writes, &step.outputs)?;
-                progress::record_step(&mut queries, step, rows_of(step));
-                Ok(())
+        let mut verdicts = Vec::with_capacity(writes.writes.len());
+        for write in &writes.writes {
+            let mut verdict = self.check_parts(writes, parts_of(write));
+            match write {
+                Write::Append(_) => {}
+                Write::Guarded(parts) => {
+                    if verdict.is_ok() {
+                        verdict = guard::check(&self.store, (writes, runs, &verdicts), parts)
+                            .map_err(|error| error.at(index))?;
+                    }
+                }
+                Write::Step(step) => {
+                    verdict = progress::check_step(&queries, step).and(verdict);
+                    if verdict.is_ok() {
+                        progress::record_step(&mut queries, step, rows_of(step));
+                    }
+                }
+                Write::Checkpoint(checkpoint) => {
+                    verdict = progress::record_checkpoint(&mut queries, checkpoint);
+                }
             }
-            Write::Checkpoint(checkpoint) => progress::record_checkpoint(&mut queries, checkpoint),
-        };
-        writes.writes.iter().map(decide).collect()
+            verdicts.push(verdict);
+        }
+        Ok(verdicts)
     }
 
-    fn check_parts(&self, writes: &Writes, parts: &[Part]) -> Result<(), Refused> {
-        for batch in parts.iter().filter_map(|part| writes.batches.get(part.batch)) {
+    fn check_parts(&self, writes: &Writes, parts: impl Iterator<Item = Part>) -> Result<(), Refused> {
+        for batch in parts.filter_map(|part| writes.batches.get(part.batch)) {
             let topic = self.store.topic(batch.topic).ok_or(Refused::NoTopic(batch.topic))?;
             if batch.partition.value() >= topic.partitions {
                 return Err(Refused::NoPartition(batch.topic, batch.partition));
@@ -385,12 +408,14 @@ impl Machine {
     }
 }
 
-fn parts_of(write: &Write) -> &[Part] {
-    match write {
-        Write::Append(parts) => parts,
-        Write::Step(step) => &step.outputs,
-        Write::Checkpoint(_) => &[],
-    }
+fn parts_of(write: &Write) -> impl Iterator<Item = Part> + '_ {
+    let (plain, guarded): (&[Part], &[(Part, Option<Guard>)]) = match write {
+        Write::Append(parts) => (parts, &[]),
+        Write::Guarded(parts) => (&[], parts),
+        Write::Step(step) => (&step.outputs, &[]),
+        Write::Checkpoint(_) => (&[], &[]),
+    };
+    plain.iter().copied().chain(guarded.iter().map(|(part, _)| *part))
 }
 
 /// The offset of the next run of the part's batch.
@@ -423,14 +448,14 @@ fn run_seal(job: SealJob, read: Arc<ReadSide>) -> oneshot::Receiver<Result<Seale
 
 /// The rows of one part within its batch.
 #[derive(Debug, Clone, Copy)]
-struct Run {
-    write: usize,
-    start: RowCount,
-    rows: RowCount,
+pub(super) struct Run {
+    pub(super) write: usize,
+    pub(super) start: RowCount,
+    pub(super) rows: RowCount,
 }
 
 /// Which rows of which batch belong to which write.
-struct Runs {
+pub(super) struct Runs {
     by_batch: Vec<Vec<Run>>,
 }
 
@@ -453,7 +478,7 @@ impl Runs {
         Ok(Self { by_batch })
     }
 
-    fn of_batch(&self, batch: usize) -> impl Iterator<Item = &Run> {
+    pub(super) fn of_batch(&self, batch: usize) -> impl Iterator<Item = &Run> {
         self.by_batch.get(batch).into_iter().flatten()
     }
 }

@@ -11,6 +11,7 @@ mod codec;
 mod entry;
 mod error;
 mod flow;
+mod guard;
 mod identity;
 mod log_store;
 mod machine;
@@ -31,5 +32,5 @@ pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};
 pub use types::{
-    Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step, StepRecord,
+    Appended, Checkpoint, Guard, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step, StepRecord,
 };

@@ -9,6 +9,7 @@ use millstream_catalog::model::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Rows for one partition, in the stored schema of its topic.
 #[derive(Debug, Clone)]
@@ -19,6 +20,20 @@ pub struct PartitionWrite {
     pub partition: PartitionId,
     /// The rows, in the topic's stored schema.
     pub batch: RecordBatch,
+    /// What the rows were computed from; `None` when from nothing that is stored.
+    pub guard: Option<Guard>,
+}
+
+/// What changed rows were computed from: the rows of the same keys before `position`.
+///
+/// Where a row of one of the keys came to the partition since, the whole write is refused
+/// ([`ReplicationError::Changed`](super::ReplicationError::Changed)), when it is applied: so equally on every replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The end of the partition as it was read.
+    pub position: Offset,
+    /// The columns of the topic's key.
+    pub key: Arc<[usize]>,
 }
 
 /// Where the rows of one statement or step went.

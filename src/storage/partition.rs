@@ -10,11 +10,13 @@
 
 use super::batch::StoredBatch;
 use super::error::StorageError;
+use super::key_set::KeySet;
 use super::scan::{PartitionScan, ScanRequest, project, project_schema};
 use super::segment::Segment;
 use super::tail::TailBatch;
 use arc_swap::ArcSwap;
 use arrow::datatypes::SchemaRef;
+use millstream_catalog::model::limit::{BATCH_ROWS_MAX, GUARD_ROWS_MAX};
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use std::fmt;
 use std::sync::Arc;
@@ -195,6 +197,32 @@ impl PartitionView {
         };
         let skip = position.since(found.offset_start).as_usize();
         Ok(Some(found.slice(skip, found.batch.num_rows().saturating_sub(skip))))
+    }
+
+    /// Whether a row from `position` on has one of `keys`. Also when rows from there on are no longer stored: what they
+    /// were is not known.
+    ///
+    /// # Errors
+    /// When the rows cannot be read.
+    pub fn is_touched(&self, position: Offset, keys: &KeySet) -> Result<bool, StorageError> {
+        if position >= self.offset_end {
+            return Ok(false);
+        }
+        if position < self.offset_start || self.offset_end.since(position) > GUARD_ROWS_MAX {
+            return Ok(true);
+        }
+        let request = ScanRequest {
+            offsets: position..self.offset_end,
+            rowtime: None,
+            projection: Some(keys.columns().to_vec()),
+            batch_rows: BATCH_ROWS_MAX,
+        };
+        for stored in self.scan(request) {
+            if keys.meets_keys(stored?.batch.columns())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Reads a range; see [`ScanRequest`]. Cheap: nothing is decoded before the first `next`.

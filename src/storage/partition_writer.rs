@@ -6,6 +6,7 @@
 
 use super::batch::{TopicStorage, with_schema};
 use super::error::StorageError;
+use super::key_set::KeySet;
 use super::partition::{Partition, PartitionView};
 use super::segment::Segment;
 use super::tail::{Tail, TailBatch};
@@ -82,6 +83,18 @@ impl PartitionWriter {
             self.partition.publish(self.view.clone());
         }
         !self.pending.is_empty()
+    }
+
+    /// As [`PartitionView::is_touched`], over what is not published yet too.
+    pub(crate) fn is_touched(&self, position: Offset, keys: &KeySet) -> Result<bool, StorageError> {
+        for batch in self.pending.iter().filter(|batch| batch.offset_end() > position) {
+            let before = position.since(batch.stored.offset_start).as_usize();
+            let rows = &batch.stored.batch;
+            if keys.meets(&rows.slice(before, rows.num_rows() - before))? {
+                return Ok(true);
+            }
+        }
+        self.view.is_touched(position, keys)
     }
 
     /// Moves the tail to what is being sealed. Readers see the same rows before and after.

@@ -8,6 +8,7 @@
 use super::batch::TopicStorage;
 use super::disk::Disk;
 use super::error::StorageError;
+use super::key_set::KeySet;
 use super::manifest::encode_schema;
 use super::partition::Partition;
 use super::partition_writer::PartitionWriter;
@@ -184,6 +185,22 @@ impl ShardStore {
         self.tail_bytes = self.tail_bytes.plus(bytes);
         self.pending.insert((topic, partition));
         Ok(offset)
+    }
+
+    /// Whether a row of the partition from `position` on, published or not, has one of `keys`.
+    ///
+    /// # Errors
+    /// [`StorageError::NoPartition`], or when rows cannot be read.
+    pub fn is_touched(
+        &self,
+        topic: TopicId,
+        partition: PartitionId,
+        position: Offset,
+        keys: &KeySet,
+    ) -> Result<bool, StorageError> {
+        let state = self.topics.get(&topic);
+        let writer = state.and_then(|state| state.partitions.get(partition.value() as usize));
+        writer.ok_or(StorageError::NoPartition { topic, partition })?.is_touched(position, keys)
     }
 
     /// Makes everything appended up to entry `index` visible, then [`Partitions::applied`] is `index`.

@@ -1,6 +1,6 @@
 //! Every limit of the product, each with its reason. Reaching one is an error with words, never growth.
 
-use super::size::ByteSize;
+use super::size::{ByteSize, RowCount};
 
 /// Bytes in an identifier; PostgreSQL's `NAMEDATALEN - 1`, so that every client's buffers hold it.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -44,6 +44,13 @@ pub const ENTRY_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
 pub const APPEND_QUEUE_BYTES_MAX: ByteSize = ByteSize::new(256 << 20);
 /// Statements waiting for one shard before writers are held back.
 pub const APPEND_QUEUE_STATEMENTS_MAX: usize = 65_536;
+/// Rows that may come to a partition between the reading of rows and the commit of their change; they are looked through
+/// for the same keys, while nothing else of the shard is applied.
+pub const GUARD_ROWS_MAX: RowCount = RowCount::new(1_000_000);
+/// Rows a statement or transaction locks one by one; one that changes more locks the whole table.
+pub const ROW_LOCKS_MAX: usize = 10_000;
+/// Times a statement is computed anew because rows it changes were written meanwhile, before it fails (40001).
+pub const CHANGE_ATTEMPTS_MAX: usize = 100;
 /// Rows of one stored batch; large enough to amortise per-batch cost, small enough for a cache.
 pub const BATCH_ROWS_MAX: usize = 65_536;
 /// Sessions at once; each holds buffers and a task.

@@ -30,7 +30,7 @@ pub(super) fn topic(id: TopicId, partitions: u32) -> TopicStorage {
     TopicStorage { topic: id, partitions, schema: Arc::clone(&SCHEMA), compression: Compression::None }
 }
 pub(super) fn part(partition: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
-    PartitionWrite { topic: TOPIC, partition: PartitionId::new(partition), batch: batch(values) }
+    PartitionWrite { topic: TOPIC, partition: PartitionId::new(partition), batch: batch(values), guard: None }
 }
 async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
     let config = ReplicationConfig {
@@ -317,12 +317,45 @@ async fn a_dropped_topic_refuses_only_its_own_statements() {
 }
 
 #[tokio::test]
+async fn of_writes_computed_from_one_row_the_first_wins_and_replay_decides_alike() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    shard(&node).append(vec![part(0, [1, 2])]).await.expect("appended");
+    let guarded = |position: u64, values: &[i64]| {
+        let guard = Some(Guard { position: Offset::new(position), key: Arc::new([0]) });
+        PartitionWrite { guard, ..part(0, values.iter().copied()) }
+    };
+    // One entry or two: the outcome is the same. The second write's parts do not meet each other.
+    let (first, second, third) = tokio::join!(
+        shard(&node).append(vec![guarded(2, &[1])]),
+        shard(&node).append(vec![guarded(2, &[2]), guarded(2, &[2])]),
+        shard(&node).append(vec![part(0, [3]), guarded(2, &[1, 9])])
+    );
+    first.expect("the row was as it was read");
+    second.expect("another row");
+    let third = third.expect_err("the first write changed the row");
+    assert!(matches!(third, ReplicationError::Changed(TOPIC)), "{third:?}");
+    assert_eq!(third.sqlstate(), SqlState::SerializationFailure);
+    assert_eq!(values(&node, 0), [1, 2, 1, 2, 2]);
+    shard(&node).append(vec![guarded(3, &[1])]).await.expect("read anew");
+    assert!(shard(&node).append(vec![guarded(3, &[2])]).await.is_err());
+    node.shutdown().await;
+    drop(node);
+    let node = start_sealing(&disk, 1).await;
+    assert_eq!(values(&node, 0), [1, 2, 1, 2, 2, 1]);
+    assert!(shard(&node).append(vec![guarded(5, &[1])]).await.is_err());
+    shard(&node).append(vec![guarded(6, &[1])]).await.expect("nothing came since");
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn rows_of_another_schema_are_refused_before_the_log() {
     let disk = FaultDisk::new();
     let node = start(&disk).await;
     shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
     let narrow = batch([1]).project(&[0]).expect("one column");
-    let write = PartitionWrite { topic: TOPIC, partition: PartitionId::new(0), batch: narrow };
+    let write = PartitionWrite { topic: TOPIC, partition: PartitionId::new(0), batch: narrow, guard: None };
     let refused = shard(&node).append(vec![write]).await.expect_err("one column missing");
     assert_eq!(refused.sqlstate(), SqlState::InternalError);
     assert_eq!(values(&node, 0), Vec::<i64>::new());
