@@ -287,6 +287,71 @@ async fn acknowledged_events_survive_kills_once_and_in_order() {
     assert_eq!(segments, [[Some("t".to_owned())]], "nothing was ever sealed");
 }
 
+/// Sends numbered statements until the server is gone, from the first that was not acknowledged on.
+async fn produce(address: SocketAddr, producer: String, next: Arc<AtomicU64>, total: Arc<Total>) -> Option<()> {
+    let client = connect_if_alive(address).await?;
+    client.batch_execute(&format!("SET producer_id = '{producer}'")).await.ok()?;
+    let two = "INSERT INTO numbered VALUES ($1, $2), ($1, $3) WITH (sequence = $4)";
+    let two = client.prepare(two).await.ok()?;
+    loop {
+        let first = next.load(Ordering::Relaxed);
+        let n = i64::try_from(first).unwrap();
+        if first.is_multiple_of(20) {
+            let copy = format!("COPY numbered FROM STDIN WITH (FORMAT csv, sequence = {n})");
+            let mut sink = Box::pin(client.copy_in::<_, bytes::Bytes>(&copy).await.ok()?);
+            let text = format!("{producer},{n}\n{producer},{}\n", n + 1);
+            futures::SinkExt::send(&mut sink, text.into()).await.ok()?;
+            sink.as_mut().finish().await.ok()?;
+        } else {
+            client.execute(&two, &[&producer, &n, &(n + 1), &n]).await.ok()?;
+        }
+        next.store(first + 2, Ordering::Relaxed);
+        total.count.fetch_add(2, Ordering::Relaxed);
+        total.grew.notify_one();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbered_statements_sent_again_after_kills_are_written_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let next: Vec<Arc<AtomicU64>> = (0..WRITERS).map(|_| Arc::default()).collect();
+    let mut seeded = Seeded(7);
+    for round in 0..rounds().min(5) {
+        let process = Process::spawn(command(dir.path()).args(["--seal-bytes", "65536"]));
+        let client = connect(process.address).await;
+        if round == 0 {
+            rows(&client, "CREATE STREAM numbered (producer text KEY, n bigint) WITH (partitions = 3)").await;
+        }
+        let total = Arc::new(Total::default());
+        let producer = |(number, next): (usize, &Arc<AtomicU64>)| {
+            tokio::spawn(produce(process.address, format!("p{number}"), Arc::clone(next), Arc::clone(&total)))
+        };
+        let producers: Vec<_> = next.iter().enumerate().map(producer).collect();
+        let enough = 100 + seeded.below(4_000);
+        let reached = async {
+            while total.count.load(Ordering::Relaxed) < enough {
+                total.grew.notified().await;
+            }
+        };
+        tokio::time::timeout(2 * DEADLINE, reached).await.expect("the producers get on");
+        process.kill();
+        for producer in producers {
+            tokio::time::timeout(DEADLINE, producer).await.expect("a producer sees the end").unwrap();
+        }
+    }
+    let process = Process::start(dir.path());
+    let client = connect(process.address).await;
+    for (number, next) in next.iter().enumerate() {
+        let sql = format!("SELECT n FROM numbered WHERE producer = 'p{number}' ORDER BY rowpartition, rowoffset");
+        let stored: Vec<u64> =
+            rows(&client, &sql).await.iter().map(|row| row[0].as_ref().unwrap().parse().unwrap()).collect();
+        assert!(stored.iter().copied().eq(0..stored.len() as u64), "p{number}: a number twice, or missing");
+        let acknowledged = next.load(Ordering::Relaxed);
+        // The last statement may have been stored and not acknowledged.
+        assert!((acknowledged..=acknowledged + 2).contains(&(stored.len() as u64)), "p{number}: {acknowledged}");
+    }
+}
+
 #[tokio::test]
 async fn a_second_process_on_a_data_directory_is_refused_in_words() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,11 +6,12 @@
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::Arguments;
+use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::write;
 use crate::engine::{Engine, Outcome, Result, Rows};
 use crate::storage::batch::batch_bytes;
-use millstream_catalog::model::{ByteSize, SqlState};
+use millstream_catalog::model::{ByteSize, Sequence, SqlState};
 use millstream_catalog::{Column, Relation};
 use millstream_sql::bind::insert::InsertRows;
 use millstream_sql::copy::{CopyDecoder, CopyEncoder};
@@ -27,6 +28,7 @@ pub struct CopyIn {
     relation: Arc<Relation>,
     columns: usize,
     decoder: CopyDecoder,
+    sequence: Option<Sequence>,
     rows: Vec<InsertRows>,
     bytes: ByteSize,
     held: Held,
@@ -97,14 +99,20 @@ impl CopyIn {
         self.decoder.finish()?;
         self.drain()?;
         let now = self.engine.clock().now();
+        let mut numbered = self.sequence.map(|sequence| session.number(&self.relation, sequence)).transpose()?;
         let mut count = 0;
         let mut parts = Vec::new();
         for rows in std::mem::take(&mut self.rows) {
-            let routed = write::route(&self.engine, &self.relation, rows, now)?;
-            count += routed.row_count as u64;
-            parts.extend(routed.parts);
+            let routed = match &mut numbered {
+                Some(numbered) => numbered.route(&self.engine, &self.relation, rows, now)?,
+                None => vec![write::route(&self.engine, &self.relation, rows, now)?],
+            };
+            for routed in routed {
+                count += routed.row_count as u64;
+                parts.extend(routed.parts);
+            }
         }
-        session.append(&self.relation, parts).await?;
+        session.append(&self.relation, parts, numbered.and_then(Numbered::finish)).await?;
         Ok(count)
     }
 }
@@ -139,7 +147,16 @@ impl Session {
         let columns = columns.map_or_else(|| visible(&relation).count(), <[Ident]>::len);
         let engine = Arc::clone(&self.engine);
         let (held, rows, bytes) = (engine.holding.share(), Vec::new(), ByteSize::ZERO);
-        Ok(Outcome::CopyIn(Box::new(CopyIn { engine, relation, columns, decoder, rows, bytes, held })))
+        Ok(Outcome::CopyIn(Box::new(CopyIn {
+            engine,
+            relation,
+            columns,
+            decoder,
+            sequence: options.sequence,
+            rows,
+            bytes,
+            held,
+        })))
     }
 }
 

@@ -4,20 +4,23 @@
 //! visible together, or none does.
 
 use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
+use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
-use crate::replication::{PartitionWrite, ReplicationError};
+use crate::replication::{Append, PartitionWrite, ProducerClaim, ReplicationError};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::DataType;
+use datafusion::common::ScalarValue;
 use futures::StreamExt;
-use millstream_catalog::model::{ByteSize, Offset, ShardId, SqlState};
+use millstream_catalog::model::{ByteSize, Offset, Sequence, ShardId, SqlState, Timestamp};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
-use millstream_sql::SqlError;
 use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
-use millstream_sql::dialect::{Insert, InsertSource, QualifiedName, Select};
+use millstream_sql::dialect::{Insert, InsertSource, QualifiedName, Select, SequenceValue};
 use millstream_sql::plan::eval_constant;
+use millstream_sql::{SqlError, types};
 use sqlparser::ast;
 use std::sync::Arc;
 
@@ -45,6 +48,7 @@ impl Session {
     pub(crate) async fn plan_insert(&self, insert: &Insert, declared: &[Option<SqlType>]) -> Result<Planned> {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
+        let declared = &with_sequence(declared, insert.sequence);
         let columns: Option<Arc<[ResultColumn]>> =
             (!returning.is_empty()).then(|| returning.iter().map(|r| r.column.clone()).collect());
         let rows = match &insert.source {
@@ -58,18 +62,19 @@ impl Session {
         let context = self.plan_context();
         let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
         let plan = match &insert.source {
-            InsertSource::DefaultValues => InsertPlan::defaults(&relation, &mut eval)?,
+            InsertSource::DefaultValues => InsertPlan::defaults(&relation, declared, &mut eval)?,
             _ => InsertPlan::plan(&relation, insert.columns.as_deref(), rows, declared, &mut eval)?,
         };
         let params = plan.params().to_vec();
-        Ok((params, columns, Plan::Insert(InsertTarget { relation, plan, returning })))
+        Ok((params, columns, Plan::Insert(InsertTarget { relation, plan, returning, sequence: insert.sequence })))
     }
 
     /// `INSERT`
     pub(crate) async fn insert(&mut self, insert: &Insert, prepared: &Prepared, params: Vec<Param>) -> Result<Outcome> {
         self.transaction.check_writable("INSERT")?;
         if let InsertSource::Select(select) = &insert.source {
-            return self.insert_select(insert, select, prepared.arguments(&params)?).await;
+            let sequence = insert.sequence.map(|sequence| sequence_value(sequence, &prepared.params, &params));
+            return self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?).await;
         }
         let is_current = prepared
             .insert_topic()
@@ -94,11 +99,25 @@ impl Session {
                 };
             target.plan.rows(params, &mut eval)?
         };
-        let routed = write::route(&self.engine, &target.relation, rows, now)?;
-        self.write(&target.relation, vec![routed], &target.returning).await
+        let relation = &target.relation;
+        let (routed, claim) =
+            match target.sequence.map(|it| sequence_value(it, target.plan.params(), params)).transpose()? {
+                None => (vec![write::route(&self.engine, relation, rows, now)?], None),
+                Some(sequence) => {
+                    let mut numbered = self.number(relation, sequence)?;
+                    (numbered.route(&self.engine, relation, rows, now)?, numbered.finish())
+                }
+            };
+        self.write(relation, routed, claim, &target.returning).await
     }
 
-    async fn insert_select(&mut self, insert: &Insert, select: &Select, arguments: Arguments) -> Result<Outcome> {
+    async fn insert_select(
+        &mut self,
+        insert: &Insert,
+        select: &Select,
+        arguments: Arguments,
+        sequence: Option<Sequence>,
+    ) -> Result<Outcome> {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
         let mut rows = self.run_select(select, arguments).await?;
@@ -109,6 +128,7 @@ impl Session {
             InsertSelect::plan(&relation, insert.columns.as_deref(), &rows.columns, &literals, &mut eval)?
         };
         let now = self.engine.clock().now();
+        let mut numbered = sequence.map(|sequence| self.number(&relation, sequence)).transpose()?;
         let mut routed = Vec::new();
         let mut bytes = ByteSize::ZERO;
         let mut held = self.engine.holding.share();
@@ -117,13 +137,23 @@ impl Session {
             bytes = bytes.plus(batch_bytes(&batch));
             check_bytes(bytes)?;
             held.set(bytes)?;
-            routed.push(write::route(&self.engine, &relation, binding.rows(&batch)?, now)?);
+            let rows = binding.rows(&batch)?;
+            match &mut numbered {
+                Some(numbered) => routed.extend(numbered.route(&self.engine, &relation, rows, now)?),
+                None => routed.push(write::route(&self.engine, &relation, rows, now)?),
+            }
         }
-        self.write(&relation, routed, &returning).await
+        self.write(&relation, routed, numbered.and_then(Numbered::finish), &returning).await
     }
 
     /// Appends routed rows, or holds them back within a transaction.
-    async fn write(&mut self, relation: &Relation, routed: Vec<Routed>, returning: &[Returned]) -> Result<Outcome> {
+    async fn write(
+        &mut self,
+        relation: &Relation,
+        routed: Vec<Routed>,
+        claim: Option<ProducerClaim>,
+        returning: &[Returned],
+    ) -> Result<Outcome> {
         let needs_place = returning.iter().any(|r| !matches!(r.source, ReturnedSource::Stored(_)));
         if needs_place && self.transaction.is_pipeline() {
             // Each answer is wanted at its place, so it cannot wait for Sync.
@@ -138,8 +168,11 @@ impl Session {
             ));
         }
         let parts: Vec<_> = routed.iter().flat_map(|routed| routed.parts.iter().cloned()).collect();
-        let bases =
-            if needs_place { self.append_now(relation, parts).await? } else { self.append(relation, parts).await? };
+        let bases = if needs_place {
+            self.append_now(relation, parts, claim).await?
+        } else {
+            self.append(relation, parts, claim).await?
+        };
         if returning.is_empty() {
             let count: usize = routed.iter().map(|routed| routed.row_count).sum();
             return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
@@ -156,26 +189,38 @@ impl Session {
     }
 
     /// Appends and gives the offset of each part's first row; within a transaction holds back, and gives none.
-    pub(crate) async fn append(&mut self, relation: &Relation, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+    pub(crate) async fn append(
+        &mut self,
+        relation: &Relation,
+        parts: Vec<PartitionWrite>,
+        claim: Option<ProducerClaim>,
+    ) -> Result<Vec<Offset>> {
         if self.transaction.is_open() && !parts.is_empty() {
-            self.transaction.hold(&self.engine.holding, relation.shard, parts)?;
+            self.transaction.hold(&self.engine.holding, relation.shard, parts, claim)?;
             return Ok(Vec::new());
         }
-        self.append_now(relation, parts).await
+        self.append_now(relation, parts, claim).await
     }
 
-    async fn append_now(&self, relation: &Relation, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+    async fn append_now(
+        &self,
+        relation: &Relation,
+        parts: Vec<PartitionWrite>,
+        claim: Option<ProducerClaim>,
+    ) -> Result<Vec<Offset>> {
         if parts.is_empty() {
             return Ok(Vec::new());
         }
-        self.append_to(relation.shard, parts).await
+        let claims: Vec<ProducerClaim> = claim.into_iter().collect();
+        let now = if claims.is_empty() { Timestamp::default() } else { self.engine.clock().now() };
+        self.append_to(relation.shard, Append { parts, claims, now }).await
     }
 
-    /// Commits `parts` as one; the offset of each one's first row.
-    pub(crate) async fn append_to(&self, shard: ShardId, parts: Vec<PartitionWrite>) -> Result<Vec<Offset>> {
+    /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.
+    pub(crate) async fn append_to(&self, shard: ShardId, append: Append) -> Result<Vec<Offset>> {
         let shard = self.engine.shard(shard)?;
         loop {
-            match shard.append(parts.clone()).await {
+            match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),
                 Err(ReplicationError::NoTopic(topic)) => {
                     let catalog = self.engine.catalog();
@@ -187,6 +232,37 @@ impl Session {
                 Err(error) => return Err(replication_error(error)),
             }
         }
+    }
+}
+
+/// Parameter types with that of a sequence that is a parameter.
+fn with_sequence(declared: &[Option<SqlType>], sequence: Option<SequenceValue>) -> Vec<Option<SqlType>> {
+    let mut declared = declared.to_vec();
+    if let Some(SequenceValue::Param(index)) = sequence {
+        declared.resize(declared.len().max(index + 1), None);
+        declared[index].get_or_insert(SqlType::BigInt);
+    }
+    declared
+}
+
+/// The number a statement's first row has.
+fn sequence_value(sequence: SequenceValue, types: &[SqlType], params: &[Param]) -> Result<Sequence> {
+    let index = match sequence {
+        SequenceValue::Number(number) => return Ok(number),
+        SequenceValue::Param(index) => index,
+    };
+    let (Some(sql_type), Some(param)) = (types.get(index), params.get(index)) else {
+        return Err(SqlError::internal("a parameter was not planned for"));
+    };
+    let value = match &param.value {
+        None => ScalarValue::Null,
+        Some(bytes) if param.is_binary => types::scalar_binary(sql_type, bytes)?,
+        Some(bytes) => types::scalar_text(sql_type, bytes)?,
+    };
+    match value.cast_to(&DataType::Int64) {
+        Ok(ScalarValue::Int64(Some(number))) if number >= 0 => Ok(Sequence::new(number as u64)),
+        _ => Err(SqlError::new(SqlState::InvalidParameterValue, "a sequence is a whole number from 0")
+            .detail(format!("parameter ${}", index + 1))),
     }
 }
 
@@ -252,7 +328,7 @@ fn returned_column(relation: &Relation, name: &str, alias: Option<&str>) -> Resu
 /// What `RETURNING` shows of routed rows; nothing when there are none.
 fn returned_rows(routed: &Routed, returning: &[Returned], bases: &[Offset]) -> Result<Option<RecordBatch>> {
     let Some(stored) = &routed.stored else { return Ok(None) };
-    let (partitions, offsets) = write::place_columns(routed.places(bases));
+    let (partitions, offsets) = routed.places(bases);
     let column = |r: &Returned| -> ArrayRef {
         match r.source {
             ReturnedSource::Stored(at) => Arc::clone(stored.column(at)),

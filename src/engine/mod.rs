@@ -15,6 +15,7 @@ mod input;
 mod insert;
 mod outcome;
 mod prepare;
+mod producer;
 mod pull;
 mod push;
 mod query;

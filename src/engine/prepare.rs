@@ -9,7 +9,7 @@ use datafusion::common::ScalarValue;
 use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::InsertPlan;
-use millstream_sql::dialect::{Parsed, Statement};
+use millstream_sql::dialect::{Parsed, SequenceValue, Statement};
 use millstream_sql::plan::{PlannedSelect, ResultColumn};
 use millstream_sql::{SqlError, types};
 use parking_lot::Mutex;
@@ -84,6 +84,7 @@ pub(crate) struct InsertTarget {
     pub(crate) relation: Arc<Relation>,
     pub(crate) plan: InsertPlan,
     pub(crate) returning: Vec<Returned>,
+    pub(crate) sequence: Option<SequenceValue>,
 }
 
 /// One column of `RETURNING`.

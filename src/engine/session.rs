@@ -10,6 +10,7 @@ use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
+use crate::replication::Append;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{Span, SqlState};
@@ -448,7 +449,9 @@ impl Session {
     }
 
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
-        self.append_to(pending.shard, pending.writes).await.map(drop)
+        let Pending { shard, writes, claims, .. } = &pending;
+        let append = Append { parts: writes.clone(), claims: claims.clone(), now: self.engine.clock().now() };
+        self.append_to(*shard, append).await.map(drop)
     }
 
     fn check_not_failed(&self, statement: &Statement) -> Result<()> {

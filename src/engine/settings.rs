@@ -3,7 +3,7 @@
 //! A value without an effect is refused rather than remembered. Leaves out where settings are read: the
 //! session passes typed values to planning and execution. A crash forgets them, as a lost connection does.
 
-use millstream_catalog::model::{Span, SqlState};
+use millstream_catalog::model::{ProducerId, ProducerIdError, Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
 
@@ -23,6 +23,8 @@ enum Kind {
     Number(i64, i64),
     /// Names separated by commas.
     Names,
+    /// A producer's name, or nothing.
+    Producer,
     /// Cannot be set.
     Fixed,
 }
@@ -78,6 +80,7 @@ const SETTINGS: &[Definition] = &[
     define("intervalstyle", "postgres", Kind::Word(&["postgres"]), true, "format of intervals"),
     define("is_superuser", "on", Kind::Fixed, true, "whether the user may do everything"),
     define("max_identifier_length", "63", Kind::Fixed, false, "bytes of a name"),
+    define("producer_id", "", Kind::Producer, false, "name under which rows are numbered, to be written once"),
     define("search_path", "\"$user\", public", Kind::Names, false, "schemas searched for unqualified names"),
     define("server_encoding", "UTF8", Kind::Fixed, true, "encoding of stored text"),
     define("server_version", SERVER_VERSION, Kind::Fixed, true, "version"),
@@ -92,7 +95,6 @@ const SETTINGS: &[Definition] = &[
 
 /// Settings of the contract that nothing reads yet, and what to do instead.
 const LATER: &[(&str, &str)] = &[
-    ("producer_id", "leave it out: INSERT is not idempotent yet"),
     ("durability", "leave it out: an INSERT is acknowledged once it is on stable storage"),
     ("emit", "leave it out: changes of one key within a step are merged"),
     ("implicit_flush", "use FLUSH after the write"),
@@ -217,6 +219,10 @@ impl Definition {
         };
         match self.kind {
             Kind::Text => Ok(value.to_owned()),
+            Kind::Producer => match value.is_empty() || ProducerId::new(value).is_ok() {
+                true => Ok(value.to_owned()),
+                false => Err(invalid().hint(ProducerIdError.to_string())),
+            },
             Kind::Names => names(value).map(|_| value.to_owned()).ok_or_else(|| invalid().hint("write name, name")),
             Kind::Word(RESETS) if value.eq_ignore_ascii_case("none") => {
                 Err(SqlError::unsupported("auto_offset_reset = 'none'", "use 'earliest' or 'latest'"))
@@ -353,6 +359,11 @@ impl Settings {
         parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
     }
 
+    /// The session's producer; empty for none.
+    pub(crate) fn producer_id(&self) -> String {
+        self.get("producer_id")
+    }
+
     /// The schemas of `search_path` that exist.
     pub(crate) fn search_path(&self) -> Vec<String> {
         let path = names(&self.get("search_path")).unwrap_or_default();
@@ -403,7 +414,6 @@ mod tests {
             ("extra_float_digits", "0", "22023"),
             ("search_path", "\"a", "22023"),
             ("search_path", "a,,b", "22023"),
-            ("producer_id", "p", "0A000"),
             ("implicit.flush", "on", "0A000"),
             ("auto_offset_reset", "none", "0A000"),
         ] {

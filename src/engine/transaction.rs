@@ -6,10 +6,10 @@
 
 use crate::engine::TransactionStatus;
 use crate::engine::held::{Held, HoldingRoom};
-use crate::replication::PartitionWrite;
+use crate::replication::{PartitionWrite, ProducerClaim};
 use crate::storage::batch::batch_bytes;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STATEMENT_ROWS_BYTES_MAX};
-use millstream_catalog::model::{ByteSize, ShardId, SqlState};
+use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
 
 /// Why writes are held back.
@@ -32,11 +32,21 @@ pub(crate) struct Transaction {
     block: Block,
     is_failed: bool,
     is_read_only: bool,
-    savepoints: Vec<(String, usize, ByteSize)>,
+    savepoints: Vec<Savepoint>,
     shard: Option<ShardId>,
     writes: Vec<PartitionWrite>,
+    claims: Vec<ProducerClaim>,
     bytes: ByteSize,
     held: Option<Held>,
+}
+
+/// What a transaction had when a savepoint was set.
+#[derive(Debug)]
+struct Savepoint {
+    name: String,
+    writes: usize,
+    claims: usize,
+    bytes: ByteSize,
 }
 
 /// Bytes a write takes in memory beside its rows.
@@ -49,6 +59,8 @@ pub(crate) struct Pending {
     pub(crate) shard: ShardId,
     /// What, in statement order.
     pub(crate) writes: Vec<PartitionWrite>,
+    /// What producers say of them.
+    pub(crate) claims: Vec<ProducerClaim>,
     /// Their bytes, until they are appended.
     _held: Option<Held>,
 }
@@ -148,6 +160,7 @@ impl Transaction {
         room: &HoldingRoom,
         shard: ShardId,
         writes: Vec<PartitionWrite>,
+        claim: Option<ProducerClaim>,
     ) -> Result<(), SqlError> {
         if self.shard.is_some_and(|held| held != shard) && self.has_writes() {
             return Err(SqlError::unsupported(
@@ -166,7 +179,14 @@ impl Transaction {
         self.bytes = bytes;
         self.shard = Some(shard);
         self.writes.extend(writes);
+        self.claims.extend(claim);
         Ok(())
+    }
+
+    /// The number of a producer's next row in `topic`, as far as this transaction has written any.
+    pub(crate) fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
+        let of = |claim: &&ProducerClaim| claim.topic == topic && claim.producer == *producer;
+        self.claims.iter().rev().find(of).map(|claim| claim.sequence.plus(claim.rows))
     }
 
     /// `SAVEPOINT name`.
@@ -179,7 +199,12 @@ impl Transaction {
                 .detail(format!("a transaction may have {SAVEPOINTS_MAX}"))
                 .hint("release those that are no longer needed"));
         }
-        self.savepoints.push((name.to_owned(), self.writes.len(), self.bytes));
+        self.savepoints.push(Savepoint {
+            name: name.to_owned(),
+            writes: self.writes.len(),
+            claims: self.claims.len(),
+            bytes: self.bytes,
+        });
         Ok(())
     }
 
@@ -199,9 +224,10 @@ impl Transaction {
     /// 3B001 when there is none of that name.
     pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
         let at = self.find(name)?;
-        let (_, writes, bytes) = self.savepoints[at];
+        let Savepoint { writes, claims, bytes, .. } = self.savepoints[at];
         self.savepoints.truncate(at + 1);
         self.writes.truncate(writes);
+        self.claims.truncate(claims);
         self.bytes = bytes;
         self.is_failed = false;
         match &mut self.held {
@@ -213,18 +239,19 @@ impl Transaction {
     fn find(&self, name: &str) -> Result<usize, SqlError> {
         self.savepoints
             .iter()
-            .rposition(|(saved, ..)| saved == name)
+            .rposition(|saved| saved.name == name)
             .ok_or_else(|| SqlError::new(SqlState::InvalidSavepoint, format!("savepoint \"{name}\" does not exist")))
     }
 
     /// Writes to commit so far, the block staying open: before a statement that cannot be held back.
     pub(crate) fn take_writes(&mut self) -> Option<Pending> {
         let writes = std::mem::take(&mut self.writes);
+        let claims = std::mem::take(&mut self.claims);
         self.savepoints.clear();
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
         let shard = self.shard.take()?;
-        (!writes.is_empty()).then_some(Pending { shard, writes, _held: held })
+        (!writes.is_empty()).then_some(Pending { shard, writes, claims, _held: held })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.
@@ -241,7 +268,7 @@ impl Transaction {
 mod tests {
     use super::*;
     use arrow::array::{ArrayRef, Int64Array, RecordBatch};
-    use millstream_catalog::model::{PartitionId, TopicId};
+    use millstream_catalog::model::PartitionId;
     use std::sync::Arc;
 
     fn write(rows: usize) -> Vec<PartitionWrite> {
@@ -255,20 +282,20 @@ mod tests {
         let room = HoldingRoom::new(ByteSize::new(20 << 10));
         let shard = ShardId::new(1);
         let (mut first, mut second) = (Transaction::default(), Transaction::default());
-        first.hold(&room, shard, write(1_000)).unwrap();
+        first.hold(&room, shard, write(1_000), None).unwrap();
         first.save("a").unwrap();
-        first.hold(&room, shard, write(1_000)).unwrap();
-        let error = second.hold(&room, shard, write(1_000)).unwrap_err();
+        first.hold(&room, shard, write(1_000), None).unwrap();
+        let error = second.hold(&room, shard, write(1_000), None).unwrap_err();
         assert_eq!(error.sqlstate, SqlState::OutOfMemory);
         assert!(!second.has_writes());
         first.rollback_to("a").unwrap();
-        second.hold(&room, shard, write(1_000)).unwrap();
+        second.hold(&room, shard, write(1_000), None).unwrap();
         let pending = first.take_writes().unwrap();
         assert_eq!(pending.writes.len(), 1);
         // Until they are appended.
-        assert!(second.hold(&room, shard, write(1_000)).is_err());
+        assert!(second.hold(&room, shard, write(1_000), None).is_err());
         drop(pending);
-        second.hold(&room, shard, write(1_000)).unwrap();
+        second.hold(&room, shard, write(1_000), None).unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::engine::Engine;
 use crate::replication::PartitionWrite;
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
+    Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Int64Type, SchemaRef, TimestampMicrosecondType};
@@ -65,6 +65,21 @@ pub(crate) fn route(
 ) -> Result<Routed, SqlError> {
     let stored = stored_rows(relation, engine.stored_schema(relation), rows, now)?;
     route_stored(relation, stored, &engine.spreader)
+}
+
+/// Rows that were accepted before: acknowledged, and not written.
+///
+/// # Errors
+/// As [`route`].
+pub(crate) fn repeated(
+    engine: &Engine,
+    relation: &Relation,
+    rows: InsertRows,
+    now: Timestamp,
+) -> Result<Routed, SqlError> {
+    let row_count = rows.batch.num_rows();
+    let stored = stored_rows(relation, engine.stored_schema(relation), rows, now)?;
+    Ok(Routed { row_count, stored: Some(stored).filter(|_| row_count > 0), ..Routed::default() })
 }
 
 /// Splits rows that already have the stored schema.
@@ -221,10 +236,14 @@ fn event_time(relation: &Relation, column: usize, array: &ArrayRef) -> Result<Ar
 }
 
 impl Routed {
-    /// Where each input row landed: partitions and offsets, in input order.
+    /// Where each input row landed: partitions and offsets, in input order; NULL for rows that were accepted before.
     ///
     /// `bases` are the base offsets of `parts`, as the append gave them.
-    pub(crate) fn places(&self, bases: &[Offset]) -> (Vec<i32>, Vec<i64>) {
+    pub(crate) fn places(&self, bases: &[Offset]) -> (ArrayRef, ArrayRef) {
+        if bases.is_empty() {
+            let (partitions, offsets) = (Int32Array::new_null(self.row_count), Int64Array::new_null(self.row_count));
+            return (Arc::new(partitions), Arc::new(offsets));
+        }
         let mut partitions = vec![0_i32; self.row_count];
         let mut offsets = vec![0_i64; self.row_count];
         for (i, (part, base)) in self.parts.iter().zip(bases).enumerate() {
@@ -237,13 +256,8 @@ impl Routed {
                 Some(rows) => rows[i].values().iter().enumerate().for_each(|(nth, at)| place(*at as usize, nth)),
             }
         }
-        (partitions, offsets)
+        (Arc::new(Int32Array::from(partitions)), Arc::new(Int64Array::from(offsets)))
     }
-}
-
-/// The pseudo-columns of written rows, for `RETURNING`.
-pub(crate) fn place_columns(places: (Vec<i32>, Vec<i64>)) -> (ArrayRef, ArrayRef) {
-    (Arc::new(arrow::array::Int32Array::from(places.0)), Arc::new(Int64Array::from(places.1)))
 }
 
 #[cfg(test)]

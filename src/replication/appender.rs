@@ -5,13 +5,13 @@
 //! the entry before is committed. Encoding never runs on the Raft core. Leaves out the rules of
 //! forming (`flow`). A caller that goes away does not undo its request.
 
-use super::entry::{EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
+use super::entry::{AppendWrite, EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
 use super::error::ReplicationError;
 use super::flow::{Flow, ReplySender, Request, Waiting};
 use super::log_store::LogStore;
 use super::raft::{EntryResponder, Raft, Reply, WriteResult};
 use super::read_side::Failure;
-use super::types::PartitionWrite;
+use super::types::{Append, PartitionWrite};
 use crate::env;
 use crate::storage::StorageError;
 use arrow::array::RecordBatch;
@@ -262,7 +262,7 @@ fn form(taken: Vec<Waiting>) -> Formed {
     for waiting in taken {
         waiters.push(waiting.reply);
         match waiting.request {
-            Request::Append(parts) => forming.append(parts),
+            Request::Append(append) => forming.append(append),
             Request::Step(step) => forming.step(step),
             Request::Checkpoint(checkpoint) => forming.writes.push(Write::Checkpoint(checkpoint)),
             Request::Change(it) => change = Some(it),
@@ -294,17 +294,12 @@ struct FormingBatch {
 }
 
 impl Forming {
-    fn append(&mut self, parts: Vec<PartitionWrite>) {
-        if parts.iter().all(|part| part.guard.is_none()) {
-            let parts = self.parts(parts);
-            return self.writes.push(Write::Append(parts));
-        }
-        let guarded = parts.into_iter().map(|mut part| {
-            let guard = part.guard.take();
-            (self.part(part), guard)
-        });
-        let guarded = guarded.collect();
-        self.writes.push(Write::Guarded(guarded));
+    fn append(&mut self, mut append: Append) {
+        let has_guards = append.parts.iter().any(|part| part.guard.is_some());
+        let guard = |part: &mut PartitionWrite| part.guard.take();
+        let guards = if has_guards { append.parts.iter_mut().map(guard).collect() } else { Vec::new() };
+        let parts = self.parts(append.parts);
+        self.writes.push(Write::Append(AppendWrite { parts, guards, claims: append.claims, now: append.now }));
     }
 
     fn step(&mut self, step: super::types::Step) {

@@ -16,18 +16,20 @@
 //! | 1 append | parts |
 //! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
 //! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
-//! | 40 guarded append | parts, then for each part `count u32` of key columns; unless it is 0: `column u32` each, `position u64` |
+//! | 20 conditional append | `now i64`, claims, parts, guards |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
-//! u32, offset u64`; idle is the same without offsets; `bytes` are `length u64` and the bytes.
+//! u32, offset u64`; idle is the same without offsets; claims are `count u32` of `producer bytes, topic u64, sequence
+//! u64, rows u64`; guards are `count u32`, 0 or that of the parts, and for each part `count u32` of key columns and, unless
+//! it is 0, `column u32` each and `position u64`; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
 //! log starts, 31 truncate), then its fields.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::raft::{Membership, Payload};
-use super::types::{Checkpoint, Guard, PartitionPosition};
+use super::types::{Checkpoint, Guard, PartitionPosition, ProducerClaim};
 use crate::storage::TopicStorage;
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
@@ -35,7 +37,9 @@ use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow::ipc::{MetadataVersion, root_as_message};
 use bytes::Bytes;
-use millstream_catalog::model::{Offset, PartitionId, QueryId, RowCount, StepNumber, Timestamp, TopicId};
+use millstream_catalog::model::{
+    Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StepNumber, Timestamp, TopicId,
+};
 use millstream_catalog::persist::{decode_command, encode_command};
 use millstream_catalog::{Command, Compression};
 use openraft::EntryPayload;
@@ -105,11 +109,26 @@ pub(crate) struct Part {
 /// One request of the write path; each gets its own reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Write {
-    Append(Vec<Part>),
-    /// An append that is refused when keys of its rows were written since it was computed: per part, its guard.
-    Guarded(Vec<(Part, Option<Guard>)>),
+    Append(AppendWrite),
     Step(StepWrite),
     Checkpoint(Checkpoint),
+}
+
+/// A [`super::Append`] whose rows are parts of the entry's batches.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub(crate) struct AppendWrite {
+    pub(crate) parts: Vec<Part>,
+    /// Per part; empty when there is none. The append is refused when keys of rows were written since it was computed.
+    pub(crate) guards: Vec<Option<Guard>>,
+    pub(crate) claims: Vec<ProducerClaim>,
+    pub(crate) now: Timestamp,
+}
+
+impl AppendWrite {
+    /// Whether nothing but a missing topic stands against it.
+    fn is_unconditional(&self) -> bool {
+        self.guards.is_empty() && self.claims.is_empty()
+    }
 }
 
 /// A [`super::Step`] whose outputs are parts of the entry's batches.
@@ -277,15 +296,17 @@ fn encode_writes(writes: &Writes) -> Result<Bytes, String> {
 
 fn encode_write(encoder: &mut Encoder, write: &Write) {
     match write {
-        Write::Append(parts) => {
+        Write::Append(append) if append.is_unconditional() => {
             encoder.u8(1);
-            encode_parts(encoder, parts);
+            encode_parts(encoder, &append.parts);
         }
-        Write::Guarded(parts) => {
-            encoder.u8(40);
-            encoder.count(parts.len());
-            parts.iter().for_each(|(part, _)| encode_part(encoder, *part));
-            parts.iter().for_each(|(_, guard)| encode_guard(encoder, guard.as_ref()));
+        Write::Append(append) => {
+            encoder.u8(20);
+            encoder.i64(append.now.micros());
+            encode_claims(encoder, &append.claims);
+            encode_parts(encoder, &append.parts);
+            encoder.count(append.guards.len());
+            append.guards.iter().for_each(|guard| encode_guard(encoder, guard.as_ref()));
         }
         Write::Step(step) => {
             encoder.u8(2);
@@ -323,7 +344,13 @@ fn decode_writes(decoder: &mut Decoder) -> Result<Writes, DecodeError> {
 
 fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
     match decoder.u8()? {
-        1 => Ok(Write::Append(decode_parts(decoder)?)),
+        1 => Ok(Write::Append(AppendWrite { parts: decode_parts(decoder)?, ..AppendWrite::default() })),
+        20 => Ok(Write::Append(AppendWrite {
+            now: Timestamp::from_micros(decoder.i64()?),
+            claims: decode_claims(decoder)?,
+            parts: decode_parts(decoder)?,
+            guards: decode_guards(decoder)?,
+        })),
         2 => Ok(Write::Step(StepWrite {
             query: QueryId::new(decoder.u64()?),
             step: StepNumber::new(decoder.u64()?),
@@ -335,22 +362,16 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
             outputs: decode_parts(decoder)?,
         })),
         3 => Ok(Write::Checkpoint(decode_checkpoint(decoder)?)),
-        40 => {
-            let parts = decode_parts(decoder)?.into_iter();
-            parts.map(|part| Ok((part, decode_guard(decoder)?))).collect::<Result<_, _>>().map(Write::Guarded)
-        }
         kind => Err(DecodeError::Kind(kind)),
     }
 }
 
 fn encode_parts(encoder: &mut Encoder, parts: &[Part]) {
     encoder.count(parts.len());
-    parts.iter().for_each(|part| encode_part(encoder, *part));
-}
-
-fn encode_part(encoder: &mut Encoder, part: Part) {
-    encoder.count(part.batch);
-    encoder.u64(part.rows.value());
+    for part in parts {
+        encoder.count(part.batch);
+        encoder.u64(part.rows.value());
+    }
 }
 
 fn encode_guard(encoder: &mut Encoder, guard: Option<&Guard>) {
@@ -358,6 +379,11 @@ fn encode_guard(encoder: &mut Encoder, guard: Option<&Guard>) {
     encoder.count(guard.key.len());
     guard.key.iter().for_each(|column| encoder.count(*column));
     encoder.u64(guard.position.value());
+}
+
+fn decode_guards(decoder: &mut Decoder) -> Result<Vec<Option<Guard>>, DecodeError> {
+    let count = decoder.count(4)?;
+    (0..count).map(|_| decode_guard(decoder)).collect()
 }
 
 fn decode_guard(decoder: &mut Decoder) -> Result<Option<Guard>, DecodeError> {
@@ -373,6 +399,33 @@ fn decode_parts(decoder: &mut Decoder) -> Result<Vec<Part>, DecodeError> {
     let count = decoder.count(12)?;
     let part = |decoder: &mut Decoder| Ok(Part { batch: decoder.u32()? as usize, rows: RowCount::new(decoder.u64()?) });
     (0..count).map(|_| part(decoder)).collect()
+}
+
+fn encode_claims(encoder: &mut Encoder, claims: &[ProducerClaim]) {
+    encoder.count(claims.len());
+    for claim in claims {
+        encoder.bytes(claim.producer.as_str().as_bytes());
+        encoder.u64(claim.topic.value());
+        encoder.u64(claim.sequence.value());
+        encoder.u64(claim.rows.value());
+    }
+}
+
+fn decode_claims(decoder: &mut Decoder) -> Result<Vec<ProducerClaim>, DecodeError> {
+    let count = decoder.count(32)?;
+    let claim = |decoder: &mut Decoder| {
+        Ok(ProducerClaim {
+            producer: decode_producer(decoder)?,
+            topic: TopicId::new(decoder.u64()?),
+            sequence: Sequence::new(decoder.u64()?),
+            rows: RowCount::new(decoder.u64()?),
+        })
+    };
+    (0..count).map(|_| claim(decoder)).collect()
+}
+
+pub(crate) fn decode_producer(decoder: &mut Decoder) -> Result<ProducerId, DecodeError> {
+    ProducerId::new(decoder.text()?).map_err(|e| DecodeError::Damaged(e.to_string()))
 }
 
 pub(crate) fn encode_positions(encoder: &mut Encoder, positions: &[PartitionPosition]) {
@@ -584,6 +637,10 @@ mod tests {
         RecordBatch::try_new(Arc::new(schema), columns).expect("fits")
     }
 
+    fn append(parts: Vec<Part>) -> Write {
+        Write::Append(AppendWrite { parts, ..AppendWrite::default() })
+    }
+
     fn writes() -> Writes {
         let rows = rows();
         let batch = |rows: RecordBatch| WriteBatch {
@@ -593,6 +650,12 @@ mod tests {
             data: WriteRows::Decoded(rows),
         };
         let position = (TopicId::new(1), PartitionId::new(0), Offset::new(9));
+        let claim = ProducerClaim {
+            producer: ProducerId::new("p").expect("a name"),
+            topic: TopicId::new(1),
+            sequence: Sequence::new(3),
+            rows: RowCount::new(2),
+        };
         let guard = Guard { position: Offset::new(8), key: Arc::new([0, 2]) };
         let step = StepWrite {
             query: QueryId::new(4),
@@ -615,17 +678,16 @@ mod tests {
             // A slice, as the second: only its own rows may be in the log.
             batches: vec![batch(rows.clone()), batch(rows.slice(1, 2))],
             writes: vec![
-                Write::Append(vec![
-                    Part { batch: 0, rows: RowCount::new(1) },
-                    Part { batch: 0, rows: RowCount::new(2) },
-                ]),
+                append(vec![Part { batch: 0, rows: RowCount::new(1) }, Part { batch: 0, rows: RowCount::new(2) }]),
                 Write::Step(step),
                 Write::Checkpoint(checkpoint),
-                Write::Append(Vec::new()),
-                Write::Guarded(vec![
-                    (Part { batch: 1, rows: RowCount::ZERO }, Some(guard)),
-                    (Part { batch: 0, rows: RowCount::ZERO }, None),
-                ]),
+                append(Vec::new()),
+                Write::Append(AppendWrite {
+                    parts: vec![Part { batch: 1, rows: RowCount::ZERO }, Part { batch: 0, rows: RowCount::ZERO }],
+                    guards: vec![Some(guard), None],
+                    claims: vec![claim],
+                    now: Timestamp::from_micros(5),
+                }),
             ],
         }
     }
@@ -713,7 +775,7 @@ mod tests {
                 rows: RowCount::new(3),
                 data: WriteRows::Encoded(Bytes::from_static(b"ipc")),
             }],
-            writes: vec![Write::Append(vec![Part { batch: 0, rows: RowCount::new(3) }])],
+            writes: vec![append(vec![Part { batch: 0, rows: RowCount::new(3) }])],
         };
         let expected: &[u8] = &[
             1, 2, // version, writes

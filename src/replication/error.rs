@@ -5,7 +5,9 @@
 
 use crate::storage::StorageError;
 use millstream_catalog::CatalogError;
-use millstream_catalog::model::{ByteSize, PartitionId, QueryId, ShardId, SqlState, StepNumber, TopicId};
+use millstream_catalog::model::{
+    ByteSize, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StepNumber, TopicId,
+};
 use serde::{Deserialize, Serialize};
 
 /// Why the state machine refused a request. A function of the log alone, so equal on every replica.
@@ -27,6 +29,10 @@ pub(crate) enum Refused {
     CheckpointOverdue { query: QueryId, steps: usize },
     #[error("continuous query {query} has yet to save what it made of the events of topic {topic}")]
     EventsNeeded { query: QueryId, topic: TopicId },
+    #[error("producer {producer}, topic {topic}: row {sequence} does not follow the rows written before")]
+    SequenceGap { producer: ProducerId, topic: TopicId, sequence: Sequence, next: Option<Sequence> },
+    #[error("too many producers")]
+    ProducersFull,
     #[error(transparent)]
     Catalog(CatalogError),
 }
@@ -96,6 +102,21 @@ pub enum ReplicationError {
         /// The topic.
         topic: TopicId,
     },
+    /// Rows of an idempotent producer do not follow those it wrote before; nothing was written.
+    #[error("producer \"{producer}\": row {sequence} does not follow the rows written before")]
+    SequenceGap {
+        /// Who writes.
+        producer: ProducerId,
+        /// Where.
+        topic: TopicId,
+        /// The number of the first row.
+        sequence: Sequence,
+        /// The number it should have; `None` when the producer is not known.
+        next: Option<Sequence>,
+    },
+    /// The shard remembers as many producers as it may.
+    #[error("too many producers")]
+    ProducersFull,
     /// The catalog refused the command.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -154,6 +175,8 @@ impl ReplicationError {
             Self::StaleStep { .. } | Self::StaleCheckpoint { .. } | Self::Changed(_) => SqlState::SerializationFailure,
             Self::EventsNeeded { .. } => SqlState::ObjectInUse,
             Self::Catalog(error) => catalog_sqlstate(error),
+            Self::SequenceGap { .. } => SqlState::ObjectNotInPrerequisiteState,
+            Self::ProducersFull => SqlState::ConfigurationLimitExceeded,
             Self::NoLeader(_) => SqlState::NoLeader,
             Self::DiskFull => SqlState::DiskFull,
             Self::Stopped { .. } | Self::Start { .. } => SqlState::IoError,
@@ -167,7 +190,7 @@ impl ReplicationError {
     /// Whether the same request may succeed later, on this node.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } => true,
+            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } | Self::ProducersFull => true,
             Self::NoTopic(_)
             | Self::NoPartition(..)
             | Self::SchemaMismatch { .. }
@@ -177,6 +200,7 @@ impl ReplicationError {
             | Self::StaleStep { .. }
             | Self::StaleCheckpoint { .. }
             | Self::CheckpointOverdue { .. }
+            | Self::SequenceGap { .. }
             | Self::Catalog(_)
             | Self::Stopped { .. }
             | Self::ShuttingDown
@@ -211,6 +235,10 @@ impl From<Refused> for ReplicationError {
             Refused::StaleCheckpoint { query, step } => Self::StaleCheckpoint { query, step },
             Refused::CheckpointOverdue { query, steps } => Self::CheckpointOverdue { query, steps },
             Refused::EventsNeeded { query, topic } => Self::EventsNeeded { query, topic },
+            Refused::SequenceGap { producer, topic, sequence, next } => {
+                Self::SequenceGap { producer, topic, sequence, next }
+            }
+            Refused::ProducersFull => Self::ProducersFull,
             Refused::Catalog(error) => Self::Catalog(error),
         }
     }

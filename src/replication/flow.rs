@@ -8,7 +8,7 @@
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
-use super::types::{Checkpoint, PartitionWrite, Step};
+use super::types::{Append, Checkpoint, Step};
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
 use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -26,7 +26,7 @@ const ALONE_BYTES_MAX: usize = 64 << 10;
 /// What one caller wants done.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Append(Vec<PartitionWrite>),
+    Append(Append),
     Step(Step),
     Checkpoint(Checkpoint),
     Change(Change),
@@ -156,7 +156,7 @@ mod tests {
         Waiting { request, bytes, reply: ReplySender { sender, _permits: [permit(), permit()] } }
     }
     fn append(bytes: usize) -> Waiting {
-        waiting(Request::Append(Vec::new()), bytes)
+        waiting(Request::Append(Append::default()), bytes)
     }
     fn taken(flow: &mut Flow) -> Option<usize> {
         flow.take().map(|taken| {

@@ -5,10 +5,10 @@
 //! it for each guarded write. It keeps nothing, so there is nothing to recover.
 
 use super::codec::DecodeError;
-use super::entry::{Part, Writes};
+use super::entry::{AppendWrite, Writes};
 use super::error::Refused;
 use super::machine::Runs;
-use super::types::Guard;
+use super::producers::{Novelty, Verdict};
 use crate::storage::{KeySet, ShardStore, StorageError};
 use millstream_catalog::model::{PartitionId, TopicId};
 
@@ -32,17 +32,17 @@ impl From<StorageError> for GuardError {
 }
 
 /// An entry's writes, their rows, and the verdicts on those before the one at hand.
-type Entry<'a> = (&'a Writes, &'a Runs, &'a [Result<(), Refused>]);
+pub(super) type Entry<'a> = (&'a Writes, &'a Runs, &'a [Verdict]);
 
 /// [`Refused::Changed`] when a key of a guarded part was written since its position.
 pub(super) fn check(
     store: &ShardStore,
     entry: Entry<'_>,
-    parts: &[(Part, Option<Guard>)],
+    append: &AppendWrite,
 ) -> Result<Result<(), Refused>, GuardError> {
     let (writes, _, verdicts) = entry;
     let mut nth = vec![0; writes.batches.len()];
-    for (part, guard) in parts {
+    for (part, guard) in append.parts.iter().zip(&append.guards) {
         let (Some(batch), Some(nth)) = (writes.batches.get(part.batch), nth.get_mut(part.batch)) else { continue };
         let of_write = *nth;
         *nth += 1;
@@ -76,7 +76,7 @@ fn is_touched_before(
             continue;
         }
         let Some(topic) = store.topic(batch.topic) else { continue };
-        let accepted = |write: usize| verdicts.get(write).is_some_and(Result::is_ok);
+        let accepted = |write: usize| matches!(verdicts.get(write), Some(Ok(Novelty::New)));
         if !runs.of_batch(number).any(|run| accepted(run.write)) {
             continue;
         }

@@ -6,15 +6,16 @@
 //! the memory; the manifest and the entries after it give it back.
 
 use super::codec::DecodeError;
-use super::entry::{Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, Writes};
+use super::entry::{AppendWrite, Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, Writes};
 use super::error::Refused;
 use super::guard::{self, GuardError};
 use super::log_store::LogStore;
-use super::manifest::{decode_applied, decode_extra, encode_applied, encode_extra};
+use super::manifest::{Extra, decode_applied, decode_extra, encode_applied, encode_extra};
+use super::producers::{Novelty, Verdict};
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide, TopicShape};
-use super::types::{Appended, Guard, PartitionPosition};
+use super::types::{Appended, PartitionPosition};
 use crate::env;
 use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
 use futures::{Stream, TryStreamExt};
@@ -122,7 +123,7 @@ impl Machine {
 
     fn restore(&mut self, manifest: ManifestState) -> Result<(), DecodeError> {
         let meta = decode_applied(manifest.applied)?;
-        let (catalog, queries) = decode_extra(manifest.extra)?;
+        let Extra { catalog, queries, producers } = decode_extra(manifest.extra)?;
         if catalog.is_some() != self.catalog.is_some() {
             return Err(DecodeError::Damaged("it is of another shard".to_owned()));
         }
@@ -135,6 +136,7 @@ impl Machine {
         self.catalog = catalog;
         self.publish_catalog();
         *self.read.queries.write() = queries;
+        *self.read.producers.write() = producers;
         let shapes = self.store.topics().map(|topic| (topic.topic, TopicShape::from(topic)));
         *self.read.topics.write() = shapes.collect();
         Ok(())
@@ -191,6 +193,7 @@ impl Machine {
             }
             Change::DropTopic(topic) => {
                 self.read.topics.write().remove(topic);
+                self.read.producers.write().drop_topic(*topic);
                 if self.store.topic(*topic).is_some() {
                     self.store.drop_topic(*topic);
                 }
@@ -247,52 +250,66 @@ impl Machine {
         let verdicts = self.decide(index, writes, &runs)?;
         let mut bases = Vec::with_capacity(writes.batches.len());
         for (number, batch) in writes.batches.iter().enumerate() {
-            let accepted: Vec<bool> =
-                runs.of_batch(number).map(|run| verdicts.get(run.write).is_some_and(Result::is_ok)).collect();
+            let is_new = |run: &Run| matches!(verdicts.get(run.write), Some(Ok(Novelty::New)));
+            let accepted: Vec<bool> = runs.of_batch(number).map(is_new).collect();
             bases.push(self.store_batch(index, batch, runs.of_batch(number), &accepted)?);
         }
         let mut cursors = vec![0; bases.len()];
         let replies = writes.writes.iter().zip(verdicts).map(|(write, verdict)| {
             // Refused writes take their offsets too, to keep the cursors in step.
-            let offsets = parts_of(write).map(|part| next_offset(&bases, &mut cursors, part)).collect();
-            verdict.map(|()| match write {
-                Write::Checkpoint(_) => Reply::Done(index),
-                Write::Append(_) | Write::Guarded(_) | Write::Step(_) => Reply::Appended(Appended { index, offsets }),
+            let offsets = parts_of(write).iter().map(|part| next_offset(&bases, &mut cursors, *part)).collect();
+            verdict.map(|novelty| match (write, novelty) {
+                (Write::Checkpoint(_), _) => Reply::Done(index),
+                (_, Novelty::New) => Reply::Appended(Appended { index, offsets }),
+                (_, Novelty::Repeated) => Reply::Appended(Appended { index, offsets: Vec::new() }),
             })
         });
         Ok(Replies(replies.collect()))
     }
 
-    fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Result<(), Refused>>, Fatal> {
+    fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Verdict>, Fatal> {
         let mut queries = self.read.queries.write();
         let mut verdicts = Vec::with_capacity(writes.writes.len());
         for write in &writes.writes {
-            let mut verdict = self.check_parts(writes, parts_of(write));
-            match write {
-                Write::Append(_) => {}
-                Write::Guarded(parts) => {
-                    if verdict.is_ok() {
-                        verdict = guard::check(&self.store, (writes, runs, &verdicts), parts)
-                            .map_err(|error| error.at(index))?;
-                    }
-                }
+            let verdict = match write {
+                Write::Append(append) => match self.check_parts(writes, &append.parts) {
+                    Ok(()) => self.decide_append(append, (writes, runs, &verdicts)).map_err(|error| error.at(index))?,
+                    Err(refused) => Err(refused),
+                },
                 Write::Step(step) => {
-                    verdict = progress::check_step(&queries, step).and(verdict);
+                    let verdict = progress::check_step(&queries, step);
+                    let verdict = verdict.and_then(|()| self.check_parts(writes, &step.outputs));
                     if verdict.is_ok() {
                         progress::record_step(&mut queries, step, rows_of(step));
                     }
+                    verdict.map(|()| Novelty::New)
                 }
                 Write::Checkpoint(checkpoint) => {
-                    verdict = progress::record_checkpoint(&mut queries, checkpoint);
+                    progress::record_checkpoint(&mut queries, checkpoint).map(|()| Novelty::New)
                 }
-            }
+            };
             verdicts.push(verdict);
         }
         Ok(verdicts)
     }
 
-    fn check_parts(&self, writes: &Writes, parts: impl Iterator<Item = Part>) -> Result<(), Refused> {
-        for batch in parts.filter_map(|part| writes.batches.get(part.batch)) {
+    fn decide_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
+        let mut producers = self.read.producers.write();
+        let novelty = match producers.check(&append.claims, append.now) {
+            Ok(novelty) => novelty,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if novelty == Novelty::New {
+            if let Err(refused) = guard::check(&self.store, entry, append)? {
+                return Ok(Err(refused));
+            }
+            producers.record(&append.claims, append.now);
+        }
+        Ok(Ok(novelty))
+    }
+
+    fn check_parts(&self, writes: &Writes, parts: &[Part]) -> Result<(), Refused> {
+        for batch in parts.iter().filter_map(|part| writes.batches.get(part.batch)) {
             let topic = self.store.topic(batch.topic).ok_or(Refused::NoTopic(batch.topic))?;
             if batch.partition.value() >= topic.partitions {
                 return Err(Refused::NoPartition(batch.topic, batch.partition));
@@ -355,7 +372,7 @@ impl Machine {
         let Some(applied) = self.applied else { return Ok(()) };
         let meta = SnapshotMeta { last_log_id: Some(applied), last_membership: self.membership.clone() };
         let place = encode_applied(&applied, &self.membership).map_err(Fatal::Encode)?;
-        let extra = encode_extra(self.catalog.as_ref(), &self.read.queries.read());
+        let extra = encode_extra(self.catalog.as_ref(), &self.read.queries.read(), &self.read.producers.read());
         let job = self.store.seal(place, extra);
         (self.log_bytes, self.log_entries, self.is_seal_asked) = (0, 0, false);
         self.read.is_sealing.store(true, Ordering::Release);
@@ -408,14 +425,12 @@ impl Machine {
     }
 }
 
-fn parts_of(write: &Write) -> impl Iterator<Item = Part> + '_ {
-    let (plain, guarded): (&[Part], &[(Part, Option<Guard>)]) = match write {
-        Write::Append(parts) => (parts, &[]),
-        Write::Guarded(parts) => (&[], parts),
-        Write::Step(step) => (&step.outputs, &[]),
-        Write::Checkpoint(_) => (&[], &[]),
-    };
-    plain.iter().copied().chain(guarded.iter().map(|(part, _)| *part))
+fn parts_of(write: &Write) -> &[Part] {
+    match write {
+        Write::Append(append) => &append.parts,
+        Write::Step(step) => &step.outputs,
+        Write::Checkpoint(_) => &[],
+    }
 }
 
 /// The offset of the next run of the part's batch.

@@ -6,22 +6,25 @@
 //! Applied: `version u8, term u64, index u64, membership bytes (JSON), membership log id: u8 0 or 1, term u64,
 //! index u64`. Extra: `version u8, catalog u8 0 or 1 and bytes, count u32` queries of `query u64, step u64,
 //! input u64, output u64, late u64`, positions, `checkpoint u8 0 or 1` and its fields, `count u32` step records of
-//! `step u64, now i64`, positions, idle. Lists as in `entry`.
+//! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on `count u32` producers follow, of
+//! `topic u64, producer bytes, next u64, at i64`.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::entry::{
-    decode_checkpoint, decode_idle, decode_membership, decode_position_map, decode_positions, encode_checkpoint,
-    encode_idle, encode_position_map, encode_positions,
+    decode_checkpoint, decode_idle, decode_membership, decode_position_map, decode_positions, decode_producer,
+    encode_checkpoint, encode_idle, encode_position_map, encode_positions,
 };
+use super::producers::{Produced, Producers};
 use super::progress::Queries;
 use super::raft::{LogId, SnapshotMeta, StoredMembership, log_id, term_of};
 use super::types::{QueryProgress, StepRecord};
 use bytes::Bytes;
 use millstream_catalog::State;
-use millstream_catalog::model::{EntryIndex, QueryId, RowCount, StepNumber, Term, Timestamp};
+use millstream_catalog::model::{EntryIndex, QueryId, RowCount, Sequence, StepNumber, Term, Timestamp, TopicId};
 use millstream_catalog::persist::{decode_state, encode_state};
 
 const VERSION: u8 = 1;
+const EXTRA_VERSION: u8 = 2;
 
 /// Where the state stands: the last applied entry, and the membership as of it.
 pub(crate) fn encode_applied(applied: &LogId, membership: &StoredMembership) -> Result<Bytes, String> {
@@ -65,10 +68,18 @@ fn decode_id(decoder: &mut Decoder) -> Result<LogId, DecodeError> {
     Ok(log_id(Term::new(decoder.u64()?), EntryIndex::new(decoder.u64()?)))
 }
 
+/// The state outside partitions, as a manifest has it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Extra {
+    pub(crate) catalog: Option<State>,
+    pub(crate) queries: Queries,
+    pub(crate) producers: Producers,
+}
+
 /// The state outside partitions.
-pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries) -> Bytes {
+pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers: &Producers) -> Bytes {
     let mut encoder = Encoder::default();
-    encoder.u8(VERSION);
+    encoder.u8(EXTRA_VERSION);
     match catalog {
         None => encoder.u8(0),
         Some(state) => {
@@ -80,13 +91,20 @@ pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries) -> Bytes 
     for (query, progress) in queries {
         encode_progress(&mut encoder, *query, progress);
     }
+    encoder.count(producers.len());
+    for (topic, producer, produced) in producers.iter() {
+        encoder.u64(topic.value());
+        encoder.bytes(producer.as_str().as_bytes());
+        encoder.u64(produced.next.value());
+        encoder.i64(produced.at.micros());
+    }
     encoder.finish()
 }
 
 /// The reverse of [`encode_extra`].
-pub(crate) fn decode_extra(bytes: Bytes) -> Result<(Option<State>, Queries), DecodeError> {
+pub(crate) fn decode_extra(bytes: Bytes) -> Result<Extra, DecodeError> {
     let mut decoder = Decoder::new(bytes);
-    decoder.version(VERSION)?;
+    let version = decoder.version(EXTRA_VERSION)?;
     let catalog = match decoder.u8()? {
         0 => None,
         1 => Some(decode_state(&decoder.bytes()?).map_err(|e| DecodeError::Damaged(e.to_string()))?),
@@ -98,8 +116,15 @@ pub(crate) fn decode_extra(bytes: Bytes) -> Result<(Option<State>, Queries), Dec
         let (query, progress) = decode_progress(&mut decoder)?;
         queries.insert(query, progress);
     }
+    let mut producers = Producers::default();
+    let count = if version < 2 { 0 } else { decoder.count(32)? };
+    for _ in 0..count {
+        let (topic, producer) = (TopicId::new(decoder.u64()?), decode_producer(&mut decoder)?);
+        let next = Sequence::new(decoder.u64()?);
+        producers.insert(topic, producer, Produced { next, at: Timestamp::from_micros(decoder.i64()?) });
+    }
     decoder.finish()?;
-    Ok((catalog, queries))
+    Ok(Extra { catalog, queries, producers })
 }
 
 fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgress) {
@@ -158,7 +183,7 @@ mod tests {
     use super::*;
     use crate::replication::raft::Membership;
     use crate::replication::types::Checkpoint;
-    use millstream_catalog::model::{Offset, PartitionId, TopicId};
+    use millstream_catalog::model::{Offset, PartitionId, ProducerId};
     use openraft::BasicNode;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -202,11 +227,19 @@ mod tests {
         };
         let queries = Queries::from([(QueryId::new(5), progress), (QueryId::new(6), QueryProgress::default())]);
         let state = State { version: 12, ..State::default() };
-        let bytes = encode_extra(Some(&state), &queries);
-        assert_eq!(decode_extra(bytes.clone()), Ok((Some(state), queries)));
+        let mut producers = Producers::default();
+        let produced = Produced { next: Sequence::new(7), at: Timestamp::from_micros(3) };
+        producers.insert(TopicId::new(4), ProducerId::new("p").expect("a name"), produced);
+        let bytes = encode_extra(Some(&state), &queries, &producers);
+        assert_eq!(decode_extra(bytes.clone()), Ok(Extra { catalog: Some(state), queries, producers }));
         for cut in 0..bytes.len() {
             decode_extra(bytes.slice(..cut)).expect_err("cut short");
         }
-        assert_eq!(decode_extra(encode_extra(None, &Queries::new())), Ok((None, Queries::new())));
+        let none = Extra { catalog: None, queries: Queries::new(), producers: Producers::default() };
+        let bytes = encode_extra(None, &none.queries, &none.producers);
+        assert_eq!(decode_extra(bytes.clone()), Ok(none));
+        // Version 1 had no producers.
+        let first = [&[1_u8][..], &bytes[1..bytes.len() - 4]].concat();
+        assert_eq!(decode_extra(Bytes::from(first)).map(|extra| extra.producers.len()), Ok(0));
     }
 }

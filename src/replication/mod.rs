@@ -18,6 +18,7 @@ mod machine;
 mod manifest;
 mod network;
 mod node;
+mod producers;
 mod progress;
 mod raft;
 mod read_side;
@@ -32,5 +33,6 @@ pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};
 pub use types::{
-    Appended, Checkpoint, Guard, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step, StepRecord,
+    Append, Appended, Checkpoint, Guard, PartitionPosition, PartitionWrite, ProducerClaim, QueryProgress, ShardStatus,
+    Step, StepRecord,
 };

@@ -15,13 +15,15 @@ use super::network::NoPeers;
 use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
-use super::types::{Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
+use super::types::{Append, Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
 use crate::storage::wal::{ShardRecovered, Wal};
 use crate::storage::{Disk, Partitions, ShardStore, StorageError, TopicStorage};
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
-use millstream_catalog::model::{ByteSize, EntryIndex, NodeId, Offset, QueryId, RowCount, ShardId, Term, TopicId};
+use millstream_catalog::model::{
+    ByteSize, EntryIndex, NodeId, Offset, ProducerId, QueryId, RowCount, Sequence, ShardId, Term, TopicId,
+};
 use millstream_catalog::{Command, Snapshot};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{BasicNode, Config, ServerState};
@@ -296,20 +298,35 @@ impl Shard {
     ///
     /// When it returns, they are synced, applied, and visible to every later read. Statements that wait
     /// together share one entry and one sync. Waits while too much is queued for the shard. Offsets are
-    /// those of the first row of each part; of an empty part, where the next row would go.
+    /// those of the first row of each part; of an empty part, where the next row would go. When claims say that all rows
+    /// were stored before, nothing is, and there are no offsets.
     ///
     /// # Errors
     /// [`ReplicationError`]; when it is `Stopped` or `ShuttingDown`, the rows may or may not be stored.
+    /// [`ReplicationError::SequenceGap`] when claims do not follow what their producers wrote.
     ///
     /// # Cancellation
     /// The rows may be stored nevertheless.
-    pub async fn append(&self, parts: Vec<PartitionWrite>) -> Result<Appended, ReplicationError> {
-        let (parts, bytes) = self.core.check(parts)?;
+    pub async fn append(&self, append: impl Into<Append>) -> Result<Appended, ReplicationError> {
+        let mut append = append.into();
+        let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
         let (parts, gaps) = split_empty(parts);
         if parts.is_empty() {
             return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
         }
-        self.appended(self.core.submit(Request::Append(parts), bytes).await?, gaps)
+        append.parts = parts;
+        let bytes = bytes + append.overhead_bytes();
+        let reply = self.core.submit(Request::Append(append), bytes).await?;
+        match reply {
+            // Stored before.
+            Reply::Appended(appended) if appended.offsets.is_empty() => Ok(appended),
+            reply => self.appended(reply, gaps),
+        }
+    }
+
+    /// The number of a producer's next row in `topic`; `None` for one that is not known.
+    pub fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
+        self.core.read.producers.read().next(topic, producer)
     }
 
     /// Begins to store a topic. A topic that exists stays as it is.

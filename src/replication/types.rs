@@ -5,7 +5,8 @@
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, Offset, PartitionId, QueryId, RowCount, ShardId, StepNumber, Term, Timestamp, TopicId,
+    ByteSize, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StepNumber, Term,
+    Timestamp, TopicId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,12 +37,42 @@ pub struct Guard {
     pub key: Arc<[usize]>,
 }
 
+/// What an idempotent producer says of the rows of one statement: the first one's number, and how many they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProducerClaim {
+    /// Who writes.
+    pub producer: ProducerId,
+    /// Where; numbers count by producer and topic.
+    pub topic: TopicId,
+    /// The first row's number.
+    pub sequence: Sequence,
+    /// How many rows.
+    pub rows: RowCount,
+}
+
+/// What is appended at once, all or nothing: the writes of a statement or transaction.
+#[derive(Debug, Clone, Default)]
+pub struct Append {
+    /// The rows.
+    pub parts: Vec<PartitionWrite>,
+    /// What producers say of them; empty when none does.
+    pub claims: Vec<ProducerClaim>,
+    /// The wall clock, by which producers expire.
+    pub now: Timestamp,
+}
+
+impl From<Vec<PartitionWrite>> for Append {
+    fn from(parts: Vec<PartitionWrite>) -> Self {
+        Self { parts, ..Self::default() }
+    }
+}
+
 /// Where the rows of one statement or step went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Appended {
     /// The entry they came with.
     pub index: EntryIndex,
-    /// The offset of the first row of each part, in the order of the parts.
+    /// The offset of the first row of each part, in the order of the parts; empty when all were stored before.
     pub offsets: Vec<Offset>,
 }
 

@@ -1,6 +1,7 @@
 //! Every limit of the product, each with its reason. Reaching one is an error with words, never growth.
 
 use super::size::{ByteSize, RowCount};
+use super::time::Span;
 
 /// Bytes in an identifier; PostgreSQL's `NAMEDATALEN - 1`, so that every client's buffers hold it.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -80,5 +81,11 @@ pub const JSON_NESTING_MAX: usize = 1_000;
 pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
 /// Entries of the catalog's shard after which its state is written and its log purged.
 pub const CATALOG_ENTRIES_MAX: u64 = 512;
+/// Bytes of a producer's name: all of them are in memory, and in each manifest.
+pub const PRODUCER_NAME_BYTES_MAX: usize = 255;
+/// Producers of a shard, one counted for each topic it writes to: they are in memory, and in each manifest.
+pub const PRODUCERS_MAX: usize = 100_000;
+/// How long a producer that writes nothing is remembered.
+pub const PRODUCER_EXPIRY: Span = Span::from_micros(7 * 86_400_000_000);
 /// Bytes of the write-ahead log above which quiet shards are sealed too, so that it gives files back.
 pub const WAL_BYTES_TARGET: ByteSize = ByteSize::new(512 << 20);

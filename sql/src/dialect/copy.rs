@@ -5,9 +5,10 @@
 
 use super::ast::{Copy, CopyColumns, CopyDirection, CopyFormat, CopyHeader, CopyOptions, Position, Statement};
 use super::cursor::Cursor;
+use super::insert::sequence_number;
 use super::{select, statement};
 use crate::error::SqlError;
-use millstream_catalog::model::SqlState;
+use millstream_catalog::model::{Sequence, SqlState};
 use sqlparser::tokenizer::Token;
 
 /// `COPY name [(columns)] FROM STDIN …`, `COPY name | (query) TO STDOUT …`.
@@ -96,6 +97,7 @@ struct Given {
     force_not_null: Option<(CopyColumns, Position)>,
     force_null: Option<(CopyColumns, Position)>,
     encoding: Option<((), Position)>,
+    sequence: Option<(Sequence, Position)>,
 }
 
 fn put<T>(slot: &mut Option<(T, Position)>, value: T, position: Position) -> Result<(), SqlError> {
@@ -145,7 +147,11 @@ fn option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
             put(&mut given.encoding, (), position)
         }
         "freeze" => Err(place.unsupported("FREEZE", "leave it out")),
-        "sequence" => Err(place.unsupported("COPY … WITH (sequence = …)", "leave it out")),
+        "sequence" => {
+            cursor.eat_token(&Token::Eq);
+            let number = sequence_number(cursor)?;
+            put(&mut given.sequence, number, position)
+        }
         "group" => Err(place.unsupported("groups in COPY", "subscribe without a group")),
         _ => Err(SqlError::syntax(format!("option \"{name}\" not recognized")).at(position)),
     }
@@ -302,6 +308,12 @@ fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
             return Err(invalid("cannot use \"match\" with HEADER in COPY TO", position));
         }
         options.header = header;
+    }
+    if let Some((sequence, position)) = given.sequence {
+        if !is_from {
+            return Err(invalid("COPY sequence only available using COPY FROM", position));
+        }
+        options.sequence = Some(sequence);
     }
     directions(given.force_quote, given.force_not_null, given.force_null, is_from, &mut options)?;
     Ok(options)

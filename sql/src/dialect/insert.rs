@@ -3,11 +3,12 @@
 //! Rows of `VALUES` go to sqlparser expression by expression. Leaves out names and types (`bind::insert`).
 //! A crash does nothing to it.
 
-use super::ast::{Ident, Insert, InsertSource, Statement};
+use super::ast::{Ident, Insert, InsertSource, SequenceValue, Statement};
 use super::cursor::Cursor;
 use super::{select, vet};
 use crate::error::SqlError;
-use millstream_catalog::model::SqlState;
+use millstream_catalog::model::limit::PARAMETERS_MAX;
+use millstream_catalog::model::{Sequence, SqlState};
 use sqlparser::ast::{Expr, SelectItem};
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::Token;
@@ -28,7 +29,7 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     let columns = if is_query(cursor) { None } else { cursor.columns()? };
     check_columns(columns.as_deref())?;
-    refuse_options(cursor)?;
+    let mut sequence = self::sequence(cursor)?;
     if cursor.is(&["overriding"]) {
         return Err(cursor.unsupported("OVERRIDING", "leave it out: there are no identity columns"));
     }
@@ -38,9 +39,10 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         let hint = "leave it out: INSERT into a table with a primary key is an upsert";
         return Err(cursor.unsupported("ON CONFLICT", hint));
     }
+    sequence = sequence.or(self::sequence(cursor)?);
     let returning = returning(cursor)?;
-    refuse_options(cursor)?;
-    Ok(Statement::Insert(Box::new(Insert { name, columns, source, returning })))
+    sequence = sequence.or(self::sequence(cursor)?);
+    Ok(Statement::Insert(Box::new(Insert { name, columns, source, returning, sequence })))
 }
 
 /// True if a parenthesis is next that begins a query and not a list of columns.
@@ -63,31 +65,62 @@ fn check_columns(columns: Option<&[Ident]>) -> Result<(), SqlError> {
     Ok(())
 }
 
-/// `WITH (…)`, which no INSERT takes yet.
-fn refuse_options(cursor: &Cursor<'_>) -> Result<(), SqlError> {
-    if !cursor.is(&["with"]) || cursor.peek_at(1) != Some(&Token::LParen) {
-        return Ok(());
+/// `WITH (sequence = n | $n)`, if it is next.
+fn sequence(cursor: &mut Cursor<'_>) -> Result<Option<SequenceValue>, SqlError> {
+    if !is_options(cursor) {
+        return Ok(None);
     }
-    Err(match cursor.word_at(2) {
-        Some("sequence") => cursor.unsupported(
-            "INSERT … WITH (sequence = …)",
-            "leave it out, and look the rows up after an error of unknown outcome",
-        ),
-        Some("query") => {
-            cursor.unsupported("INSERT … WITH (query = …)", "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT")
+    if cursor.word_at(2) == Some("query") {
+        let hint = "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT";
+        return Err(cursor.unsupported("INSERT … WITH (query = …)", hint));
+    }
+    cursor.at += 1;
+    let mut values = cursor.parens(|cursor| {
+        if !cursor.eat(&["sequence"]) {
+            return Err(cursor.unsupported("this option of INSERT", "the options are sequence"));
         }
-        _ => cursor.unsupported("WITH (…) on INSERT", "leave it out"),
-    })
+        cursor.expect_token(&Token::Eq)?;
+        if let Some(Token::Placeholder(name)) = cursor.peek() {
+            let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+            let index = number.filter(|number| (1..=PARAMETERS_MAX).contains(number));
+            let index = index.ok_or_else(|| cursor.unexpected())? - 1;
+            cursor.at += 1;
+            return Ok(SequenceValue::Param(index));
+        }
+        sequence_number(cursor).map(SequenceValue::Number)
+    })?;
+    let value = values.pop();
+    if values.is_empty() { Ok(value) } else { Err(SqlError::syntax("sequence specified more than once")) }
 }
 
-/// The index of `ON CONFLICT` or `RETURNING` at this level, or the end.
+/// A number from 0.
+pub(super) fn sequence_number(cursor: &mut Cursor<'_>) -> Result<Sequence, SqlError> {
+    let position = cursor.position();
+    let invalid = || {
+        SqlError::new(SqlState::InvalidParameterValue, "a sequence is a whole number from 0 to 9223372036854775807")
+            .at(position)
+    };
+    let number = cursor.number().map_err(|_| invalid())?;
+    number.parse::<i64>().ok().and_then(|n| u64::try_from(n).ok()).map(Sequence::new).ok_or_else(invalid)
+}
+
+fn is_options(cursor: &Cursor<'_>) -> bool {
+    cursor.is(&["with"]) && cursor.peek_at(1) == Some(&Token::LParen)
+}
+
+/// The index of `ON CONFLICT`, `RETURNING` or `WITH (` at this level, or the end.
 fn find_tail(cursor: &Cursor<'_>) -> usize {
     let mut place = cursor.clone();
     loop {
         place.at = place.find(|token| {
-            matches!(token, Token::Word(word) if word.quote_style.is_none() && matches!(word.value.as_str(), "on" | "returning"))
+            matches!(token, Token::Word(word) if word.quote_style.is_none() && matches!(word.value.as_str(), "on" | "returning" | "with"))
         });
-        if place.is_end() || place.is(&["returning"]) || place.is(&["on", "conflict"]) || place.word().is_none() {
+        if place.is_end()
+            || place.is(&["returning"])
+            || place.is(&["on", "conflict"])
+            || is_options(&place)
+            || place.word().is_none()
+        {
             return place.at;
         }
         place.at += 1;

@@ -91,8 +91,8 @@ impl InsertPlan {
     ///
     /// # Errors
     /// When a default does not fit its column.
-    pub fn defaults(relation: &Relation, eval: PlanEval<'_>) -> Result<Self, SqlError> {
-        Self::build(relation, &[], &[], 1, &[], eval)
+    pub fn defaults(relation: &Relation, declared: &[Option<SqlType>], eval: PlanEval<'_>) -> Result<Self, SqlError> {
+        Self::build(relation, &[], &[], 1, declared, eval)
     }
 
     fn build(

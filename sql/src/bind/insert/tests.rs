@@ -121,7 +121,7 @@ fn literals_defaults_and_expressions() {
             "2|ab |1970-01-01 00:00:01+00|1.01|∅|",
         ]
     );
-    let defaults = InsertPlan::defaults(&relation(), &mut |expr, _| evaluate(expr, &[])).unwrap();
+    let defaults = InsertPlan::defaults(&relation(), &[], &mut |expr, _| evaluate(expr, &[])).unwrap();
     assert_eq!(run(&defaults, &[]).unwrap_err().sqlstate, SqlState::NotNullViolation);
 }
 

@@ -10,7 +10,7 @@ mod session;
 pub use session::*;
 
 use millstream_catalog::RelationKind;
-use millstream_catalog::model::{Name, RowCount, Span};
+use millstream_catalog::model::{Name, RowCount, Sequence, Span};
 use sqlparser::ast;
 use std::fmt;
 
@@ -362,6 +362,17 @@ pub struct Insert {
     pub source: InsertSource,
     /// `RETURNING`; empty without.
     pub returning: Vec<ast::SelectItem>,
+    /// `WITH (sequence = …)`
+    pub sequence: Option<SequenceValue>,
+}
+
+/// The number of a statement's first row, as its producer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SequenceValue {
+    /// The number.
+    Number(Sequence),
+    /// The parameter with this index, from 0.
+    Param(usize),
 }
 
 /// Where the rows of an `INSERT` come from.
@@ -471,6 +482,8 @@ pub struct CopyOptions {
     pub force_not_null: CopyColumns,
     /// `FORCE_NULL`, csv input only.
     pub force_null: CopyColumns,
+    /// `sequence`, input only: the number of the first row, as its producer counts.
+    pub sequence: Option<Sequence>,
 }
 
 impl CopyOptions {
@@ -490,6 +503,7 @@ impl CopyOptions {
             force_quote: CopyColumns::None,
             force_not_null: CopyColumns::None,
             force_null: CopyColumns::None,
+            sequence: None,
         }
     }
 }
