@@ -115,7 +115,7 @@ impl Engine {
 
 /// Carries a definition out to its end, whatever becomes of the statement that asked for it: a relation that the
 /// catalog has and the shard has not could not be written.
-async fn to_the_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+pub(crate) async fn to_the_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
     let done = crate::env::spawn("definition", work).await;
     done.unwrap_or_else(|_| Err(SqlError::internal("a definition was not carried out to its end")))
 }
@@ -178,7 +178,7 @@ fn catalog_error(error: ReplicationError) -> SqlError {
 
 impl Session {
     /// Definitions take effect at once: they cannot wait for COMMIT, nor be rolled back.
-    async fn check_definition(&mut self, word: &str) -> Result<()> {
+    pub(crate) async fn check_definition(&mut self, word: &str) -> Result<()> {
         if self.transaction.is_explicit() {
             return Err(SqlError::new(
                 SqlState::ActiveSqlTransaction,

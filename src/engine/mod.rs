@@ -5,6 +5,7 @@
 //! (sql), durability (replication, storage). The server, the demo and embedding programs call it. After a
 //! crash everything here is rebuilt from the catalog and the log.
 
+mod alter;
 mod compute;
 mod copy;
 mod cursor;

@@ -262,6 +262,8 @@ impl Session {
             Statement::CreateRelation(create) => self.create_relation(create).await,
             Statement::CreateAs(create) => self.create_as(create).await,
             Statement::Drop(drop) => self.drop_relations(drop).await,
+            Statement::Truncate(names) => self.truncate(names).await,
+            Statement::Alter(alter) => self.alter(alter).await,
             Statement::Query(control) => self.control_query(control).await,
             Statement::Flush => self.flush().await,
             Statement::Explain(explain) => self.explain(explain, prepared.arguments(&params)?).await,

@@ -73,7 +73,7 @@ fn refuse_object(cursor: &Cursor<'_>, verb: &str) -> SqlError {
     }
 }
 
-fn object_kind(cursor: &mut Cursor<'_>) -> Option<ObjectKind> {
+pub(super) fn object_kind(cursor: &mut Cursor<'_>) -> Option<ObjectKind> {
     let kind = match cursor.word() {
         Some("stream") => ObjectKind::Stream,
         Some("topic") => ObjectKind::Topic,
@@ -255,7 +255,7 @@ fn watermark(cursor: &mut Cursor<'_>) -> Result<Watermark, SqlError> {
 }
 
 /// `name type [KEY | PRIMARY KEY] [NOT NULL | NULL] [DEFAULT expr]`.
-fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
+pub(super) fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
     let name = cursor.ident()?;
     let end = cursor.find(|token| *token == Token::Comma);
     let type_position = cursor.position();

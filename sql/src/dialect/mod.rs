@@ -3,6 +3,7 @@
 //! Owns the grammar of DIALECT and PostgreSQL's words for what is wrong with a text. Leaves out names,
 //! types and options (`bind`) and plans. Sessions call [`parse`]; a crash does nothing to it.
 
+mod alter;
 pub mod ast;
 mod copy;
 mod create;

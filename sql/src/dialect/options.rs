@@ -14,6 +14,11 @@ pub(super) fn with_options(cursor: &mut Cursor<'_>) -> Result<WithOptions, SqlEr
         return Ok(WithOptions::default());
     }
     cursor.at += 1;
+    list(cursor)
+}
+
+/// Reads `(name = value, …)`.
+pub(super) fn list(cursor: &mut Cursor<'_>) -> Result<WithOptions, SqlError> {
     let mut options: Vec<WithOption> = Vec::new();
     for option in cursor.parens(option)? {
         if options.iter().any(|other| other.name == option.name) {

@@ -6,7 +6,7 @@
 use super::ast::{Describe, Explain, Parsed, QueryAction, QueryControl, Statement};
 use super::cursor::Cursor;
 use super::lexer::{self, Lexeme};
-use super::{copy, create, cursors, insert, nesting, refuse, select, session, transaction};
+use super::{alter, copy, create, cursors, insert, nesting, refuse, select, session, transaction};
 use crate::error::SqlError;
 use sqlparser::tokenizer::Token;
 
@@ -56,6 +56,8 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         "copy" => copy::copy(cursor),
         "create" => create::create(cursor),
         "drop" => create::drop(cursor),
+        "alter" if !cursor.is(&["alter", "consumer"]) && !cursor.is(&["alter", "system"]) => alter::alter(cursor),
+        "truncate" => alter::truncate(cursor),
         "explain" => explain(cursor),
         "describe" | "desc" => describe(cursor),
         "pause" | "resume" | "terminate" => control(cursor),

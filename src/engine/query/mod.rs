@@ -11,7 +11,8 @@ use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState
 use millstream_catalog::{Command, Query, QueryState};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,30 @@ pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
     }
     engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
     Ok(())
+}
+
+/// Runs `work` while the queries that read `topics` stand still with their state saved, so that none of them would
+/// read an event again after a restart. One that cannot be brought to that is left as it is.
+pub(crate) async fn while_settled<T>(
+    engine: &Arc<Engine>,
+    topics: &BTreeSet<TopicId>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut tasks = engine.queries.tasks.lock().await;
+    let catalog = engine.catalog();
+    for query in catalog.queries().filter(|query| query.sources.iter().any(|source| topics.contains(source))) {
+        if let Some(running) = tasks.remove(&query.id) {
+            running.halt().await;
+        }
+        let (owner, settled) = (Arc::clone(engine), Arc::clone(query));
+        if let Err(error) = engine.compute.run(async move { QueryTask::settle(&owner, &settled).await }).await {
+            tracing::warn!(query = %query.name, %error, "a continuous query could not save its state");
+        }
+    }
+    let result = work.await;
+    drop(tasks);
+    refresh(engine).await?;
+    result
 }
 
 fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {

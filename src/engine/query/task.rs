@@ -97,6 +97,19 @@ impl QueryTask {
         Ok(task)
     }
 
+    /// Saves the state of a query that does not run, unless that was done.
+    ///
+    /// # Errors
+    /// As [`QueryTask::recover`], and those of the log.
+    pub(super) async fn settle(engine: &Arc<Engine>, query: &Arc<Query>) -> Result<()> {
+        let progress = engine.shard_of_query(query)?.progress(query.id);
+        if progress.is_none_or(|progress| progress.since_checkpoint.is_empty()) {
+            return Ok(());
+        }
+        let mut task = Self::recover(engine, query, Arc::default(), &CancellationToken::new()).await?;
+        if task.step > task.checkpoint_step { task.save().await } else { Ok(()) }
+    }
+
     async fn replay(
         &mut self,
         checkpoint: &Checkpoint,

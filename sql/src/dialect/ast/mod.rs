@@ -71,6 +71,10 @@ pub enum Statement {
     CreateAs(Box<CreateAs>),
     /// `DROP STREAM | TOPIC | TABLE …`
     Drop(Drop),
+    /// `ALTER STREAM | TABLE | TOPIC …`
+    Alter(Box<Alter>),
+    /// `TRUNCATE names`
+    Truncate(Vec<QualifiedName>),
     /// `INSERT INTO …`
     Insert(Box<Insert>),
     /// `COPY …`
@@ -349,6 +353,44 @@ pub struct Drop {
     pub if_exists: bool,
     /// Queries that read them are dropped too.
     pub cascade: bool,
+}
+
+/// `ALTER STREAM | TABLE | TOPIC [IF EXISTS] name actions`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alter {
+    /// The word used.
+    pub kind: ObjectKind,
+    /// What to change.
+    pub name: QualifiedName,
+    /// A name that is not there is no error.
+    pub if_exists: bool,
+    /// What to do, at least one; a renaming is alone.
+    pub actions: Vec<AlterAction>,
+}
+
+/// One change of an `ALTER`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AlterAction {
+    /// `ADD COLUMN [IF NOT EXISTS] …`
+    AddColumn {
+        /// A column of the name is left alone.
+        if_not_exists: bool,
+        /// The column.
+        column: Box<ColumnDef>,
+    },
+    /// `RENAME TO name`
+    Rename(QualifiedName),
+    /// `RENAME COLUMN from TO to`
+    RenameColumn {
+        /// The old name.
+        from: Ident,
+        /// The new name.
+        to: Ident,
+    },
+    /// `SET (option = value, …)`
+    Set(WithOptions),
+    /// `RESET (option, …)`: names and their places
+    Reset(Vec<(String, Position)>),
 }
 
 /// `INSERT INTO name (columns) … RETURNING …`.
