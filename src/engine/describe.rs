@@ -176,8 +176,7 @@ impl Session {
         let mut events = 0;
         for id in relation.partitions() {
             if let Some(partition) = shard.partitions().get(relation.id, id) {
-                let view = partition.view();
-                events += view.offset_end().since(view.offset_start()).value();
+                events += partition.view().rows().value();
             }
         }
         let kind = match relation.kind {

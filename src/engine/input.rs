@@ -6,7 +6,7 @@
 
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
-use crate::storage::{PartitionView, Partitions, ScanRequest};
+use crate::storage::{PartitionView, Partitions, ScanRequest, StoredBatch};
 use futures::future::select_all;
 use millstream_catalog::Relation;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
@@ -133,11 +133,17 @@ impl Reader {
             for stored in view.scan(request) {
                 let stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
-                let whole = |offset_start, batch| InputBatch { source: 0, partition: *id, offset_start, batch };
+                let whole = |stored: StoredBatch| InputBatch {
+                    source: 0,
+                    partition: *id,
+                    offset_start: stored.offset_start,
+                    offsets: stored.offsets,
+                    batch: stored.batch,
+                };
                 if is_single {
                     bytes = bytes.plus(batch_bytes(&stored.batch));
-                    let end = stored.offset_start.plus(RowCount::of(stored.batch.num_rows()));
-                    pieces.push((EntryIndex::default(), whole(stored.offset_start, stored.batch)));
+                    let end = stored.offset_end();
+                    pieces.push((EntryIndex::default(), whole(stored)));
                     if bytes >= bytes_max {
                         to.insert(*id, end);
                         break;
@@ -146,8 +152,7 @@ impl Reader {
                 }
                 let mut at = 0;
                 for (entry, count) in stored.entries.iter() {
-                    let batch = stored.batch.slice(at, count.as_usize());
-                    pieces.push((entry, whole(stored.offset_start.plus(RowCount::of(at)), batch)));
+                    pieces.push((entry, whole(stored.slice(at, count.as_usize()))));
                     at += count.as_usize();
                 }
             }

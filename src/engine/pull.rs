@@ -7,8 +7,8 @@ use crate::engine::table::Tables;
 use crate::engine::{Engine, Result};
 use crate::engine::{read_error, system_view};
 use crate::replication::Shard;
-use crate::storage::{Partitions, ScanRequest as StorageScan};
-use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
+use crate::storage::{Partitions, ScanRequest as StorageScan, StoredBatch};
+use arrow::array::{ArrayRef, Int32Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, ShardId, SqlState};
@@ -59,7 +59,7 @@ impl LogSource {
         for id in &wanted {
             let Some(partition) = partitions.get(relation.id, *id) else { continue };
             let view = partition.view();
-            let range = intersect(view.offset_start()..view.offset_end_at(cut), request.offsets.as_ref());
+            let range = intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref());
             let units = (request.parallelism.max(1) / wanted.len().max(1)).max(1);
             for offsets in divide(range, units) {
                 let storage = StorageScan {
@@ -73,7 +73,7 @@ impl LogSource {
                 let layout = Arc::clone(&layout);
                 let (partition, name) = (*id, relation.name.clone());
                 iterators.push(limited(request.limit, move || match scan.next() {
-                    Some(Ok(stored)) => Some(layout.arrange(partition, stored.offset_start, &stored.batch)),
+                    Some(Ok(stored)) => Some(layout.arrange(partition, &stored)),
                     Some(Err(error)) => Some(Err(read_error(&name, error))),
                     None => {
                         let counts = scan.counts();
@@ -179,9 +179,9 @@ impl Layout {
     }
 
     /// Requested columns from a batch that has just the `stored` ones.
-    fn arrange(&self, partition: PartitionId, start: Offset, batch: &RecordBatch) -> Result<RecordBatch> {
+    fn arrange(&self, partition: PartitionId, stored: &StoredBatch) -> Result<RecordBatch> {
+        let batch = &stored.batch;
         let rows = batch.num_rows();
-        let start = start.value() as i64;
         let column = |column: &ScanColumn| -> ArrayRef {
             match column {
                 ScanColumn::Stored(i) => {
@@ -189,7 +189,7 @@ impl Layout {
                     Arc::clone(batch.column(at))
                 }
                 ScanColumn::RowPartition => partition_column(partition, rows),
-                ScanColumn::RowOffset => Arc::new(Int64Array::from_iter_values(start..start + rows as i64)),
+                ScanColumn::RowOffset => Arc::new(stored.row_offsets()),
             }
         };
         self.batch(self.columns.iter().map(column).collect(), rows)
@@ -236,7 +236,7 @@ impl RelationSource for LogSource {
         let count = |id| {
             partitions.get(relation.id, id).map_or(RowCount::ZERO, |partition| {
                 let view = partition.view();
-                view.offset_end_at(cut).since(view.offset_start())
+                view.rows_before(view.state_end_at(cut))
             })
         };
         Some(relation.partitions().map(count).fold(RowCount::ZERO, RowCount::plus))

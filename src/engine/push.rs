@@ -141,7 +141,13 @@ impl Session {
                         let batch = batch
                             .project(&projection)
                             .map_err(|error| SqlError::internal(format!("table rows cannot be read: {error}")))?;
-                        first.push_back(InputBatch { source: 0, partition, offset_start: Offset::ZERO, batch });
+                        first.push_back(InputBatch {
+                            source: 0,
+                            partition,
+                            offset_start: Offset::ZERO,
+                            offsets: None,
+                            batch,
+                        });
                     }
                 }
                 let positions = rows.positions.into_iter().collect::<Positions>();

@@ -253,7 +253,7 @@ fn long(value: u64) -> Cell {
 }
 
 fn events(view: &PartitionView) -> u64 {
-    view.offset_end().since(view.offset_start()).value()
+    view.rows().value()
 }
 
 fn query_name(engine: &Engine, relation: &Relation) -> Cell {
@@ -306,7 +306,7 @@ fn segment_rows(relation: &Relation, id: PartitionId, view: &PartitionView) -> V
             Integer(i64::from(id.value())),
             long(segment.offset_start().value()),
             long(segment.offset_end().value()),
-            long(segment.offset_end().since(segment.offset_start()).value()),
+            long(segment.rows().value()),
             long(segment.bytes().value()),
             Time(segment.rowtime().map(|range| range.first)),
             Time(segment.rowtime().map(|range| range.last)),

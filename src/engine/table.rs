@@ -4,8 +4,8 @@
 //! durability (the log has it; after a crash the first read folds it again) and who may read. Called by
 //! pull queries and by push queries that begin with the rows as they are.
 
-use crate::storage::{Partitions, ScanRequest};
-use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch};
+use crate::storage::{Partitions, ScanRequest, StoredBatch};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -139,13 +139,14 @@ impl Table {
         let Some(source) = partitions.get(relation.id, id) else { return Ok(()) };
         let view = source.view();
         let Some(partition) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
-        if partition.start < view.offset_start() {
-            // Rows whose events were removed are gone.
+        // Rows whose events were removed are gone; and of those deleted, the tombstone may have been removed.
+        let has_missed = partition.position < view.upkeep().tombstones_upto && partition.position > partition.start;
+        if partition.start < view.offset_start() || has_missed {
             let start = view.offset_start();
             *partition = TablePartition { start, position: start, ..TablePartition::default() };
         }
         let position = partition.position;
-        let end = view.offset_end_at(cut);
+        let end = view.state_end_at(cut);
         if end <= position {
             return Ok(());
         }
@@ -153,7 +154,7 @@ impl Table {
             ScanRequest { offsets: position..end, rowtime: None, projection: None, batch_rows: BATCH_ROWS_MAX };
         for stored in view.scan(request) {
             let stored = stored.map_err(|error| crate::engine::read_error(&relation.name, error))?;
-            self.fold(id, stored.offset_start, &stored.batch)?;
+            self.fold(id, &stored)?;
             // Kept as it goes: a damaged batch must not make the rows before it come twice.
             self.partitions[id.value() as usize].position = stored.offset_end();
         }
@@ -166,11 +167,10 @@ impl Table {
     }
 
     /// Takes one batch of the changelog in.
-    fn fold(&mut self, id: PartitionId, offset_start: Offset, stored: &RecordBatch) -> Result<(), SqlError> {
-        let rows = stored.num_rows();
-        let start = i64::try_from(offset_start.value()).map_err(internal)?;
-        let mut columns: Vec<ArrayRef> = stored.columns().to_vec();
-        columns.push(Arc::new(Int64Array::from_iter_values((0..rows as i64).map(|i| start + i))));
+    fn fold(&mut self, id: PartitionId, stored: &StoredBatch) -> Result<(), SqlError> {
+        let rows = stored.batch.num_rows();
+        let mut columns: Vec<ArrayRef> = stored.batch.columns().to_vec();
+        columns.push(Arc::new(stored.row_offsets()));
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(internal)?;
         let keys = if self.key.is_empty() {
             None

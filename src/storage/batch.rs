@@ -5,7 +5,7 @@
 
 use super::entries::EntryRuns;
 use super::error::StorageError;
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, max, min};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use millstream_catalog::model::{ByteSize, Offset, RowCount, Timestamp, TopicId};
@@ -25,11 +25,13 @@ pub struct TopicStorage {
     pub compression: Compression,
 }
 
-/// Rows of a partition, in order: row `i` has offset `offset_start + i`.
+/// Rows of a partition, in order: row `i` has offset `offset_start + i`, unless compaction left gaps.
 #[derive(Debug, Clone)]
 pub struct StoredBatch {
     /// Offset of the first row.
     pub offset_start: Offset,
+    /// The offset of each row, ascending, where they do not simply follow each other.
+    pub offsets: Option<Int64Array>,
     /// The rows, in the stored schema or in what was projected of it.
     pub batch: RecordBatch,
     /// Which Raft entry each run of rows came with; as many rows as `batch`.
@@ -44,7 +46,27 @@ impl StoredBatch {
 
     /// The offset after the last row.
     pub fn offset_end(&self) -> Offset {
-        self.offset_start.plus(self.rows())
+        match self.offsets.as_ref().and_then(|offsets| offsets.values().last()) {
+            Some(last) => Offset::new(*last as u64).next(),
+            None => self.offset_start.plus(self.rows()),
+        }
+    }
+
+    /// The offset of each row.
+    pub fn row_offsets(&self) -> Int64Array {
+        let start = self.offset_start.value() as i64;
+        let dense = || Int64Array::from_iter_values(start..start + self.batch.num_rows() as i64);
+        self.offsets.clone().unwrap_or_else(dense)
+    }
+
+    /// Rows before `offset`.
+    ///
+    /// Of the rows 5, 6 and 9: none before 5, two before 7, 8 and 9, three before 10.
+    pub fn rows_before(&self, offset: Offset) -> usize {
+        match &self.offsets {
+            Some(offsets) => offsets.values().partition_point(|row| (*row as u64) < offset.value()),
+            None => offset.since(self.offset_start).as_usize().min(self.batch.num_rows()),
+        }
     }
 
     /// `rows` rows from row `start`, without a copy; both must lie within the batch.
@@ -52,8 +74,11 @@ impl StoredBatch {
         if start == 0 && rows == self.batch.num_rows() {
             return self.clone();
         }
+        let offsets = self.offsets.as_ref().map(|offsets| offsets.slice(start, rows));
+        let first = offsets.as_ref().and_then(|offsets| offsets.values().first());
         Self {
-            offset_start: self.offset_start.plus(RowCount::of(start)),
+            offset_start: first.map_or(self.offset_start.plus(RowCount::of(start)), |first| Offset::new(*first as u64)),
+            offsets,
             batch: self.batch.slice(start, rows),
             entries: self.entries.slice(RowCount::of(start), RowCount::of(rows)),
         }
@@ -168,7 +193,7 @@ pub(crate) fn concat(schema: &SchemaRef, parts: &[RecordBatch]) -> Result<Record
 mod tests {
     use super::super::testing::{rows, schema};
     use super::*;
-    use arrow::array::{BooleanArray, Int64Array, StringArray};
+    use arrow::array::{BooleanArray, StringArray};
     use arrow::datatypes::Field;
     use std::sync::Arc;
 

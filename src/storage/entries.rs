@@ -18,7 +18,7 @@
 //! metadata must be. 65,536 single-row entries in a row are one run of six characters or so.
 
 use arrow::buffer::Buffer;
-use millstream_catalog::model::{EntryIndex, RowCount};
+use millstream_catalog::model::{EntryIndex, Offset, RowCount};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const MORE: u64 = 32;
@@ -68,6 +68,15 @@ impl EntryRuns {
         let mut builder = EntryRunsBuilder::default();
         for part in parts {
             builder.extend(part);
+        }
+        builder.finish()
+    }
+
+    /// Offsets in the same form: each a run of one row. Offsets that follow each other are one run.
+    pub(crate) fn of_offsets(offsets: impl IntoIterator<Item = Offset>) -> Self {
+        let mut builder = EntryRunsBuilder::default();
+        for offset in offsets {
+            builder.push(EntryIndex::new(offset.value()), RowCount::new(1));
         }
         builder.finish()
     }

@@ -10,6 +10,7 @@
 //! | key | value |
 //! |---|---|
 //! | `millstream.entries` | the entry runs of all blocks, packed one after another ([`entries`](super::entries)) |
+//! | `millstream.offsets` | the offsets of rows of blocks with gaps, packed like entries of one row each; absent without gaps |
 //! | `millstream.segment` | JSON of [`SegmentFooter`] |
 //!
 //! Which bytes are covered by which CRC-32C, so that every bit of the file is:
@@ -38,10 +39,14 @@ use std::ops::Range;
 
 /// Key of the packed entry runs.
 pub(crate) const ENTRIES_KEY: &str = "millstream.entries";
+/// Key of the packed offsets.
+pub(crate) const OFFSETS_KEY: &str = "millstream.offsets";
 /// Key of the JSON.
 pub(crate) const SEGMENT_KEY: &str = "millstream.segment";
-/// Version of the layout; later ones are refused.
+/// Version of the layout without gaps between offsets.
 pub(crate) const SEGMENT_VERSION: u32 = 1;
+/// Version of the layout with gaps; later ones are refused.
+pub(crate) const SEGMENT_VERSION_GAPS: u32 = 3;
 /// Footer length and magic at the very end of an IPC file.
 const TRAILER_BYTES: usize = 10;
 
@@ -52,6 +57,9 @@ pub(crate) struct SegmentFooter {
     pub(crate) topic: TopicId,
     pub(crate) partition: PartitionId,
     pub(crate) offset_start: Offset,
+    /// The end of a segment with gaps; else it is `offset_start` and `rows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offset_end: Option<Offset>,
     pub(crate) rows: RowCount,
     pub(crate) entry_first: EntryIndex,
     pub(crate) entry_last: EntryIndex,
@@ -75,6 +83,17 @@ pub(crate) struct BlockFooter {
     pub(crate) entry_last: EntryIndex,
     /// Bytes of this block's entry runs in `millstream.entries`.
     pub(crate) entries_bytes: u64,
+    /// Offset of the first row, in a segment with gaps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offset_start: Option<Offset>,
+    /// Bytes of this block's offsets in `millstream.offsets`; none when they follow each other.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) offsets_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl SegmentFooter {
@@ -91,12 +110,15 @@ impl SegmentFooter {
             entry_first: entry,
             entry_last: entry,
             entries_bytes: 0,
+            offset_start: None,
+            offsets_bytes: 0,
         };
         Self {
             version: SEGMENT_VERSION,
             topic: expected.topic,
             partition: expected.partition,
             offset_start: expected.offset_start,
+            offset_end: expected.offset_end,
             rows: expected.rows,
             entry_first: entry,
             entry_last: entry,
@@ -134,6 +156,8 @@ pub(crate) struct ParsedEnd {
     pub(crate) blocks: Vec<Block>,
     /// Where each block's entry runs are in the file.
     pub(crate) entries: Vec<Range<usize>>,
+    /// Where each block's offsets are; empty for those without gaps.
+    pub(crate) offsets: Vec<Range<usize>>,
 }
 
 /// Decodes the end of a mapped segment.
@@ -151,18 +175,22 @@ pub(crate) fn parse_end(file: &str, map: &Buffer) -> Result<ParsedEnd, StorageEr
     let ipc = root_as_footer(footer_bytes).map_err(|_| corrupt(start, "the footer does not decode"))?;
     let json = metadata(&ipc, SEGMENT_KEY).ok_or_else(|| corrupt(start, "the footer is not a segment's"))?;
     let version: Version = serde_json::from_str(json).map_err(|_| corrupt(start, "the footer has no version"))?;
-    if version.version > SEGMENT_VERSION {
-        let (version, supported) = (version.version, SEGMENT_VERSION);
+    if version.version > SEGMENT_VERSION_GAPS {
+        let (version, supported) = (version.version, SEGMENT_VERSION_GAPS);
         return Err(StorageError::Newer { file: file.to_owned(), version, supported });
     }
     let footer: SegmentFooter =
         serde_json::from_str(json).map_err(|_| corrupt(start, "the statistics do not decode"))?;
     let packed = metadata(&ipc, ENTRIES_KEY).ok_or_else(|| corrupt(start, "the entry runs are missing"))?;
-    let entries = entry_ranges(bytes, packed, &footer).ok_or_else(|| corrupt(start, "the entry runs do not add up"))?;
+    let lengths = footer.blocks.iter().map(|block| block.entries_bytes);
+    let entries = ranges(bytes, packed, lengths).ok_or_else(|| corrupt(start, "the entry runs do not add up"))?;
+    let packed = metadata(&ipc, OFFSETS_KEY).unwrap_or_default();
+    let lengths = footer.blocks.iter().map(|block| block.offsets_bytes);
+    let offsets = ranges(bytes, packed, lengths).ok_or_else(|| corrupt(start, "the offsets do not add up"))?;
     let blocks: Vec<Block> = ipc.recordBatches().into_iter().flatten().copied().collect();
     check_blocks(&footer, &blocks, start).map_err(|what| corrupt(start, what))?;
     let schema = ipc.schema().map(fb_to_schema).ok_or_else(|| corrupt(start, "the schema is missing"))?;
-    Ok(ParsedEnd { schema, footer, blocks, entries })
+    Ok(ParsedEnd { schema, footer, blocks, entries, offsets })
 }
 
 #[derive(Deserialize)]
@@ -182,13 +210,13 @@ fn metadata<'a>(footer: &Footer<'a>, key: &str) -> Option<&'a str> {
     footer.custom_metadata()?.iter().find(|pair| pair.key() == Some(key))?.value()
 }
 
-/// Where in `bytes` the runs of each block are; `packed` is a part of `bytes`.
-fn entry_ranges(bytes: &[u8], packed: &str, footer: &SegmentFooter) -> Option<Vec<Range<usize>>> {
-    let start = (packed.as_ptr() as usize).checked_sub(bytes.as_ptr() as usize)?;
+/// Where in `bytes` the parts of `packed`, of these lengths, are; `packed` is a part of `bytes`, or empty.
+fn ranges(bytes: &[u8], packed: &str, lengths: impl Iterator<Item = u64>) -> Option<Vec<Range<usize>>> {
+    let start = if packed.is_empty() { 0 } else { (packed.as_ptr() as usize).checked_sub(bytes.as_ptr() as usize)? };
     let mut position = start;
-    let mut ranges = Vec::with_capacity(footer.blocks.len());
-    for block in &footer.blocks {
-        let end = position.checked_add(usize::try_from(block.entries_bytes).ok()?)?;
+    let mut ranges = Vec::new();
+    for length in lengths {
+        let end = position.checked_add(usize::try_from(length).ok()?)?;
         ranges.push(position..end);
         position = end;
     }

@@ -15,10 +15,12 @@
 //! | 32..40 | bytes of `extra`, u64 |
 //! | 40.. | index (JSON of [`ManifestIndex`]), `applied`, `extra` |
 //!
-//! Numbers are little-endian. Version 2 differs from 1 in what it may say: the first segment of a partition may begin
-//! before its log start. A topic's schema is an Arrow IPC schema message in hexadecimal.
+//! Numbers are little-endian. Later versions differ from 1 in what they may say: from 2 on, the first segment of a
+//! partition may begin before its log start; from 3 on, segments have gaps, and one that compaction emptied is not
+//! listed. A topic's schema is an Arrow IPC schema message in hexadecimal.
 
 use super::batch::{RowtimeRange, TopicStorage};
+use super::compaction::PartitionUpkeep;
 use super::disk::Disk;
 use super::error::StorageError;
 use super::segment::{SegmentEnd, SegmentExpected};
@@ -39,7 +41,7 @@ pub(crate) const MANIFEST: &str = "manifest";
 pub(crate) const MANIFEST_TMP: &str = "manifest.tmp";
 
 const MAGIC: &[u8; 8] = b"MLSTMANI";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 40;
 
 /// Everything a manifest holds.
@@ -71,12 +73,16 @@ pub(crate) struct TopicManifest {
     pub(crate) partitions: Vec<PartitionManifest>,
 }
 
-/// A partition: segments without gaps up to `offset_next`, the first of which has the row at `offset_start`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A partition: segments that follow each other up to `offset_next`. The first may begin before `offset_start`, or, when
+/// compaction left nothing there, after it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PartitionManifest {
     pub(crate) offset_start: Offset,
     pub(crate) offset_next: Offset,
     pub(crate) segments: Vec<SegmentManifest>,
+    /// What compaction and merging did.
+    #[serde(default, skip_serializing_if = "PartitionUpkeep::is_none")]
+    pub(crate) upkeep: PartitionUpkeep,
 }
 
 /// A segment, its place and what verifies its file.
@@ -84,6 +90,9 @@ pub(crate) struct PartitionManifest {
 pub(crate) struct SegmentManifest {
     pub(crate) file: String,
     pub(crate) offset_start: Offset,
+    /// Where a segment with gaps ends; else it is `offset_start` and `rows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offset_end: Option<Offset>,
     pub(crate) rows: RowCount,
     pub(crate) bytes: u64,
     pub(crate) compression: Compression,
@@ -112,6 +121,7 @@ impl SegmentManifest {
             topic,
             partition,
             offset_start: self.offset_start,
+            offset_end: self.offset_end,
             rows: self.rows,
             bytes: self.bytes,
             end: self.end,
@@ -261,6 +271,7 @@ mod tests {
         let segment = SegmentManifest {
             file: "t7-p0-00000000000000000005.arrow".to_owned(),
             offset_start: Offset::new(5),
+            offset_end: None,
             rows: RowCount::new(10),
             bytes: 1_234,
             compression: Compression::Lz4,
@@ -268,9 +279,13 @@ mod tests {
             rowtime: Some((-1, 2)),
             lost: None,
         };
-        let empty = PartitionManifest { offset_start: Offset::ZERO, offset_next: Offset::ZERO, segments: Vec::new() };
-        let partition =
-            PartitionManifest { offset_start: Offset::new(5), offset_next: Offset::new(15), segments: vec![segment] };
+        let empty = PartitionManifest::default();
+        let partition = PartitionManifest {
+            offset_start: Offset::new(5),
+            offset_next: Offset::new(15),
+            segments: vec![segment],
+            ..PartitionManifest::default()
+        };
         let topic = TopicManifest {
             topic: TopicId::new(7),
             compression: Compression::Zstd,
@@ -320,10 +335,10 @@ mod tests {
     #[test]
     fn a_later_version_is_refused() {
         let mut later = example().encode().unwrap();
-        later[8] = 3;
+        later[8] = 4;
         let crc = checksum(&later).to_le_bytes();
         later[12..16].copy_from_slice(&crc);
         let found = Manifest::decode(&Bytes::from(later));
-        assert!(matches!(found, Err(StorageError::Newer { version: 3, supported: 2, .. })), "{found:?}");
+        assert!(matches!(found, Err(StorageError::Newer { version: 4, supported: 3, .. })), "{found:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! module says what a crash does to its files.
 
 pub mod batch;
+mod compaction;
 pub mod disk;
 pub mod entries;
 pub mod error;
@@ -16,7 +17,6 @@ mod mmap;
 pub mod partition;
 mod partition_writer;
 pub mod partitions;
-pub mod reader;
 mod recovery;
 pub mod scan;
 pub mod seal;
@@ -30,6 +30,7 @@ mod testing;
 pub mod wal;
 
 pub use batch::{StoredBatch, TopicStorage};
+pub use compaction::PartitionUpkeep;
 pub use disk::{DirLock, Disk, DiskEntry, DiskFile, RealDisk};
 pub use entries::EntryRuns;
 pub use error::StorageError;
@@ -37,7 +38,6 @@ pub use fault_disk::FaultDisk;
 pub use key_set::KeySet;
 pub use partition::{Partition, PartitionView};
 pub use partitions::Partitions;
-pub use reader::PartitionReader;
 pub use scan::{PartitionScan, ScanRequest};
 pub use seal::{SealJob, Sealed};
 pub use segment::Segment;

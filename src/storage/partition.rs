@@ -2,16 +2,15 @@
 //!
 //! Owns [`Partition`] (the current view and its watch channel) and [`PartitionView`]. Leaves out who
 //! appends ([`ShardStore`](super::shard_store::ShardStore), the single writer), iteration
-//! ([`scan`](super::scan)) and waiting ([`reader`](super::reader)). A crash loses views; opening the shard
-//! and replaying its log makes equal ones.
+//! ([`scan`](super::scan)). A crash loses views; opening the shard and replaying its log makes equal ones.
 //!
 //! Readers take no lock: [`Partition::view`] is one atomic load. A reader keeps its view as long as it
 //! likes; sealing and dropping do not disturb it.
 
-use super::batch::StoredBatch;
+use super::compaction::PartitionUpkeep;
 use super::error::StorageError;
 use super::key_set::KeySet;
-use super::scan::{PartitionScan, ScanRequest, project, project_schema};
+use super::scan::{PartitionScan, ScanRequest};
 use super::segment::Segment;
 use super::tail::TailBatch;
 use arc_swap::ArcSwap;
@@ -87,9 +86,9 @@ impl Partition {
     }
 }
 
-/// What a partition holds at one moment: segments, then batches being sealed, then the tail. Offsets are
-/// dense from `offset_start` to `offset_end`; the first segment may begin before, and those rows are not stored any
-/// more as far as a reader is concerned.
+/// What a partition holds at one moment: segments, then batches being sealed, then the tail. Offsets go from
+/// `offset_start` to `offset_end`, dense but for what compaction removed; the first segment may begin before, and those
+/// rows are not stored any more as far as a reader is concerned.
 #[derive(Clone)]
 pub struct PartitionView {
     pub(crate) schema: SchemaRef,
@@ -98,6 +97,7 @@ pub struct PartitionView {
     pub(crate) tail: Arc<[Arc<TailBatch>]>,
     pub(crate) offset_start: Offset,
     pub(crate) offset_end: Offset,
+    pub(crate) upkeep: Arc<PartitionUpkeep>,
 }
 
 impl PartitionView {
@@ -110,6 +110,7 @@ impl PartitionView {
             tail: none,
             offset_start: Offset::ZERO,
             offset_end: Offset::ZERO,
+            upkeep: Arc::default(),
         }
     }
 
@@ -130,7 +131,23 @@ impl PartitionView {
 
     /// Rows stored.
     pub fn rows(&self) -> RowCount {
-        self.offset_end.since(self.offset_start)
+        self.rows_before(self.offset_end)
+    }
+
+    /// Rows stored before `end`.
+    pub fn rows_before(&self, end: Offset) -> RowCount {
+        let until = |to: Offset| {
+            let sealed = self.segments.iter().take_while(|segment| segment.offset_start() < to);
+            let sealed = sealed.fold(0, |sum, segment| sum + segment.rows_before(to).value());
+            let memory = self.in_memory().map(|batch| batch.stored.rows_before(to) as u64);
+            sealed + memory.sum::<u64>()
+        };
+        RowCount::new(until(end.min(self.offset_end)).saturating_sub(until(self.offset_start)))
+    }
+
+    /// What compaction and merging did here so far.
+    pub fn upkeep(&self) -> &PartitionUpkeep {
+        &self.upkeep
     }
 
     /// Bytes of the segment files.
@@ -179,24 +196,10 @@ impl PartitionView {
         end.max(self.offset_start)
     }
 
-    /// The rows from `position`, which is not before the log start, to the end of the batch that has it; `None` past
-    /// the end.
-    pub(crate) fn batch_at(
-        &self,
-        position: Offset,
-        projection: Option<&[usize]>,
-    ) -> Result<Option<StoredBatch>, StorageError> {
-        let schema = project_schema(&self.schema, projection)?;
-        let before = self.segments.partition_point(|segment| segment.offset_end() <= position);
-        let found = match self.segments.get(before) {
-            Some(segment) => segment.read(segment.block_at(position), projection, &schema)?,
-            None => match self.in_memory().find(|batch| batch.offset_end() > position) {
-                Some(batch) => project(&batch.stored, projection, &schema)?,
-                None => return Ok(None),
-            },
-        };
-        let skip = position.since(found.offset_start).as_usize();
-        Ok(Some(found.slice(skip, found.batch.num_rows().saturating_sub(skip))))
+    /// As [`PartitionView::offset_end_at`], for a read that wants the state of each key: not before what was compacted,
+    /// where the rows that were the last ones of their keys at an earlier `cut` may be gone.
+    pub fn state_end_at(&self, cut: EntryIndex) -> Offset {
+        self.offset_end_at(cut).max(self.upkeep.compacted_upto.min(self.offset_end))
     }
 
     /// Whether a row from `position` on has one of `keys`. Also when rows from there on are no longer stored: what they

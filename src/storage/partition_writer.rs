@@ -5,6 +5,7 @@
 //! the log brings it back.
 
 use super::batch::{TopicStorage, with_schema};
+use super::compaction::PartitionUpkeep;
 use super::error::StorageError;
 use super::key_set::KeySet;
 use super::partition::{Partition, PartitionView};
@@ -13,6 +14,7 @@ use super::tail::{Tail, TailBatch};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One partition as its only writer has it.
@@ -28,18 +30,19 @@ pub(crate) struct PartitionWriter {
 }
 
 impl PartitionWriter {
-    /// A partition with these segments, which follow each other up to `offset_next`.
+    /// A partition with these segments, which follow each other up to the last of `offsets`.
     pub(crate) fn new(
         topic: &TopicStorage,
         id: PartitionId,
         segments: Vec<Arc<Segment>>,
-        offset_start: Offset,
-        offset_next: Offset,
+        offsets: Range<Offset>,
+        upkeep: PartitionUpkeep,
     ) -> Self {
         let empty = PartitionView::empty(topic.schema.clone());
-        let view = PartitionView { segments: segments.into(), offset_start, offset_end: offset_next, ..empty };
+        let (offset_start, offset_end, upkeep) = (offsets.start, offsets.end, Arc::new(upkeep));
+        let view = PartitionView { segments: segments.into(), offset_start, offset_end, upkeep, ..empty };
         let partition = Arc::new(Partition::new(topic.topic, id, view.clone()));
-        Self { partition, view, tail: Tail::default(), pending: Vec::new(), offset_next }
+        Self { partition, view, tail: Tail::default(), pending: Vec::new(), offset_next: offset_end }
     }
 
     pub(crate) fn partition(&self) -> &Arc<Partition> {

@@ -65,7 +65,7 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
     let storage = listed.storage()?;
     let mut partitions = Vec::with_capacity(listed.partitions.len());
     for (id, partition) in (0u32..).map(PartitionId::new).zip(&listed.partitions) {
-        if dense_end(partition.offset_start, &partition.segments) != Some(partition.offset_next) {
+        if dense_end(partition) != Some(partition.offset_next) {
             return Err(corrupt("the offsets of a partition's segments do not follow each other"));
         }
         let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(partition.segments.len());
@@ -73,8 +73,8 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
             let before = segments.last().map_or(EntryIndex::default(), |before| before.entry_last());
             segments.push(Arc::new(open_segment(disk, dir, (&storage, id), segment, before)?));
         }
-        let (start, next) = (partition.offset_start, partition.offset_next);
-        partitions.push(PartitionWriter::new(&storage, id, segments, start, next));
+        let offsets = partition.offset_start..partition.offset_next;
+        partitions.push(PartitionWriter::new(&storage, id, segments, offsets, partition.upkeep.clone()));
     }
     Ok(TopicState { storage, schema_hex: listed.schema.as_str().into(), partitions })
 }
@@ -92,7 +92,7 @@ fn open_segment(
         Some(lost) => (lost.as_str().into(), true),
         None => match Segment::open(disk, dir, listed.file.clone(), &expected) {
             Err(error) if error.is_damage() => {
-                let offset_last = listed.offset_start.plus(listed.rows).before();
+                let offset_last = listed.offset_end.unwrap_or(listed.offset_start.plus(listed.rows)).before();
                 tracing::error!(topic = topic.topic.value(), partition = partition.value(),
                     offset_start = listed.offset_start.value(), offset_last = offset_last.value(), %error,
                     "these rows cannot be read");

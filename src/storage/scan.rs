@@ -112,8 +112,7 @@ impl PartitionScan {
             Source::Block { segment, block } => segment.read(*block, self.projection.as_deref(), &self.schema)?,
             Source::Memory(batch) => project(&batch.stored, self.projection.as_deref(), &self.schema)?,
         };
-        let start = self.offsets.start.since(stored.offset_start).as_usize().min(stored.batch.num_rows());
-        let end = self.offsets.end.since(stored.offset_start).as_usize().min(stored.batch.num_rows());
+        let (start, end) = (stored.rows_before(self.offsets.start), stored.rows_before(self.offsets.end));
         Ok(stored.slice(start, end.saturating_sub(start)))
     }
 }
@@ -130,6 +129,8 @@ impl Iterator for PartitionScan {
             None => {
                 let source = self.sources.next()?;
                 match self.read(&source) {
+                    // All it has of these offsets are gaps.
+                    Ok(batch) if batch.batch.num_rows() == 0 => return self.next(),
                     Ok(batch) => batch,
                     Err(error) => return Some(Err(error)),
                 }
@@ -204,7 +205,7 @@ pub(crate) fn project(
     let options = RecordBatchOptions::new().with_row_count(Some(stored.batch.num_rows()));
     let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
         .map_err(|e| StorageError::Schema { what: format!("no such column to project: {e}") })?;
-    Ok(StoredBatch { offset_start: stored.offset_start, batch, entries: stored.entries.clone() })
+    Ok(StoredBatch { batch, ..stored.clone() })
 }
 
 #[cfg(test)]

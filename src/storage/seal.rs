@@ -122,7 +122,8 @@ impl SealJob {
                     segments.push(Arc::new(segment));
                 }
                 let (offset_start, offset_next) = (view.offset_start(), view.offset_end());
-                partitions.push(PartitionManifest { offset_start, offset_next, segments: listed });
+                let upkeep = view.upkeep().clone();
+                partitions.push(PartitionManifest { offset_start, offset_next, segments: listed, upkeep });
             }
             index.topics.push(TopicManifest {
                 topic: topic.storage.topic,
@@ -164,9 +165,19 @@ impl SealJob {
         self.disk.rename(&tmp, &path).map_err(failed)?;
         written.push(path);
         let (topic, bytes, end) = (topic.topic, done.bytes, done.end);
-        let rowtime = None;
-        let expected =
-            SegmentExpected { topic, partition, offset_start, rows, bytes, end, compression, schema, rowtime };
+        let (offset_end, rowtime) = (None, None);
+        let expected = SegmentExpected {
+            topic,
+            partition,
+            offset_start,
+            offset_end,
+            rows,
+            bytes,
+            end,
+            compression,
+            schema,
+            rowtime,
+        };
         Segment::open(&*self.disk, dir, name, &expected).map(Some)
     }
 
@@ -193,6 +204,7 @@ fn list(segment: &Segment) -> SegmentManifest {
     SegmentManifest {
         file: segment.file().to_owned(),
         offset_start: segment.offset_start(),
+        offset_end: segment.offset_end_with_gaps(),
         rows: segment.rows(),
         bytes: segment.bytes().value(),
         compression: segment.compression(),
@@ -202,14 +214,20 @@ fn list(segment: &Segment) -> SegmentManifest {
     }
 }
 
-/// The offset where a partition's segments end, if they follow each other. The first has the row at the log start
-/// `offset_start`, and may begin before.
-pub(crate) fn dense_end(offset_start: Offset, segments: &[SegmentManifest]) -> Option<Offset> {
-    let Some(first) = segments.first() else { return Some(offset_start) };
-    if first.offset_start > offset_start || first.offset_start.plus(first.rows) <= offset_start {
+/// The offset where a partition's segments end, if they follow each other. The first may begin before the log start
+/// `offset_start`, but does not end before it; it begins after it only where compaction left nothing.
+pub(crate) fn dense_end(partition: &PartitionManifest) -> Option<Offset> {
+    let compacted = partition.upkeep.compacted_upto;
+    let Some(first) = partition.segments.first() else {
+        let is_empty = partition.offset_next <= partition.offset_start.max(compacted);
+        return is_empty.then_some(partition.offset_next);
+    };
+    let end = |segment: &SegmentManifest| segment.offset_end.unwrap_or(segment.offset_start.plus(segment.rows));
+    if first.offset_start > partition.offset_start.max(compacted) || end(first) <= partition.offset_start {
         return None;
     }
-    segments.iter().try_fold(first.offset_start, |end, segment| {
-        (segment.offset_start == end).then(|| segment.offset_start.plus(segment.rows))
-    })
+    partition
+        .segments
+        .iter()
+        .try_fold(first.offset_start, |start, segment| (segment.offset_start == start).then(|| end(segment)))
 }

@@ -40,6 +40,8 @@ pub(crate) struct SegmentExpected<'a> {
     pub(crate) topic: TopicId,
     pub(crate) partition: PartitionId,
     pub(crate) offset_start: Offset,
+    /// Where it ends, if its rows have gaps.
+    pub(crate) offset_end: Option<Offset>,
     pub(crate) rows: RowCount,
     pub(crate) bytes: u64,
     pub(crate) end: SegmentEnd,
@@ -66,7 +68,10 @@ pub struct Segment {
 
 struct SegmentBlock {
     ipc: Block,
+    /// Of its first row.
     offset_start: Offset,
+    /// Where its packed offsets are in the map; empty when it has no gaps.
+    offsets: Range<usize>,
     /// Where its packed entry runs are in the map.
     entries: Range<usize>,
     is_verified: AtomicBool,
@@ -121,6 +126,7 @@ impl Segment {
         let is_expected = footer.topic == expected.topic
             && footer.partition == expected.partition
             && footer.offset_start == expected.offset_start
+            && footer.offset_end == expected.offset_end
             && footer.rows == expected.rows
             && footer.blocks.last().is_some_and(|block| block.position + block.bytes == end_start)
             && parsed.schema.fields() == expected.schema.fields();
@@ -129,12 +135,15 @@ impl Segment {
         }
         let keeps_columns = expected.compression == Compression::None;
         let columns = if keeps_columns { expected.schema.fields().len() } else { 0 };
-        let mut offset_start = footer.offset_start;
+        let mut offset_next = footer.offset_start;
         let mut blocks = Vec::with_capacity(footer.blocks.len());
-        for ((block, ipc), entries) in footer.blocks.iter().zip(parsed.blocks).zip(parsed.entries) {
+        let places = parsed.blocks.into_iter().zip(parsed.entries).zip(parsed.offsets);
+        for (block, ((ipc, entries), offsets)) in footer.blocks.iter().zip(places) {
             let columns = (0..columns).map(|_| OnceLock::new()).collect();
-            blocks.push(SegmentBlock { ipc, offset_start, entries, is_verified: AtomicBool::new(false), columns });
-            offset_start = offset_start.plus(block.rows);
+            let offset_start = block.offset_start.unwrap_or(offset_next);
+            let is_verified = AtomicBool::new(false);
+            blocks.push(SegmentBlock { ipc, offset_start, offsets, entries, is_verified, columns });
+            offset_next = offset_start.plus(block.rows);
         }
         let schema = expected.schema.clone();
         let (compression, end, bytes) = (expected.compression, expected.end, expected.bytes);
@@ -154,6 +163,7 @@ impl Segment {
         let block = SegmentBlock {
             ipc: Block::default(),
             offset_start: expected.offset_start,
+            offsets: 0..0,
             entries: 0..0,
             is_verified: AtomicBool::new(false),
             columns: Box::default(),
@@ -184,13 +194,17 @@ impl Segment {
     pub fn partition(&self) -> PartitionId {
         self.footer.partition
     }
-    /// Offset of the first row.
+    /// The first offset it is for; compaction may have removed its row.
     pub fn offset_start(&self) -> Offset {
         self.footer.offset_start
     }
-    /// The offset after the last row.
+    /// The offset after the last one it is for.
     pub fn offset_end(&self) -> Offset {
-        self.footer.offset_start.plus(self.footer.rows)
+        self.footer.offset_end.unwrap_or(self.footer.offset_start.plus(self.footer.rows))
+    }
+    /// Where it ends, if its rows have gaps.
+    pub(crate) fn offset_end_with_gaps(&self) -> Option<Offset> {
+        self.footer.offset_end
     }
     /// Rows in the segment, at least one.
     pub fn rows(&self) -> RowCount {
@@ -229,19 +243,37 @@ impl Segment {
         self.end
     }
 
-    /// Offsets of a block's rows.
+    /// Offsets of a block's rows, with the gaps after them.
     pub(crate) fn block_offsets(&self, block: usize) -> Range<Offset> {
-        let start = self.blocks[block].offset_start;
-        start..start.plus(self.footer.blocks[block].rows)
+        let end = self.blocks.get(block + 1).map_or(self.offset_end(), |next| next.offset_start);
+        self.blocks[block].offset_start..end
+    }
+
+    /// Rows before `offset`.
+    pub(crate) fn rows_before(&self, offset: Offset) -> RowCount {
+        if offset >= self.offset_end() {
+            return self.rows();
+        }
+        let Some(last) = self.blocks.partition_point(|block| block.offset_start < offset).checked_sub(1) else {
+            return RowCount::ZERO;
+        };
+        let rows = self.footer.blocks[last].rows;
+        let within = match self.offsets(last) {
+            Some(offsets) => offsets.rows_upto(EntryIndex::new(offset.value().saturating_sub(1))),
+            None => offset.since(self.blocks[last].offset_start).min(rows),
+        };
+        self.footer.blocks[..last].iter().fold(within, |sum, block| sum.plus(block.rows))
+    }
+
+    /// The offsets of a block with gaps, packed as entry runs of one row each.
+    fn offsets(&self, block: usize) -> Option<EntryRuns> {
+        let range = &self.blocks[block].offsets;
+        let packed = (!range.is_empty()).then(|| self.map.slice_with_length(range.start, range.len()))?;
+        Some(EntryRuns::from_packed(packed, self.footer.blocks[block].rows))
     }
 
     pub(crate) fn block_rowtime(&self, block: usize) -> Option<RowtimeRange> {
         self.footer.blocks[block].rowtime.map(Into::into)
-    }
-
-    /// The block with the row at `offset`, which must be in the segment.
-    pub(crate) fn block_at(&self, offset: Offset) -> usize {
-        self.blocks.partition_point(|block| block.offset_start <= offset).saturating_sub(1)
     }
 
     /// The offset after the last row of entries up to and including `cut`.
@@ -251,7 +283,12 @@ impl Segment {
         }
         let after = self.footer.blocks.partition_point(|block| block.entry_first <= cut);
         match after.checked_sub(1) {
-            Some(block) => self.blocks[block].offset_start.plus(self.entries(block).rows_upto(cut)),
+            Some(block) => {
+                let rows = self.entries(block).rows_upto(cut);
+                let offsets = self.offsets(block);
+                let nth = rows.as_usize().checked_sub(1).and_then(|nth| offsets.as_ref()?.iter().nth(nth));
+                nth.map_or(self.blocks[block].offset_start.plus(rows), |(last, _)| Offset::new(last.value()).next())
+            }
             None => self.offset_start(),
         }
     }
@@ -285,7 +322,9 @@ impl Segment {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
             .map_err(|_| self.corrupt(block, "a block does not have the segment's columns"))?;
-        Ok(StoredBatch { offset_start: self.blocks[block].offset_start, batch, entries: self.entries(block) })
+        let offsets = self.offsets(block).map(|runs| runs.iter().map(|(offset, _)| offset.value() as i64).collect());
+        let offset_start = self.blocks[block].offset_start;
+        Ok(StoredBatch { offset_start, offsets, batch, entries: self.entries(block) })
     }
 
     /// The bytes of a block, checked against its checksum once since the file was mapped.
@@ -360,7 +399,7 @@ impl fmt::Debug for Segment {
 #[cfg(test)]
 mod tests {
     use super::super::fault_disk::FaultDisk;
-    use super::super::segment_writer::{SegmentPlan, SegmentWritten, write_segment};
+    use super::super::segment_writer::{SegmentPlan, SegmentWriter, SegmentWritten, write_segment};
     use super::super::tail::TailBatch;
     use super::super::testing::{dense, numbers, rows, schema, tail_batch};
     use super::*;
@@ -397,6 +436,7 @@ mod tests {
             topic: TopicId::new(4),
             partition: PartitionId::new(2),
             offset_start: Offset::new(offsets.start),
+            offset_end: None,
             rows: RowCount::new(offsets.end - offsets.start),
             bytes: written.bytes,
             end: written.end,
@@ -537,8 +577,69 @@ mod tests {
         assert_eq!(offsets, Offset::new(65_536)..Offset::new(131_072));
         assert!(reason.contains(&format!("at byte {damaged}:")), "{reason}");
         assert_eq!(read(2).unwrap().offset_start, Offset::new(131_072));
-        assert_eq!(segment.block_at(Offset::new(131_071)), 1);
-        assert_eq!(segment.block_at(Offset::new(131_072)), 2);
+        assert_eq!(segment.rows_before(Offset::new(131_071)).value(), 131_071);
+        assert_eq!(segment.rows_before(Offset::new(131_072)).value(), 131_072);
+    }
+
+    /// Rows of these numbers, which are their offsets, two to an entry.
+    fn sparse(numbers: &[u64]) -> StoredBatch {
+        let batches: Vec<RecordBatch> = numbers.iter().map(|n| rows(*n..*n + 1)).collect();
+        let entries: Vec<EntryRuns> =
+            numbers.iter().map(|n| EntryRuns::of(EntryIndex::new(n / 2 + 1), RowCount::new(1))).collect();
+        StoredBatch {
+            offset_start: Offset::new(numbers[0]),
+            offsets: Some(numbers.iter().map(|n| *n as i64).collect()),
+            batch: arrow::compute::concat_batches(&schema(), &batches).unwrap(),
+            entries: EntryRuns::concat(&entries),
+        }
+    }
+
+    #[test]
+    fn a_segment_with_gaps_knows_the_offset_of_each_row() {
+        let blocks = [vec![3, 4, 9, 10, 11], vec![20, 21, 22], vec![30, 41]];
+        let all: Vec<u64> = blocks.concat();
+        for compression in [Compression::None, Compression::Zstd] {
+            let disk = FaultDisk::new();
+            disk.create_dir_all(dir()).unwrap();
+            let file = disk.create(&dir().join(NAME)).unwrap();
+            let mut writer = SegmentWriter::create(file, &schema(), compression).unwrap();
+            blocks.iter().for_each(|block| writer.write(&[sparse(block)]).unwrap());
+            let place = (TopicId::new(4), PartitionId::new(2));
+            let written = writer.finish(place, Offset::new(1)..Offset::new(50)).unwrap();
+            let expected = SegmentExpected {
+                topic: place.0,
+                partition: place.1,
+                offset_start: Offset::new(1),
+                offset_end: Some(Offset::new(50)),
+                rows: RowCount::of(all.len()),
+                bytes: written.bytes,
+                end: written.end,
+                compression,
+                schema: &schema(),
+                rowtime: None,
+            };
+            let segment = Segment::open(&disk, dir(), NAME.to_owned(), &expected).unwrap();
+            assert_eq!((segment.offset_start().value(), segment.offset_end().value()), (1, 50));
+            let mut read = Vec::new();
+            for block in 0..segment.blocks() {
+                let stored = segment.read(block, None, &schema()).unwrap();
+                assert_eq!(numbers(&stored.batch), blocks[block]);
+                assert_eq!(stored.offset_end().value(), blocks[block][blocks[block].len() - 1] + 1);
+                read.extend(stored.row_offsets().values().iter().map(|offset| *offset as u64));
+                let tail = stored.slice(1, stored.batch.num_rows() - 1);
+                assert_eq!(tail.offset_start.value(), blocks[block][1]);
+            }
+            assert_eq!(read, all);
+            for offset in 0..55 {
+                let before = all.iter().filter(|row| **row < offset).count();
+                assert_eq!(segment.rows_before(Offset::new(offset)).as_usize(), before, "before {offset}");
+                let upto = all.iter().filter(|row| **row / 2 < offset).max().map_or(1, |last| last + 1);
+                let upto = if offset > 20 { 50 } else { upto };
+                assert_eq!(segment.offset_end_at(EntryIndex::new(offset)).value(), upto, "cut {offset}");
+            }
+            assert_eq!(segment.block_offsets(0), Offset::new(3)..Offset::new(20));
+            assert_eq!(segment.block_offsets(2), Offset::new(30)..Offset::new(50));
+        }
     }
 
     #[test]

@@ -12,7 +12,9 @@ use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat};
 use super::disk::DiskFile;
 use super::entries::EntryRuns;
 use super::error::StorageError;
-use super::footer::{BlockFooter, ENTRIES_KEY, SEGMENT_KEY, SEGMENT_VERSION, SegmentFooter};
+use super::footer::{
+    BlockFooter, ENTRIES_KEY, OFFSETS_KEY, SEGMENT_KEY, SEGMENT_VERSION, SEGMENT_VERSION_GAPS, SegmentFooter,
+};
 use super::segment::SegmentEnd;
 use super::statistics::StatisticsBuilder;
 use super::tail::TailBatch;
@@ -25,6 +27,7 @@ use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use millstream_catalog::relation::Compression;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of rows in a block, before compression; what a reader of a compressed block must hold.
@@ -57,16 +60,14 @@ pub(crate) struct SegmentWritten {
 /// # Errors
 /// [`StorageError::DiskFull`] and other errors of the disk; the file is then to be thrown away.
 pub(crate) fn write_segment(file: Arc<dyn DiskFile>, plan: &SegmentPlan<'_>) -> Result<SegmentWritten, StorageError> {
-    let options = options(plan.compression).map_err(refuse)?;
-    let out = SegmentFile { file, buffer: Vec::with_capacity(WRITE_BYTES), position: 0, crc: 0 };
-    let mut writer = FileWriter::try_new_with_options(out, plan.schema, options).map_err(refuse)?;
-    let (header_bytes, header_crc) = writer.get_mut().mark();
-    let mut blocks = BlockWriter { writer, blocks: Vec::new(), entries: Vec::new(), statistics: Vec::new() };
-    blocks.statistics.resize_with(plan.schema.fields().len(), StatisticsBuilder::default);
+    let mut writer = SegmentWriter::create(file, plan.schema, plan.compression)?;
     for rows in Blocks::new(plan.batches) {
-        blocks.write(plan.schema, &rows)?;
+        writer.write(&rows)?;
     }
-    blocks.finish(plan, header_bytes, header_crc)
+    let offset = |batch: Option<&Arc<TailBatch>>, of: fn(&TailBatch) -> Offset| batch.map_or(Offset::ZERO, |b| of(b));
+    let offset_start = offset(plan.batches.first(), |batch| batch.stored.offset_start);
+    let offset_end = offset(plan.batches.last(), TailBatch::offset_end);
+    writer.finish((plan.topic, plan.partition), offset_start..offset_end)
 }
 
 fn options(compression: Compression) -> Result<IpcWriteOptions, ArrowError> {
@@ -84,25 +85,57 @@ fn refuse(error: ArrowError) -> StorageError {
     }
 }
 
-struct BlockWriter {
+/// A segment that is being written, block by block.
+pub(crate) struct SegmentWriter {
     writer: FileWriter<SegmentFile>,
+    schema: SchemaRef,
+    header: (u64, u32),
     blocks: Vec<BlockFooter>,
     entries: Vec<u8>,
+    offsets: Vec<u8>,
     statistics: Vec<StatisticsBuilder>,
 }
 
-impl BlockWriter {
+impl SegmentWriter {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub(crate) fn create(
+        file: Arc<dyn DiskFile>,
+        schema: &SchemaRef,
+        compression: Compression,
+    ) -> Result<Self, StorageError> {
+        let options = options(compression).map_err(refuse)?;
+        let out = SegmentFile { file, buffer: Vec::with_capacity(WRITE_BYTES), position: 0, crc: 0 };
+        let mut writer = FileWriter::try_new_with_options(out, schema, options).map_err(refuse)?;
+        let header = writer.get_mut().mark();
+        let mut statistics = Vec::new();
+        statistics.resize_with(schema.fields().len(), StatisticsBuilder::default);
+        let (blocks, entries, offsets) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { writer, schema: schema.clone(), header, blocks, entries, offsets, statistics })
+    }
+
+    /// Rows written so far.
+    pub(crate) fn rows(&self) -> RowCount {
+        self.blocks.iter().fold(RowCount::ZERO, |sum, block| sum.plus(block.rows))
+    }
+
     /// Writes the rows of one block, in halves if they are too large.
-    fn write(&mut self, schema: &SchemaRef, parts: &[StoredBatch]) -> Result<(), StorageError> {
+    ///
+    /// # Errors
+    /// Of the disk; the file is then to be thrown away.
+    pub(crate) fn write(&mut self, parts: &[StoredBatch]) -> Result<(), StorageError> {
         let rows: usize = parts.iter().map(|part| part.batch.num_rows()).sum();
         let bytes: u64 = parts.iter().map(|part| batch_bytes(&part.batch).value()).sum();
         if bytes > BLOCK_BYTES_MAX && rows > 1 {
             let (first, second) = halve(parts, rows / 2);
-            self.write(schema, &first)?;
-            return self.write(schema, &second);
+            self.write(&first)?;
+            return self.write(&second);
         }
         let batches: Vec<RecordBatch> = parts.iter().map(|part| part.batch.clone()).collect();
-        let batch = concat(schema, &batches)?;
+        let batch = concat(&self.schema, &batches)?;
+        let offsets = gaps(parts, rows);
         let runs = EntryRuns::concat(parts.iter().map(|part| &part.entries));
         let position = self.writer.get_mut().position;
         self.writer.write(&batch).map_err(refuse)?;
@@ -120,33 +153,45 @@ impl BlockWriter {
             entry_first: runs.first().unwrap_or_default(),
             entry_last: runs.last().unwrap_or_default(),
             entries_bytes: packed.len() as u64,
+            offset_start: parts.first().map(|part| part.offset_start),
+            offsets_bytes: offsets.len() as u64,
         });
         self.entries.extend_from_slice(&packed);
+        self.offsets.extend_from_slice(&offsets);
         Ok(())
     }
 
-    fn finish(
+    /// Ends the file, as the segment of a partition for all offsets of `range`. The caller syncs it.
+    ///
+    /// # Errors
+    /// Of the disk; the file is then to be thrown away.
+    pub(crate) fn finish(
         mut self,
-        plan: &SegmentPlan<'_>,
-        header_bytes: u64,
-        header_crc: u32,
+        (topic, partition): (TopicId, PartitionId),
+        range: Range<Offset>,
     ) -> Result<SegmentWritten, StorageError> {
+        let rows = self.rows();
+        let has_gaps = range.end.since(range.start) != rows;
+        if !has_gaps {
+            self.blocks.iter_mut().for_each(|block| block.offset_start = None);
+        }
         let end_start = self.writer.get_mut().position;
         let footer = SegmentFooter {
-            version: SEGMENT_VERSION,
-            topic: plan.topic,
-            partition: plan.partition,
-            offset_start: plan.batches.first().map_or(Offset::ZERO, |batch| batch.stored.offset_start),
-            rows: self.blocks.iter().fold(RowCount::ZERO, |sum, block| sum.plus(block.rows)),
+            version: if has_gaps { SEGMENT_VERSION_GAPS } else { SEGMENT_VERSION },
+            topic,
+            partition,
+            offset_start: range.start,
+            offset_end: has_gaps.then_some(range.end),
+            rows,
             entry_first: self.blocks.first().map_or(EntryIndex::default(), |block| block.entry_first),
             entry_last: self.blocks.last().map_or(EntryIndex::default(), |block| block.entry_last),
-            rowtime: plan
-                .batches
+            rowtime: self
+                .blocks
                 .iter()
-                .fold(None, |range, batch| RowtimeRange::union(range, batch.rowtime))
+                .fold(None, |range, block| RowtimeRange::union(range, block.rowtime.map(Into::into)))
                 .map(Into::into),
-            header_bytes,
-            header_crc,
+            header_bytes: self.header.0,
+            header_crc: self.header.1,
             columns: self.statistics.into_iter().map(StatisticsBuilder::finish).collect(),
             blocks: self.blocks,
         };
@@ -154,11 +199,24 @@ impl BlockWriter {
             .map_err(|e| StorageError::Schema { what: format!("a segment's footer cannot be encoded: {e}") })?;
         let entries = String::from_utf8_lossy(&self.entries).into_owned();
         self.writer.write_metadata(ENTRIES_KEY, entries);
+        if !self.offsets.is_empty() {
+            self.writer.write_metadata(OFFSETS_KEY, String::from_utf8_lossy(&self.offsets).into_owned());
+        }
         self.writer.write_metadata(SEGMENT_KEY, json);
         self.writer.finish().map_err(refuse)?;
         let (bytes, crc) = self.writer.get_mut().mark();
         Ok(SegmentWritten { bytes, end: SegmentEnd { bytes: bytes - end_start, crc } })
     }
+}
+
+/// The packed offsets of a block's rows; none when they follow each other.
+fn gaps(parts: &[StoredBatch], rows: usize) -> Vec<u8> {
+    let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Vec::new() };
+    if last.offset_end().since(first.offset_start) == RowCount::of(rows) {
+        return Vec::new();
+    }
+    let offsets = parts.iter().flat_map(|part| part.row_offsets().values().to_vec());
+    EntryRuns::of_offsets(offsets.map(|offset| Offset::new(offset as u64))).packed()
 }
 
 /// The first `rows` rows of `parts`, and the others.

@@ -33,7 +33,7 @@ pub struct ManifestState {
 
 /// The single writer of a shard's partitions.
 ///
-/// Offsets are dense: they are given by [`ShardStore::append`] in call order, from the log's prefix alone, so
+/// Offsets are given densely by [`ShardStore::append`] in call order, from the log's prefix alone, so
 /// they are equal on every replica.
 #[derive(Debug)]
 pub struct ShardStore {
@@ -137,8 +137,9 @@ impl ShardStore {
         if self.topics.contains_key(&topic.topic) {
             return;
         }
+        let none = Offset::ZERO..Offset::ZERO;
         let partitions = (0..topic.partitions)
-            .map(|id| PartitionWriter::new(&topic, PartitionId::new(id), Vec::new(), Offset::ZERO, Offset::ZERO))
+            .map(|id| PartitionWriter::new(&topic, PartitionId::new(id), Vec::new(), none.clone(), Default::default()))
             .collect();
         let state = TopicState { schema_hex: encode_schema(&topic.schema).into(), storage: topic, partitions };
         self.directory.insert(state.storage.topic, state.readers());

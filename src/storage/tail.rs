@@ -45,7 +45,7 @@ impl TailBatch {
         let rowtime = RowtimeRange::of(&batch);
         let bytes = batch_bytes(&batch);
         let entries = EntryRuns::of(index, RowCount::of(batch.num_rows()));
-        let stored = StoredBatch { offset_start, batch, entries };
+        let stored = StoredBatch { offset_start, offsets: None, batch, entries };
         Self { stored, rowtime, entry_first: index, entry_last: index, bytes }
     }
 
@@ -84,6 +84,7 @@ impl TailBatch {
         let batches: Vec<RecordBatch> = parts.iter().map(|part| part.stored.batch.clone()).collect();
         let stored = StoredBatch {
             offset_start: first.stored.offset_start,
+            offsets: None,
             batch: concat(first.stored.batch.schema_ref(), &batches)?,
             entries: EntryRuns::concat(parts.iter().map(|part| &part.stored.entries)),
         };

@@ -4,7 +4,7 @@ use super::size::RowCount;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The position of an event in its partition, dense from zero.
+/// The position of an event in its partition, from zero on; dense until compaction leaves gaps.
 ///
 /// A *position* (next offset to read) is also an `Offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -30,6 +30,10 @@ impl Offset {
     /// The offset before this one, the last of a range that ends here; zero stays.
     pub const fn before(self) -> Self {
         Self(self.0.saturating_sub(1))
+    }
+    /// The offset after this one.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
     /// Rows in `start..self`; zero when `start` is past `self`.
     ///

@@ -77,8 +77,10 @@ pub struct InputBatch {
     pub source: usize,
     /// The partition.
     pub partition: PartitionId,
-    /// The offset of the first row; the others follow without gaps.
+    /// The offset of the first row.
     pub offset_start: Offset,
+    /// The offset of each row, ascending, where they do not simply follow each other.
+    pub offsets: Option<Int64Array>,
     /// The stored columns at [`Pipeline::projection`], in that order.
     pub batch: RecordBatch,
 }
@@ -284,7 +286,7 @@ impl SourceReader {
             if batch.source != 0 || batch.batch.num_columns() != self.projection.len() {
                 return Err(SqlError::internal("a batch is not of the query's source"));
             }
-            runs.push(Run { partition: batch.partition, offset_start: batch.offset_start, row_start: rows });
+            push_runs(&mut runs, batch, rows);
             rows += batch.batch.num_rows();
         }
         let inputs = self.gather(input)?;
@@ -324,6 +326,17 @@ impl SourceReader {
     }
 }
 
+/// Adds the runs of a batch whose first row is `row_start` of the step's.
+fn push_runs(runs: &mut Vec<Run>, batch: &InputBatch, row_start: usize) {
+    let partition = batch.partition;
+    runs.push(Run { partition, offset_start: batch.offset_start, row_start });
+    let offsets = batch.offsets.iter().flat_map(|offsets| offsets.values().windows(2).enumerate());
+    for (row, pair) in offsets.filter(|(_, pair)| pair[1] != pair[0] + 1) {
+        let offset_start = Offset::new(pair[1] as u64);
+        runs.push(Run { partition, offset_start, row_start: row_start + row + 1 });
+    }
+}
+
 fn tombstone_weights(tombstones: &BooleanArray) -> Weights {
     if tombstones.true_count() == 0 {
         return Weights::Ones;
@@ -344,7 +357,10 @@ fn row_offset(input: &StepInput<'_>, rows: usize) -> ArrayRef {
     let mut values = Vec::with_capacity(rows);
     for batch in &input.batches {
         let start = batch.offset_start.value() as i64;
-        values.extend(start..start + batch.batch.num_rows() as i64);
+        match &batch.offsets {
+            Some(offsets) => values.extend_from_slice(offsets.values()),
+            None => values.extend(start..start + batch.batch.num_rows() as i64),
+        }
     }
     Arc::new(Int64Array::from(values))
 }

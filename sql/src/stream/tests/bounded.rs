@@ -210,6 +210,7 @@ fn continuous(
             source: 0,
             partition: PartitionId::new(0),
             offset_start: Offset::new(start as u64),
+            offsets: None,
             batch: batch.slice(start, count).project(pipeline.projection(0)).unwrap(),
         };
         let input = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };

@@ -208,6 +208,7 @@ impl Run {
                 source: 0,
                 partition: PartitionId::new(partition),
                 offset_start: Offset::new(*offset),
+                offsets: None,
                 batch: batch.project(&projection).unwrap(),
             });
             *offset += run.len() as u64;
