@@ -12,6 +12,7 @@ mod common;
 mod crash;
 mod damage;
 mod equivalence;
+mod pipelined;
 mod protocol;
 mod script;
 mod slt;

@@ -12,13 +12,13 @@ use tokio::time::timeout;
 const STARTUP: &[u8] = b"\0\0\0\x15\0\x03\0\0user\0tester\0\0";
 
 /// A client that knows frames and nothing else.
-struct Raw {
+pub(crate) struct Raw {
     socket: TcpStream,
     key: Vec<u8>,
 }
 
 /// A message of the server: its type, and its body with zeros shown as spaces.
-type Message = (char, String);
+pub(crate) type Message = (char, String);
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![tag];
@@ -27,16 +27,16 @@ fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn query(sql: &str) -> Vec<u8> {
+pub(crate) fn query(sql: &str) -> Vec<u8> {
     frame(b'Q', format!("{sql}\0").as_bytes())
 }
 
-fn parse(name: &str, sql: &str) -> Vec<u8> {
+pub(crate) fn parse(name: &str, sql: &str) -> Vec<u8> {
     frame(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
 }
 
 /// Binds without parameters, results in text.
-fn bind(portal: &str, statement: &str) -> Vec<u8> {
+pub(crate) fn bind(portal: &str, statement: &str) -> Vec<u8> {
     frame(b'B', format!("{portal}\0{statement}\0\0\0\0\0\0\0").as_bytes())
 }
 
@@ -44,11 +44,11 @@ fn describe_portal(name: &str) -> Vec<u8> {
     frame(b'D', format!("P{name}\0").as_bytes())
 }
 
-fn execute(portal: &str, rows_max: u8) -> Vec<u8> {
+pub(crate) fn execute(portal: &str, rows_max: u8) -> Vec<u8> {
     frame(b'E', &[portal.as_bytes(), &[0, 0, 0, 0, rows_max]].concat())
 }
 
-fn sync() -> Vec<u8> {
+pub(crate) fn sync() -> Vec<u8> {
     frame(b'S', b"")
 }
 
@@ -57,7 +57,7 @@ impl Raw {
         TcpStream::connect(address).await.unwrap()
     }
 
-    async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let mut raw = Self { socket: Self::open(address).await, key: Vec::new() };
         raw.send(&[STARTUP]).await;
         loop {
@@ -70,7 +70,7 @@ impl Raw {
         }
     }
 
-    async fn send(&mut self, parts: &[&[u8]]) {
+    pub(crate) async fn send(&mut self, parts: &[&[u8]]) {
         timeout(DEADLINE, self.socket.write_all(&parts.concat())).await.expect("the server does not read").unwrap();
     }
 
@@ -98,7 +98,7 @@ impl Raw {
     }
 
     /// Messages up to ReadyForQuery, and its status as a message of its own type.
-    async fn messages(&mut self) -> Vec<Message> {
+    pub(crate) async fn messages(&mut self) -> Vec<Message> {
         let mut messages = Vec::new();
         loop {
             let (tag, body) = self.message().await;
@@ -116,13 +116,13 @@ impl Raw {
         assert_eq!(tags, expected);
     }
 
-    async fn run(&mut self, sql: &str) -> Vec<Message> {
+    pub(crate) async fn run(&mut self, sql: &str) -> Vec<Message> {
         self.send(&[&query(sql)]).await;
         self.messages().await
     }
 
     /// The one value a query gives.
-    async fn value(&mut self, sql: &str) -> String {
+    pub(crate) async fn value(&mut self, sql: &str) -> String {
         let messages = self.run(sql).await;
         let (_, row) = messages.iter().find(|(tag, _)| *tag == 'D').unwrap_or_else(|| panic!("{sql}: {messages:?}"));
         row[6..].trim_start_matches(|c: char| c.is_control() || c == ' ').to_owned()

@@ -14,15 +14,19 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use millstream_catalog::model::{ByteSize, Offset, Sequence, ShardId, SqlState, Timestamp};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
-use millstream_sql::dialect::{Insert, InsertSource, QualifiedName, Select, SequenceValue};
+use millstream_sql::dialect::{Insert, InsertSource, Parsed, QualifiedName, Select, SequenceValue, Statement};
 use millstream_sql::plan::eval_constant;
 use millstream_sql::{SqlError, types};
 use sqlparser::ast;
 use std::sync::Arc;
+
+/// Ends when a queued statement is committed, or was refused. Dropping it changes nothing.
+pub type Commit = BoxFuture<'static, Result<()>>;
 
 impl Session {
     /// The relation a statement writes.
@@ -89,6 +93,53 @@ impl Session {
 
     async fn insert_planned(&mut self, plan: &Plan, params: &[Param]) -> Result<Outcome> {
         let Plan::Insert(target) = plan else { return Err(SqlError::internal("an INSERT has no plan")) };
+        let (routed, claim) = self.planned_rows(target, params)?;
+        self.write(&target.relation, routed, claim, &target.returning).await
+    }
+
+    /// Whether a statement is of the kind that [`Session::ahead_shard`] may allow.
+    pub fn may_run_ahead(parsed: &Parsed) -> bool {
+        matches!(&parsed.statement, Statement::Insert(insert) if insert.returning.is_empty())
+    }
+
+    /// The shard that an INSERT can be queued for without waiting for its commit: one by itself, of values, that
+    /// returns nothing and whose definition still stands.
+    pub fn ahead_shard(&self, prepared: &Prepared) -> Option<ShardId> {
+        let (Plan::Insert(target), Statement::Insert(insert)) = (&prepared.plan, &prepared.parsed.statement) else {
+            return None;
+        };
+        let is_current = || {
+            let catalog = self.engine.catalog();
+            catalog
+                .relation(insert.name.as_str())
+                .is_some_and(|it| Arc::ptr_eq(it, &target.relation) || **it == *target.relation)
+        };
+        let is_alone = !self.transaction.is_open() && target.returning.is_empty();
+        (is_alone && is_current()).then_some(target.relation.shard)
+    }
+
+    /// Runs an INSERT that [`Session::ahead_shard`] allows up to its place in the queue of its shard: the tag, and what
+    /// ends when it is committed. INSERTs of one shard are committed in the order of these calls.
+    ///
+    /// # Errors
+    /// Of the rows; nothing is queued then.
+    pub async fn insert_ahead(&mut self, prepared: &Prepared, params: Vec<Param>) -> Result<(String, Commit)> {
+        prepared.check_param_count(params.len())?;
+        let Plan::Insert(target) = &prepared.plan else { return Err(SqlError::internal("an INSERT has no plan")) };
+        let (routed, claim) = self.planned_rows(target, &params)?;
+        let count: usize = routed.iter().map(|routed| routed.row_count).sum();
+        let tag = format!("INSERT 0 {count}");
+        let parts: Vec<_> = routed.into_iter().flat_map(|routed| routed.parts).collect();
+        if parts.is_empty() {
+            return Ok((tag, Box::pin(std::future::ready(Ok(())))));
+        }
+        let append = Append { parts, claims: claim.into_iter().collect(), now: self.engine.clock().now() };
+        let queued = self.engine.shard(target.relation.shard)?.append_ahead(append).await.map_err(replication_error)?;
+        Ok((tag, Box::pin(async move { queued.await.map_err(replication_error) })))
+    }
+
+    /// The rows of an INSERT of values, and what its producer says of them.
+    fn planned_rows(&self, target: &InsertTarget, params: &[Param]) -> Result<(Vec<Routed>, Option<ProducerClaim>)> {
         let now = self.engine.clock().now();
         let rows = {
             let context = target.plan.needs_eval().then(|| self.plan_context());
@@ -100,15 +151,12 @@ impl Session {
             target.plan.rows(params, &mut eval)?
         };
         let relation = &target.relation;
-        let (routed, claim) =
-            match target.sequence.map(|it| sequence_value(it, target.plan.params(), params)).transpose()? {
-                None => (vec![write::route(&self.engine, relation, rows, now)?], None),
-                Some(sequence) => {
-                    let mut numbered = self.number(relation, sequence)?;
-                    (numbered.route(&self.engine, relation, rows, now)?, numbered.finish())
-                }
-            };
-        self.write(relation, routed, claim, &target.returning).await
+        let sequence = target.sequence.map(|it| sequence_value(it, target.plan.params(), params)).transpose()?;
+        let Some(sequence) = sequence else {
+            return Ok((vec![write::route(&self.engine, relation, rows, now)?], None));
+        };
+        let mut numbered = self.number(relation, sequence)?;
+        Ok((numbered.route(&self.engine, relation, rows, now)?, numbered.finish()))
     }
 
     async fn insert_select(

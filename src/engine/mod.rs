@@ -30,7 +30,8 @@ mod transaction;
 mod write;
 
 pub use copy::{CopyIn, CopyOut};
-pub use millstream_catalog::model::SqlState;
+pub use insert::Commit;
+pub use millstream_catalog::model::{ShardId, SqlState};
 pub use millstream_catalog::{Column, SqlType};
 pub use millstream_sql::SqlError;
 pub use millstream_sql::bind::insert::Param;
@@ -52,7 +53,7 @@ use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
 use compute::Compute;
 use held::HoldingRoom;
-use millstream_catalog::model::{ByteSize, NodeId, PartitionId, ShardId};
+use millstream_catalog::model::{ByteSize, NodeId, PartitionId};
 use millstream_catalog::{Relation, Snapshot};
 use query::Supervisor;
 use registry::Registry;

@@ -31,6 +31,9 @@ const PERMIT_BYTES: usize = 1 << 10;
 /// Entries of more bytes are encoded on a blocking thread.
 const ENCODE_INLINE_BYTES: usize = 1 << 20;
 
+/// Where the answer to a queued request comes.
+pub(crate) type Answer = oneshot::Receiver<Result<Reply, ReplicationError>>;
+
 /// The write path of one shard.
 pub(crate) struct Appender {
     shard: ShardId,
@@ -69,6 +72,20 @@ impl Appender {
     /// # Cancellation
     /// Before the request is queued nothing happens; after that it is carried out unobserved.
     pub(crate) async fn submit(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+        let receiver = self.queue(request, bytes).await?;
+        self.answer(receiver).await
+    }
+
+    /// What came in by `receiver`.
+    pub(crate) async fn answer(&self, receiver: Answer) -> Result<Reply, ReplicationError> {
+        receiver.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    /// Waits for space in the queue. Requests queued one after the other are carried out in that order.
+    ///
+    /// # Cancellation
+    /// As [`Appender::submit`].
+    pub(crate) async fn queue(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Answer, ReplicationError> {
         let permits = self.acquire(bytes).await?;
         let (sender, receiver) = oneshot::channel();
         let waiting = Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } };
@@ -80,7 +97,7 @@ impl Appender {
         if let Some(taken) = taken {
             self.propose_detached(taken);
         }
-        receiver.await.unwrap_or_else(|_| Err(self.stopped()))
+        Ok(receiver)
     }
 
     async fn acquire(&self, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], ReplicationError> {

@@ -113,15 +113,20 @@ impl Core {
     }
 
     async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+        self.check_writable(bytes)?;
+        self.appender.submit(request, bytes).await
+    }
+
+    /// Whether the node runs, and has room for `bytes` of log.
+    fn check_writable(&self, bytes: usize) -> Result<(), ReplicationError> {
         if self.failure.reason().is_some() {
             return Err(self.appender.stopped());
         }
         match self.log.check_room(bytes) {
-            Ok(()) => {}
-            Err(StorageError::DiskFull) => return Err(ReplicationError::DiskFull),
-            Err(_) => return Err(self.appender.stopped()),
+            Ok(()) => Ok(()),
+            Err(StorageError::DiskFull) => Err(ReplicationError::DiskFull),
+            Err(_) => Err(self.appender.stopped()),
         }
-        self.appender.submit(request, bytes).await
     }
 
     async fn change(&self, change: Change) -> Result<Reply, ReplicationError> {
@@ -322,6 +327,25 @@ impl Shard {
             Reply::Appended(appended) if appended.offsets.is_empty() => Ok(appended),
             reply => self.appended(reply, gaps),
         }
+    }
+
+    /// Queues the rows of one statement and does not wait for them: what is queued after is appended after. The future
+    /// ends as [`Shard::append`] does; dropping it changes nothing.
+    ///
+    /// # Errors
+    /// [`ReplicationError`], when nothing was queued.
+    pub async fn append_ahead(
+        &self,
+        append: Append,
+    ) -> Result<impl Future<Output = Result<(), ReplicationError>> + Send + 'static, ReplicationError> {
+        let mut append = append;
+        let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
+        append.parts = split_empty(parts).0;
+        let bytes = bytes + append.overhead_bytes();
+        self.core.check_writable(bytes)?;
+        let answer = self.core.appender.queue(Request::Append(append), bytes).await?;
+        let core = Arc::clone(&self.core);
+        Ok(async move { core.appender.answer(answer).await.map(drop) })
     }
 
     /// The number of a producer's next row in `topic`; `None` for one that is not known.

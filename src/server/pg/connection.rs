@@ -7,6 +7,7 @@
 use crate::engine::{Session, SqlError, SqlState, TransactionStatus};
 use crate::env;
 use crate::server::admin::metrics::Meters;
+use crate::server::pg::ahead::Ahead;
 use crate::server::pg::cancel::{Interrupt, Signals, Stopping};
 use crate::server::pg::error::{self, Severity, Stop};
 use crate::server::pg::message::{self, Frontend};
@@ -29,6 +30,8 @@ pub(super) struct Connection<'a, S> {
     pub(super) statements_empty: HashSet<String>,
     pub(super) stopping: Stopping,
     pub(super) meters: Arc<Meters>,
+    /// INSERTs that are queued and not committed.
+    pub(super) ahead: Ahead,
     /// After an error in the extended protocol nothing counts until Sync.
     is_skipping: bool,
 }
@@ -37,7 +40,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     /// A connection whose client was let in.
     pub(super) fn new(wire: &'a mut Wire<S>, session: Session, stopping: Stopping, meters: Arc<Meters>) -> Self {
         let (portals, statements_empty) = (Portals::default(), HashSet::new());
-        Self { wire, session, portals, statements_empty, stopping, meters, is_skipping: false }
+        let ahead = Ahead::default();
+        Self { wire, session, portals, statements_empty, stopping, meters, ahead, is_skipping: false }
     }
 
     /// Serves the client until it leaves.
@@ -45,8 +49,23 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     /// # Errors
     /// Why the connection ends otherwise.
     pub(super) async fn run(mut self) -> Result<(), Stop> {
+        let ended = self.serve().await;
+        if let Err(Stop::Fatal(_)) = &ended {
+            // The client hears of what it sent before.
+            self.settle().await?;
+        }
+        ended
+    }
+
+    async fn serve(&mut self) -> Result<(), Stop> {
         self.welcome();
         loop {
+            if !self.ahead.is_empty() && !self.wire.has_frame() {
+                // What has arrived meanwhile may join.
+                if self.wire.read_arrived().await.is_err() || !self.wire.has_frame() {
+                    self.settle().await?;
+                }
+            }
             let frame = match self.next_frame().await {
                 Ok(frame) => frame,
                 Err(Stop::Gone) => return Ok(()),
@@ -59,6 +78,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             self.handle(message).await?;
             self.session.end_statement();
             if self.wire.is_full() {
+                self.settle().await?;
                 let signals = self.signals("");
                 self.wire.make_room(&signals).await?;
             }
@@ -161,6 +181,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     }
 
     async fn flush(&mut self) -> Result<(), Stop> {
+        self.settle().await?;
         let signals = self.signals("");
         Ok(self.wire.make_room(&signals).await?)
     }
@@ -169,6 +190,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     async fn sync(&mut self) -> Result<(), Stop> {
         let is_ok = !std::mem::take(&mut self.is_skipping);
         if self.session.is_implicit() {
+            self.settle().await?;
             let signals = self.signals("");
             match step(self.wire, &signals, self.session.end_implicit(is_ok)).await.map_err(Stop::from) {
                 Ok(Ok(())) => {}
@@ -184,7 +206,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     }
 
     /// Tells the client of an error, and of what came before it.
-    fn report(&mut self, error: &SqlError) {
+    pub(super) fn report(&mut self, error: &SqlError) {
         self.meters.failed(error.sqlstate.code());
         self.send_messages();
         error::error_response(self.wire.out(), Severity::Error, error);

@@ -22,6 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// `unknown`, which leaves a parameter's type to us, as 0 does.
 const UNKNOWN_OID: u32 = 705;
 
+/// Bytes of a Sync message.
+const SYNC_BYTES: usize = 5;
+
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Parse: a statement under a name.
     ///
@@ -171,6 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Of the statement; the portal is gone then.
     pub(super) async fn execute_portal(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
         let Some(portal) = self.portals.take(name) else {
+            self.settle().await?;
             return self.execute_cursor(name, rows_max).await;
         };
         let Some(prepared) = portal.prepared.clone() else {
@@ -181,12 +185,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let signals = self.signals(prepared.text());
         let timer = self.meters.statement();
         let (source, is_first) = match portal.state {
-            State::Open(source) => (Some(source), false),
+            State::Open(source) => {
+                self.settle().await?;
+                (Some(source), false)
+            }
             State::Done => {
                 let message = format!("portal \"{name}\" cannot be run");
                 return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message).into());
             }
             State::Bound(params) => {
+                // More comes behind the Sync that commits this by itself.
+                let shard =
+                    if rows_max == 0 && self.is_followed(true) { self.session.ahead_shard(&prepared) } else { None };
+                if let Some(shard) = shard {
+                    if !self.ahead.takes(shard) {
+                        self.settle().await?;
+                    }
+                    let queued = step(self.wire, &signals, self.session.insert_ahead(&prepared, params)).await??;
+                    self.run_ahead(shard, queued, timer);
+                    let portal = Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done };
+                    self.portals.put_back(name, portal);
+                    return Ok(());
+                }
+                self.settle().await?;
                 // A Sync right behind commits by itself what came alone.
                 if self.wire.input().first() != Some(&b'S') {
                     self.session.begin_pipeline();
@@ -209,6 +230,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state });
         Ok(())
+    }
+
+    /// Whether more messages are at hand behind this one, or behind the Sync after it.
+    pub(super) fn is_followed(&self, by_sync: bool) -> bool {
+        let input = self.wire.input();
+        if by_sync { input.first() == Some(&b'S') && input.len() > SYNC_BYTES } else { !input.is_empty() }
     }
 
     /// Completes an outcome without rows; gives back the rows of one with.

@@ -4,6 +4,7 @@
 //! (`startup`), messages (`message`, `reply`, `wire`) and statements (`simple`, `extended`, `copy`, `pump`).
 //! The node starts and stops it. A crash loses connections and nothing else.
 
+mod ahead;
 mod cancel;
 mod connection;
 mod copy;

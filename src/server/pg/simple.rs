@@ -4,7 +4,7 @@
 //! PostgreSQL, unless the text says otherwise; the first error ends the text. Leaves out rows (`pump`) and
 //! copy data (`copy`).
 
-use crate::engine::{Outcome, Parsed, Rows, SqlError, SqlState, Via};
+use crate::engine::{Outcome, Parsed, Rows, Session, SqlError, SqlState, Via};
 use crate::server::pg::cancel::Signals;
 use crate::server::pg::connection::{Connection, step};
 use crate::server::pg::error::Stop;
@@ -24,12 +24,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         self.statements_empty.remove("");
         self.portals.take("");
         let signals = self.signals(sql);
-        let statements = step(self.wire, &signals, self.session.parse(sql)).await??;
+        let mut statements = step(self.wire, &signals, self.session.parse(sql)).await??;
         if statements.is_empty() {
             reply::bare(self.wire.out(), Bare::EmptyQuery);
             return Ok(());
         }
         let is_several = statements.len() > 1;
+        if is_several || self.session.is_implicit() || !self.is_followed(false) {
+            self.settle().await?;
+        } else if self.run_one_ahead(&mut statements).await? {
+            return Ok(());
+        }
         let result = self.run_all(statements, is_several).await;
         // One statement may end a pipeline.
         if self.session.is_implicit() {
@@ -41,6 +46,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         self.finish(result?);
         Ok(())
+    }
+
+    /// Queues the one statement of a text, if it may run ahead.
+    async fn run_one_ahead(&mut self, statements: &mut Vec<Parsed>) -> Result<bool, Stop> {
+        if !statements.first().is_some_and(Session::may_run_ahead) {
+            self.settle().await?;
+            return Ok(false);
+        }
+        let Some(parsed) = statements.pop() else { return Ok(false) };
+        let signals = self.signals(&parsed.text);
+        let timer = self.meters.statement();
+        let prepared = step(self.wire, &signals, self.session.prepare(parsed.clone(), &[])).await??;
+        let shard = if prepared.params().is_empty() { self.session.ahead_shard(&prepared) } else { None };
+        let Some(shard) = shard else {
+            self.settle().await?;
+            statements.push(parsed);
+            return Ok(false);
+        };
+        if !self.ahead.takes(shard) {
+            self.settle().await?;
+        }
+        let queued = step(self.wire, &signals, self.session.insert_ahead(&prepared, Vec::new())).await??;
+        self.run_ahead(shard, queued, timer);
+        Ok(true)
     }
 
     /// Runs the statements; gives the last one's tag, which is sent once all are committed.

@@ -95,6 +95,8 @@ pub(super) struct Wire<S> {
     skipping: Option<(Frame, usize)>,
     output: Vec<u8>,
     written: usize,
+    /// Output that waits for something before it; while there is some, more goes behind it.
+    held: Option<Vec<u8>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -109,6 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             skipping: None,
             output: Vec::new(),
             written: 0,
+            held: None,
         }
     }
 
@@ -119,12 +122,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Where messages to the client are appended.
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
-        &mut self.output
+        self.held.as_mut().unwrap_or(&mut self.output)
+    }
+
+    /// Holds output back from now on; how much is held already.
+    pub(super) fn hold_back(&mut self) -> usize {
+        self.held.get_or_insert_default().len()
+    }
+
+    /// What was held back; output is sent again from now on.
+    pub(super) fn held_back(&mut self) -> Vec<u8> {
+        self.held.take().unwrap_or_default()
+    }
+
+    /// Whether a whole frame, or the beginning of copy data, was read already.
+    pub(super) fn has_frame(&self) -> bool {
+        let whole = |(_, len)| self.input.len() >= 5 + len;
+        self.copy_left > 0 || self.skipping.is_some() || self.header().is_ok_and(|header| header.is_some_and(whole))
     }
 
     /// Whether output has reached the size at which it should be written.
     pub(super) fn is_full(&self) -> bool {
-        self.output.len() - self.written >= OUTPUT_BYTES_TARGET
+        let held = self.held.as_ref().map_or(0, Vec::len);
+        held.max(self.output.len() - self.written) >= OUTPUT_BYTES_TARGET
     }
 
     /// Bytes that came and were not read as anything yet.
