@@ -148,6 +148,19 @@ impl SqlType {
         })
     }
 
+    /// True if values of this type are, or have inside of them, values of type `other`.
+    pub fn has(&self, other: &Self) -> bool {
+        match self {
+            Self::Array(item) => item.has(other),
+            plain => plain == other,
+        }
+    }
+
+    /// True where values can be compared: not those of `json`, or with it inside.
+    pub fn has_equality(&self) -> bool {
+        !self.has(&Self::Json)
+    }
+
     fn of_metadata(text: &str) -> Option<Self> {
         let length = |prefix: &str| -> Option<u32> { text.strip_prefix(prefix)?.strip_suffix(')')?.parse().ok() };
         match text {

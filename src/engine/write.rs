@@ -15,7 +15,7 @@ use millstream_catalog::model::{Offset, PartitionId, SqlState, Timestamp, TopicI
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::insert::InsertRows;
-use millstream_sql::types::{ColumnEncoder, canonical};
+use millstream_sql::types::{ColumnEncoder, canonical_of};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -132,12 +132,11 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
 /// Gives equal keys the same bytes.
 fn with_equal_keys(key: &[usize], stored: RecordBatch) -> Result<RecordBatch, SqlError> {
     let schema = stored.schema();
-    if !key.iter().any(|i| schema.field(*i).data_type().is_floating()) {
-        return Ok(stored);
-    }
     let mut columns = stored.columns().to_vec();
     for i in key {
-        columns[*i] = canonical(Arc::clone(&columns[*i]));
+        if let Some(sql_type) = SqlType::of(schema.field(*i)) {
+            columns[*i] = canonical_of(Arc::clone(&columns[*i]), &sql_type).map_err(SqlError::from)?;
+        }
     }
     RecordBatch::try_new(schema, columns).map_err(internal)
 }

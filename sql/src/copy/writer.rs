@@ -6,9 +6,9 @@ use super::decoder::BYTE_ORDER_MARK;
 use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions};
 use crate::error::SqlError;
 use crate::plan::ResultColumn;
+use crate::types::ColumnEncoder;
 use crate::types::json::write_string;
-use crate::types::{ColumnEncoder, write_timestamp_with};
-use millstream_catalog::SqlType;
+use crate::types::json_value::write_json;
 use millstream_catalog::model::SqlState;
 
 /// Writes one line for each row.
@@ -139,7 +139,14 @@ impl LineWriter {
                 out.push(b',');
             }
             out.extend_from_slice(&self.keys[at]);
-            json_value(encoder, row, scratch, out);
+            let start = out.len();
+            write_json(encoder, row, scratch, out);
+            // Line endings in JSON are white space between tokens; one object is one line.
+            for byte in &mut out[start..] {
+                if matches!(byte, b'\n' | b'\r') {
+                    *byte = b' ';
+                }
+            }
         }
         out.push(b'}');
     }
@@ -164,65 +171,4 @@ fn text_field(value: &[u8], delimiter: u8, out: &mut Vec<u8>) {
         };
         out.extend_from_slice(&[b'\\', letter]);
     }
-}
-
-/// One JSON value, as PostgreSQL's `to_json` has it.
-fn json_value(encoder: &ColumnEncoder, row: usize, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
-    if encoder.is_null(row) {
-        out.extend_from_slice(b"null");
-        return;
-    }
-    if let Some((items, range)) = encoder.items(row) {
-        out.push(b'[');
-        for (i, item) in range.enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            json_value(items, item, scratch, out);
-        }
-        out.push(b']');
-        return;
-    }
-    let start = out.len();
-    match encoder.sql_type() {
-        SqlType::Boolean => {
-            scratch.clear();
-            encoder.text(row, scratch);
-            out.extend_from_slice(if scratch.as_slice() == b"t" { b"true" } else { b"false" });
-        }
-        SqlType::SmallInt | SqlType::Integer | SqlType::BigInt | SqlType::Numeric { .. } => {
-            encoder.text(row, out);
-        }
-        SqlType::Real | SqlType::Double => {
-            encoder.text(row, out);
-            // NaN and the infinities are no JSON numbers.
-            if matches!(out.last(), Some(b'N' | b'y')) {
-                out.insert(start, b'"');
-                out.push(b'"');
-            }
-        }
-        SqlType::Json | SqlType::Jsonb => {
-            encoder.text(row, out);
-            // Line endings in JSON are white space between tokens; one object is one line.
-            for byte in &mut out[start..] {
-                if matches!(byte, b'\n' | b'\r') {
-                    *byte = b' ';
-                }
-            }
-        }
-        SqlType::Timestamp | SqlType::TimestampTz => json_timestamp(encoder, row, out),
-        _ => {
-            scratch.clear();
-            encoder.text(row, scratch);
-            write_string(scratch, out);
-        }
-    }
-}
-
-/// `"2001-01-01T00:47:00+00:00"`
-fn json_timestamp(encoder: &ColumnEncoder, row: usize, out: &mut Vec<u8>) {
-    let zone: &[u8] = if *encoder.sql_type() == SqlType::TimestampTz { b"+00:00" } else { b"" };
-    out.push(b'"');
-    write_timestamp_with(encoder.timestamp_micros(row).unwrap_or(0), b'T', zone, out);
-    out.push(b'"');
 }

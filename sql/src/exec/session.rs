@@ -7,9 +7,9 @@ use crate::error::SqlError;
 use crate::plan::PlanSettings;
 use arrow::array::RecordBatch;
 use arrow::array::RecordBatchOptions;
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::Schema;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
@@ -17,7 +17,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext};
 use datafusion::physical_expr::create_physical_expr;
@@ -66,24 +66,9 @@ pub(super) fn optimizer(state: &SessionState, plan: &LogicalPlan) -> Result<Opti
     Ok(Optimizer::with_rules(rules))
 }
 
-/// Sorts intervals by their length.
-fn intervals_by_length(node: LogicalPlan) -> datafusion::common::Result<Transformed<LogicalPlan>> {
-    let LogicalPlan::Sort(mut sort) = node else { return Ok(Transformed::no(node)) };
-    let mut is_changed = false;
-    for key in &mut sort.expr {
-        if matches!(key.expr.get_type(sort.input.schema())?, DataType::Interval(_)) {
-            let expr = std::mem::take(&mut key.expr);
-            key.expr = crate::function::span::function().call(vec![expr]);
-            is_changed = true;
-        }
-    }
-    let node = LogicalPlan::Sort(sort);
-    Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })
-}
-
 /// Resolves what is left open and coerces types.
 pub(crate) fn analyze(plan: LogicalPlan) -> Result<LogicalPlan, SqlError> {
-    let plan = plan.transform_up_with_subqueries(intervals_by_length)?.data;
+    let plan = plan.transform_up_with_subqueries(crate::plan::equality::step)?.data;
     Ok(Analyzer::new().execute_and_check(plan, &ConfigOptions::default(), |_, _| {})?)
 }
 

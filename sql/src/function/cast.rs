@@ -5,7 +5,9 @@
 
 use super::errors::{external, fail};
 use crate::error::SqlError;
-use crate::types::{ColumnBuilder, assign_array, is_assignable};
+use crate::types::json::JsonKind;
+use crate::types::json_path::{Part, kind_name};
+use crate::types::{ColumnBuilder, assign_array, integer_literal, is_assignable};
 use arrow::array::{Array, ArrayRef, AsArray, new_null_array};
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue};
@@ -41,10 +43,12 @@ fn is_string(sql_type: &SqlType) -> bool {
 
 /// True if `from` can be cast explicitly to `to`.
 pub fn is_castable(from: &SqlType, to: &SqlType) -> bool {
+    use SqlType::{BigInt, Boolean, Double, Integer, Numeric, Real, SmallInt};
     let is_bool = |one: &SqlType, other: &SqlType| *one == SqlType::Boolean && *other == SqlType::Integer;
     match (from, to) {
         (from, _) if is_string(from) => true,
         (SqlType::Array(from), SqlType::Array(to)) => is_castable(from, to),
+        (SqlType::Jsonb, Boolean | SmallInt | Integer | BigInt | Real | Double | Numeric { .. }) => true,
         _ => is_assignable(from, to) || is_bool(from, to) || is_bool(to, from),
     }
 }
@@ -67,6 +71,7 @@ pub fn cast_array(array: &ArrayRef, from: &SqlType, to: &SqlType) -> Result<Arra
         (SqlType::Boolean, SqlType::Integer) | (SqlType::Integer, SqlType::Boolean) => {
             arrow::compute::cast(array, &to.arrow()).map_err(|_| SqlError::internal("a boolean cast failed"))
         }
+        (SqlType::Jsonb, to) if !is_assignable(from, to) => from_jsonb(&utf8(array)?, to),
         (from, SqlType::Varchar(length) | SqlType::Char(length)) => {
             let text = cast_array(array, from, &SqlType::Text)?;
             read(&shortened(&text, *length)?, to)
@@ -111,6 +116,33 @@ fn read(text: &ArrayRef, to: &SqlType) -> Result<ArrayRef, SqlError> {
         match value {
             Some(value) => builder.append_text(value.as_bytes())?,
             None => builder.append_null(),
+        }
+    }
+    Ok(builder.finish())
+}
+
+/// The numbers or booleans that `jsonb` values are.
+fn from_jsonb(texts: &ArrayRef, to: &SqlType) -> Result<ArrayRef, SqlError> {
+    let mut builder = ColumnBuilder::new(to, texts.len());
+    for text in texts.as_string::<i32>() {
+        let Some(text) = text else {
+            builder.append_null();
+            continue;
+        };
+        let part = Part::whole(text.as_bytes())?;
+        let is_number = part.kind == JsonKind::Number;
+        match (part.kind, to) {
+            (JsonKind::True | JsonKind::False, SqlType::Boolean) => builder.append_text(part.raw)?,
+            (_, SqlType::SmallInt | SqlType::Integer | SqlType::BigInt) if is_number => {
+                builder.append_scalar(&integer_literal(text.trim(), to)?)?;
+            }
+            (_, to) if is_number && *to != SqlType::Boolean => builder.append_text(part.raw)?,
+            _ => {
+                let kind = if is_number { "numeric" } else { kind_name(part.kind) };
+                let to = if let SqlType::Numeric { .. } = to { "numeric".to_owned() } else { to.to_string() };
+                let fact = format!("cannot cast jsonb {kind} to type {to}");
+                return Err(SqlError::new(SqlState::InvalidParameterValue, fact));
+            }
         }
     }
     Ok(builder.finish())
@@ -168,6 +200,57 @@ impl ScalarUDFImpl for CastFunction {
     }
 }
 
+/// A value of an expression whose SQL type the engine forgets.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Typed {
+    sql_type: SqlType,
+    name: String,
+    signature: Signature,
+}
+
+/// `expr`, whose values are stored as `sql_type` is, with that type.
+pub(crate) fn with_type(expr: Expr, sql_type: &SqlType) -> Expr {
+    let is_known = SqlType::of_arrow(&sql_type.arrow()).as_ref() == Some(sql_type);
+    // The length of a text does not outlive its column.
+    if is_known || matches!(sql_type, SqlType::Varchar(_) | SqlType::Char(_)) {
+        return expr;
+    }
+    let signature = Signature::any(1, Volatility::Immutable);
+    let typed = Typed { sql_type: sql_type.clone(), name: format!("$type {sql_type}"), signature };
+    ScalarUDF::new_from_impl(typed).call(vec![expr])
+}
+
+impl ScalarUDFImpl for Typed {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn display_name(&self, args: &[Expr]) -> Result<String> {
+        Ok(args.first().map_or_else(|| self.name.clone(), ToString::to_string))
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(self.sql_type.arrow())
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        let is_nullable = args.arg_fields.iter().any(|field| field.is_nullable());
+        Ok(Arc::new(self.sql_type.field(&self.name, is_nullable)))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let [value] = <[ColumnarValue; 1]>::try_from(args.args).map_err(|_| bad_argument(&self.name))?;
+        match value.data_type() == self.sql_type.arrow() {
+            true => Ok(value),
+            false => value.cast_to(&self.sql_type.arrow(), None),
+        }
+    }
+}
+
 /// A value with its SQL type.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Constant {
@@ -188,6 +271,12 @@ pub fn constant_function(value: ScalarValue, sql_type: &SqlType) -> ScalarUDF {
 pub fn constant_value(expr: &Expr) -> Option<&ScalarValue> {
     let Expr::ScalarFunction(call) = expr else { return None };
     call.func.inner().downcast_ref::<Constant>().map(|constant| &constant.value)
+}
+
+/// The type of a call that [`constant_function`] made.
+pub fn constant_type(expr: &Expr) -> Option<&SqlType> {
+    let Expr::ScalarFunction(call) = expr else { return None };
+    call.func.inner().downcast_ref::<Constant>().map(|constant| &constant.sql_type)
 }
 
 impl ScalarUDFImpl for Constant {

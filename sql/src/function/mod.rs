@@ -6,6 +6,7 @@
 pub mod arith;
 mod around;
 mod bounded;
+pub(crate) mod by_value;
 pub mod cast;
 mod decimal;
 mod domain;
@@ -13,6 +14,7 @@ mod encode;
 pub mod errors;
 mod exact;
 mod extract;
+pub(crate) mod json;
 mod pattern;
 mod rounding;
 mod series;
@@ -84,6 +86,7 @@ impl Registry {
         own.extend(text::functions());
         own.extend(pattern::functions());
         own.extend(encode::functions());
+        own.extend(json::functions());
         let mut wrap = |names: &[&str], call| {
             own.extend(names.iter().filter_map(|name| Some(around::around(scalars.get(*name)?, call))));
         };

@@ -6,10 +6,13 @@
 
 mod pipeline;
 
+mod access;
 mod any;
 mod constant;
 mod continuous;
+pub(crate) mod equality;
 mod from;
+mod json;
 mod lateral;
 mod names;
 mod operator;

@@ -6,14 +6,15 @@
 
 use crate::error::{Near, SqlError};
 use crate::function::arith::Arithmetic;
-use crate::function::cast::{cast_function, constant_value};
+use crate::function::by_value::key_function;
+use crate::function::cast::{cast_function, constant_function, constant_value};
 use crate::function::errors::external;
 use crate::function::registry;
 use crate::types::{scalar_null, scalar_text};
 use datafusion::common::{DFSchema, DataFusionError, ExprSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawFieldAccessExpr};
-use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, GetFieldAccess, Operator, ScalarUDF};
+use datafusion::logical_expr::{BinaryExpr, Expr, ExprSchemable, Operator, ScalarUDF};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::BinaryOperator;
@@ -36,32 +37,26 @@ impl ExprPlanner for Operators {
         {
             return Ok(PlannerResult::Planned(expr));
         }
+        if let Some(expr) = super::json::operator(&op, &left, &right, schema)? {
+            return Ok(PlannerResult::Planned(expr));
+        }
         match plan(&op, left.clone(), right.clone(), schema)? {
             Some(expr) => Ok(PlannerResult::Planned(expr)),
             None => Ok(PlannerResult::Original(RawBinaryExpr { op, left, right })),
         }
     }
 
-    fn plan_field_access(&self, raw: RawFieldAccessExpr, _: &DFSchema) -> Result<PlannerResult<RawFieldAccessExpr>> {
-        Ok(PlannerResult::Planned(element(raw.expr, raw.field_access)?))
+    fn plan_field_access(
+        &self,
+        raw: RawFieldAccessExpr,
+        schema: &DFSchema,
+    ) -> Result<PlannerResult<RawFieldAccessExpr>> {
+        super::access::access(raw.expr, raw.field_access, schema).map(PlannerResult::Planned)
     }
 }
 
-fn array_function(name: &str) -> Result<Arc<ScalarUDF>> {
+pub(super) fn array_function(name: &str) -> Result<Arc<ScalarUDF>> {
     registry().scalar(name).ok_or_else(|| external(SqlError::internal("an array function is missing")))
-}
-
-/// `array[index]` and `array[from:to]`.
-fn element(expr: Expr, access: GetFieldAccess) -> Result<Expr> {
-    match access {
-        GetFieldAccess::ListIndex { key } => Ok(array_function("array_element")?.call(vec![expr, *key])),
-        GetFieldAccess::ListRange { start, stop, .. } => {
-            Ok(array_function("array_slice")?.call(vec![expr, *start, *stop]))
-        }
-        GetFieldAccess::NamedStructField { .. } => {
-            Err(external(SqlError::unsupported("a field of a value", "use columns, or json text")))
-        }
-    }
 }
 
 /// The type of an expression; `None` for a literal or parameter that takes any.
@@ -93,7 +88,12 @@ pub(super) fn convert(expr: Expr, from: Option<&SqlType>, to: &SqlType) -> Resul
                 return Ok(typed(ScalarValue::Utf8(Some(text))));
             }
             let value = scalar_text(to, text.as_bytes());
-            Ok(typed(value.map_err(|error| external(error.near(Near::Literal(text))))?))
+            let value = value.map_err(|error| external(error.near(Near::Literal(text))))?;
+            // A literal alone would be text.
+            Ok(match to.has(&SqlType::Jsonb) || to.has(&SqlType::Json) {
+                true => constant_function(value, to).call(Vec::new()),
+                false => typed(value),
+            })
         }
         (Expr::Literal(ScalarValue::Null | ScalarValue::Utf8(None), _), None) => {
             Ok(typed(scalar_null(to).map_err(external)?))
@@ -180,7 +180,7 @@ pub(super) fn comparable(left: &SqlType, right: &SqlType) -> Option<(SqlType, Sq
     let both = |sql_type: SqlType| Some((sql_type.clone(), sql_type));
     match (left, right) {
         (left, right) if is_string(left) && is_string(right) => both(SqlType::Text),
-        (SqlType::Json, SqlType::Json) => None,
+        (left, _) if !left.has_equality() => None,
         (left, right) if left == right => both(left.clone()),
         (Date | Timestamp, Date | Timestamp) => both(Timestamp),
         (Date | Timestamp | TimestampTz, Date | Timestamp | TimestampTz) => both(TimestampTz),
@@ -314,13 +314,14 @@ pub(super) fn compare_operands(op: &str, left: Expr, right: Expr, schema: &dyn E
         return Err(no_operator(op, lt.as_ref(), rt.as_ref()));
     };
     let (left, right) = (convert(left, lt.as_ref(), &to_left)?, convert(right, rt.as_ref(), &to_right)?);
-    Ok((by_length(left, &to_left), by_length(right, &to_right)))
+    Ok((by_value(left, &to_left), by_value(right, &to_right)))
 }
 
-/// A value to be compared: of an interval, its length.
-pub(super) fn by_length(expr: Expr, sql_type: &SqlType) -> Expr {
-    match sql_type {
-        SqlType::Interval => crate::function::span::function().call(vec![expr]),
+/// A value to be compared: of an interval its length, of a `jsonb` its key.
+pub(super) fn by_value(expr: Expr, sql_type: &SqlType) -> Expr {
+    match (sql_type, key_function(sql_type)) {
+        (SqlType::Interval, _) => crate::function::span::function().call(vec![expr]),
+        (_, Some(key)) => key.call(vec![expr]),
         _ => expr,
     }
 }

@@ -4,9 +4,10 @@
 //! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
 
 use super::from::binary;
-use super::operator::{as_numeric, boolean, by_length, comparable, convert, folded, type_of, unfilled};
+use super::operator::{as_numeric, boolean, by_value, comparable, convert, folded, no_operator, type_of, unfilled};
 use super::refuse;
 use crate::error::{Near, SqlError};
+use crate::function::cast::{constant_type, with_type};
 use crate::function::errors::external;
 use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
@@ -69,7 +70,7 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         return Ok(None);
     }
     Ok(Some(match expr {
-        Expr::Case(case) => Expr::Case(self::case(case, schema)?),
+        Expr::Case(case) => self::case(case, schema)?,
         // The planner names a call after the text of its arguments where the function has another name than the call: names
         // in names would double with each cast inside of another.
         Expr::Alias(alias) if is_cast(&alias.expr) => *alias.expr,
@@ -84,10 +85,11 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         }
         Expr::Like(like) => Expr::Like(self::like(like, schema)?),
         Expr::Not(inner) => Expr::Not(Box::new(boolean(*inner, schema, "NOT")?)),
-        Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => {
-            Expr::ScalarFunction(self::call(call, schema)?)
-        }
+        Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => self::call(call, schema)?,
         Expr::ScalarFunction(call) => {
+            if let Some(expr) = super::json::function(&call, schema)? {
+                return Ok(Some(expr));
+            }
             let call = without_blanks(with_literals(call), schema)?;
             with_result_type(Expr::ScalarFunction(call), schema)?
         }
@@ -101,8 +103,17 @@ fn is_cast(expr: &Expr) -> bool {
 
 /// A call with its constant arguments as literals: some functions are typed by them, and the type must not change later.
 fn with_literals(call: ScalarFunction) -> ScalarFunction {
-    let literal = |arg: Expr| folded(&arg).map_or(arg, |value| Expr::Literal(value, None));
+    // A literal has no other type than its value's.
+    let literal = |arg: Expr| match folded(&arg) {
+        Some(value) if !has_own_type(&arg) => Expr::Literal(value, None),
+        _ => arg,
+    };
     ScalarFunction { args: call.args.into_iter().map(literal).collect(), func: call.func }
+}
+
+/// True for a constant of a type that its value alone does not tell.
+fn has_own_type(arg: &Expr) -> bool {
+    constant_type(arg).is_some_and(|sql_type| SqlType::of_arrow(&sql_type.arrow()).as_ref() != Some(sql_type))
 }
 
 /// A call with each `char(n)` as text, which loses the blanks at its end.
@@ -117,6 +128,7 @@ fn without_blanks(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunct
 
 /// A call with the result type PostgreSQL gives it, where the library's differs.
 fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    let expr = super::equality::call(expr, schema)?;
     let wanted = match &expr {
         // Set-returning: its type is that of a row, known later.
         Expr::Unnest(_) => return Ok(expr),
@@ -182,25 +194,27 @@ pub(super) fn union(left: &SqlType, right: &SqlType) -> Option<SqlType> {
     comparable(left, right).and_then(|(left, right)| (left == right).then_some(left))
 }
 
-/// All `exprs` as their common type.
-fn agree(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
+/// All `exprs` as their common type, and that type.
+fn agree(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<(Vec<Expr>, SqlType)> {
     let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
     let known: Vec<SqlType> = types.iter().flatten().cloned().collect();
     let common = common_type(&known, what).map_err(external)?;
-    exprs.into_iter().zip(types).map(|(expr, from)| convert(expr, from.as_ref(), &common)).collect()
+    let exprs = exprs.into_iter().zip(types).map(|(expr, from)| convert(expr, from.as_ref(), &common));
+    Ok((exprs.collect::<Result<_>>()?, common))
 }
 
 /// Expressions of one type, to be compared with each other.
 fn compared(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>> {
-    let exprs = agree(unfilled(exprs, schema)?, what, schema)?;
-    let by_length = |expr: Expr| match type_of(&expr, schema)? {
-        Some(sql_type) => Ok(by_length(expr, &sql_type)),
+    let (exprs, _) = agree(unfilled(exprs, schema)?, what, schema)?;
+    let by_value = |expr: Expr| match type_of(&expr, schema)? {
+        Some(sql_type) if !sql_type.has_equality() => Err(no_operator("=", Some(&sql_type), Some(&sql_type))),
+        Some(sql_type) => Ok(by_value(expr, &sql_type)),
         None => Ok(expr),
     };
-    exprs.into_iter().map(by_length).collect()
+    exprs.into_iter().map(by_value).collect()
 }
 
-fn case(case: Case, schema: &DFSchema) -> Result<Case> {
+fn case(case: Case, schema: &DFSchema) -> Result<Expr> {
     let mut whens = Vec::new();
     let mut results = Vec::new();
     let has_operand = case.expr.is_some();
@@ -217,10 +231,10 @@ fn case(case: Case, schema: &DFSchema) -> Result<Case> {
     whens.extend(values.map(Box::new));
     let has_else = case.else_expr.is_some();
     results.extend(case.else_expr.map(|expr| *expr));
-    let mut results = agree(results, "CASE", schema)?;
+    let (mut results, common) = agree(results, "CASE", schema)?;
     let else_expr = if has_else { results.pop().map(Box::new) } else { None };
     let when_then_expr = whens.into_iter().zip(results.into_iter().map(Box::new)).collect();
-    Ok(Case { expr: operand, when_then_expr, else_expr })
+    Ok(with_type(Expr::Case(Case { expr: operand, when_then_expr, else_expr }), &common))
 }
 
 fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
@@ -229,7 +243,12 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
     let exprs = unfilled(exprs, schema)?;
     let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
     // The column's own type is enough where every constant fits it: no column is cast.
-    if let Some(Some(column)) = types.first().filter(|column| **column != Some(SqlType::Interval)) {
+    let is_plain = |column: &&Option<SqlType>| {
+        column
+            .as_ref()
+            .is_some_and(|column| *column != SqlType::Interval && column.has_equality() && !column.has(&SqlType::Jsonb))
+    };
+    if let Some(Some(column)) = types.first().filter(is_plain) {
         let fits = |expr: &Expr| super::operator::fits(expr, column);
         let rest = exprs.iter().zip(&types).skip(1);
         if rest.clone().all(|(expr, from)| from.is_none() || from.as_ref() == Some(column) || fits(expr)) {
@@ -272,8 +291,29 @@ fn like(like: Like, schema: &DFSchema) -> Result<Like> {
     Ok(Like { expr: text(like.expr.clone(), false)?, pattern: text(like.pattern.clone(), true)?, ..like })
 }
 
-fn call(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunction> {
-    let what = call.func.name().to_uppercase();
-    let args = agree(call.args, &what, schema)?;
-    Ok(ScalarFunction { func: call.func, args })
+fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
+    let name = call.func.name().to_owned();
+    let what = name.to_uppercase();
+    let (args, common) = agree(call.args, &what, schema)?;
+    let compares = name != "coalesce";
+    if compares && !common.has_equality() {
+        return Err(no_operator("=", Some(&common), Some(&common)));
+    }
+    let is_by_key = compares && common.has(&SqlType::Jsonb);
+    Ok(match args.as_slice() {
+        [left, right] if is_by_key && name == "nullif" => {
+            let is_equal = by_value(left.clone(), &common).eq(by_value(right.clone(), &common));
+            let null = Box::new(Expr::Literal(crate::types::scalar_null(&common).map_err(external)?, None));
+            let when = vec![(Box::new(is_equal), null)];
+            with_type(
+                Expr::Case(Case { expr: None, when_then_expr: when, else_expr: Some(Box::new(left.clone())) }),
+                &common,
+            )
+        }
+        _ if is_by_key => {
+            let fact = format!("{what} of {common}");
+            return Err(external(SqlError::unsupported(fact, "use CASE WHEN a > b THEN a ELSE b END")));
+        }
+        _ => with_type(Expr::ScalarFunction(ScalarFunction { func: call.func, args }), &common),
+    })
 }

@@ -299,7 +299,8 @@ fn no_function(name: &str) -> SqlError {
         .hint("SHOW FUNCTIONS lists those there are")
 }
 
-/// Parameters of unknown type are text where every value of their column is one of unknown type.
+/// Values of unknown type in a column of VALUES have the type that another row's is cast to; where every value is of
+/// unknown type, parameters are text.
 pub(super) fn type_values(rows: &mut [Parens<Vec<Expr>>], declared: &[Option<SqlType>]) {
     let is_untyped = |expr: &Expr| match expr {
         Expr::Value(value) => match &value.value {
@@ -315,6 +316,16 @@ pub(super) fn type_values(rows: &mut [Parens<Vec<Expr>>], declared: &[Option<Sql
     let width = rows.iter().map(|row| row.content.len()).min().unwrap_or(0);
     for column in 0..width {
         if !rows.iter().all(|row| is_untyped(&row.content[column])) {
+            let given = rows.iter().find_map(|row| match &row.content[column] {
+                Expr::Cast { data_type, .. } => Some(data_type.clone()),
+                Expr::TypedString(typed) => Some(typed.data_type.clone()),
+                _ => None,
+            });
+            let untyped = rows.iter_mut().map(|row| &mut row.content[column]).filter(|expr| is_untyped(expr));
+            if let Some(data_type) = given {
+                untyped
+                    .for_each(|expr| *expr = refuse::cast(std::mem::replace(expr, refuse::null()), data_type.clone()));
+            }
             continue;
         }
         for row in rows.iter_mut() {

@@ -11,7 +11,7 @@ use super::datetime;
 use super::error::ValueError;
 use super::interval::{Interval, parse_interval};
 use super::numeric::{Shape, parse_numeric, parse_numeric_binary};
-use super::{json, number, text};
+use super::{json, json_node, number, text};
 use arrow::array::{
     ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder, Float32Builder,
     Float64Builder, Int16Builder, Int32Builder, Int64Builder, IntervalMonthDayNanoBuilder, ListArray,
@@ -405,7 +405,7 @@ fn push_padded(sink: &mut StringBuilder, value: &str, n: u32, scratch: &mut Vec<
 fn push_jsonb(sink: &mut StringBuilder, value: &[u8], scratch: &mut Vec<u8>) -> Result<(), ValueError> {
     text::check_text(value)?;
     scratch.clear();
-    json::normalise(value, scratch)?;
+    json_node::normalise(value, scratch)?;
     push_str(sink, text::check_text(scratch)?)
 }
 

@@ -1,12 +1,18 @@
-//! One form for values that are equal but not the same bytes.
+//! One form for values that are equal but not the same bytes, and keys with the order of values.
 //!
 //! Keys and groups are compared as bytes. Leaves out where that is needed. Pure.
 
-use arrow::array::{Array, ArrayRef, Float32Array, Float64Array};
+use super::error::ValueError;
+use super::json_node::{canonicalise, parse, sort_key};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Float32Array, Float64Array, ListArray, StringArray};
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
+use millstream_catalog::SqlType;
 use std::sync::Arc;
 
 /// `array` with one form of zero and of NaN, so that values that are equal in SQL are equal bytes.
+///
+/// For columns whose SQL type is known, [`canonical_of`] does more.
 pub fn canonical(array: ArrayRef) -> ArrayRef {
     match array.data_type() {
         DataType::Float64 => match array.as_any().downcast_ref::<Float64Array>() {
@@ -22,6 +28,80 @@ pub fn canonical(array: ArrayRef) -> ArrayRef {
             None => array,
         },
         _ => array,
+    }
+}
+
+/// As [`canonical`], for a column of `sql_type`: `jsonb` too, also inside of arrays and structs.
+///
+/// # Errors
+/// 22003 for a number in a `jsonb` that no numeric holds.
+pub fn canonical_of(array: ArrayRef, sql_type: &SqlType) -> Result<ArrayRef, ValueError> {
+    match sql_type {
+        SqlType::Jsonb => {
+            let Some(texts) = texts(&array) else { return Ok(array) };
+            if !texts.value_data().contains(&b'.') {
+                return Ok(array);
+            }
+            let one = |text: Option<&str>| text.map(canonical_json).transpose();
+            Ok(Arc::new(texts.iter().map(one).collect::<Result<StringArray, _>>()?))
+        }
+        _ => inside(array, sql_type, &canonical_of).map(canonical),
+    }
+}
+
+/// The type of [`sort_key_of`].
+pub(crate) fn sort_key_type(sql_type: &SqlType) -> SqlType {
+    match sql_type {
+        SqlType::Jsonb => SqlType::Bytea,
+        SqlType::Array(item) => SqlType::Array(Box::new(sort_key_type(item))),
+        other => other.clone(),
+    }
+}
+
+/// A column of `sql_type` with each `jsonb` as bytes of the same order, also inside of arrays.
+///
+/// # Errors
+/// 22003 for a number in a `jsonb` that no numeric holds.
+pub(crate) fn sort_key_of(array: ArrayRef, sql_type: &SqlType) -> Result<ArrayRef, ValueError> {
+    let SqlType::Jsonb = sql_type else { return inside(array, sql_type, &sort_key_of) };
+    let Some(texts) = texts(&array) else { return Ok(array) };
+    let mut keys = BinaryBuilder::with_capacity(texts.len(), texts.value_data().len());
+    let mut key = Vec::new();
+    for text in texts.iter() {
+        let Some(text) = text else {
+            keys.append_null();
+            continue;
+        };
+        key.clear();
+        sort_key(&parse(text.as_bytes())?, &mut key)?;
+        keys.append_value(&key);
+    }
+    Ok(Arc::new(keys.finish()))
+}
+
+fn texts(array: &ArrayRef) -> Option<StringArray> {
+    cast(array, &DataType::Utf8).ok()?.as_string_opt::<i32>().cloned()
+}
+
+fn canonical_json(text: &str) -> Result<String, ValueError> {
+    let mut out = Vec::with_capacity(text.len());
+    canonicalise(text.as_bytes(), &mut out)?;
+    String::from_utf8(out).map_err(|_| ValueError::syntax("jsonb", text.as_bytes()))
+}
+
+type Change = dyn Fn(ArrayRef, &SqlType) -> Result<ArrayRef, ValueError>;
+
+/// The array with `change` done to the items of a list.
+fn inside(array: ArrayRef, sql_type: &SqlType, change: &Change) -> Result<ArrayRef, ValueError> {
+    match (sql_type, array.as_list_opt::<i32>()) {
+        (SqlType::Array(item), Some(list)) => {
+            let items = change(Arc::clone(list.values()), item)?;
+            let DataType::List(field) = list.data_type() else { return Ok(array) };
+            let field = field.as_ref().clone().with_data_type(items.data_type().clone());
+            let list = ListArray::try_new(Arc::new(field), list.offsets().clone(), items, list.nulls().cloned());
+            Ok(list.map_or(array, |list| Arc::new(list)))
+        }
+        _ => Ok(array),
     }
 }
 

@@ -1,12 +1,10 @@
-//! JSON text: validation for `json`, normalisation for `jsonb`, and the scanner COPY shares.
+//! JSON text: the scanner and checks that `json`, `jsonb`, STRUCT, MAP and COPY share.
 //!
-//! The scanner is iterative and bounded in depth. Leaves out operators and paths. `ColumnBuilder` and
-//! `copy::json` call it. Source: RFC 8259, and PostgreSQL 15 for what `jsonb` prints.
+//! Iterative and bounded in depth. Leaves out trees (`json_node`) and paths (`json_path`). Source: RFC 8259.
 
 use super::error::{ValueError, quoted};
-use super::numeric::{format_overflow, write_json_number};
 use millstream_catalog::model::SqlState;
-use millstream_catalog::model::limit::{EVENT_BYTES_MAX, JSON_NESTING_MAX};
+use millstream_catalog::model::limit::JSON_NESTING_MAX;
 
 /// What a value starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub(crate) fn unexpected(text: &[u8], at: usize) -> ValueError {
 }
 
 /// Kind and end of the scalar or the opening bracket at `at` (for brackets the end is one byte on).
-fn token(text: &[u8], at: usize) -> Result<(JsonKind, usize), ValueError> {
+pub(super) fn token(text: &[u8], at: usize) -> Result<(JsonKind, usize), ValueError> {
     let rest = text.get(at..).unwrap_or(&[]);
     let word = |word: &[u8], kind| {
         let is_end = !rest.get(word.len()).is_some_and(u8::is_ascii_alphanumeric);
@@ -268,176 +266,10 @@ pub(crate) fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// A parsed value; leaves are ranges of the text.
-enum Node<'a> {
-    Word(&'a [u8]),
-    Number(&'a [u8]),
-    String(Vec<u8>),
-    Array(Vec<Node<'a>>),
-    Object(Vec<(Vec<u8>, Node<'a>)>),
-}
-
-/// Checks `text` and writes it as `jsonb` prints it: keys ordered by length, then bytes, the last of equal
-/// keys kept, numbers without exponents, one space after `:` and `,`.
-pub(crate) fn normalise(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
-    check_json(text)?;
-    print(&parse(text)?, out)
-}
-
-/// A container whose end has not been met.
-enum Open<'a> {
-    Array(Vec<Node<'a>>),
-    /// The entries, and the key whose value is being read.
-    Object(Vec<(Vec<u8>, Node<'a>)>, Vec<u8>),
-}
-
-/// Parses checked text, without recursion: the stack of a task is small.
-fn parse(text: &[u8]) -> Result<Node<'_>, ValueError> {
-    let mut open: Vec<Open<'_>> = Vec::new();
-    let mut at = skip_space(text, 0);
-    loop {
-        at = match open.last_mut() {
-            Some(Open::Object(_, key)) if text.get(at) == Some(&b'"') => {
-                *key = decoded(&text[at..skip_string(text, at)?])?;
-                skip_key(text, at)?
-            }
-            _ => at,
-        };
-        let mut node = match text.get(at) {
-            Some(b'{') => {
-                open.push(Open::Object(Vec::new(), Vec::new()));
-                at = skip_space(text, at + 1);
-                if text.get(at) != Some(&b'}') {
-                    continue;
-                }
-                None
-            }
-            Some(b'[') => {
-                open.push(Open::Array(Vec::new()));
-                at = skip_space(text, at + 1);
-                if text.get(at) != Some(&b']') {
-                    continue;
-                }
-                None
-            }
-            _ => {
-                let (kind, end) = token(text, at)?;
-                let raw = &text[at..end];
-                at = skip_space(text, end);
-                Some(match kind {
-                    JsonKind::Number => Node::Number(raw),
-                    JsonKind::String => Node::String(decoded(raw)?),
-                    _ => Node::Word(raw),
-                })
-            }
-        };
-        // A value has ended: it goes to its container, which may end with it.
-        loop {
-            let closed = match (node.take(), open.last_mut()) {
-                (Some(node), None) => return Ok(node),
-                (Some(node), Some(Open::Array(items))) => {
-                    items.push(node);
-                    text.get(at) == Some(&b']')
-                }
-                (Some(node), Some(Open::Object(entries, key))) => {
-                    entries.push((std::mem::take(key), node));
-                    text.get(at) == Some(&b'}')
-                }
-                (None, _) => true,
-            };
-            if !closed {
-                at = skip_space(text, at + 1);
-                break;
-            }
-            at = skip_space(text, at + 1);
-            node = match open.pop() {
-                Some(Open::Array(items)) => Some(Node::Array(items)),
-                Some(Open::Object(entries, _)) => Some(Node::Object(entries)),
-                None => return Err(unexpected(text, at)),
-            };
-        }
-    }
-}
-
-fn decoded(raw: &[u8]) -> Result<Vec<u8>, ValueError> {
-    let mut out = Vec::with_capacity(raw.len());
-    decode_string(raw, &mut out)?;
-    Ok(out)
-}
-
-/// A container being printed: what is left of it.
-enum Printing<'n, 'a> {
-    Array(std::slice::Iter<'n, Node<'a>>),
-    Object(std::vec::IntoIter<&'n (Vec<u8>, Node<'a>)>),
-}
-
-/// Entries in the order of `jsonb`, of equal keys only the last.
-fn ordered<'n, 'a>(entries: &'n [(Vec<u8>, Node<'a>)]) -> Vec<&'n (Vec<u8>, Node<'a>)> {
-    let mut order: Vec<_> = entries.iter().rev().collect();
-    // The sort is stable, so of equal keys the last given comes first.
-    order.sort_by(|a, b| a.0.len().cmp(&b.0.len()).then_with(|| a.0.cmp(&b.0)));
-    order.dedup_by(|later, first| later.0 == first.0);
-    order
-}
-
-fn print(node: &Node<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
-    let mut open = Vec::new();
-    print_start(node, &mut open, out)?;
-    let mut is_first = true;
-    while let Some(last) = open.last_mut() {
-        let (next, close) = match last {
-            Printing::Array(items) => (items.next().map(|item| (None, item)), b']'),
-            Printing::Object(entries) => (entries.next().map(|entry| (Some(&entry.0), &entry.1)), b'}'),
-        };
-        let Some((key, value)) = next else {
-            out.push(close);
-            open.pop();
-            is_first = false;
-            continue;
-        };
-        if !is_first {
-            out.extend_from_slice(b", ");
-        }
-        if let Some(key) = key {
-            write_string(key, out);
-            out.extend_from_slice(b": ");
-        }
-        let depth = open.len();
-        print_start(value, &mut open, out)?;
-        is_first = open.len() > depth;
-    }
-    Ok(())
-}
-
-/// Prints a scalar, or the start of a container and puts it on the stack.
-fn print_start<'n, 'a>(
-    node: &'n Node<'a>,
-    open: &mut Vec<Printing<'n, 'a>>,
-    out: &mut Vec<u8>,
-) -> Result<(), ValueError> {
-    match node {
-        Node::Word(word) => out.extend_from_slice(word),
-        Node::String(text) => write_string(text, out),
-        Node::Number(number) => {
-            // A short exponent may stand for many digits: the value as a whole stays within an event.
-            let room = EVENT_BYTES_MAX.as_usize().saturating_sub(out.len());
-            write_json_number(number, room, out).ok_or_else(|| format_overflow(number))?;
-        }
-        Node::Array(items) => {
-            out.push(b'[');
-            open.push(Printing::Array(items.iter()));
-        }
-        Node::Object(entries) => {
-            out.push(b'{');
-            open.push(Printing::Object(ordered(entries).into_iter()));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::json_node::normalise;
 
     #[test]
     fn jsonb_is_normalised() {

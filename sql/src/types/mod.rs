@@ -15,6 +15,10 @@ mod encoder;
 mod error;
 mod interval;
 pub(crate) mod json;
+pub(crate) mod json_match;
+pub(crate) mod json_node;
+pub(crate) mod json_path;
+pub(crate) mod json_value;
 mod name;
 mod number;
 mod numeric;
@@ -29,7 +33,7 @@ mod tests;
 
 pub use assign::{AssignRefused, assign_array, is_assignable};
 pub use builder::ColumnBuilder;
-pub use canonical::canonical;
+pub use canonical::{canonical, canonical_of};
 pub use encoder::ColumnEncoder;
 pub use error::ValueError;
 pub use name::sql_type;
@@ -37,6 +41,6 @@ pub use oid::{from_oid, oid, typlen, typmod};
 pub use scalar::{scalar_binary, scalar_null, scalar_text};
 
 pub(crate) use assign::integer_literal;
-pub(crate) use datetime::write_timestamp_with;
+pub(crate) use canonical::{sort_key_of, sort_key_type};
 pub(crate) use error::quoted;
 pub(crate) use name::type_named;

@@ -1,0 +1,169 @@
+//! Where values are compared without an operator: grouping, DISTINCT, ORDER BY, set operations, aggregates.
+//!
+//! Types without equality are refused there, and values whose stored form is not what they are compared by get the form
+//! that is: intervals are sorted by length, `jsonb` by value. Leaves out operators (`operator`). Pure.
+
+use super::operator::{by_value, type_of};
+use crate::error::SqlError;
+use crate::function::by_value::{canonical_function, is_by_value};
+use crate::function::errors::external;
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{Column, ExprSchema, Result};
+use datafusion::logical_expr::expr::Sort;
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, LogicalPlan, Projection};
+use millstream_catalog::SqlType;
+use millstream_catalog::model::SqlState;
+use std::sync::Arc;
+
+fn no_equality(sql_type: &SqlType) -> datafusion::common::DataFusionError {
+    let fact = format!("could not identify an equality operator for type {sql_type}");
+    let hint =
+        if *sql_type == SqlType::Json { "cast it to jsonb" } else { "compare a value of it, or cast it to text" };
+    external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint))
+}
+
+fn no_order(sql_type: &SqlType) -> datafusion::common::DataFusionError {
+    let fact = format!("could not identify an ordering operator for type {sql_type}");
+    external(SqlError::new(SqlState::UndefinedFunction, fact).hint("cast it to jsonb, or to text"))
+}
+
+/// `expr` in the one form of values equal to it, under its own name.
+///
+/// # Errors
+/// 42883 for a type without equality.
+fn grouped(expr: Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
+    let Some(sql_type) = type_of(&expr, schema)? else { return Ok(None) };
+    if !sql_type.has_equality() {
+        return Err(no_equality(&sql_type));
+    }
+    let is_done = matches!(expr.clone().unalias(), Expr::ScalarFunction(call) if is_by_value(&call.func));
+    let Some(canonical) = canonical_function(&sql_type).filter(|_| !is_done) else { return Ok(None) };
+    let call = canonical.call(vec![expr.clone()]);
+    Ok(Some(match expr {
+        Expr::Column(Column { relation, name, .. }) => call.alias_qualified(relation, name),
+        other => call.alias(other.schema_name().to_string()),
+    }))
+}
+
+/// A value to sort by; `None` where it is the value itself.
+///
+/// # Errors
+/// 42883 for a type without order.
+fn sorted(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
+    let Some(sql_type) = type_of(expr, schema)? else { return Ok(None) };
+    if !sql_type.has_equality() {
+        return Err(no_order(&sql_type));
+    }
+    let by_value = by_value(expr.clone(), &sql_type);
+    Ok((by_value != *expr).then_some(by_value))
+}
+
+/// Replaces each of `exprs` by what `change` gives, and tells whether it gave any.
+fn replace(exprs: &mut [Expr], change: impl Fn(&Expr) -> Result<Option<Expr>>) -> Result<bool> {
+    let mut is_changed = false;
+    for expr in exprs {
+        if let Some(changed) = change(expr)? {
+            *expr = changed;
+            is_changed = true;
+        }
+    }
+    Ok(is_changed)
+}
+
+fn sort_keys(keys: &mut [Sort], schema: &dyn ExprSchema) -> Result<bool> {
+    let mut is_changed = false;
+    for key in keys {
+        is_changed |= replace(std::slice::from_mut(&mut key.expr), |expr| sorted(expr, schema))?;
+    }
+    Ok(is_changed)
+}
+
+/// Aggregates that compare their argument, and none of them knows documents.
+const ORDERED: [&str; 2] = ["min", "max"];
+
+/// A call of an aggregate or window function, comparing by value what it compares.
+///
+/// # Errors
+/// 42883 for a type that the function cannot compare.
+pub(super) fn call(expr: Expr, schema: &dyn ExprSchema) -> Result<Expr> {
+    match expr {
+        Expr::AggregateFunction(mut call) => {
+            if let (true, Some(arg)) = (ORDERED.contains(&call.func.name()), call.params.args.first())
+                && let Some(sql_type) = type_of(arg, schema)?
+                && (!sql_type.has_equality() || sql_type.has(&SqlType::Jsonb))
+            {
+                let fact = format!("function {}({sql_type}) does not exist", call.func.name());
+                let hint = "take the least or greatest of a value in it";
+                return Err(external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint)));
+            }
+            if call.params.distinct {
+                let plain = |expr: &Expr| Ok(grouped(expr.clone(), schema)?.map(Expr::unalias));
+                replace(&mut call.params.args, plain)?;
+            }
+            sort_keys(&mut call.params.order_by, schema)?;
+            Ok(Expr::AggregateFunction(call))
+        }
+        Expr::WindowFunction(mut call) => {
+            replace(&mut call.params.partition_by, |expr| sorted(expr, schema))?;
+            sort_keys(&mut call.params.order_by, schema)?;
+            Ok(Expr::WindowFunction(call))
+        }
+        other => Ok(other),
+    }
+}
+
+/// One step of a plan, comparing by value what it compares.
+///
+/// # Errors
+/// 42883 for a type that cannot be compared.
+pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    match node {
+        LogicalPlan::Sort(mut sort) => {
+            let is_changed = sort_keys(&mut sort.expr, sort.input.schema())?;
+            let node = LogicalPlan::Sort(sort);
+            Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })
+        }
+        LogicalPlan::Aggregate(aggregate) => {
+            let Aggregate { input, mut group_expr, aggr_expr, schema, .. } = aggregate;
+            let is_changed = replace(&mut group_expr, |expr| match expr {
+                Expr::GroupingSet(_) => Ok(None),
+                expr => grouped(expr.clone(), input.schema()),
+            })?;
+            let node = match is_changed {
+                true => Aggregate::try_new(input, group_expr, aggr_expr)?,
+                false => Aggregate::try_new_with_schema(input, group_expr, aggr_expr, schema)?,
+            };
+            let node = LogicalPlan::Aggregate(node);
+            Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })
+        }
+        LogicalPlan::Distinct(Distinct::All(input)) => {
+            let mut columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
+            match replace(&mut columns, |expr| grouped(expr.clone(), input.schema()))? {
+                true => {
+                    let input = Arc::new(LogicalPlan::Projection(Projection::try_new(columns, input)?));
+                    Ok(Transformed::yes(LogicalPlan::Distinct(Distinct::All(input))))
+                }
+                false => Ok(Transformed::no(LogicalPlan::Distinct(Distinct::All(input)))),
+            }
+        }
+        LogicalPlan::Distinct(Distinct::On(mut on)) => {
+            let schema = Arc::clone(on.input.schema());
+            let mut is_changed = replace(&mut on.on_expr, |expr| sorted(expr, &schema))?;
+            if let Some(keys) = &mut on.sort_expr {
+                is_changed |= sort_keys(keys, &schema)?;
+            }
+            let node = LogicalPlan::Distinct(Distinct::On(on));
+            Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })
+        }
+        LogicalPlan::Join(mut join) => {
+            let mut is_changed = false;
+            for (left, right) in &mut join.on {
+                is_changed |= replace(std::slice::from_mut(left), |expr| sorted(expr, join.left.schema()))?;
+                is_changed |= replace(std::slice::from_mut(right), |expr| sorted(expr, join.right.schema()))?;
+            }
+            let node = LogicalPlan::Join(join);
+            Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })
+        }
+        other => Ok(Transformed::no(other)),
+    }
+}
