@@ -9,5 +9,8 @@ pub mod sql {}
 #[doc = include_str!("formats.md")]
 pub mod formats {}
 
+#[doc = include_str!("benchmarks.md")]
+pub mod benchmarks {}
+
 #[doc = include_str!("changelog.md")]
 pub mod changelog {}

@@ -1,24 +1,29 @@
 //! PostgreSQL as a peer, when its server is installed: a cluster of its own, with its defaults, on the same disk.
 
-use crate::report::Report;
-use crate::server::{connect, directory};
+use crate::kit::process::{Process, free_address};
+use crate::kit::server::{config, connect, directory};
 use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use futures::stream::poll_fn;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 use tempfile::TempDir;
-use tokio_postgres::Client;
+use tokio::sync::mpsc::{self, Receiver};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
 
-const START_TIME_MAX: Duration = Duration::from_secs(30);
+/// Notifications that wait to be read.
+const NOTIFICATIONS: usize = 1 << 16;
 
 /// A running PostgreSQL; stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Postgres {
-    process: Child,
+    _process: Process,
     address: SocketAddr,
     _dir: TempDir,
 }
@@ -31,18 +36,8 @@ struct Identity {
 }
 
 impl Postgres {
-    /// Starts one; `None`, with a note, when that cannot be.
-    pub(crate) async fn start(report: &mut Report) -> anyhow::Result<Option<Self>> {
-        match Self::launch().await {
-            Ok(postgres) => Ok(Some(postgres)),
-            Err(error) => {
-                report.note(format!("PostgreSQL is not compared: {error:#}"));
-                Ok(None)
-            }
-        }
-    }
-
-    async fn launch() -> anyhow::Result<Self> {
+    /// Starts one.
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let programs = programs()?;
         let identity = identity()?;
         let dir = directory_for(identity)?;
@@ -53,21 +48,21 @@ impl Postgres {
             .stdout(Stdio::null())
             .status()?;
         anyhow::ensure!(init.success(), "initdb failed");
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let process = command(&programs, "postgres", identity)
-            .arg("-D")
-            .arg(&data)
-            .args(["-p", &port.to_string(), "-c", "synchronous_commit=on", "-c", "listen_addresses=127.0.0.1"])
-            .args(["-c", "unix_socket_directories=", "-c", "max_connections=200"])
-            .stderr(Stdio::null())
-            .spawn()?;
-        let postgres = Self { process, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), _dir: dir };
-        let begin = Instant::now();
-        while postgres.client().await.is_err() {
-            anyhow::ensure!(begin.elapsed() < START_TIME_MAX, "it does not take clients");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        let address = free_address()?;
+        let mut server = command(&programs, "postgres", identity);
+        server.arg("-D").arg(&data);
+        server.args(["-p", &address.port().to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        server.args(["-c", "synchronous_commit=on", "-c", "unix_socket_directories=", "-c", "max_connections=200"]);
+        // SIGINT is its fast stop; a kill alone would leave its children behind for a while.
+        let mut process = Process::start(server.stderr(Stdio::null()), "-INT")?;
+        process.wait_until_listening(address)?;
+        // It listens before it is ready.
+        let mut ready = Command::new(programs.join("pg_isready"));
+        ready.args(["-q", "-t", "30", "-h", "127.0.0.1", "-p", &address.port().to_string()]);
+        while !ready.status()?.success() {
+            thread::sleep(Duration::from_millis(20));
         }
-        Ok(postgres)
+        Ok(Self { _process: process, address, _dir: dir })
     }
 
     /// A client of it.
@@ -75,19 +70,21 @@ impl Postgres {
         connect(self.address, "bench").await
     }
 
-    /// A client that finds an empty table.
-    pub(crate) async fn client_with_table(&self) -> anyhow::Result<Client> {
-        let client = self.client().await?;
-        client.batch_execute(&format!("DROP TABLE IF EXISTS flights; {}", crate::flights::create_table())).await?;
-        Ok(client)
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        // SIGINT is its fast stop; a kill alone would leave its children behind for a while.
-        let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
-        let _ = self.process.wait();
+    /// A client that listens, and what it is told.
+    pub(crate) async fn listen(&self, channel: &str) -> anyhow::Result<(Client, Receiver<String>)> {
+        let (client, mut connection) = config(self.address, "bench").connect(NoTls).await?;
+        let (told, messages) = mpsc::channel(NOTIFICATIONS);
+        tokio::spawn(async move {
+            let mut stream = poll_fn(|context| connection.poll_message(context));
+            while let Some(Ok(message)) = stream.next().await {
+                let AsyncMessage::Notification(notification) = message else { continue };
+                if told.send(notification.payload().to_owned()).await.is_err() {
+                    break;
+                }
+            }
+        });
+        client.batch_execute(&format!("LISTEN {channel}")).await?;
+        Ok((client, messages))
     }
 }
 

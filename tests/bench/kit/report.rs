@@ -1,7 +1,7 @@
 //! The table of figures.
 //!
-//! A line has the figure, its aim, their ratio and whether the aim is met. Lines of peers have no aim; their ratio says
-//! how many times as fast as the peer the server is.
+//! A line has the figure, its aim, their ratio and whether the aim is met. A ratio to a peer says how many times as fast
+//! as the peer the server is.
 
 use std::fmt;
 use std::time::Duration;
@@ -43,16 +43,24 @@ pub(crate) enum Unit {
     Percent,
     /// A multiple of what is named.
     Times(&'static str),
+    /// Millions of bytes per second.
+    MegabytesPerSecond,
 }
 
 impl Unit {
+    /// Whether a smaller figure is the better one.
+    pub(crate) fn is_better_when_less(self) -> bool {
+        matches!(self, Self::Millis | Self::Mebibytes | Self::Percent)
+    }
+
     fn show(self, figure: f64) -> String {
         match self {
             Self::Millis => format!("{figure:.3} ms"),
             Self::PerSecond(what) => format!("{} {what}/s", thousands(figure)),
             Self::Mebibytes => format!("{figure:.0} MiB"),
             Self::Percent => format!("{figure:.2} %"),
-            Self::Times(what) => format!("{figure:.2} × {what}"),
+            Self::Times(what) => format!("{figure:.2} × {what}").trim_end().to_owned(),
+            Self::MegabytesPerSecond => format!("{figure:.1} MB/s"),
         }
     }
 }
@@ -98,10 +106,17 @@ impl Report {
         self.push([measure.into(), unit.show(figure), String::new(), String::new(), String::new()]);
     }
 
-    /// A peer's figure; the server is `faster` times as fast.
-    pub(crate) fn peer(&mut self, measure: impl Into<String>, figure: f64, unit: Unit, faster: f64) {
-        let ratio = format!("server {faster:.2} ×");
-        self.push([measure.into(), unit.show(figure), "peer".to_owned(), ratio, String::new()]);
+    /// What follows belongs to this work.
+    pub(crate) fn heading(&mut self, work: &str) {
+        self.push([work.to_owned(), String::new(), String::new(), String::new(), String::new()]);
+    }
+
+    /// How many times as fast as another the server is.
+    pub(crate) fn ratio(&mut self, measure: impl Into<String>, faster: f64, aim: Option<Aim>) {
+        match aim {
+            Some(aim) => self.aimed(measure, faster, Unit::Times(""), aim),
+            None => self.plain(measure, faster, Unit::Times("")),
+        }
     }
 
     /// Something to know about the run.
@@ -112,7 +127,7 @@ impl Report {
     }
 
     fn push(&mut self, line: [String; 5]) {
-        eprintln!("  {}: {}", line[0], line[1]);
+        eprintln!("  {}  {}  {}", line[0], line[1], line[4]);
         self.lines.push(line);
     }
 }

@@ -27,10 +27,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server on `dir`, and waits until it takes clients.
     pub(crate) fn start(dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with further options.
+    pub(crate) fn start_with(dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
         let begin = Instant::now();
         let mut process = Command::new(env!("CARGO_BIN_EXE_millstream"))
             .args(["start", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir"])
             .arg(dir.join("data"))
+            .args(options)
             .stderr(Stdio::piped())
             .spawn()
             .context("the server does not start")?;
@@ -42,6 +48,11 @@ impl Server {
     /// Its process.
     pub(crate) fn process_id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// A client of it.
@@ -92,9 +103,14 @@ fn address_of(stderr: ChildStderr) -> anyhow::Result<SocketAddr> {
 
 /// A client of a server of either kind.
 pub(crate) async fn connect(address: SocketAddr, user: &str) -> anyhow::Result<Client> {
-    let mut config = Config::new();
-    config.host(address.ip().to_string()).port(address.port()).user(user).dbname("postgres");
-    let (client, connection) = config.connect(NoTls).await.context("cannot connect")?;
+    let (client, connection) = config(address, user).connect(NoTls).await.context("cannot connect")?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// How to connect to a server of either kind.
+pub(crate) fn config(address: SocketAddr, user: &str) -> Config {
+    let mut config = Config::new();
+    config.host(address.ip().to_string()).port(address.port()).user(user).dbname("postgres");
+    config
 }

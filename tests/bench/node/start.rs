@@ -1,8 +1,8 @@
 //! How long a node takes to start.
 
-use crate::flights::{self, Csv, OneRow};
-use crate::report::{Aim, Report, Unit, median};
-use crate::server::{Server, directory};
+use crate::kit::flights::{self, Csv, OneRow};
+use crate::kit::report::{Aim, Report, Unit, median};
+use crate::kit::server::{Server, directory};
 
 const ROUNDS: usize = 5;
 const COPY_ROWS: usize = 500_000;

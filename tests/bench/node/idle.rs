@@ -1,8 +1,8 @@
 //! What a node costs that has nothing to do.
 
-use crate::Options;
-use crate::report::{Aim, Report, Unit};
-use crate::server::{Server, directory};
+use crate::kit::process::resident_mebibytes;
+use crate::kit::report::{Aim, Report, Unit};
+use crate::kit::server::{Server, directory};
 use anyhow::Context as _;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,27 +12,19 @@ const SETTLE_TIME: Duration = Duration::from_secs(3);
 /// `USER_HZ`: the unit of times in `/proc`, the same on all of Linux's platforms of today.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub(crate) async fn run(report: &mut Report, options: Options) -> anyhow::Result<()> {
+pub(crate) async fn run(report: &mut Report, time: Duration) -> anyhow::Result<()> {
     let dir = directory()?;
     let server = Server::start(dir.path())?;
     tokio::time::sleep(SETTLE_TIME).await;
     let ticks_before = cpu_ticks(server.process_id())?;
     let begin = Instant::now();
-    tokio::time::sleep(options.time).await;
+    tokio::time::sleep(time).await;
     let ticks = cpu_ticks(server.process_id())? - ticks_before;
     let percent = ticks / TICKS_PER_SECOND / begin.elapsed().as_secs_f64() * 100.0;
     let memory = resident_mebibytes(server.process_id())?;
     report.aimed("idle node: resident memory", memory, Unit::Mebibytes, Aim::Under(150.0));
     report.aimed("idle node: processor", percent, Unit::Percent, Aim::Under(1.0));
     Ok(())
-}
-
-/// Resident memory of a process.
-pub(crate) fn resident_mebibytes(process: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes / 1024.0)
 }
 
 /// Processor time of a process, in ticks.

@@ -1,16 +1,15 @@
 //! The five-column events that are written: real flights, repeated.
 
+use super::events::parts;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::SinkExt as _;
 use std::pin::pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-const FLIGHTS: &str = include_str!("../../examples/flights/flights.csv");
-/// Bytes of one CopyData message.
-const PART_BYTES: usize = 64 << 10;
+const FLIGHTS: &str = include_str!("../../../examples/flights/flights.csv");
 
 const COLUMNS: &str =
     "(scheduled timestamp, delay_minutes integer, distance_miles integer, origin text, destination text)";
@@ -29,30 +28,20 @@ pub(crate) fn create_table() -> String {
 pub(crate) struct OneRow {
     client: Client,
     statement: Statement,
-    empty: Statement,
 }
 
 impl OneRow {
     /// Prepares it on `client`.
     pub(crate) async fn prepare(client: Client) -> anyhow::Result<Self> {
         let statement = client.prepare("INSERT INTO flights VALUES ($1, $2, $3, $4, $5)").await?;
-        let empty = client.prepare("").await?;
-        Ok(Self { client, statement, empty })
+        Ok(Self { client, statement })
     }
 
-    /// Runs it; the time until it is acknowledged.
-    pub(crate) async fn insert(&self, number: i32) -> anyhow::Result<Duration> {
+    /// Runs it.
+    pub(crate) async fn insert(&self, number: i32) -> anyhow::Result<()> {
         let values: [&(dyn ToSql + Sync); 5] = [&SystemTime::now(), &(number % 180), &number, &"DTW", &"LAS"];
-        let begin = Instant::now();
         self.client.execute(&self.statement, &values).await?;
-        Ok(begin.elapsed())
-    }
-
-    /// Executes a statement without text: what the way there and back takes.
-    pub(crate) async fn nothing(&self) -> anyhow::Result<Duration> {
-        let begin = Instant::now();
-        self.client.execute(&self.empty, &[]).await?;
-        Ok(begin.elapsed())
+        Ok(())
     }
 }
 
@@ -72,10 +61,7 @@ impl Csv {
             text.push_str(line);
             text.push('\n');
         }
-        let text = Bytes::from(text);
-        let starts = (0..text.len()).step_by(PART_BYTES);
-        let parts = starts.map(|start| text.slice(start..(start + PART_BYTES).min(text.len()))).collect();
-        Ok(Self { parts, rows })
+        Ok(Self { parts: parts(text.into_bytes()), rows })
     }
 
     /// Loads it with one COPY; rows per second from the statement to its acknowledgement.

@@ -1,0 +1,83 @@
+//! Processes that are measured: their ports, their memory, their end.
+
+use anyhow::Context as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const START_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A process that ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    /// Of `kill`, for a stop in order.
+    signal: &'static str,
+}
+
+impl Process {
+    /// Starts a command; `signal` will end it.
+    pub(crate) fn start(command: &mut Command, signal: &'static str) -> anyhow::Result<Self> {
+        let child = command.spawn().with_context(|| format!("{} does not start", command.get_program().display()))?;
+        Ok(Self { child, signal })
+    }
+
+    /// Waits until it listens on `address`.
+    pub(crate) fn wait_until_listening(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            anyhow::ensure!(self.child.try_wait()?.is_none(), "it ended at once");
+            anyhow::ensure!(begin.elapsed() < START_TIME_MAX, "it does not take clients");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = Command::new("kill").args([self.signal, &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address that nothing listens on.
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// Whether a program is installed.
+pub(crate) fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Resident memory of a process.
+pub(crate) fn resident_mebibytes(process: u32) -> anyhow::Result<f64> {
+    memory_mebibytes(process, "VmRSS:")
+}
+
+/// The most resident memory a process has had.
+pub(crate) fn peak_mebibytes(process: u32) -> anyhow::Result<f64> {
+    memory_mebibytes(process, "VmHWM:")
+}
+
+/// Resident memory of a process that is not a mapped file's.
+pub(crate) fn own_mebibytes(process: u32) -> anyhow::Result<f64> {
+    memory_mebibytes(process, "RssAnon:")
+}
+
+fn memory_mebibytes(process: u32, field: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
+}
