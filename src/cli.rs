@@ -31,9 +31,24 @@ pub enum Command {
     /// Open a shell on a running server
     #[command(disable_help_flag = true, after_help = SQL_HELP)]
     Sql(SqlArgs),
+    /// Check a data directory that no server runs on, and repair it if asked
+    ///
+    /// Verifies every checksum, and that the files agree with each other. Without --repair nothing is written.
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckArgs),
+    /// Print what stands in a data directory or one of its files, for people
+    ///
+    /// Frames of the log, manifests, and segments; of damaged files what can be read. A server may run meanwhile.
+    Dump(DumpArgs),
     /// See it work: load 20,000 real flights, watch a windowed table change
     Demo(DemoArgs),
 }
+
+const CHECK_HELP: &str = "\
+--repair does only what loses nothing more than is damaged: flipped bits are put back where a checksum proves them,
+unreadable blocks of segments are set aside (their offsets keep their place), torn ends of the log are cut.
+
+Exit status: 0 clean; 1 damage was found, or is left after a repair; 2 could not be checked.";
 
 const SQL_HELP: &str = "\
 Without -c and -f: statements from standard input, or a dialogue when that is a terminal (\\? lists its commands).
@@ -70,6 +85,50 @@ pub struct StartArgs {
     /// A TOML file with any of these options
     #[arg(long, value_name = "FILE", env = "MILLSTREAM_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ReportFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One object
+    Json,
+}
+
+/// Arguments of `millstream check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The data directory
+    #[arg(long, value_name = "DIR", env = "MILLSTREAM_DATA_DIR", default_value = "./millstream-data")]
+    pub data_dir: PathBuf,
+    /// Make good what can be
+    #[arg(long)]
+    pub repair: bool,
+    /// How the report is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
+}
+
+/// How `millstream dump` prints rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DumpRows {
+    /// Comma-separated values with a header
+    Csv,
+    /// One object per line
+    Json,
+}
+
+/// Arguments of `millstream dump`.
+#[derive(Debug, Clone, Args)]
+pub struct DumpArgs {
+    /// A data directory, or a file in one
+    #[arg(value_name = "PATH", default_value = "./millstream-data")]
+    pub path: PathBuf,
+    /// Print the rows of segments too
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, default_missing_value = "json")]
+    pub rows: Option<DumpRows>,
 }
 
 /// How the shell prints rows.

@@ -6,6 +6,7 @@ pub mod docs;
 pub mod engine;
 pub mod env;
 pub mod node;
+pub mod offline;
 pub mod replication;
 pub mod server;
 pub mod shell;

@@ -100,6 +100,7 @@ fn layers_import_only_what_they_may() {
             ],
         ),
         ("replication", &["crate::engine", "crate::server", "crate::shell", "millstream_sql"]),
+        ("offline", &["crate::engine", "crate::server", "crate::shell", "crate::node", "openraft"]),
         ("engine", &["crate::server", "crate::shell", "crate::node", "pgwire"]),
         ("server", &["crate::storage", "crate::replication", "crate::shell", "millstream_sql", "crate::node"]),
         ("shell", &["crate::engine", "crate::storage", "crate::replication", "crate::server", "millstream_sql"]),

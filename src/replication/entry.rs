@@ -53,6 +53,8 @@ const BLANK: u8 = 0;
 const MEMBERSHIP: u8 = 1;
 const WRITES: u8 = 2;
 const CHANGE: u8 = 3;
+/// The payload of an entry that does nothing; what follows it is not looked at.
+pub(super) const BLANK_PAYLOAD: [u8; 2] = [VERSION, BLANK];
 
 /// The operations of one entry.
 #[derive(Debug)]
@@ -224,7 +226,7 @@ impl<'de> Deserialize<'de> for EntryData {
 /// The payload of an entry as the WAL keeps it; shares the bytes of normal entries.
 pub(crate) fn encode_payload(payload: &Payload) -> Result<Bytes, String> {
     match payload {
-        EntryPayload::Blank => Ok(Bytes::from_static(&[VERSION, BLANK])),
+        EntryPayload::Blank => Ok(Bytes::from_static(&BLANK_PAYLOAD)),
         EntryPayload::Normal(data) => Ok(data.bytes.clone()),
         EntryPayload::Membership(membership) => {
             let mut bytes = vec![VERSION, MEMBERSHIP];

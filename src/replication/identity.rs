@@ -4,7 +4,8 @@
 //! format. Leaves out what is in the log. A crash before it is written leaves a directory that is founded again or
 //! goes on, as the log has it.
 //!
-//! Text, one `name value` per line: `millstream 1` (the format's version), `node 1`, `shards 3` (of partitions).
+//! Text, one `name value` per line: `millstream 1` (the format's version), `node 1`, `shards 3` (of partitions), and
+//! `crc`, the CRC-32C in hexadecimal of what stands before it; the first files were without.
 
 use super::error::ReplicationError;
 use crate::storage::{Disk, StorageError};
@@ -12,7 +13,7 @@ use millstream_catalog::model::NodeId;
 use std::io;
 use std::path::Path;
 
-const FILE: &str = "node";
+pub(super) const FILE: &str = "node";
 const UNFINISHED: &str = "node.tmp";
 /// The version written, and the newest one read.
 const VERSION: u32 = 1;
@@ -39,8 +40,9 @@ impl Identity {
         };
         let mut bytes = vec![0; file.len().map_err(failed)? as usize];
         file.read_at(&mut bytes, 0).map_err(failed)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let damaged = || StorageError::Corrupt { file: FILE.to_owned(), position: 0, what: "a line is missing" };
+        let corrupt = |what| StorageError::Corrupt { file: FILE.to_owned(), position: 0, what };
+        let text = std::str::from_utf8(&bytes).map_err(|_| corrupt("it is not text"))?;
+        let damaged = || corrupt("a line is missing");
         let value = |name: &str| -> Result<u32, StorageError> {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.and_then(|value| value.trim().parse().ok()).ok_or_else(damaged)
@@ -49,7 +51,21 @@ impl Identity {
         if version > VERSION {
             return Err(StorageError::Newer { file: FILE.to_owned(), version, supported: VERSION });
         }
-        Ok(Some(Self { node: NodeId::new(value("node")?.into()), shards: value("shards")? }))
+        let identity = Self { node: NodeId::new(value("node")?.into()), shards: value("shards")? };
+        // The first files have no checksum, and nothing else that `identity` does not say.
+        if text != identity.text() && text != identity.lines() {
+            return Err(corrupt("its checksum does not match"));
+        }
+        Ok(Some(identity))
+    }
+
+    fn lines(&self) -> String {
+        format!("millstream {VERSION}\nnode {}\nshards {}\n", self.node, self.shards)
+    }
+
+    fn text(&self) -> String {
+        let lines = self.lines();
+        format!("{lines}crc {:08x}\n", crc32c::crc32c(lines.as_bytes()))
     }
 
     /// Writes the file, atomically and durably.
@@ -57,7 +73,7 @@ impl Identity {
     /// # Errors
     /// The system's error.
     pub(super) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
-        let text = format!("millstream {VERSION}\nnode {}\nshards {}\n", self.node, self.shards);
+        let text = self.text();
         let write = || {
             let file = disk.create(&dir.join(UNFINISHED))?;
             file.write_at(text.as_bytes(), 0)?;

@@ -13,6 +13,7 @@ mod error;
 mod flow;
 mod guard;
 mod identity;
+pub(crate) mod inspect;
 mod log_store;
 mod machine;
 mod manifest;

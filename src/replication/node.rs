@@ -66,7 +66,8 @@ impl Replication {
         wal_options: WalOptions,
     ) -> Result<Self, ReplicationError> {
         let dir = &config.data_dir;
-        disk.create_dir_all(dir).map_err(|source| StorageError::io("create the data directory", source))?;
+        let created = disk.create_dir_durable(dir).and_then(|()| disk.create_dir_durable(&dir.join("shards")));
+        created.map_err(|source| StorageError::io("create the data directory", source))?;
         let lock = disk.lock(dir)?;
         let identity = Identity { node: config.node, shards: config.shards.clamp(1, SHARDS_MAX) };
         let before = Identity::read(&*disk, dir)?;

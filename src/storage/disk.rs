@@ -15,7 +15,7 @@ use std::any::Any;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,6 +35,24 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// `NotFound` when there is none, or the system's error.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens an existing file for reading only.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or the system's error.
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Gives a file a second name `to`, which must be new, on the same file system.
+    ///
+    /// # Errors
+    /// `CrossesDevices`, or the system's error.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Whether a file has more names than this one.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn is_linked(&self, path: &Path) -> io::Result<bool>;
 
     /// Creates a file, or empties an existing one. The name is durable after [`Disk::sync_dir`].
     ///
@@ -66,6 +84,30 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// The system's error.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
 
+    /// Creates a directory and its parents, and makes their names durable; also the name of one that was there, as
+    /// whoever made it may have been killed before.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn create_dir_durable(&self, dir: &Path) -> io::Result<()> {
+        let mut missing = Vec::new();
+        for dir in dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+            if self.exists(dir)? {
+                break;
+            }
+            missing.push(dir);
+        }
+        self.create_dir_all(dir)?;
+        if missing.is_empty() {
+            return match self.sync_dir(parent_of(dir)) {
+                // Of a directory that others made for us.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                synced => synced,
+            };
+        }
+        missing.into_iter().try_for_each(|dir| self.sync_dir(parent_of(dir)))
+    }
+
     /// Makes the names in a directory durable.
     ///
     /// # Errors
@@ -90,6 +132,21 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`StorageError::Locked`] when another process (or guard) has it.
     fn lock(&self, dir: &Path) -> Result<DirLock, StorageError>;
+
+    /// As [`Disk::lock`], without writing anything: a directory that was never locked stays as it is.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] when another process (or guard) has it.
+    fn lock_existing(&self, dir: &Path) -> Result<Option<DirLock>, StorageError>;
+}
+
+/// The directory that `dir` is a name in.
+fn parent_of(dir: &Path) -> &Path {
+    dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(if dir.has_root() {
+        "/"
+    } else {
+        "."
+    }))
 }
 
 /// An open file. Concurrent calls are fine; overlapping writes are the caller's business.
@@ -164,6 +221,18 @@ impl Disk for RealDisk {
         Ok(Arc::new(RealFile(file)))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(File::open(path)?)))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn is_linked(&self, path: &Path) -> io::Result<bool> {
+        Ok(fs::metadata(path)?.nlink() > 1)
+    }
+
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         Ok(Arc::new(RealFile(file)))
@@ -208,12 +277,23 @@ impl Disk for RealDisk {
         let refused = |source| StorageError::io("lock the data directory", source);
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(dir.join(LOCK_NAME));
-        let file = file.map_err(refused)?;
-        match file.try_lock() {
-            Ok(()) => Ok(DirLock::new(file)),
-            Err(TryLockError::WouldBlock) => Err(StorageError::Locked),
-            Err(TryLockError::Error(source)) => Err(refused(source)),
+        take(file.map_err(refused)?)
+    }
+
+    fn lock_existing(&self, dir: &Path) -> Result<Option<DirLock>, StorageError> {
+        match File::open(dir.join(LOCK_NAME)) {
+            Ok(file) => take(file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StorageError::io("lock the data directory", source)),
         }
+    }
+}
+
+fn take(file: File) -> Result<DirLock, StorageError> {
+    match file.try_lock() {
+        Ok(()) => Ok(DirLock::new(file)),
+        Err(TryLockError::WouldBlock) => Err(StorageError::Locked),
+        Err(TryLockError::Error(source)) => Err(StorageError::io("lock the data directory", source)),
     }
 }
 

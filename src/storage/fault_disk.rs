@@ -6,7 +6,8 @@
 //! does not. Faults are injected: an operation after which everything fails (the power is off), failing syncs, a full disk, flipped
 //! bits. Same seed and same calls ⇒ same bytes. Used by tests of every layer; leaves out speed.
 //!
-//! Directories themselves are durable at once, and the disk has no links but names.
+//! A directory is a name in its parent like any other: it is durable once the parent was synced, and what is in one that
+//! is lost is lost with it.
 
 use super::disk::{DirLock, Disk, DiskEntry, DiskFile};
 use super::error::StorageError;
@@ -49,7 +50,8 @@ struct Node {
 enum Naming {
     Link(PathBuf, FileId),
     Unlink(PathBuf),
-    Rename(PathBuf, FileId),
+    Rename(PathBuf, PathBuf, FileId),
+    Directory(PathBuf),
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,7 @@ struct State {
     nodes: BTreeMap<FileId, Node>,
     node_next: FileId,
     dirs: BTreeSet<PathBuf>,
+    dirs_durable: BTreeSet<PathBuf>,
     names: BTreeMap<PathBuf, FileId>,
     names_durable: BTreeMap<PathBuf, FileId>,
     namings: Vec<Naming>,
@@ -97,8 +100,8 @@ impl FaultDisk {
     /// An empty disk without faults.
     pub fn new() -> Self {
         let mut state = State::default();
-        state.dirs.insert(PathBuf::from("/"));
-        state.dirs.insert(PathBuf::new());
+        state.dirs.extend([PathBuf::from("/"), PathBuf::new()]);
+        state.dirs_durable.clone_from(&state.dirs);
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -151,12 +154,18 @@ impl FaultDisk {
         let state = self.state.lock();
         let mut random = Random(seed);
         let mut names = state.names_durable.clone();
+        let mut dirs = state.dirs_durable.clone();
         let policy = random.below(4);
         for naming in &state.namings {
             if keeps(&mut random, policy) {
                 naming.apply(&mut names);
+                dirs.extend(naming.directory().cloned());
             }
         }
+        // What is in a directory that is gone is gone with it.
+        let is_reached = |path: &Path, dirs: &BTreeSet<PathBuf>| path.ancestors().skip(1).all(|dir| dirs.contains(dir));
+        let reached: BTreeSet<PathBuf> = dirs.iter().filter(|dir| is_reached(dir, &dirs)).cloned().collect();
+        names.retain(|path, _| is_reached(path, &reached));
         let mut nodes = BTreeMap::new();
         for id in names.values() {
             if let Some(node) = state.nodes.get(id) {
@@ -167,7 +176,8 @@ impl FaultDisk {
         let survivor = State {
             nodes,
             node_next: state.node_next,
-            dirs: state.dirs.clone(),
+            dirs: reached.clone(),
+            dirs_durable: reached,
             names_durable: names.clone(),
             names,
             ..State::default()
@@ -200,16 +210,29 @@ impl Naming {
             Self::Unlink(path) => {
                 names.remove(path);
             }
-            Self::Rename(to, id) => {
-                names.retain(|_, other| other != id);
+            Self::Rename(from, to, id) => {
+                if names.get(from) == Some(id) {
+                    names.remove(from);
+                }
                 names.insert(to.clone(), *id);
             }
+            Self::Directory(_) => {}
+        }
+    }
+
+    /// The directory it makes.
+    fn directory(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Directory(dir) => Some(dir),
+            Self::Link(..) | Self::Unlink(_) | Self::Rename(..) => None,
         }
     }
 
     fn is_in(&self, dir: &Path) -> bool {
         match self {
-            Self::Link(path, _) | Self::Unlink(path) | Self::Rename(path, _) => path.parent() == Some(dir),
+            Self::Link(path, _) | Self::Unlink(path) | Self::Rename(_, path, _) | Self::Directory(path) => {
+                path.parent() == Some(dir)
+            }
         }
     }
 }
@@ -320,7 +343,7 @@ impl State {
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let id = self.find(from)?;
         self.check_parent(to)?;
-        let naming = Naming::Rename(to.to_owned(), id);
+        let naming = Naming::Rename(from.to_owned(), to.to_owned(), id);
         naming.apply(&mut self.names);
         self.namings.push(naming);
         Ok(())
@@ -372,6 +395,7 @@ impl State {
         let (synced, pending): (Vec<_>, Vec<_>) = namings.into_iter().partition(|naming| naming.is_in(dir));
         for naming in synced {
             naming.apply(&mut self.names_durable);
+            self.dirs_durable.extend(naming.directory().cloned());
         }
         self.namings = pending;
     }
@@ -409,6 +433,31 @@ impl Disk for FaultDisk {
         Ok(Arc::new(FaultFile { state: self.state.clone(), id }))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        let id = state.find(from)?;
+        state.check_parent(to)?;
+        if state.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let naming = Naming::Link(to.to_owned(), id);
+        naming.apply(&mut state.names);
+        state.namings.push(naming);
+        Ok(())
+    }
+
+    fn is_linked(&self, path: &Path) -> io::Result<bool> {
+        let state = self.state.lock();
+        state.check_power()?;
+        let id = state.find(path)?;
+        Ok(state.names.values().filter(|other| **other == id).count() > 1)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.step()?;
@@ -429,7 +478,8 @@ impl Disk for FaultDisk {
         let state = self.state.lock();
         state.check_power()?;
         if !state.dirs.contains(dir) {
-            return Err(io::ErrorKind::NotFound.into());
+            let is_file = state.names.contains_key(dir);
+            return Err(if is_file { io::ErrorKind::NotADirectory } else { io::ErrorKind::NotFound }.into());
         }
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let within = |path: &&PathBuf| path.parent() == Some(dir);
@@ -443,7 +493,15 @@ impl Disk for FaultDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.check_power()?;
-        state.dirs.extend(dir.ancestors().map(Path::to_owned));
+        let missing: Vec<PathBuf> =
+            dir.ancestors().filter(|dir| !state.dirs.contains(*dir)).map(Path::to_owned).collect();
+        if !missing.is_empty() {
+            state.step()?;
+        }
+        for dir in missing.into_iter().rev() {
+            state.namings.push(Naming::Directory(dir.clone()));
+            state.dirs.insert(dir);
+        }
         Ok(())
     }
 
@@ -472,6 +530,10 @@ impl Disk for FaultDisk {
             return Err(StorageError::Locked);
         }
         Ok(DirLock::new(FaultLock { state: self.state.clone(), dir: dir.to_owned() }))
+    }
+
+    fn lock_existing(&self, dir: &Path) -> Result<Option<DirLock>, StorageError> {
+        self.lock(dir).map(Some)
     }
 }
 
@@ -551,7 +613,7 @@ mod tests {
 
     fn disk_with_file(name: &str, bytes: &[u8]) -> (FaultDisk, Arc<dyn DiskFile>) {
         let disk = FaultDisk::new();
-        disk.create_dir_all(&root()).unwrap();
+        disk.create_dir_durable(&root()).unwrap();
         let file = disk.create(&root().join(name)).unwrap();
         file.write_at(bytes, 0).unwrap();
         file.sync_data().unwrap();
@@ -589,6 +651,34 @@ mod tests {
         let crashed: BTreeSet<_> = (0..50).map(|seed| has(&disk.crash(seed), "b")).collect();
         assert_eq!(crashed, BTreeSet::from([false, true]));
         assert_eq!(disk.list(&root()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_directory_that_was_not_synced_takes_its_files_with_it() {
+        let disk = FaultDisk::new();
+        let deep = root().join("deep");
+        disk.create_dir_all(&deep).unwrap();
+        disk.create(&deep.join("a")).unwrap();
+        disk.sync_dir(&deep).unwrap();
+        let has = |disk: &FaultDisk| disk.exists(&deep.join("a")).unwrap();
+        assert_eq!((0..50).map(|seed| has(&disk.crash(seed))).collect::<BTreeSet<_>>(), BTreeSet::from([false, true]));
+        disk.sync_dir(&root()).unwrap();
+        assert!(!(0..50).all(|seed| has(&disk.crash(seed))), "its parent is not durable");
+        disk.create_dir_durable(&root()).unwrap();
+        assert!((0..50).all(|seed| has(&disk.crash(seed))));
+    }
+
+    #[test]
+    fn a_file_lives_under_each_of_its_names() {
+        let (disk, file) = disk_with_file("a", b"x");
+        assert!(!disk.is_linked(&root().join("a")).unwrap());
+        disk.link(&root().join("a"), &root().join("b")).unwrap();
+        assert!(disk.is_linked(&root().join("a")).unwrap() && disk.link(&root().join("a"), &root().join("b")).is_err());
+        disk.rename(&root().join("a"), &root().join("c")).unwrap();
+        file.write_at(b"y", 0).unwrap();
+        assert_eq!(disk.map(&root().join("b")).unwrap().as_slice(), b"y");
+        disk.remove(&root().join("c")).unwrap();
+        assert!(!disk.is_linked(&root().join("b")).unwrap());
     }
 
     #[test]

@@ -142,6 +142,19 @@ impl FrameHeader {
         })
     }
 
+    /// The header at the start of `bytes` if it is as written but for one bit, with the number of that bit: the payload's
+    /// checksum, which is in the header, says so too.
+    pub(crate) fn heal(bytes: &[u8], position: u64, sequence: u64) -> Option<(Self, usize)> {
+        let mut header: [u8; HEADER_BYTES as usize] = *bytes.first_chunk()?;
+        (0..HEADER_BYTES as usize * 8).find_map(|bit| {
+            header[bit / 8] ^= 1 << (bit % 8);
+            let healed = Self::decode(&header, position).ok();
+            header[bit / 8] ^= 1 << (bit % 8);
+            let healed = healed.filter(|healed| healed.sequence == sequence && healed.payload(bytes).is_some())?;
+            Some((healed, bit))
+        })
+    }
+
     /// Bytes of the whole frame.
     pub(crate) fn bytes(&self) -> u64 {
         frame_bytes(u64::from(self.length))
@@ -210,6 +223,22 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let found = FrameHeader::decode(&bytes, 1024).ok().and_then(|header| header.payload(&bytes));
             assert_eq!(found, None, "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn a_header_with_one_flipped_bit_is_known_again() {
+        let (header, payload) = sample();
+        let mut bytes = Vec::new();
+        header.encode(1024, payload, &mut bytes);
+        for bit in 0..HEADER_BYTES as usize * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(FrameHeader::heal(&bytes, 1024, 9), Some((header, bit)));
+            assert_eq!(FrameHeader::heal(&bytes, 1024, 8), None, "of another file");
+            bytes[60] ^= 1;
+            assert_eq!(FrameHeader::heal(&bytes, 1024, 9), None, "its payload is damaged too");
+            bytes[60] ^= 1;
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }

@@ -43,6 +43,8 @@ pub(crate) const MANIFEST_TMP: &str = "manifest.tmp";
 const MAGIC: &[u8; 8] = b"MLSTMANI";
 const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 40;
+/// Where the checksum is.
+pub(crate) const CRC_POSITION: usize = 12;
 
 /// Everything a manifest holds.
 #[derive(Debug, Clone, PartialEq)]

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Directory, within a shard's, of files found in `segments/` that nobody knows.
-const UNKNOWN: &str = "unknown";
+pub(crate) const UNKNOWN: &str = "unknown";
 
 /// What was found in a shard's directory.
 pub(crate) struct Recovered {
@@ -38,11 +38,8 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(disk: &dyn Disk, dir: &Path, shard: ShardId) -> Result<Recovered, StorageError> {
     let failed = |error| StorageError::io("open a shard's directory", error);
     let segments = dir.join(SEGMENTS);
-    disk.create_dir_all(&segments).map_err(failed)?;
-    disk.sync_dir(dir).map_err(failed)?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        disk.sync_dir(parent).map_err(failed)?;
-    }
+    disk.create_dir_durable(dir).map_err(failed)?;
+    disk.create_dir_durable(&segments).map_err(failed)?;
     let manifest = Manifest::read(disk, dir)?;
     let mut topics = Vec::new();
     if let Some(manifest) = &manifest {
@@ -145,7 +142,7 @@ fn is_unfinished(name: &str, index: Option<&ManifestIndex>) -> bool {
 
 fn move_aside(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {
     let unknown = dir.join(UNKNOWN);
-    disk.create_dir_all(&unknown)?;
+    disk.create_dir_durable(&unknown)?;
     let mut to = unknown.join(name);
     let mut number = 1;
     while disk.exists(&to)? {

@@ -109,6 +109,14 @@ impl Segment {
             std::io::ErrorKind::NotFound => StorageError::Missing { file: file.clone() },
             _ => StorageError::io("map a segment", error),
         })?;
+        Self::of_map(map, file, expected)
+    }
+
+    /// As [`Segment::open`], of the file's bytes.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`], [`StorageError::Newer`].
+    pub(crate) fn of_map(map: Buffer, file: String, expected: &SegmentExpected<'_>) -> Result<Self, StorageError> {
         let corrupt = |position: u64, what| StorageError::Corrupt { file: file.clone(), position, what };
         if map.len() as u64 != expected.bytes {
             return Err(corrupt(map.len() as u64, "the file does not have the length it was written with"));
@@ -185,6 +193,10 @@ impl Segment {
     /// The file's name in the shard's segment directory.
     pub fn file(&self) -> &str {
         &self.file
+    }
+    /// The schema of its rows.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
     }
     /// The topic.
     pub fn topic(&self) -> TopicId {
@@ -270,6 +282,17 @@ impl Segment {
         let range = &self.blocks[block].offsets;
         let packed = (!range.is_empty()).then(|| self.map.slice_with_length(range.start, range.len()))?;
         Some(EntryRuns::from_packed(packed, self.footer.blocks[block].rows))
+    }
+
+    /// Where a block is in the file.
+    pub(crate) fn block_bytes(&self, block: usize) -> Range<u64> {
+        let place = &self.footer.blocks[block];
+        place.position..place.position + place.bytes
+    }
+
+    /// The checksum a block must have.
+    pub(crate) fn block_crc(&self, block: usize) -> u32 {
+        self.footer.blocks[block].crc
     }
 
     pub(crate) fn block_rowtime(&self, block: usize) -> Option<RowtimeRange> {

@@ -12,7 +12,7 @@
 //! A file goes back when no entry in it, or in an older one, is left: a shard that never purges keeps everything
 //! after its oldest entry. [`WalStats::oldest`] names it.
 
-mod file;
+pub(crate) mod file;
 mod index;
 mod prepare;
 mod read;

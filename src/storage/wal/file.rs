@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Where the first frame starts: the header has a sector of its own, never written again while in use.
-pub(super) const DATA_START: u64 = 512;
+pub(crate) const DATA_START: u64 = 512;
 /// The version written, and the newest one read.
 const VERSION: u16 = 1;
 const MAGIC: [u8; 8] = *b"MSWALOG\0";
@@ -39,7 +39,7 @@ pub(super) struct WalFile {
 
 /// What a name in the log's directory stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FileName {
+pub(crate) enum FileName {
     /// A file of the log.
     Log(u64),
     /// A purged file kept for reuse.
@@ -51,7 +51,7 @@ pub(super) enum FileName {
 }
 
 /// The name of the file with `sequence`.
-pub(super) fn log_name(sequence: u64) -> String {
+pub(crate) fn log_name(sequence: u64) -> String {
     format!("{sequence:020}.wal")
 }
 
@@ -66,7 +66,7 @@ fn unfinished_name(sequence: u64) -> String {
 
 impl FileName {
     /// Reads a name.
-    pub(super) fn parse(name: &str) -> Self {
+    pub(crate) fn parse(name: &str) -> Self {
         let Some((number, kind)) = name.split_once('.') else { return Self::Unknown };
         if number.len() != 20 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return Self::Unknown;
@@ -80,7 +80,8 @@ impl FileName {
     }
 }
 
-fn encode_header(sequence: u64, bytes: u64) -> [u8; HEADER_BYTES] {
+/// The header of the file `sequence` of `bytes` bytes.
+pub(crate) fn encode_header(sequence: u64, bytes: u64) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(&MAGIC);
     header[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -97,7 +98,7 @@ fn encode_header(sequence: u64, bytes: u64) -> [u8; HEADER_BYTES] {
 /// # Errors
 /// [`StorageError::Newer`] when a later version wrote the file; [`StorageError::Corrupt`] when it is another file, or
 /// was cut: no crash does that, as a file has its name only once it is whole.
-pub(super) fn check_header(bytes: &[u8], sequence: u64, len: u64) -> Result<bool, StorageError> {
+pub(crate) fn check_header(bytes: &[u8], sequence: u64, len: u64) -> Result<bool, StorageError> {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(false) };
     if header[..8] != MAGIC || crc32c::crc32c(&header[..60]) != u32_at(header, 60) {
         return Ok(false);

@@ -41,7 +41,7 @@ pub(super) struct Recovered {
 enum Piece {
     /// A whole frame.
     Frame(u64, FrameHeader),
-    /// Bytes that are none, though frames follow; with the header, if at least that is whole.
+    /// Bytes that are none, though frames follow; with the header, if at least that is whole, or is but for one bit.
     Bad(u64, Option<FrameHeader>),
 }
 
@@ -70,7 +70,7 @@ struct Scan {
 
 impl Scan {
     fn is_ended(&self) -> bool {
-        matches!(self.pieces.last(), Some(Piece::Frame(_, header)) if header.kind == FrameKind::End)
+        self.pieces.last().and_then(Piece::header).is_some_and(|header| header.kind == FrameKind::End)
     }
 
     /// Up to where the file is known to have been synced.
@@ -100,13 +100,16 @@ fn scan(bytes: &[u8], sequence: u64) -> Result<Scan, StorageError> {
                 let (file, version, supported) = (log_name(sequence), version.into(), VERSION.into());
                 return Err(StorageError::Newer { file, version, supported });
             }
-            Ok(_) | Err(FrameFault::Checksum) => match find_header(bytes, position + ALIGNMENT, sequence) {
-                Some(next) => {
-                    pieces.push(Piece::Bad(position, None));
-                    position = next;
+            Ok(_) | Err(FrameFault::Checksum) => {
+                if let Some((header, _)) = FrameHeader::heal(rest, position, sequence) {
+                    pieces.push(Piece::Bad(position, Some(header)));
+                    position += header.bytes();
+                    continue;
                 }
-                None => break,
-            },
+                let Some(next) = find_header(bytes, position + ALIGNMENT, sequence) else { break };
+                pieces.push(Piece::Bad(position, None));
+                position = next;
+            }
         }
     }
     Ok(Scan { pieces, end: position })
@@ -178,17 +181,12 @@ fn read_file(file: &WalFile) -> Result<Vec<u8>, StorageError> {
 /// Opens the log in `dir`, or begins one.
 ///
 /// # Errors
-/// The system's error, [`StorageError::DiskFull`] for a new log, or [`StorageError::Newer`]. Damage is no error:
-/// it is in the result, by shard.
+/// The system's error, [`StorageError::DiskFull`] for a new log, [`StorageError::Newer`], or [`StorageError::Missing`]
+/// for the first or last file. Other damage is no error: it is in the result, by shard.
 pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) -> Result<Recovered, StorageError> {
     let failed = |source| StorageError::io("create the write-ahead log", source);
     let file_bytes = options.file_bytes.value();
-    if !disk.exists(dir).map_err(failed)? {
-        disk.create_dir_all(dir).map_err(failed)?;
-        if let Some(parent) = dir.parent() {
-            disk.sync_dir(parent).map_err(failed)?;
-        }
-    }
+    disk.create_dir_durable(dir).map_err(failed)?;
     let names = read_names(&**disk, dir, file_bytes)?;
     let mut files = Vec::new();
     for sequence in &names.logs {
@@ -217,6 +215,8 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) ->
         Some(last) if !is_ended => last.clone(),
         _ => match next(newest + 1) {
             Some(file) => file,
+            // A file is ended only once the one after it has its name.
+            None if newest > 0 => return Err(StorageError::Missing { file: log_name(newest + 1) }),
             // Small, because the start waits for it.
             None => Arc::new(file::create(&**disk, dir, newest + 1, file_bytes.min(FIRST_FILE_BYTES))?),
         },
@@ -282,10 +282,11 @@ impl Replay {
         let Some(header) = piece.header() else {
             return self.damage_unknown(sequence, position, "no frame where one was written");
         };
-        let payload = header.payload(&bytes[position as usize..]);
+        let is_whole = matches!(piece, Piece::Frame(..));
+        let payload = header.payload(&bytes[position as usize..]).filter(|_| is_whole);
         let shard = header.shard;
         if payload.is_none() {
-            let what = "the checksum of a frame does not match";
+            let what = "a checksum of a frame does not match";
             let error = StorageError::Corrupt { file: log_name(sequence), position, what };
             self.damaged.push(Damage { shard, header: *header, position, error });
         } else {

@@ -1,0 +1,118 @@
+//! What log entries and manifests say, for the tools that read a data directory without running it.
+//!
+//! Owns reading only, through the codecs the running node uses. Leaves out files (`storage`) and judgement (`offline`).
+//! A crash does nothing to it.
+
+use super::entry::{self, Change, EntryData, Operations};
+use super::identity::Identity;
+use super::manifest::{decode_applied, decode_extra};
+use super::raft::{decode_log_id, decode_vote, index_of, term_of};
+use crate::storage::{Disk, StorageError};
+use bytes::Bytes;
+use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, RowCount, Term, TopicId};
+use millstream_catalog::{Command, State};
+use openraft::EntryPayload;
+use std::path::Path;
+
+/// The only node there is.
+const NODE: NodeId = NodeId::new(1);
+/// Name of the file that says what a data directory holds.
+pub(crate) const IDENTITY: &str = super::identity::FILE;
+
+/// The payload of an entry that does nothing, padded to any length.
+pub(crate) fn blank_entry(length: usize) -> Vec<u8> {
+    let mut payload = entry::BLANK_PAYLOAD.to_vec();
+    payload.resize(length, 0);
+    payload
+}
+
+/// What an entry does.
+#[derive(Debug)]
+pub(crate) enum EntryContent {
+    /// Rows for partitions, from this many statements and steps.
+    Writes { batches: Vec<(TopicId, PartitionId, RowCount)>, writes: usize },
+    /// A change of the catalog.
+    Catalog(Box<Command>),
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// Where a shard's manifest stands, and what it keeps beside the segments.
+#[derive(Debug)]
+pub(crate) struct ManifestContent {
+    pub(crate) term: Term,
+    /// The last entry it covers.
+    pub(crate) applied: EntryIndex,
+    /// The catalog, of shard 0.
+    pub(crate) catalog: Option<State>,
+    pub(crate) queries: usize,
+}
+
+/// Writes the file "node" anew.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn write_shards(disk: &dyn Disk, dir: &Path, shards: u32) -> Result<(), StorageError> {
+    Identity { node: NODE, shards }.write(disk, dir)
+}
+
+/// Reads an entry's payload.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn read_entry(payload: Bytes) -> Result<EntryContent, String> {
+    match entry::decode_payload(payload).map_err(|error| error.to_string())? {
+        EntryPayload::Blank => Ok(EntryContent::Other("blank".to_owned())),
+        EntryPayload::Membership(membership) => Ok(EntryContent::Other(format!("membership {membership}"))),
+        EntryPayload::Normal(data) => read_data(&data),
+    }
+}
+
+fn read_data(data: &EntryData) -> Result<EntryContent, String> {
+    let operations = data.operations().map_err(|error| error.to_string())?;
+    Ok(match &*operations {
+        Operations::Writes(writes) => {
+            let batches = writes.batches.iter().map(|batch| (batch.topic, batch.partition, batch.rows));
+            EntryContent::Writes { batches: batches.collect(), writes: writes.writes.len() }
+        }
+        Operations::Change(Change::Catalog(command)) => EntryContent::Catalog(command.clone()),
+        Operations::Change(change) => EntryContent::Other(format!("{change:?}")),
+    })
+}
+
+/// Reads what replication keeps in a manifest.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn read_manifest(applied: Bytes, extra: Bytes) -> Result<ManifestContent, String> {
+    let meta = decode_applied(applied).map_err(|error| error.to_string())?;
+    let (catalog, queries) = decode_extra(extra).map_err(|error| error.to_string())?;
+    let last = meta.last_log_id.ok_or_else(|| "it covers no entry".to_owned())?;
+    Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries: queries.len() })
+}
+
+/// Reads a vote: its term, the node voted for, and whether it was committed.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn read_vote(payload: Bytes) -> Result<(Term, u64, bool), String> {
+    let vote = decode_vote(payload).map_err(|error| error.to_string())?;
+    Ok((Term::new(vote.leader_id.term), vote.leader_id.voted_for, vote.committed))
+}
+
+/// Reads the place in the log that a committed mark or a purge names.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn read_place(payload: Bytes) -> Result<(Term, EntryIndex), String> {
+    let id = decode_log_id(payload).map_err(|error| error.to_string())?;
+    Ok((term_of(&id), index_of(&id)))
+}
+
+/// The number of data shards in the file "node"; `None` when there is no such file.
+///
+/// # Errors
+/// [`StorageError::Newer`], [`StorageError::Corrupt`], or the system's error.
+pub(crate) fn read_shards(disk: &dyn Disk, dir: &Path) -> Result<Option<u32>, StorageError> {
+    Ok(Identity::read(disk, dir)?.map(|identity| identity.shards))
+}
