@@ -64,7 +64,7 @@ async fn filled() -> (FaultDisk, Model) {
                 let values: Vec<i64> = (0..10).map(|i| round * 100 + i).collect();
                 stored.extend(&values);
                 let (topic, partition) = (TopicId::new(topic), PartitionId::new(partition));
-                parts.push(PartitionWrite { topic, partition, batch: rows(&values) });
+                parts.push(PartitionWrite { topic, partition, batch: rows(&values), guard: None });
             }
             node.shard(ShardId::new(shard)).unwrap().append(parts).await.unwrap();
         }
@@ -224,7 +224,7 @@ async fn a_repair_gives_up_the_broken_rows_and_no_others() {
         for _ in 0..3 {
             let (topic, partition) = (TopicId::new(7), PartitionId::new(0));
             let values: Vec<i64> = (0..60).collect();
-            shard.append(vec![PartitionWrite { topic, partition, batch: rows(&values) }]).await.unwrap();
+            shard.append(vec![PartitionWrite { topic, partition, batch: rows(&values), guard: None }]).await.unwrap();
         }
         node.shutdown().await;
         assert!(check(Arc::new(bad.clone()), Path::new(DIR)).unwrap().is_clean());

@@ -5,7 +5,7 @@
 
 use super::entry::{self, Change, EntryData, Operations};
 use super::identity::Identity;
-use super::manifest::{decode_applied, decode_extra};
+use super::manifest::{Extra, decode_applied, decode_extra};
 use super::raft::{decode_log_id, decode_vote, index_of, term_of};
 use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
@@ -86,7 +86,7 @@ fn read_data(data: &EntryData) -> Result<EntryContent, String> {
 /// Why it cannot be read.
 pub(crate) fn read_manifest(applied: Bytes, extra: Bytes) -> Result<ManifestContent, String> {
     let meta = decode_applied(applied).map_err(|error| error.to_string())?;
-    let (catalog, queries) = decode_extra(extra).map_err(|error| error.to_string())?;
+    let Extra { catalog, queries, .. } = decode_extra(extra).map_err(|error| error.to_string())?;
     let last = meta.last_log_id.ok_or_else(|| "it covers no entry".to_owned())?;
     Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries: queries.len() })
 }
