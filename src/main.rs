@@ -5,6 +5,7 @@ use clap::Parser as _;
 use millstream::cli::{CheckArgs, Cli, Command, DumpArgs, DumpRows, ReportFormat, StartArgs};
 use millstream::config::Config;
 use millstream::node::Node;
+use millstream::offline::backup::{BackupError, Copied};
 use millstream::offline::dump::RowFormat;
 use millstream::offline::{self, Report};
 use millstream::shell;
@@ -36,6 +37,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Some(Command::Start(args)) => start(&args).await,
             Some(Command::Sql(args)) => Ok(shell::run(&args).await),
+            Some(Command::Backup(args)) => {
+                let base = args.base.as_deref();
+                Ok(copied(offline::backup::backup(Arc::new(RealDisk), &args.data_dir, &args.to, base)))
+            }
+            Some(Command::Restore(args)) => {
+                Ok(copied(offline::backup::restore(Arc::new(RealDisk), &args.from, &args.data_dir)))
+            }
             Some(Command::Check(args)) => Ok(check(&args)),
             Some(Command::Dump(args)) => dump(&args),
             Some(Command::Demo(args)) => shell::demo::run(&args).await,
@@ -71,6 +79,20 @@ fn check(args: &CheckArgs) -> ExitCode {
                 }
             }
             ExitCode::from(u8::from(!reports.last().is_some_and(Report::is_clean)))
+        }
+        Err(error) => {
+            eprintln!("millstream: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `millstream backup` and `millstream restore`
+fn copied(copied: Result<Copied, BackupError>) -> ExitCode {
+    match copied {
+        Ok(Copied { bytes, linked, report }) => {
+            print!("copied {bytes} bytes, linked {linked} segments\n{report}");
+            ExitCode::from(u8::from(!report.is_clean()))
         }
         Err(error) => {
             eprintln!("millstream: {error}");

@@ -145,6 +145,11 @@ fn check_identity(check: &mut Check, ids: &BTreeSet<u32>) -> Result<(), StorageE
         Err(error) if error.is_damage() => error.to_string(),
         Err(error) => return Err(error),
     };
+    if super::read_file(&*check.disk, &check.dir.join(file)).is_ok_and(|bytes| bytes == inspect::UNFINISHED.as_bytes())
+    {
+        check.report.findings.push(Finding::damage(file, what));
+        return Ok(());
+    }
     let repair = format!("it is written anew, for {there} shards");
     check.report.findings.push(Finding::damage(file, what).repaired_by(repair));
     check.identity = Some(there);

@@ -147,7 +147,7 @@ impl Dump<'_> {
                 let (start, next) = (listed.offset_start, listed.offset_next);
                 writeln!(self.out, "  topic {}, partition {partition}: offsets {start} up to {next}", topic.topic)?;
                 for segment in &listed.segments {
-                    let end = segment.offset_start.plus(segment.rows);
+                    let end = segment.end();
                     let lost = segment.lost.as_ref().map(|why| format!(", LOST: {why}")).unwrap_or_default();
                     writeln!(self.out, "    {} up to {end}  {}{lost}", segment.offset_start, segment.file)?;
                 }
@@ -174,6 +174,7 @@ impl Dump<'_> {
             topic: footer.topic,
             partition: footer.partition,
             offset_start: footer.offset_start,
+            offset_end: footer.offset_end,
             rows: footer.rows,
             bytes: bytes.len() as u64,
             end: SegmentEnd { bytes: end.len() as u64, crc: crc32c::crc32c(end) },
@@ -198,14 +199,14 @@ impl Dump<'_> {
                 range.start, offsets.start, offsets.end
             )?;
             if let Ok(stored) = read {
-                self.rows(stored.offset_start, &stored.batch)?;
+                self.rows(stored.row_offsets(), &stored.batch)?;
             }
         }
         Ok(())
     }
 
     fn footer(&mut self, footer: &SegmentFooter, schema: &Schema) -> io::Result<()> {
-        let end = footer.offset_start.plus(footer.rows);
+        let end = footer.offset_end.unwrap_or(footer.offset_start.plus(footer.rows));
         writeln!(
             self.out,
             "  version {}, topic {}, partition {}, offsets {} up to {end}, entries {} to {}",
@@ -235,8 +236,9 @@ impl Dump<'_> {
                 Ok(batch) => {
                     let rows = RowCount::of(batch.num_rows());
                     writeln!(self.out, "  block of {} rows, from row {offset} of the segment", rows.value())?;
-                    self.rows(offset, &batch)?;
-                    offset = offset.plus(rows);
+                    let end = offset.plus(rows);
+                    self.rows(Int64Array::from_iter_values(offset.value() as i64..end.value() as i64), &batch)?;
+                    offset = end;
                 }
                 Err(error) => return writeln!(self.out, "  row {offset}: nothing more can be read: {error}"),
             }
@@ -244,16 +246,16 @@ impl Dump<'_> {
         writeln!(self.out, "  {offset} rows in all")
     }
 
-    fn rows(&mut self, start: Offset, batch: &RecordBatch) -> io::Result<()> {
+    fn rows(&mut self, offsets: Int64Array, batch: &RecordBatch) -> io::Result<()> {
         let Some(format) = self.rows else { return Ok(()) };
-        match encode(format, start, batch) {
+        match encode(format, offsets, batch) {
             Ok(text) => self.out.write_all(&text),
             Err(error) => writeln!(self.out, "  these rows have no text: {error}"),
         }
     }
 }
 
-fn encode(format: RowFormat, start: Offset, batch: &RecordBatch) -> Result<Vec<u8>, String> {
+fn encode(format: RowFormat, offsets: Int64Array, batch: &RecordBatch) -> Result<Vec<u8>, String> {
     let mut options = CopyOptions::of(match format {
         RowFormat::Csv => CopyFormat::Csv,
         RowFormat::Json => CopyFormat::Json,
@@ -261,8 +263,7 @@ fn encode(format: RowFormat, start: Offset, batch: &RecordBatch) -> Result<Vec<u
     if format == RowFormat::Csv {
         options.header = CopyHeader::Yes;
     }
-    let first = i64::try_from(start.value()).map_err(|error| error.to_string())?;
-    let offsets: ArrayRef = Arc::new(Int64Array::from_iter_values((0..batch.num_rows() as i64).map(|row| first + row)));
+    let offsets: ArrayRef = Arc::new(offsets);
     let mut fields = vec![Arc::new(Field::new(ROWOFFSET, DataType::Int64, false))];
     fields.extend(batch.schema_ref().fields().iter().cloned());
     let mut columns = vec![offsets];

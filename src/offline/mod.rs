@@ -4,6 +4,7 @@
 //! shares no judgement with them: what recovery believes is what is checked here. `main` calls it. What a crash does to
 //! a repair or a restore, each says itself.
 
+pub mod backup;
 pub mod check;
 pub mod dump;
 mod heal;

@@ -9,10 +9,9 @@ use super::check::{Broken, Check};
 use crate::replication::inspect;
 use crate::storage::manifest::{Manifest, SegmentManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
-use crate::storage::segment_writer::{SegmentPlan, write_segment};
-use crate::storage::tail::TailBatch;
-use crate::storage::{Disk, Segment, StorageError, StoredBatch, TopicStorage};
-use millstream_catalog::model::{ByteSize, Offset, PartitionId, RowCount};
+use crate::storage::segment_writer::SegmentWriter;
+use crate::storage::{Disk, Segment, StorageError, TopicStorage};
+use millstream_catalog::model::{Offset, PartitionId, RowCount};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,7 +87,8 @@ impl Shard<'_> {
                 match self.check.broken.get(&(self.id, segment.file.clone())) {
                     None => kept.push(segment),
                     Some(broken) if broken.blocks.is_empty() => {
-                        kept.push(lost(&segment, segment.offset_start, segment.rows, &broken.reason));
+                        let offsets = segment.offset_start..segment.end();
+                        kept.push(lost(&segment, offsets, segment.rows, &broken.reason));
                     }
                     Some(broken) => kept.extend(self.split(&storage, id, &segment, broken)?),
                 }
@@ -115,10 +115,10 @@ impl Shard<'_> {
             let is_lost = broken.blocks.contains_key(&start);
             let same = |block: &usize| broken.blocks.contains_key(block) == is_lost;
             let end = start + (start..segment.blocks()).take_while(same).count();
-            let offset_start = segment.block_offsets(start).start;
             parts.push(if is_lost {
-                let rows = segment.block_offsets(end - 1).end.since(offset_start);
-                lost(listed, offset_start, rows, &broken.blocks[&start])
+                let offsets = offsets_of(&segment, &(start..end));
+                let rows = (start..end).fold(RowCount::ZERO, |sum, block| sum.plus(segment.block_rows(block)));
+                lost(listed, offsets, rows, &broken.blocks[&start])
             } else {
                 self.keep(storage, partition, (&segment, listed), start..end)?
             });
@@ -136,41 +136,39 @@ impl Shard<'_> {
         blocks: Range<usize>,
     ) -> Result<SegmentManifest, StorageError> {
         let dir = self.dir.join(SEGMENTS);
-        let mut batches = Vec::new();
-        for block in blocks {
-            let stored = segment.read(block, None, &storage.schema)?;
-            batches.push(Arc::new(tail_batch(stored, segment, block)));
-        }
-        let offset_start = batches.first().map_or(Offset::ZERO, |batch| batch.stored.offset_start);
-        let rows: RowCount = batches.last().map_or(offset_start, |batch| batch.offset_end()).since(offset_start);
-        let rowtimes = batches.iter().filter_map(|batch| batch.rowtime);
-        let rowtime = rowtimes.map(|r| (r.first.micros(), r.last.micros())).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let offsets = offsets_of(segment, &blocks);
         let stem = listed.file.trim_end_matches(".arrow");
-        let file = format!("{stem}-kept-{:020}.arrow", offset_start.value());
+        let file = format!("{stem}-kept-{:020}.arrow", offsets.start.value());
         let tmp = dir.join(format!("{file}{TMP}"));
         let out = self.disk().create(&tmp).map_err(failed)?;
-        let (schema, compression) = (&storage.schema, listed.compression);
-        let plan = SegmentPlan { topic: storage.topic, partition, schema, compression, batches: &batches };
-        let written = write_segment(Arc::clone(&out), &plan)?;
+        let mut writer = SegmentWriter::create(Arc::clone(&out), &storage.schema, listed.compression)?;
+        let rowtimes = blocks.clone().filter_map(|block| segment.block_rowtime(block));
+        let rowtime = rowtimes.map(|r| (r.first.micros(), r.last.micros())).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        for block in blocks {
+            writer.write(&[segment.read(block, None, &storage.schema)?])?;
+        }
+        let rows = writer.rows();
+        let written = writer.finish((storage.topic, partition), offsets.clone())?;
         out.sync_data().map_err(failed)?;
         self.disk().rename(&tmp, &dir.join(&file)).map_err(failed)?;
         let (bytes, end) = (written.bytes, written.end);
-        Ok(SegmentManifest { file, offset_start, rows, bytes, compression, end, rowtime, lost: None })
+        Ok(SegmentManifest { file, bytes, end, rowtime, ..place(listed, offsets, rows) })
     }
 }
 
-fn tail_batch(stored: StoredBatch, segment: &Segment, block: usize) -> TailBatch {
-    let (first, last) = (stored.entries.first(), stored.entries.last());
-    TailBatch {
-        rowtime: segment.block_rowtime(block),
-        entry_first: first.unwrap_or_default(),
-        entry_last: last.unwrap_or_default(),
-        bytes: ByteSize::ZERO,
-        stored,
-    }
+/// The offsets of some blocks, with the gaps before the first block and after each.
+fn offsets_of(segment: &Segment, blocks: &Range<usize>) -> Range<Offset> {
+    let start = if blocks.start == 0 { segment.offset_start() } else { segment.block_offsets(blocks.start).start };
+    start..segment.block_offsets(blocks.end - 1).end
 }
 
-fn lost(of: &SegmentManifest, offset_start: Offset, rows: RowCount, reason: &str) -> SegmentManifest {
-    let lost = Some(reason.to_owned());
-    SegmentManifest { offset_start, rows, bytes: 0, lost, ..of.clone() }
+/// Of the segment `of`, the rows of some offsets.
+fn place(of: &SegmentManifest, offsets: Range<Offset>, rows: RowCount) -> SegmentManifest {
+    let has_gaps = offsets.end.since(offsets.start) != rows;
+    let offset_end = has_gaps.then_some(offsets.end);
+    SegmentManifest { offset_start: offsets.start, offset_end, rows, ..of.clone() }
+}
+
+fn lost(of: &SegmentManifest, offsets: Range<Offset>, rows: RowCount, reason: &str) -> SegmentManifest {
+    SegmentManifest { bytes: 0, lost: Some(reason.to_owned()), ..place(of, offsets, rows) }
 }

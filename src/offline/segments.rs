@@ -55,7 +55,8 @@ pub(crate) fn check(
 ) -> Result<Option<Broken>, StorageError> {
     check.report.segments += 1;
     let findings = check.report.findings.len();
-    let offsets = expected.offset_start..expected.offset_start.plus(expected.rows);
+    let end = expected.offset_end.unwrap_or(expected.offset_start.plus(expected.rows));
+    let offsets = expected.offset_start..end;
     let Some(bytes) = check.read(file) else {
         let reason = check.report.findings.pop().map_or_else(String::new, |finding| finding.what);
         check.report.findings.truncate(findings);
@@ -177,7 +178,12 @@ impl<'a> Content<'a> {
 
     fn add(&mut self, block: usize, stored: &StoredBatch) {
         let mut say = |what: &str| self.wrong.push(format!("block {block}: {what}"));
-        if (stored.offset_start..stored.offset_end()) != self.segment.block_offsets(block) {
+        let (said, rows) = (self.segment.block_offsets(block), stored.row_offsets());
+        let is_within = |row: &i64| u64::try_from(*row).is_ok_and(|row| said.contains(&Offset::new(row)));
+        if rows.len() != stored.batch.num_rows() || !rows.values().is_sorted_by(|a, b| a < b) {
+            say("its offsets do not ascend");
+        }
+        if !rows.values().iter().all(is_within) || stored.offset_start != said.start {
             say("it has other offsets than the footer says");
         }
         let entries: Vec<_> = stored.entries.iter().collect();

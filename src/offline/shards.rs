@@ -153,7 +153,7 @@ fn check_topic(
         for segment in &partition.segments {
             let file = format!("shards/{shard}/{SEGMENTS}/{}", segment.file);
             let expected = segment.expected(storage.topic, id, &storage.schema);
-            let offsets = (segment.offset_start.value(), segment.offset_start.plus(segment.rows).value());
+            let offsets = (segment.offset_start.value(), segment.end().value());
             if let Some(lost) = &segment.lost {
                 let finding = Finding::note(file, format!("lost before: {lost}")).of_shard(shard);
                 let (topic, partition) = (Some(name.to_owned()), Some(id.value()));
@@ -166,15 +166,15 @@ fn check_topic(
     Ok(())
 }
 
-/// What is wrong with the offsets of a partition's segments: each begins where the one before ends, from the log start
-/// (which may be within the first) to the next offset.
+/// What is wrong with the offsets of a partition's segments: each begins where the one before ends, up to the next
+/// offset. The first may begin before the log start; after it only where compaction left nothing.
 fn disorder(partition: &PartitionManifest) -> Option<String> {
+    let begin_max = partition.offset_start.max(partition.upkeep.compacted_upto);
     let mut end = None;
     for segment in &partition.segments {
-        let start = segment.offset_start;
-        let next = start.plus(segment.rows);
+        let (start, next) = (segment.offset_start, segment.end());
         match end {
-            None if start > partition.offset_start || next <= partition.offset_start => {
+            None if start > begin_max || next <= partition.offset_start => {
                 return Some(format!("the log start {} is not in the first segment", partition.offset_start));
             }
             Some(end) if end != start => {
@@ -183,8 +183,11 @@ fn disorder(partition: &PartitionManifest) -> Option<String> {
             _ => end = Some(next),
         }
     }
-    let end = end.unwrap_or(partition.offset_start);
-    (end != partition.offset_next).then(|| format!("segments end at {end}, not at {}", partition.offset_next))
+    match end {
+        None if partition.offset_next <= begin_max => None,
+        Some(end) if end == partition.offset_next => None,
+        end => Some(format!("segments end at {}, not at {}", end.unwrap_or(begin_max), partition.offset_next)),
+    }
 }
 
 fn note_unlisted(check: &mut Check, shard: u32, manifest: &Manifest) -> Result<(), StorageError> {

@@ -15,6 +15,8 @@ use std::path::Path;
 
 pub(super) const FILE: &str = "node";
 const UNFINISHED: &str = "node.tmp";
+/// What stands in the file while a backup or restore writes the rest of the directory.
+pub(super) const UNFINISHED_TEXT: &str = "unfinished\n";
 /// The version written, and the newest one read.
 const VERSION: u32 = 1;
 
@@ -42,6 +44,9 @@ impl Identity {
         file.read_at(&mut bytes, 0).map_err(failed)?;
         let corrupt = |what| StorageError::Corrupt { file: FILE.to_owned(), position: 0, what };
         let text = std::str::from_utf8(&bytes).map_err(|_| corrupt("it is not text"))?;
+        if text == UNFINISHED_TEXT {
+            return Err(corrupt("a backup or restore into this directory was not finished"));
+        }
         let damaged = || corrupt("a line is missing");
         let value = |name: &str| -> Result<u32, StorageError> {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -19,6 +19,9 @@ const NODE: NodeId = NodeId::new(1);
 /// Name of the file that says what a data directory holds.
 pub(crate) const IDENTITY: &str = super::identity::FILE;
 
+/// What the file "node" says in a directory that is not whole yet.
+pub(crate) const UNFINISHED: &str = super::identity::UNFINISHED_TEXT;
+
 /// The payload of an entry that does nothing, padded to any length.
 pub(crate) fn blank_entry(length: usize) -> Vec<u8> {
     let mut payload = entry::BLANK_PAYLOAD.to_vec();

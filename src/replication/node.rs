@@ -11,7 +11,7 @@ use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
 use crate::env::{self, Clock};
 use crate::storage::wal::{ShardRecovered, Wal, WalOptions, WalStats};
-use crate::storage::{DirLock, Disk, StorageError};
+use crate::storage::{Disk, StorageError};
 use futures::future::{join_all, try_join_all};
 use millstream_catalog::model::limit::{SHARDS_MAX, WAL_BYTES_TARGET};
 use millstream_catalog::model::{ByteSize, NodeId, ShardId};
@@ -42,7 +42,6 @@ pub struct Replication {
     wal: Wal,
     failure: Failure,
     keeper: JoinHandle<()>,
-    _lock: DirLock,
 }
 
 impl Replication {
@@ -72,6 +71,7 @@ impl Replication {
         let identity = Identity { node: config.node, shards: config.shards.clamp(1, SHARDS_MAX) };
         let before = Identity::read(&*disk, dir)?;
         let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), wal_options)?;
+        wal.hold(lock);
         let has_votes = recovered.values().any(|shard| shard.vote.is_some() || shard.corrupt.is_some());
         if let Some(before) = &before
             && let Err(error) = before.check(identity.shards, has_votes)
@@ -112,7 +112,6 @@ impl Replication {
             wal,
             failure: shared.failure,
             keeper,
-            _lock: lock,
         })
     }
 

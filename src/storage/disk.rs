@@ -72,6 +72,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// The system's error.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+
     /// What is in a directory, sorted by name.
     ///
     /// # Errors
@@ -244,6 +250,10 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir(dir)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {

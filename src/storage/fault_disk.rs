@@ -52,6 +52,7 @@ enum Naming {
     Unlink(PathBuf),
     Rename(PathBuf, PathBuf, FileId),
     Directory(PathBuf),
+    NoDirectory(PathBuf),
 }
 
 #[derive(Debug, Default)]
@@ -159,7 +160,7 @@ impl FaultDisk {
         for naming in &state.namings {
             if keeps(&mut random, policy) {
                 naming.apply(&mut names);
-                dirs.extend(naming.directory().cloned());
+                naming.apply_dirs(&mut dirs);
             }
         }
         // What is in a directory that is gone is gone with it.
@@ -216,23 +217,22 @@ impl Naming {
                 }
                 names.insert(to.clone(), *id);
             }
-            Self::Directory(_) => {}
+            Self::Directory(_) | Self::NoDirectory(_) => {}
         }
     }
 
-    /// The directory it makes.
-    fn directory(&self) -> Option<&PathBuf> {
+    fn apply_dirs(&self, dirs: &mut BTreeSet<PathBuf>) {
         match self {
-            Self::Directory(dir) => Some(dir),
-            Self::Link(..) | Self::Unlink(_) | Self::Rename(..) => None,
+            Self::Directory(dir) => drop(dirs.insert(dir.clone())),
+            Self::NoDirectory(dir) => drop(dirs.remove(dir)),
+            Self::Link(..) | Self::Unlink(_) | Self::Rename(..) => {}
         }
     }
 
     fn is_in(&self, dir: &Path) -> bool {
         match self {
-            Self::Link(path, _) | Self::Unlink(path) | Self::Rename(_, path, _) | Self::Directory(path) => {
-                path.parent() == Some(dir)
-            }
+            Self::Link(path, _) | Self::Unlink(path) | Self::Rename(_, path, _) => path.parent() == Some(dir),
+            Self::Directory(path) | Self::NoDirectory(path) => path.parent() == Some(dir),
         }
     }
 }
@@ -395,7 +395,7 @@ impl State {
         let (synced, pending): (Vec<_>, Vec<_>) = namings.into_iter().partition(|naming| naming.is_in(dir));
         for naming in synced {
             naming.apply(&mut self.names_durable);
-            self.dirs_durable.extend(naming.directory().cloned());
+            naming.apply_dirs(&mut self.dirs_durable);
         }
         self.namings = pending;
     }
@@ -471,6 +471,17 @@ impl Disk for FaultDisk {
         let naming = Naming::Unlink(path.to_owned());
         naming.apply(&mut state.names);
         state.namings.push(naming);
+        Ok(())
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        if state.names.keys().chain(&state.dirs).any(|path| path.parent() == Some(dir)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        state.dirs.remove(dir).then_some(()).ok_or(io::ErrorKind::NotFound)?;
+        state.namings.push(Naming::NoDirectory(dir.to_owned()));
         Ok(())
     }
 

@@ -108,6 +108,11 @@ pub(crate) struct SegmentManifest {
 }
 
 impl SegmentManifest {
+    /// The offset after the last one it is for.
+    pub(crate) fn end(&self) -> Offset {
+        self.offset_end.unwrap_or(self.offset_start.plus(self.rows))
+    }
+
     /// What its file must hold.
     pub(crate) fn expected<'a>(
         &self,

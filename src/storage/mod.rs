@@ -24,7 +24,7 @@ pub mod segment;
 pub(crate) mod segment_writer;
 pub mod shard_store;
 pub mod statistics;
-pub(crate) mod tail;
+mod tail;
 #[cfg(test)]
 mod testing;
 pub mod wal;

@@ -290,6 +290,11 @@ impl Segment {
         place.position..place.position + place.bytes
     }
 
+    /// Rows of a block.
+    pub(crate) fn block_rows(&self, block: usize) -> RowCount {
+        self.footer.blocks[block].rows
+    }
+
     /// The checksum a block must have.
     pub(crate) fn block_crc(&self, block: usize) -> u32 {
         self.footer.blocks[block].crc

@@ -24,7 +24,7 @@ mod writer;
 use self::index::Index;
 use self::prepare::{Mode, Preparer};
 use self::writer::{Append, Marks, Writer};
-use super::disk::Disk;
+use super::disk::{DirLock, Disk};
 use super::error::StorageError;
 use crate::env;
 use bytes::Bytes;
@@ -173,6 +173,7 @@ struct Inner {
     writer: Arc<Mutex<Writer>>,
     thread: ThreadId,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    lock: Mutex<Option<DirLock>>,
 }
 
 /// What callers and the writer share.
@@ -316,6 +317,7 @@ impl Wal {
             writer,
             thread: thread.thread().id(),
             threads: Mutex::new(vec![thread, helper]),
+            lock: Mutex::new(None),
         };
         Ok((Self { inner: Arc::new(inner) }, shards))
     }
@@ -463,6 +465,11 @@ impl Wal {
         }
     }
 
+    /// Keeps the data directory's lock until the log is closed and its threads have ended: nobody opens it before.
+    pub fn hold(&self, lock: DirLock) {
+        *self.inner.lock.lock() = Some(lock);
+    }
+
     /// Writes what waits, marks the end, and stops the threads. Appends from now on get [`StorageError::Closed`].
     pub fn close(&self) {
         self.inner.close();
@@ -491,6 +498,7 @@ impl Inner {
                 tracing::error!("the write-ahead log's helper panicked");
             }
         }
+        self.lock.lock().take();
     }
 }
 

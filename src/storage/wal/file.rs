@@ -148,7 +148,8 @@ fn fill(disk: &dyn Disk, path: &Path, bytes: u64) -> std::io::Result<Arc<dyn Dis
     Ok(file)
 }
 
-/// Makes the spare file `name` the file `sequence`.
+/// Makes the spare file `name` the file `sequence`. One with a second name is left to whoever gave it that (a backup,
+/// which did before the file became a spare), and a new one is made.
 ///
 /// # Errors
 /// The system's error; the spare is then of no use.
@@ -160,8 +161,13 @@ pub(super) fn recycle(
     bytes: u64,
 ) -> Result<WalFile, StorageError> {
     let path = dir.join(name);
+    let failed = |source| StorageError::io("recycle a file of the write-ahead log", source);
+    if disk.is_linked(&path).map_err(failed)? {
+        disk.remove(&path).map_err(failed)?;
+        return create(disk, dir, sequence, bytes);
+    }
     let recycled = disk.open(&path).and_then(|file| name_file(disk, dir, &path, WalFile { sequence, bytes, file }));
-    recycled.map_err(|source| StorageError::io("recycle a file of the write-ahead log", source))
+    recycled.map_err(failed)
 }
 
 fn name_file(disk: &dyn Disk, dir: &Path, path: &Path, file: WalFile) -> std::io::Result<WalFile> {

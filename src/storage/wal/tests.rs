@@ -452,6 +452,33 @@ fn purged_files_are_recycled_and_their_old_frames_never_come_back() {
 }
 
 #[test]
+fn a_file_with_a_second_name_is_never_written_again() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let answers = Answers::default();
+    let mut pinned = BTreeMap::new();
+    for index in 1..400 {
+        let mut records = vec![entry(1, index, Bytes::from(vec![7; 500]))];
+        if index % 10 == 0 {
+            records.push(WalRecord::Purge { upto: EntryIndex::new(index - 1), payload: Bytes::new() });
+        }
+        driver.writer.commit(vec![append(ShardId::new(1), records, index, &answers)], Marks::new());
+        let before = driver.writer.sequence() - 1;
+        if before > 0 && before.is_multiple_of(2) && !pinned.contains_key(&before) {
+            let name = PathBuf::from(format!("/data/pinned-{before}"));
+            if disk.link(&dir().join(log_name(before)), &name).is_ok() {
+                pinned.insert(before, (name.clone(), disk.map(&name).unwrap()));
+            }
+        }
+    }
+    assert!(answers.lock().iter().all(|(_, result)| result.is_ok()));
+    assert!(pinned.len() > 5, "{}", pinned.len());
+    for (sequence, (name, bytes)) in pinned {
+        assert_eq!(disk.map(&name).unwrap(), bytes, "file {sequence}");
+    }
+}
+
+#[test]
 fn frames_behind_a_cut_never_come_back() {
     let disk = FaultDisk::new();
     let answers = Answers::default();
