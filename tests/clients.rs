@@ -200,13 +200,13 @@ async fn queries_defined_at_once_all_run_and_take_inserts_at_once() {
     server.node.stop().await;
 }
 
-fn is_there(program: &str, args: &[&str]) -> bool {
+pub(crate) fn is_there(program: &str, args: &[&str]) -> bool {
     let found = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.is_ok_and(|status| status.success())
 }
 
 /// Runs a program to its end: exit status, stdout, stderr.
-async fn run(command: &mut Command) -> (Option<i32>, String, String) {
+pub(crate) async fn run(command: &mut Command) -> (Option<i32>, String, String) {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir(env!("CARGO_MANIFEST_DIR"));
     let child = command.spawn().unwrap();
     let id = child.id();
@@ -221,7 +221,7 @@ async fn run(command: &mut Command) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-fn psql(server: &Server) -> Command {
+pub(crate) fn psql(server: &Server) -> Command {
     let address = server.node.pg_address();
     let mut command = Command::new("psql");
     command.args(["-X", "-h", &address.ip().to_string(), "-p", &address.port().to_string()]);

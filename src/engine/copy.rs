@@ -64,6 +64,11 @@ impl CopyIn {
         self.columns
     }
 
+    /// True for data that is not text.
+    pub fn is_binary(&self) -> bool {
+        self.decoder.is_binary()
+    }
+
     /// Takes some copy data, cut anywhere.
     ///
     /// # Errors
@@ -75,12 +80,13 @@ impl CopyIn {
     }
 
     fn drain(&mut self) -> Result<()> {
-        while let Some(rows) = self.decoder.next_rows() {
+        while let Some(rows) = self.decoder.next_rows()? {
             self.bytes = self.bytes.plus(batch_bytes(&rows.batch));
+            check_bytes(self.bytes)?;
+            self.held.set(self.bytes)?;
             self.rows.push(rows);
         }
-        check_bytes(self.bytes)?;
-        self.held.set(self.bytes)
+        Ok(())
     }
 
     /// Ends the data and writes the rows: all of them, or none.

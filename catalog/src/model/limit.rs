@@ -35,6 +35,8 @@ pub const SET_OPERATIONS_MAX: usize = 50;
 pub const PARAMETERS_MAX: usize = 65_535;
 /// Bytes of all rows of one statement (COPY included): they are committed as one Raft entry.
 pub const STATEMENT_ROWS_BYTES_MAX: ByteSize = ByteSize::new(512 << 20);
+/// Bytes of the metadata of one message of an Arrow stream: it is parsed whole, and says what is read next.
+pub const ARROW_METADATA_BYTES_MAX: usize = 16 << 20;
 /// Bytes of rows that all statements and transactions of a node hold before they are committed.
 pub const HELD_BYTES_MAX: ByteSize = ByteSize::new(2 << 30);
 /// Savepoints of one transaction.

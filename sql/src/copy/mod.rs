@@ -1,4 +1,4 @@
-//! Copy data: rows from and to PostgreSQL's text and csv formats and JSON lines, and to its binary format and Arrow.
+//! Copy data: rows from and to PostgreSQL's text, csv and binary formats, JSON lines and Arrow.
 //!
 //! Owns the scanners and writers of the formats. Leaves out the protocol and where rows go. The engine
 //! decodes, the server encodes. Pure: a crash does nothing to it.
@@ -10,6 +10,7 @@ mod decoder;
 mod encoder;
 mod json;
 mod lines;
+mod records;
 mod sink;
 mod text;
 mod writer;

@@ -107,6 +107,24 @@ impl Sink {
         }
     }
 
+    /// Appends a value in PostgreSQL's binary form.
+    #[inline]
+    pub(super) fn binary(&mut self, at: usize, value: &[u8]) -> Result<(), SqlError> {
+        match self.builders[at].append_binary(value) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.binary_refused(at, error)),
+        }
+    }
+
+    /// A value cut short is a fault of the data here, not of the protocol.
+    #[cold]
+    fn binary_refused(&self, at: usize, mut error: ValueError) -> SqlError {
+        if error.sqlstate == SqlState::ProtocolViolation {
+            error.sqlstate = SqlState::InvalidBinaryRepresentation;
+        }
+        SqlError::from(error).context(format!("{}, column {}", self.place(), self.name(at)))
+    }
+
     /// Appends NULL.
     #[inline]
     pub(super) fn null(&mut self, at: usize) -> Result<(), SqlError> {

@@ -52,7 +52,7 @@ fn events() -> Relation {
     relation(vec![id, column("name", SqlType::Text), at, tags, column("doc", SqlType::Jsonb)])
 }
 
-fn ident(name: &str) -> Ident {
+pub(super) fn ident(name: &str) -> Ident {
     Ident { name: Name::new(name).unwrap(), position: Position::new(7) }
 }
 
@@ -60,7 +60,7 @@ fn no_eval(_: &ast::Expr, _: &SqlType) -> Result<ScalarValue, SqlError> {
     Err(SqlError::internal("no expression here"))
 }
 
-fn decode_chunks(
+pub(super) fn decode_chunks(
     relation: &Relation,
     columns: Option<&[Ident]>,
     options: &CopyOptions,
@@ -70,14 +70,21 @@ fn decode_chunks(
     let mut batches = Vec::new();
     for chunk in chunks {
         decoder.push(chunk)?;
-        batches.extend(std::iter::from_fn(|| decoder.next_rows()));
+        drain(&mut decoder, &mut batches)?;
     }
     decoder.finish()?;
-    batches.extend(std::iter::from_fn(|| decoder.next_rows()));
+    drain(&mut decoder, &mut batches)?;
     Ok(batches)
 }
 
-fn result_columns(relation: &Relation) -> Vec<ResultColumn> {
+fn drain(decoder: &mut CopyDecoder, batches: &mut Vec<InsertRows>) -> Result<(), SqlError> {
+    while let Some(rows) = decoder.next_rows()? {
+        batches.push(rows);
+    }
+    Ok(())
+}
+
+pub(super) fn result_columns(relation: &Relation) -> Vec<ResultColumn> {
     let columns = relation.schema.columns.iter();
     columns
         .map(|column| ResultColumn { name: column.name.to_string(), sql_type: column.sql_type.clone(), source: None })
@@ -121,7 +128,7 @@ fn refused(relation: &Relation, options: &CopyOptions, data: &str) -> (&'static 
     (error.sqlstate.code(), error.message, error.context.unwrap_or_default().into())
 }
 
-fn of(format: CopyFormat) -> CopyOptions {
+pub(super) fn of(format: CopyFormat) -> CopyOptions {
     CopyOptions::of(format)
 }
 
@@ -376,6 +383,70 @@ fn json_output_has_json_values() {
     );
 }
 
+#[test]
+fn binary_is_read_as_postgresql_reads_it() {
+    let mut id = column("id", SqlType::Integer);
+    id.is_nullable = false;
+    let s = relation(vec![id, column("b", SqlType::Text)]);
+    let header = b"PGCOPY\n\xff\r\n\0\0\0\x12\x34\0\0\0\x03xyz";
+    let row = b"\0\x02\0\0\0\x04\0\0\0\x07\0\0\0\x02\xc3\xa4";
+    let read = |parts: &[&[u8]]| {
+        let all = parts.concat();
+        let whole = decode_chunks(&s, None, &of(CopyFormat::Binary), &[&all]);
+        for cut in 1..all.len() {
+            let chunks: Vec<&[u8]> = all.chunks(cut).collect();
+            let found = decode_chunks(&s, None, &of(CopyFormat::Binary), &chunks);
+            let batches = |found: &Vec<InsertRows>| found.iter().map(|rows| rows.batch.clone()).collect::<Vec<_>>();
+            assert_eq!(found.as_ref().map(batches), whole.as_ref().map(batches), "{parts:?} in pieces of {cut}");
+        }
+        whole
+    };
+    for end in [&b"\xff\xff"[..], b"", b"\0"] {
+        let rows = read(&[header, row, b"\0\x02\0\0\0\x04\x80\0\0\0\xff\xff\xff\xff", end]).unwrap();
+        assert_eq!(encode(&s, &of(CopyFormat::Csv), &rows[0].batch), "7,ä\n-2147483648,\n");
+    }
+    let place = |line: usize, column: &str| format!("COPY s, line {line}, column {column}");
+    for (parts, code, message, context) in [
+        (vec![], "22P04", "COPY file signature not recognized", String::new()),
+        (vec![&b"1\tx\n"[..]], "22P04", "COPY file signature not recognized", String::new()),
+        (vec![&header[..13]], "22P04", "invalid COPY file header (missing flags)", String::new()),
+        (vec![&header[..16]], "22P04", "invalid COPY file header (missing length)", String::new()),
+        (vec![&header[..20]], "22P04", "invalid COPY file header (wrong length)", String::new()),
+        (vec![&header[..11], b"\0\x01\0\0\0\0\0\0"], "22P04", "invalid COPY file header (WITH OIDS)", String::new()),
+        (
+            vec![&header[..11], b"\0\x02\0\0\0\0\0\0"],
+            "22P04",
+            "unrecognized critical flags in COPY file header",
+            String::new(),
+        ),
+        (vec![&header[..15], b"\xff\xff\xff\xff"], "22P04", "invalid COPY file header (missing length)", String::new()),
+        (vec![header, b"\0\x03"], "22P04", "row field count is 3, expected 2", "COPY s, line 1".to_owned()),
+        (vec![header, row, &row[..9]], "22P04", "unexpected EOF in COPY data", place(2, "id")),
+        (vec![header, row, &row[..15]], "22P04", "unexpected EOF in COPY data", place(2, "b")),
+        (vec![header, row, b"\0\x02\xff\xff\xff\xfe"], "22P04", "invalid field size", place(2, "id")),
+        (vec![header, row, b"\0\x02\x7f\xff\xff\xff"], "54000", "row exceeds 33554432 bytes", place(2, "id")),
+        (vec![header, b"\xff\xff", row], "22P04", "received copy data after EOF marker", "COPY s, line 1".to_owned()),
+        (vec![header, b"\0\x02\0\0\0\x02\0\0\0\0\0\0"], "22P03", "insufficient data left in message", place(1, "id")),
+        (vec![header, b"\0\x02\0\0\0\x05\0\0\0\0\0\0\0\0\0"], "22P03", "incorrect binary data format", place(1, "id")),
+        (
+            vec![header, &row[..14], b"\xff\xff"],
+            "22021",
+            "invalid byte sequence for encoding \"UTF8\": 0xff",
+            place(1, "b"),
+        ),
+        (
+            vec![header, b"\0\x02\xff\xff\xff\xff\0\0\0\0"],
+            "23502",
+            "null value in column \"id\" of relation \"s\" violates not-null constraint",
+            "COPY s, line 1, column id: null input".to_owned(),
+        ),
+    ] {
+        let error = read(&parts).unwrap_err();
+        let found = (error.sqlstate.code(), error.message.as_str(), error.context.as_deref().unwrap_or_default());
+        assert_eq!(found, (code, message, context.as_str()), "{parts:?}");
+    }
+}
+
 /// Data that means the same rows however it is cut; or the same error.
 fn outcome(options: &CopyOptions, data: &[u8], cuts: &[usize]) -> Result<Vec<RecordBatch>, SqlError> {
     let s = relation(vec![column("a", SqlType::Text), column("b", SqlType::Text)]);
@@ -412,9 +483,11 @@ proptest! {
 
     #[test]
     fn noise_never_panics(data in prop::collection::vec(any::<u8>(), 0..80), cuts in prop::collection::vec(0usize..20, 0..4)) {
-        for format in [CopyFormat::Text, CopyFormat::Csv, CopyFormat::Json] {
+        for format in [CopyFormat::Text, CopyFormat::Csv, CopyFormat::Json, CopyFormat::Binary, CopyFormat::Arrow] {
             let _ = outcome(&of(format), &data, &cuts);
         }
+        let rows = [&b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02"[..], &data].concat();
+        prop_assert_eq!(outcome(&of(CopyFormat::Binary), &rows, &cuts), outcome(&of(CopyFormat::Binary), &rows, &[]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Leaves out the formats that are no lines (`binary`, `arrow`). Only `CopyEncoder` calls it.
 
-use super::decoder::BYTE_ORDER_MARK;
+use super::records::BYTE_ORDER_MARK;
 use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions};
 use crate::error::SqlError;
 use crate::plan::ResultColumn;

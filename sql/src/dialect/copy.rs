@@ -199,7 +199,7 @@ fn format(cursor: &mut Cursor<'_>) -> Result<CopyFormat, SqlError> {
         "binary" => Ok(CopyFormat::Binary),
         "arrow" => Ok(CopyFormat::Arrow),
         _ => Err(SqlError::new(SqlState::InvalidParameterValue, format!("COPY format \"{name}\" not recognized"))
-            .hint("the formats are text, csv and json, and for output binary and arrow")
+            .hint("the formats are text, csv, binary, json and arrow")
             .at(place.position())),
     }
 }
@@ -266,10 +266,6 @@ fn one_byte(what: &str, text: &str, position: Position) -> Result<u8, SqlError> 
 /// The same checks, in the same order and words, as PostgreSQL's `ProcessCopyOptions`.
 fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
     let format = given.format.map_or(CopyFormat::Text, |(format, _)| format);
-    if let (true, Some((CopyFormat::Binary | CopyFormat::Arrow, position))) = (is_from, given.format) {
-        let what = format!("COPY FROM in {}", word(format).to_lowercase());
-        return Err(SqlError::unsupported(what, "use text, csv or json").at(position));
-    }
     let mut options = CopyOptions::of(format);
     only_in(&given, format)?;
     if let Some((text, position)) = &given.delimiter {

@@ -22,7 +22,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// `57014` when the client gives up or cancels; of the data and of the write. What the client still sends
     /// is discarded by the connection, which ignores copy data outside of a COPY.
     pub(super) async fn copy_in(&mut self, mut copy: Box<CopyIn>, signals: &Signals) -> Result<String, Stop> {
-        reply::copy_response(self.wire.out(), b'G', Format::Text, copy.columns());
+        let format = if copy.is_binary() { Format::Binary } else { Format::Text };
+        reply::copy_response(self.wire.out(), b'G', format, copy.columns());
         // The time a client takes to send is its own; a statement's time counts from the end of the data.
         let waiting = signals.clone().until(None);
         while let Some(data) = next_data(self.wire, &waiting).await? {

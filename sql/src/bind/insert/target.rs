@@ -118,7 +118,9 @@ pub(crate) fn value_error(error: ValueError, place: &str) -> SqlError {
 fn check_sizes(columns: &[ArrayRef], row_first: usize) -> Result<(), SqlError> {
     let max = EVENT_BYTES_MAX.as_usize();
     let held: usize = columns.iter().map(|array| array.get_array_memory_size()).sum();
-    if held <= max {
+    // A slice holds the memory of its whole, but counts its own rows only.
+    let own = |array: &ArrayRef| array.to_data().get_slice_memory_size().unwrap_or(usize::MAX);
+    if held <= max || columns.iter().map(own).fold(0, usize::saturating_add) <= max {
         return Ok(());
     }
     let rows = columns.first().map_or(0, |array| array.len());

@@ -473,9 +473,9 @@ pub enum CopyFormat {
     Csv,
     /// One JSON object per line.
     Json,
-    /// PostgreSQL's binary format; output only.
+    /// PostgreSQL's binary format.
     Binary,
-    /// An Arrow IPC stream; output only.
+    /// An Arrow IPC stream.
     Arrow,
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Writes an Arrow IPC stream in pieces.
-pub(super) struct ArrowWriter {
+pub(in crate::copy) struct ArrowWriter {
     schema: SchemaRef,
     stream: StreamWriter<Vec<u8>>,
     /// Bytes of the stream's buffer already given.
@@ -36,7 +36,7 @@ fn internal(error: ArrowError) -> SqlError {
 
 impl ArrowWriter {
     /// A stream of a result of these columns; its schema is the first piece.
-    pub(super) fn new(columns: &[ResultColumn]) -> Result<Self, SqlError> {
+    pub(in crate::copy) fn new(columns: &[ResultColumn]) -> Result<Self, SqlError> {
         let fields: Vec<_> = columns.iter().map(|column| column.sql_type.field(&column.name, true)).collect();
         let schema = Arc::new(Schema::new(fields));
         let stream = StreamWriter::try_new(Vec::new(), &schema).map_err(internal)?;
@@ -44,7 +44,7 @@ impl ArrowWriter {
     }
 
     /// Takes a batch, whose columns are used as they are where they have the schema's type.
-    pub(super) fn begin(&mut self, batch: &RecordBatch) -> Result<(), SqlError> {
+    pub(in crate::copy) fn begin(&mut self, batch: &RecordBatch) -> Result<(), SqlError> {
         let mut columns = Vec::with_capacity(batch.num_columns());
         for (array, field) in batch.columns().iter().zip(self.schema.fields()) {
             columns.push(match array.data_type() == field.data_type() {
@@ -58,7 +58,7 @@ impl ArrowWriter {
     }
 
     /// Appends the next piece; false, and nothing appended, when all is given.
-    pub(super) fn next(&mut self, out: &mut Vec<u8>) -> bool {
+    pub(in crate::copy) fn next(&mut self, out: &mut Vec<u8>) -> bool {
         let buffer = self.stream.get_mut();
         if self.given == buffer.len() {
             self.given = 0;
@@ -72,7 +72,7 @@ impl ArrowWriter {
     }
 
     /// Appends the end of the stream.
-    pub(super) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), SqlError> {
+    pub(in crate::copy) fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), SqlError> {
         self.stream.finish().map_err(internal)?;
         while self.next(out) {}
         Ok(())
