@@ -1,8 +1,9 @@
 //! Continuous equals bounded: a continuous table after FLUSH has the rows of its SELECT run once over the same log.
 //!
 //! Events are generated from a seed: several keys and none, times out of order within the grace period, several
-//! partitions. They are inserted by several statements, with restarts of the node in between. The two sides share
-//! the expressions, but not the operators of GROUP BY, nor state, checkpoints, sink and table.
+//! partitions. They are inserted by several statements, with restarts of the node in between. The stream gets another
+//! column, more partitions and another name, and is truncated; what is run once reads a stream that keeps all events.
+//! The two sides share the expressions, but not the operators of GROUP BY, nor state, checkpoints, sink and table.
 
 use crate::common::{DEADLINE, config, connect};
 use millstream::node::Node;
@@ -77,7 +78,7 @@ impl Case {
         let list = select.strip_prefix("SELECT ").unwrap();
         // A position in GROUP BY counts the columns put before.
         let tail = tail.replace("GROUP BY 1", "GROUP BY 3");
-        format!("SELECT windowstart, windowend, {list} FROM events WINDOW TUMBLING (SIZE {size}) {tail}")
+        format!("SELECT windowstart, windowend, {list} FROM kept WINDOW TUMBLING (SIZE {size}) {tail}")
     }
 }
 
@@ -159,12 +160,14 @@ async fn run(seed: u64) {
     let mut seeded = Seeded(seed);
     let mut node = Node::start(&config(dir.path())).await.unwrap();
     let mut client = connect(node.pg_address()).await;
-    rows(
-        &client,
-        "CREATE STREAM events (k integer KEY, v integer, big bigint, n numeric(12, 2), t text, flag boolean, d date, at timestamp)
-         WITH (timestamp = 'at', partitions = 3)",
-    )
-    .await;
+    for name in ["events", "kept"] {
+        let create = format!(
+            "CREATE STREAM {name} (k integer KEY, v integer, big bigint, n numeric(12, 2), t text, flag boolean, d date, \
+             at timestamp) WITH (timestamp = 'at', partitions = 3)"
+        );
+        rows(&client, &create).await;
+    }
+    let mut name = "events";
     let mut sent = 0;
     for statement in 0..STATEMENTS {
         // Half of the tables begin over stored events.
@@ -182,7 +185,22 @@ async fn run(seed: u64) {
         };
         let events: Vec<String> = (sent..sent + count).map(|number| seeded.event(number)).collect();
         sent += count;
-        rows(&client, &format!("INSERT INTO events VALUES {}", events.join(", "))).await;
+        for name in [name, "kept"] {
+            rows(&client, &format!("INSERT INTO {name} VALUES {}", events.join(", "))).await;
+        }
+        match statement {
+            8 => drop(rows(&client, "ALTER STREAM events ADD COLUMN later text DEFAULT 'none'").await),
+            12 => drop(rows(&client, "ALTER STREAM events SET (partitions = 5)").await),
+            16 => {
+                rows(&client, "FLUSH").await;
+                rows(&client, "TRUNCATE events").await;
+            }
+            18 => {
+                rows(&client, "ALTER STREAM events RENAME TO happened").await;
+                name = "happened";
+            }
+            _ => {}
+        }
         if statement % RESTART_EVERY == RESTART_EVERY - 1 {
             drop(client);
             node.stop().await;

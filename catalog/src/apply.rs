@@ -3,11 +3,11 @@
 //! The same commands in the same order give the same states and replies on every replica. Leaves out
 //! everything that needs a clock or I/O.
 
-use crate::command::{Command, Reply};
-use crate::model::limit::{QUERIES_MAX, TOPICS_MAX};
+use crate::command::{Command, RelationChange, Reply};
+use crate::model::limit::{COLUMNS_MAX, QUERIES_MAX, TOPICS_MAX};
 use crate::model::{Name, QueryId, TopicId};
-use crate::query::{Query, QueryState};
-use crate::relation::Relation;
+use crate::query::{Query, QueryState, SourceForm};
+use crate::relation::{Relation, TopicOptions};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -19,6 +19,17 @@ pub enum CatalogError {
     /// The name is taken.
     #[error("relation \"{0}\" already exists")]
     Exists(Name),
+    /// The relation has a column of the name.
+    #[error("column \"{column}\" of relation \"{relation}\" already exists")]
+    ColumnExists {
+        /// The relation.
+        relation: Name,
+        /// The column.
+        column: Name,
+    },
+    /// The relation has no column of the name.
+    #[error("column \"{0}\" does not exist")]
+    NoColumn(Name),
     /// No relation has the id (it was dropped meanwhile).
     #[error("topic {0} does not exist")]
     NoRelation(TopicId),
@@ -54,6 +65,7 @@ pub fn apply(state: &mut State, command: Command) -> Result<Reply, CatalogError>
     let reply = match command {
         Command::CreateRelation { relation, query } => create(state, *relation, query.map(|q| *q)),
         Command::DropRelation { id, cascade } => drop_relation(state, id, cascade),
+        Command::AlterRelation { id, changes } => alter(state, id, changes),
         Command::SetQueryState { id, state: to } => set_query_state(state, id, to),
     }?;
     state.version += 1;
@@ -123,6 +135,77 @@ fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply,
         .filter_map(|id| state.relations.remove(&id).map(|relation| (id, relation.name.clone())))
         .collect();
     Ok(Reply::Dropped { relations, queries })
+}
+
+fn alter(state: &mut State, id: TopicId, changes: Vec<RelationChange>) -> Result<Reply, CatalogError> {
+    let before = state.relations.get(&id).cloned().ok_or(CatalogError::NoRelation(id))?;
+    let mut relation = Relation::clone(&before);
+    for change in changes {
+        change_relation(state, &mut relation, change)?;
+    }
+    remember(state, &before);
+    if relation.name != before.name {
+        rename_query(state, &before, &relation.name);
+    }
+    state.relations.insert(id, Arc::new(relation));
+    Ok(Reply::Changed)
+}
+
+fn change_relation(state: &State, relation: &mut Relation, change: RelationChange) -> Result<(), CatalogError> {
+    let exists = |relation: &Relation, column: &Name| match relation.schema.find(column.as_str()) {
+        None => Ok(()),
+        Some(_) => Err(CatalogError::ColumnExists { relation: relation.name.clone(), column: column.clone() }),
+    };
+    match change {
+        RelationChange::AddColumn { column, fill } => {
+            exists(relation, &column.name)?;
+            let at = relation.schema.columns.len();
+            if at >= COLUMNS_MAX {
+                return Err(CatalogError::Limit { what: "columns".to_owned(), limit: COLUMNS_MAX });
+            }
+            relation.schema.columns.push(column);
+            relation.fills.extend(fill.map(|fill| (at, fill)));
+        }
+        RelationChange::Rename(name) => {
+            if state.relations.values().any(|other| other.name == name) {
+                return Err(CatalogError::Exists(name));
+            }
+            relation.name = name;
+        }
+        RelationChange::RenameColumn { from, to } => {
+            let found = relation.schema.columns.iter().position(|column| column.name == from);
+            let at = found.ok_or(CatalogError::NoColumn(from))?;
+            exists(relation, &to)?;
+            relation.schema.columns[at].name = to;
+        }
+        RelationChange::SetOptions(options) => {
+            let partitions = options.partitions.max(relation.options.partitions);
+            relation.options = TopicOptions { partitions, ..options };
+        }
+    }
+    Ok(())
+}
+
+/// Lets the queries that read `relation` keep to what it is now.
+fn remember(state: &mut State, relation: &Relation) {
+    let form = || SourceForm {
+        name: relation.name.clone(),
+        columns: relation.schema.columns.iter().map(|column| column.name.clone()).collect(),
+    };
+    for query in state.queries.values_mut().filter(|query| query.sources.contains(&relation.id)) {
+        if !query.forms.contains_key(&relation.id) {
+            Arc::make_mut(query).forms.insert(relation.id, form());
+        }
+    }
+}
+
+/// The query that writes a relation has its name, unless that is another query's.
+fn rename_query(state: &mut State, relation: &Relation, name: &Name) {
+    let is_taken = state.queries.values().any(|query| query.name == *name);
+    let Some(query) = relation.query.and_then(|id| state.queries.get_mut(&id)) else { return };
+    if query.name == relation.name && !is_taken {
+        Arc::make_mut(query).name = name.clone();
+    }
 }
 
 fn set_query_state(state: &mut State, id: QueryId, to: QueryState) -> Result<Reply, CatalogError> {

@@ -5,7 +5,8 @@
 
 use crate::model::{Name, QueryId, TopicId};
 use crate::query::{Query, QueryState};
-use crate::relation::Relation;
+use crate::relation::{Relation, TopicOptions};
+use crate::schema::Column;
 use serde::{Deserialize, Serialize};
 
 /// One change. Ids inside definitions are ignored on creation: `apply` allocates them.
@@ -26,6 +27,13 @@ pub enum Command {
         /// Also drop every relation whose query reads it, transitively.
         cascade: bool,
     },
+    /// Changes a relation: all of the changes, or none.
+    AlterRelation {
+        /// The relation, by id.
+        id: TopicId,
+        /// What to change, in order.
+        changes: Vec<RelationChange>,
+    },
     /// Changes the state of a query.
     SetQueryState {
         /// The query.
@@ -33,6 +41,30 @@ pub enum Command {
         /// The state from now on.
         state: QueryState,
     },
+}
+
+/// A change of a relation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RelationChange {
+    /// One more column, at the end.
+    AddColumn {
+        /// The column; not of a key.
+        column: Column,
+        /// What rows written before have in it, encoded by storage; else NULL.
+        fill: Option<String>,
+    },
+    /// Another name.
+    Rename(Name),
+    /// Another name of a column.
+    RenameColumn {
+        /// The old name.
+        from: Name,
+        /// The new name.
+        to: Name,
+    },
+    /// Other options; partitions only grow.
+    SetOptions(TopicOptions),
 }
 
 /// What `apply` did.
@@ -53,6 +85,6 @@ pub enum Reply {
         /// Ids of queries.
         queries: Vec<QueryId>,
     },
-    /// The query has the state.
+    /// The query has the state, or the relation the changes.
     Changed,
 }

@@ -15,8 +15,8 @@ pub mod snapshot;
 pub mod state;
 
 pub use apply::{CatalogError, apply};
-pub use command::{Command, Reply};
-pub use query::{Query, QueryOptions, QueryState};
+pub use command::{Command, RelationChange, Reply};
+pub use query::{Query, QueryOptions, QueryState, SourceForm};
 pub use relation::{Compression, Relation, RelationKind, TopicOptions};
 pub use schema::{Column, Schema, SqlType};
 pub use snapshot::Snapshot;

@@ -5,6 +5,7 @@
 
 use crate::model::{Name, QueryId, Span, SqlState, Timestamp, TopicId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a continuous query is doing, as far as the catalog decides it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,4 +85,16 @@ pub struct Query {
     pub options: QueryOptions,
     /// When it was created.
     pub created_at: Timestamp,
+    /// Sources that were altered since: as `sql` knows them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub forms: BTreeMap<TopicId, SourceForm>,
+}
+
+/// A relation as it was when a query that reads it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceForm {
+    /// Its name then.
+    pub name: Name,
+    /// The names of its columns then; columns added later follow them and are not read.
+    pub columns: Vec<Name>,
 }

@@ -3,9 +3,11 @@
 //! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
 
 use crate::model::{Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
-use crate::schema::Schema;
-use arrow_schema::SchemaRef;
+use crate::schema::{FILL_METADATA, Schema};
+use arrow_schema::{FieldRef, Schema as ArrowSchema, SchemaRef};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How a topic is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,6 +72,9 @@ pub struct Relation {
     pub created_at: Timestamp,
     /// The statement that made it, canonical.
     pub sql: String,
+    /// Of columns added later, by position: what rows written before have in them, encoded by storage; else NULL.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fills: BTreeMap<usize, String>,
 }
 
 impl Relation {
@@ -81,6 +86,23 @@ impl Relation {
     /// The Arrow schema of stored batches.
     pub fn stored_schema(&self) -> SchemaRef {
         self.schema.stored(self.has_tombstones())
+    }
+
+    /// The same, with what storage must know to read rows written before columns were added.
+    pub fn topic_schema(&self) -> SchemaRef {
+        let stored = self.stored_schema();
+        if self.fills.is_empty() {
+            return stored;
+        }
+        let field = |(at, field): (usize, &FieldRef)| match self.fills.get(&at) {
+            None => Arc::clone(field),
+            Some(fill) => {
+                let mut metadata = field.metadata().clone();
+                metadata.insert(FILL_METADATA.to_owned(), fill.clone());
+                Arc::new(field.as_ref().clone().with_metadata(metadata))
+            }
+        };
+        Arc::new(ArrowSchema::new(stored.fields().iter().enumerate().map(field).collect::<Vec<_>>()))
     }
 
     /// Every partition of the topic.

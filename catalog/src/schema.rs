@@ -21,6 +21,9 @@ pub const ROWOFFSET: &str = "rowoffset";
 /// Key of the field metadata that names the SQL type where Arrow's is wider (`uuid`, `json`, `varchar(n)` …).
 pub const TYPE_METADATA: &str = "millstream.type";
 
+/// Key of the metadata of a stored field that says what rows written before the column was added have in it.
+pub const FILL_METADATA: &str = "millstream.fill";
+
 /// A SQL type of a column.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

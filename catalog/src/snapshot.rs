@@ -31,6 +31,30 @@ impl Snapshot {
         Self { inner: Arc::new(Inner { state, by_name, queries_by_name }) }
     }
 
+    /// The catalog in which the text of `query` means what it meant when the query was made: what it reads has the names
+    /// and columns it had then.
+    pub fn seen_by(&self, query: &Query) -> Self {
+        if query.forms.is_empty() {
+            return self.clone();
+        }
+        let mut state = self.inner.state.clone();
+        for (id, form) in &query.forms {
+            let Some(relation) = state.relations.get_mut(id).map(Arc::make_mut) else { continue };
+            relation.name = form.name.clone();
+            relation.schema.columns.truncate(form.columns.len());
+            relation.fills.retain(|at, _| *at < form.columns.len());
+            for (column, name) in relation.schema.columns.iter_mut().zip(&form.columns) {
+                column.name = name.clone();
+            }
+        }
+        let mut snapshot = Self::new(state);
+        if let Some(inner) = Arc::get_mut(&mut snapshot.inner) {
+            // Another relation may have taken the name since.
+            inner.by_name.extend(query.forms.iter().map(|(id, form)| (form.name.as_str().to_owned(), *id)));
+        }
+        snapshot
+    }
+
     /// Grows with each change; equal versions of one node are equal catalogs.
     pub fn version(&self) -> u64 {
         self.inner.state.version

@@ -25,7 +25,7 @@ use std::sync::Arc;
 type Positions = Vec<(TopicId, PartitionId, Offset)>;
 
 /// Nodes of a cluster; replication between nodes is not offered yet.
-const NODES: u32 = 1;
+pub(crate) const NODES: u32 = 1;
 
 impl Engine {
     /// Makes the data shards agree with the catalog: after a crash between the two, and after each start.
@@ -66,16 +66,18 @@ impl Engine {
 
     pub(crate) async fn ensure_topic(&self, relation: &Relation) -> Result<()> {
         let shard = self.shard_of(relation)?;
-        if shard.partitions().topics().contains(&relation.id) {
-            return Ok(());
-        }
         let topic = TopicStorage {
             topic: relation.id,
             partitions: relation.options.partitions,
-            schema: relation.stored_schema(),
+            schema: relation.topic_schema(),
             compression: relation.options.compression,
         };
-        shard.create_topic(topic).await.map_err(replication_error)
+        let stored = match shard.topic(relation.id) {
+            None => shard.create_topic(topic).await,
+            Some(stored) if stored == topic => Ok(()),
+            Some(_) => shard.alter_topic(topic).await,
+        };
+        stored.map_err(replication_error)
     }
 
     async fn ensure_query(&self, query: &Query) -> Result<()> {
@@ -97,7 +99,7 @@ impl Engine {
         shard.create_query(query.id, positions).await.map_err(replication_error)
     }
 
-    async fn propose(&self, command: Command) -> Result<Reply> {
+    pub(crate) async fn propose(&self, command: Command) -> Result<Reply> {
         self.replication().catalog().propose(command).await.map_err(catalog_error)
     }
 
@@ -166,6 +168,8 @@ fn catalog_error(error: ReplicationError) -> SqlError {
     let message = error.to_string();
     match error {
         CatalogError::Exists(_) => SqlError::new(SqlState::DuplicateTable, message),
+        CatalogError::ColumnExists { .. } => SqlError::new(SqlState::DuplicateColumn, message),
+        CatalogError::NoColumn(_) => SqlError::new(SqlState::UndefinedColumn, message),
         CatalogError::NoRelation(_) => SqlError::new(SqlState::UndefinedTable, message),
         CatalogError::NoQuery(_) => SqlError::new(SqlState::UndefinedObject, message),
         CatalogError::InUse { readers, .. } => SqlError::new(SqlState::DependentObjectsStillExist, message)
@@ -302,6 +306,7 @@ impl Session {
             query: None,
             created_at: now,
             sql: render::create_as(create).to_owned(),
+            fills: Default::default(),
         };
         let query = Query {
             id: QueryId::default(),
@@ -313,6 +318,7 @@ impl Session {
             state: QueryState::Running,
             options,
             created_at: now,
+            forms: BTreeMap::new(),
         };
         Ok((relation, query))
     }
@@ -326,7 +332,7 @@ impl Session {
             let catalog = self.engine.catalog();
             match catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)) {
                 Some(relation) => {
-                    check_drop_kind(drop.kind, relation, name)?;
+                    check_object_kind(drop.kind, "DROP", relation, name)?;
                     ids.insert(relation.id);
                 }
                 None if drop.if_exists => self.notify(
@@ -400,7 +406,8 @@ fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
     }
 }
 
-fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &QualifiedName) -> Result<()> {
+/// Refuses to DROP or ALTER by the word of another kind of relation.
+pub(crate) fn check_object_kind(kind: ObjectKind, verb: &str, relation: &Relation, name: &QualifiedName) -> Result<()> {
     let is_right = match kind {
         ObjectKind::Topic => true,
         kind => kind.relation_kind() == relation.kind,
@@ -408,13 +415,13 @@ fn check_drop_kind(kind: ObjectKind, relation: &Relation, name: &QualifiedName) 
     if is_right {
         return Ok(());
     }
-    let (is, hint) = match relation.kind {
-        RelationKind::Stream => ("stream", "DROP STREAM"),
-        RelationKind::Table => ("table", "DROP TABLE"),
+    let (is, word) = match relation.kind {
+        RelationKind::Stream => ("stream", "STREAM"),
+        RelationKind::Table => ("table", "TABLE"),
     };
     let wanted = kind.keyword().to_lowercase();
     Err(SqlError::new(SqlState::WrongObjectType, format!("\"{name}\" is not a {wanted}"))
         .detail(format!("it is a {is}"))
-        .hint(format!("use {hint}"))
+        .hint(format!("use {verb} {word}"))
         .at(name.position))
 }

@@ -7,6 +7,7 @@
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest, StoredBatch};
+use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
 use millstream_catalog::Relation;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
@@ -35,7 +36,10 @@ pub(crate) struct Input {
 pub(crate) struct Reader {
     pub(crate) relation: Arc<Relation>,
     pub(crate) partitions: Arc<Partitions>,
+    /// Of the stored schema of `relation`.
     pub(crate) projection: Vec<usize>,
+    /// That schema.
+    pub(crate) schema: SchemaRef,
     /// About how many rows are taken at once.
     pub(crate) rows_max: usize,
     /// About how many bytes are taken at once.
@@ -90,8 +94,8 @@ impl Reader {
 
     /// Something to wait for new events with; made before `next`, it misses none.
     pub(crate) fn waiting(&self) -> Waiting {
-        let partitions = self.relation.partitions().filter_map(|id| self.partitions.get(self.relation.id, id));
-        Waiting { ends: partitions.map(|partition| partition.subscribe()).collect() }
+        let partitions = self.partitions.topic(self.relation.id);
+        Waiting { ends: partitions.iter().flat_map(|all| all.iter()).map(|partition| partition.subscribe()).collect() }
     }
 
     /// The positions after everything committed by now.
@@ -105,11 +109,16 @@ impl Reader {
         self.views().iter().map(|(id, view)| (*id, view.offset_start())).collect()
     }
 
+    /// The partitions there are now.
+    pub(crate) fn ids(&self) -> Vec<PartitionId> {
+        let partitions = self.partitions.topic(self.relation.id);
+        partitions.iter().flat_map(|all| all.iter()).map(|partition| partition.id()).collect()
+    }
+
     fn views(&self) -> BTreeMap<PartitionId, Arc<PartitionView>> {
-        self.relation
-            .partitions()
-            .filter_map(|id| Some((id, self.partitions.get(self.relation.id, id)?.view())))
-            .collect()
+        // All there are now: they may have become more.
+        let partitions = self.partitions.topic(self.relation.id);
+        partitions.iter().flat_map(|all| all.iter()).map(|partition| (partition.id(), partition.view())).collect()
     }
 
     fn read(
@@ -127,6 +136,7 @@ impl Reader {
             let request = ScanRequest {
                 offsets: position(from, *id)..position(&to, *id),
                 rowtime: None,
+                schema: Some(Arc::clone(&self.schema)),
                 projection: Some(self.projection.clone()),
                 batch_rows: BATCH_ROWS_MAX,
             };

@@ -81,8 +81,8 @@ impl Session {
             return self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?).await;
         }
         let is_current = prepared
-            .insert_topic()
-            .is_some_and(|topic| self.engine.catalog().relation(insert.name.as_str()).is_some_and(|r| r.id == topic));
+            .insert_relation()
+            .is_some_and(|it| self.engine.catalog().relation(insert.name.as_str()).is_some_and(|r| Arc::ptr_eq(r, it)));
         if !is_current {
             let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();
             let (_, _, plan) = self.plan_insert(insert, &declared).await?;
@@ -270,11 +270,15 @@ impl Session {
         loop {
             match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),
-                Err(ReplicationError::NoTopic(topic)) => {
+                Err(
+                    ReplicationError::NoTopic(topic)
+                    | ReplicationError::NoPartition(topic, _)
+                    | ReplicationError::TopicBehind(topic),
+                ) => {
                     let catalog = self.engine.catalog();
                     let relation = catalog.relation_by_id(topic);
                     let relation = relation.ok_or_else(|| replication_error(ReplicationError::NoTopic(topic)))?;
-                    // Defined by another session just now: the catalog has it before the shard.
+                    // Defined or altered by another session just now: the catalog has it before the shard.
                     self.engine.ensure_topic(relation).await?;
                 }
                 Err(error) => return Err(replication_error(error)),

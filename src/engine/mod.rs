@@ -205,11 +205,13 @@ impl Engine {
         self.shard(relation.shard)
     }
 
-    /// The schema of the relation's stored batches: the very one its partitions have, once they exist.
+    /// The schema of the relation's stored batches: the very one its partitions have, if they have its columns.
     pub(crate) fn stored_schema(&self, relation: &Relation) -> SchemaRef {
         let shard = self.shard_of(relation).ok();
         let partition = shard.and_then(|shard| shard.partitions().get(relation.id, PartitionId::new(0)));
-        partition.map_or_else(|| relation.stored_schema(), |partition| partition.schema())
+        let columns = relation.schema.columns.len() + 1 + usize::from(relation.has_tombstones());
+        let schema = partition.map(|partition| partition.schema()).filter(|schema| schema.fields().len() == columns);
+        schema.unwrap_or_else(|| relation.topic_schema())
     }
 }
 

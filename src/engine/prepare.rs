@@ -6,7 +6,7 @@
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Param, Result};
 use datafusion::common::ScalarValue;
-use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp, TopicId};
+use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::InsertPlan;
 use millstream_sql::dialect::{Parsed, SequenceValue, Statement};
@@ -165,9 +165,9 @@ impl Prepared {
     }
 
     /// The relation an INSERT plan was made for.
-    pub(crate) fn insert_topic(&self) -> Option<TopicId> {
+    pub(crate) fn insert_relation(&self) -> Option<&Arc<Relation>> {
         match &self.plan {
-            Plan::Insert(target) => Some(target.relation.id),
+            Plan::Insert(target) => Some(&target.relation),
             _ => None,
         }
     }

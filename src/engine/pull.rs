@@ -54,6 +54,7 @@ impl LogSource {
     fn scan_log(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
         let (partitions, cut) = self.shard(relation)?;
         let layout = Arc::new(Layout::new(&request.projection, &relation.stored_schema()));
+        let known = relation.topic_schema();
         let mut iterators: Vec<BatchIter> = Vec::new();
         let wanted: Vec<PartitionId> = relation.partitions().filter(|id| request.wants(*id)).collect();
         for id in &wanted {
@@ -65,6 +66,7 @@ impl LogSource {
                 let storage = StorageScan {
                     offsets,
                     rowtime: (request.rowtime.0.is_some() || request.rowtime.1.is_some()).then_some(request.rowtime),
+                    schema: Some(Arc::clone(&known)),
                     projection: Some(layout.stored.clone()),
                     batch_rows: BATCH_ROWS_MAX,
                 };

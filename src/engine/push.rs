@@ -96,6 +96,7 @@ impl Session {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
             projection: pipeline.projection(0).to_vec(),
+            schema: source.topic_schema(),
             rows_max: BATCH_ROWS_MAX,
             bytes_max: SUBSCRIPTION_BYTES_TARGET,
         };

@@ -54,6 +54,10 @@ impl Tables {
             }
         };
         let mut table = table.lock();
+        if !table.is_of(relation) {
+            // Columns or partitions were added since, or the statement was planned before.
+            *table = Table::new(relation)?;
+        }
         for partition in relation.partitions() {
             table.catch_up(relation, partition, partitions, cut)?;
         }
@@ -77,6 +81,8 @@ pub(crate) struct TableRows {
 
 #[derive(Debug)]
 struct Table {
+    /// The relation's stored schema.
+    known: SchemaRef,
     schema: SchemaRef,
     key: Vec<usize>,
     tombstone: Option<usize>,
@@ -122,11 +128,17 @@ impl Table {
         all.push(Arc::new(Field::new(ROWOFFSET, DataType::Int64, false)));
         Ok(Self {
             tombstone: stored.index_of(ROWTOMBSTONE).ok().filter(|_| relation.has_tombstones()),
+            known: relation.topic_schema(),
             schema: Arc::new(Schema::new(all)),
             converter: RowConverter::new(fields).map_err(internal)?,
             key,
             partitions: relation.partitions().map(|_| TablePartition::default()).collect(),
         })
+    }
+
+    fn is_of(&self, relation: &Relation) -> bool {
+        let columns = relation.schema.columns.len() + 1 + usize::from(relation.has_tombstones());
+        self.known.fields().len() == columns && self.partitions.len() == relation.options.partitions as usize
     }
 
     fn catch_up(
@@ -151,7 +163,7 @@ impl Table {
             return Ok(());
         }
         let request =
-            ScanRequest { offsets: position..end, rowtime: None, projection: None, batch_rows: BATCH_ROWS_MAX };
+            ScanRequest { offsets: position..end, schema: Some(Arc::clone(&self.known)), ..ScanRequest::all() };
         for stored in view.scan(request) {
             let stored = stored.map_err(|error| crate::engine::read_error(&relation.name, error))?;
             self.fold(id, &stored)?;

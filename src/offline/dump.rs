@@ -6,6 +6,7 @@
 use super::log::{Piece, pieces};
 use super::shards::manifest_name;
 use crate::replication::inspect::{EntryContent, IDENTITY, read_entry, read_manifest, read_place, read_vote};
+use crate::storage::fit::Wanted;
 use crate::storage::footer::{SegmentFooter, parse_end};
 use crate::storage::frame::{FrameHeader, FrameKind};
 use crate::storage::manifest::{MANIFEST, Manifest};
@@ -191,7 +192,7 @@ impl Dump<'_> {
         };
         for block in 0..segment.blocks() {
             let (range, offsets) = (segment.block_bytes(block), segment.block_offsets(block));
-            let read = segment.read(block, None, &schema);
+            let read = Wanted::new(&schema, None).and_then(|wanted| segment.read(block, &wanted));
             let state = read.as_ref().err().map(|error| format!(", DAMAGED: {error}")).unwrap_or_default();
             writeln!(
                 self.out,

@@ -7,6 +7,7 @@
 
 use super::check::{Broken, Check};
 use crate::replication::inspect;
+use crate::storage::fit::Wanted;
 use crate::storage::manifest::{Manifest, SegmentManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
 use crate::storage::segment_writer::SegmentWriter;
@@ -144,8 +145,9 @@ impl Shard<'_> {
         let mut writer = SegmentWriter::create(Arc::clone(&out), &storage.schema, listed.compression)?;
         let rowtimes = blocks.clone().filter_map(|block| segment.block_rowtime(block));
         let rowtime = rowtimes.map(|r| (r.first.micros(), r.last.micros())).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let wanted = Wanted::new(&storage.schema, None)?;
         for block in blocks {
-            writer.write(&[segment.read(block, None, &storage.schema)?])?;
+            writer.write(&[segment.read(block, &wanted)?])?;
         }
         let rows = writer.rows();
         let written = writer.finish((storage.topic, partition), offsets.clone())?;

@@ -6,6 +6,7 @@ use super::check::{Broken, Check, Patch};
 use super::heal::{BYTES_MAX, flipped_bit};
 use super::report::Finding;
 use super::statistics::ColumnCheck;
+use crate::storage::fit::Wanted;
 use crate::storage::footer::parse_end;
 use crate::storage::segment::SegmentExpected;
 use crate::storage::{Segment, StorageError, StoredBatch};
@@ -108,7 +109,8 @@ fn heal(bytes: &Bytes, name: &str, expected: &SegmentExpected<'_>) -> Option<(us
     let mut healed = bytes.to_vec();
     healed[bit / 8] ^= 1 << (bit % 8);
     let segment = Segment::of_map(Buffer::from(Bytes::from(healed)), name.to_owned(), expected).ok()?;
-    let is_proved = (0..segment.blocks()).all(|block| segment.read(block, None, expected.schema).is_ok());
+    let wanted = Wanted::new(segment.schema(), None).ok()?;
+    let is_proved = (0..segment.blocks()).all(|block| segment.read(block, &wanted).is_ok());
     is_proved.then_some((bit, segment))
 }
 
@@ -122,8 +124,8 @@ fn check_blocks(
     let mut lost = BTreeMap::new();
     let mut content = Content::new(segment, place);
     for block in 0..segment.blocks() {
-        let schema = segment.schema();
-        match segment.read(block, None, schema) {
+        let wanted = Wanted::new(segment.schema(), None);
+        match wanted.and_then(|wanted| segment.read(block, &wanted)) {
             Ok(stored) => content.add(block, &stored),
             Err(error) => {
                 content.is_whole = false;

@@ -298,7 +298,8 @@ fn form(taken: Vec<Waiting>) -> Formed {
 /// Writes of an entry under construction: rows for one partition become one batch, whoever they come from.
 #[derive(Default)]
 struct Forming {
-    by_partition: HashMap<(TopicId, PartitionId), usize>,
+    /// Also by columns: some may have been made before one was added.
+    by_partition: HashMap<(TopicId, PartitionId, usize), usize>,
     batches: Vec<FormingBatch>,
     writes: Vec<Write>,
 }
@@ -340,7 +341,8 @@ impl Forming {
     fn part(&mut self, write: PartitionWrite) -> Part {
         let rows = RowCount::of(write.batch.num_rows());
         let (topic, partition) = (write.topic, write.partition);
-        let number = *self.by_partition.entry((topic, partition)).or_insert(self.batches.len());
+        let number =
+            *self.by_partition.entry((topic, partition, write.batch.num_columns())).or_insert(self.batches.len());
         if number == self.batches.len() {
             self.batches.push(FormingBatch { topic, partition, rows: RowCount::ZERO, parts: Vec::new() });
         }

@@ -25,15 +25,19 @@
 //! it is 0, `column u32` each and `position u64`; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
-//! log starts, 31 truncate), then its fields.
+//! log starts, 31 truncate, 32 alter topic), then its fields.
+//!
+//! A batch has the columns that the topic had when it was made: those of its schema, or only the first of them.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::raft::{Membership, Payload};
 use super::types::{Checkpoint, Guard, PartitionPosition, ProducerClaim};
 use crate::storage::TopicStorage;
+use crate::storage::batch::with_schema;
+use crate::storage::fit::{width, without_later};
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow::ipc::{MetadataVersion, root_as_message};
 use bytes::Bytes;
@@ -94,10 +98,18 @@ impl WriteRows {
     /// The batch, decoded with the topic's stored schema if need be.
     pub(crate) fn batch(&self, schema: &SchemaRef) -> Result<RecordBatch, DecodeError> {
         match self {
-            Self::Decoded(batch) => Ok(batch.clone()),
-            Self::Encoded(bytes) => decode_batch(bytes.clone(), schema),
+            Self::Decoded(batch) => fit(batch.clone(), schema),
+            Self::Encoded(bytes) => fit(decode_batch(bytes.clone(), schema)?, schema),
         }
     }
+}
+
+/// Rows made before a column was added get it.
+fn fit(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DecodeError> {
+    if batch.num_columns() == schema.fields().len() {
+        return Ok(batch);
+    }
+    with_schema(batch, schema).map_err(|error| DecodeError::Damaged(error.to_string()))
 }
 
 /// The next rows of a batch that belong to one write.
@@ -156,6 +168,8 @@ pub(crate) enum Change {
     Catalog(Box<Command>),
     /// Seal after this entry, whatever its size: so that a quiet shard does not hold back the shared log.
     Seal,
+    /// Adds columns and partitions, and changes names and options.
+    AlterTopic(TopicStorage),
     /// Moves log starts forward, each at most to the first event that a query would read again after a restart.
     MoveStarts(Vec<PartitionPosition>),
     /// Moves the log starts of every partition of these topics to their ends as of this entry, all or none.
@@ -512,6 +526,10 @@ fn encode_change(change: &Change) -> Bytes {
             encoder.bytes(&encode_command(command));
         }
         Change::Seal => encoder.u8(6),
+        Change::AlterTopic(topic) => {
+            encoder.u8(32);
+            encode_topic(&mut encoder, topic);
+        }
         Change::MoveStarts(positions) => {
             encoder.u8(30);
             encode_positions(&mut encoder, positions);
@@ -537,6 +555,7 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
             Change::Catalog(Box::new(command))
         }
         6 => Change::Seal,
+        32 => Change::AlterTopic(decode_topic(decoder)?),
         30 => Change::MoveStarts(decode_positions(decoder)?),
         31 => {
             let count = decoder.count(8)?;
@@ -611,15 +630,37 @@ fn decode_batch(bytes: Bytes, schema: &SchemaRef) -> Result<RecordBatch, DecodeE
     let rows = message.header_as_record_batch().ok_or(DecodeError::Kind(message.header_type().0))?;
     let body = Buffer::from(bytes.slice(head_end..));
     let version = message.version();
-    arrow::ipc::reader::read_record_batch(&body, rows, Arc::clone(schema), &HashMap::new(), None, &version)
-        .map_err(|e| damaged(&e))
+    let schema = schema_of(rows.nodes().map_or(0, |nodes| nodes.len()), schema);
+    arrow::ipc::reader::read_record_batch(&body, rows, schema, &HashMap::new(), None, &version).map_err(|e| damaged(&e))
+}
+
+/// The schema of a message with this many nodes: `schema`, or as it was before columns were added.
+fn schema_of(nodes: usize, schema: &SchemaRef) -> SchemaRef {
+    let count = |schema: &SchemaRef| schema.fields().iter().map(|field| nodes_of(field.data_type())).sum::<usize>();
+    if count(schema) == nodes {
+        return Arc::clone(schema);
+    }
+    let older = (0..width(schema)).rev().map(|kept| without_later(schema, kept));
+    older.into_iter().find(|older| count(older) == nodes).unwrap_or_else(|| Arc::clone(schema))
+}
+
+/// Nodes that an array has in a message: its own and those of its children.
+fn nodes_of(data_type: &DataType) -> usize {
+    1 + match data_type {
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => nodes_of(item.data_type()),
+        DataType::Struct(fields) => fields.iter().map(|field| nodes_of(field.data_type())).sum(),
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use arrow::array::{BooleanArray, Int64Array, ListArray, StringArray};
-    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use arrow::datatypes::{Field, Int64Type, Schema};
     use millstream_catalog::model::QueryId;
 
     fn rows() -> RecordBatch {
@@ -724,7 +765,8 @@ mod tests {
         };
         let position = (TopicId::new(1), PartitionId::new(0), Offset::new(9));
         let changes = [
-            Change::CreateTopic(topic),
+            Change::CreateTopic(topic.clone()),
+            Change::AlterTopic(topic),
             Change::DropTopic(TopicId::new(3)),
             Change::CreateQuery(QueryId::new(4), vec![position]),
             Change::DropQuery(QueryId::new(4)),

@@ -46,6 +46,9 @@ pub enum ReplicationError {
     /// The topic has fewer partitions.
     #[error("topic {0} has no partition {1}")]
     NoPartition(TopicId, PartitionId),
+    /// The rows have a column that was added to the definition and not yet to the topic; nothing was written.
+    #[error("topic {0} does not have all columns of the rows yet")]
+    TopicBehind(TopicId),
     /// The rows do not have the stored schema of the topic; nothing was written.
     #[error("rows for topic {topic} do not have its columns: {reason}")]
     SchemaMismatch {
@@ -168,7 +171,7 @@ impl ReplicationError {
     /// The SQLSTATE a client sees.
     pub fn sqlstate(&self) -> SqlState {
         match self {
-            Self::NoTopic(_) | Self::NoPartition(..) => SqlState::UndefinedTable,
+            Self::NoTopic(_) | Self::NoPartition(..) | Self::TopicBehind(_) => SqlState::UndefinedTable,
             Self::SchemaMismatch { .. } | Self::Encode(_) => SqlState::InternalError,
             Self::TooLarge { .. } | Self::CheckpointOverdue { .. } => SqlState::ProgramLimitExceeded,
             Self::NoQuery(_) => SqlState::UndefinedObject,
@@ -193,6 +196,7 @@ impl ReplicationError {
             Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } | Self::ProducersFull => true,
             Self::NoTopic(_)
             | Self::NoPartition(..)
+            | Self::TopicBehind(_)
             | Self::SchemaMismatch { .. }
             | Self::TooLarge { .. }
             | Self::Changed(_)
@@ -216,6 +220,8 @@ impl ReplicationError {
 fn catalog_sqlstate(error: &CatalogError) -> SqlState {
     match error {
         CatalogError::Exists(_) => SqlState::DuplicateTable,
+        CatalogError::ColumnExists { .. } => SqlState::DuplicateColumn,
+        CatalogError::NoColumn(_) => SqlState::UndefinedColumn,
         CatalogError::NoRelation(_) => SqlState::UndefinedTable,
         CatalogError::NoQuery(_) => SqlState::UndefinedObject,
         CatalogError::InUse { .. } => SqlState::DependentObjectsStillExist,

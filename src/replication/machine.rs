@@ -14,7 +14,7 @@ use super::manifest::{Extra, decode_applied, decode_extra, encode_applied, encod
 use super::producers::{Novelty, Verdict};
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
-use super::read_side::{Failure, ReadSide, TopicShape};
+use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, PartitionPosition};
 use crate::env;
 use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
@@ -137,7 +137,7 @@ impl Machine {
         self.publish_catalog();
         *self.read.queries.write() = queries;
         *self.read.producers.write() = producers;
-        let shapes = self.store.topics().map(|topic| (topic.topic, TopicShape::from(topic)));
+        let shapes = self.store.topics().map(|topic| (topic.topic, topic.clone()));
         *self.read.topics.write() = shapes.collect();
         Ok(())
     }
@@ -187,9 +187,14 @@ impl Machine {
             Change::CreateTopic(topic) => {
                 // Repeated when a crash came between catalog and shard.
                 if self.store.topic(topic.topic).is_none() {
-                    self.read.topics.write().insert(topic.topic, TopicShape::from(topic));
+                    self.read.topics.write().insert(topic.topic, topic.clone());
                     self.store.create_topic(topic.clone());
                 }
+            }
+            Change::AlterTopic(topic) => {
+                self.store.alter_topic(topic.clone())?;
+                let altered = self.store.topic(topic.topic).map(|topic| (topic.topic, topic.clone()));
+                self.read.topics.write().extend(altered);
             }
             Change::DropTopic(topic) => {
                 self.read.topics.write().remove(topic);

@@ -7,7 +7,6 @@ use super::producers::Producers;
 use super::types::QueryProgress;
 use crate::storage::{StorageError, TopicStorage};
 use arc_swap::ArcSwap;
-use arrow::datatypes::SchemaRef;
 use millstream_catalog::Snapshot;
 use millstream_catalog::model::{EntryIndex, QueryId, TopicId};
 use parking_lot::{Mutex, RwLock};
@@ -17,23 +16,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What a write is checked against before it is proposed.
-#[derive(Debug, Clone)]
-pub(crate) struct TopicShape {
-    pub(crate) partitions: u32,
-    pub(crate) schema: SchemaRef,
-}
-
-impl From<&TopicStorage> for TopicShape {
-    fn from(topic: &TopicStorage) -> Self {
-        Self { partitions: topic.partitions, schema: Arc::clone(&topic.schema) }
-    }
-}
-
 /// The views of one shard.
 #[derive(Debug)]
 pub(crate) struct ReadSide {
-    pub(crate) topics: RwLock<HashMap<TopicId, TopicShape>>,
+    /// What a write is checked against before it is proposed.
+    pub(crate) topics: RwLock<HashMap<TopicId, TopicStorage>>,
     pub(crate) queries: RwLock<BTreeMap<QueryId, QueryProgress>>,
     pub(crate) producers: RwLock<Producers>,
     pub(crate) catalog: ArcSwap<Snapshot>,

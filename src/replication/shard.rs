@@ -144,6 +144,9 @@ impl Core {
             if part.partition.value() >= shape.partitions {
                 return Err(ReplicationError::NoPartition(topic, part.partition));
             }
+            if part.batch.num_columns() > shape.schema.fields().len() {
+                return Err(ReplicationError::TopicBehind(topic));
+            }
             part.batch = with_schema(part.batch.clone(), &shape.schema)
                 .map_err(|error| ReplicationError::SchemaMismatch { topic, reason: error.to_string() })?;
             bytes = bytes.plus(batch_bytes(&part.batch));
@@ -359,6 +362,20 @@ impl Shard {
     /// [`ReplicationError`].
     pub async fn create_topic(&self, topic: TopicStorage) -> Result<(), ReplicationError> {
         self.core.change(Change::CreateTopic(topic)).await.map(|_| ())
+    }
+
+    /// A topic as it is stored.
+    pub fn topic(&self, topic: TopicId) -> Option<TopicStorage> {
+        self.core.read.topics.read().get(&topic).cloned()
+    }
+
+    /// Adds columns and partitions to a topic, and changes names of columns and options; never fewer columns or
+    /// partitions. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn alter_topic(&self, topic: TopicStorage) -> Result<(), ReplicationError> {
+        self.core.change(Change::AlterTopic(topic)).await.map(|_| ())
     }
 
     /// Removes a topic and its rows. One that does not exist is no error.

@@ -5,6 +5,7 @@
 
 use super::entries::EntryRuns;
 use super::error::StorageError;
+use super::fit::{Wanted, is_older};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, max, min};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
@@ -13,7 +14,7 @@ use millstream_catalog::relation::Compression;
 use millstream_catalog::schema::ROWTIME;
 
 /// What storage knows of a topic.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TopicStorage {
     /// The topic.
     pub topic: TopicId,
@@ -165,13 +166,16 @@ fn offsets_bytes(offsets: &[i32]) -> usize {
     offsets.len() * 4 + (end - start)
 }
 
-/// `batch` with exactly `schema`, which it must have but for metadata and nullability.
+/// `batch` with exactly `schema`, which it must have but for metadata and nullability, or but for columns added later.
 ///
 /// # Errors
 /// [`StorageError::Schema`] when columns or types differ, or a column that must not be null is.
 pub(crate) fn with_schema(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, StorageError> {
     if std::sync::Arc::ptr_eq(batch.schema_ref(), schema) {
         return Ok(batch);
+    }
+    if batch.num_columns() < schema.fields().len() && is_older(batch.schema_ref(), schema) {
+        return Wanted::new(schema, None)?.of(&batch);
     }
     RecordBatch::try_new(schema.clone(), batch.columns().to_vec())
         .map_err(|e| StorageError::Schema { what: format!("rows do not have the topic's schema: {e}") })

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod entries;
 pub mod error;
 pub mod fault_disk;
+pub mod fit;
 pub(crate) mod footer;
 pub(crate) mod frame;
 mod key_set;

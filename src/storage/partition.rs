@@ -80,9 +80,14 @@ impl Partition {
         self.end.send_if_modified(|seen| std::mem::replace(seen, end) != end);
     }
 
+    /// Wakes whoever waits for more rows without any: there are more partitions to wait for.
+    pub(crate) fn wake(&self) {
+        self.end.send_modify(|_| {});
+    }
+
     pub(crate) fn set_dropped(&self) {
         self.is_dropped.store(true, Ordering::Release);
-        self.end.send_modify(|_| {});
+        self.wake();
     }
 }
 
@@ -216,6 +221,7 @@ impl PartitionView {
         }
         let request = ScanRequest {
             offsets: position..self.offset_end,
+            schema: None,
             rowtime: None,
             projection: Some(keys.columns().to_vec()),
             batch_rows: BATCH_ROWS_MAX,

@@ -12,6 +12,7 @@ use super::partition::{Partition, PartitionView};
 use super::segment::Segment;
 use super::tail::{Tail, TailBatch};
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
 use std::ops::Range;
@@ -128,6 +129,23 @@ impl PartitionWriter {
         self.view.frozen = Arc::new([]);
         self.partition.publish(self.view.clone());
         None
+    }
+
+    /// Takes another schema, of the same columns and more: rows in memory get the columns they do not have.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the columns are others.
+    pub(crate) fn alter(&mut self, schema: &SchemaRef) -> Result<(), StorageError> {
+        let fit = |batches: &[Arc<TailBatch>]| -> Result<Vec<Arc<TailBatch>>, StorageError> {
+            batches.iter().map(|batch| Ok(Arc::new(batch.with_schema(schema)?))).collect()
+        };
+        self.pending = self.pending.iter().map(|batch| batch.with_schema(schema)).collect::<Result<_, _>>()?;
+        self.view.frozen = fit(&self.view.frozen)?.into();
+        self.tail = Tail::of(fit(self.tail.batches())?);
+        self.view.tail = self.tail.batches().into();
+        self.view.schema = schema.clone();
+        self.partition.publish(self.view.clone());
+        Ok(())
     }
 
     /// Forgets the published rows before `to`, which lies between the log start and the end; gives the segments of

@@ -5,10 +5,10 @@
 
 use super::batch::{RowtimeRange, StoredBatch};
 use super::error::StorageError;
+use super::fit::Wanted;
 use super::partition::PartitionView;
 use super::segment::Segment;
 use super::tail::TailBatch;
-use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Offset, Timestamp};
@@ -23,7 +23,10 @@ pub struct ScanRequest {
     /// Smallest and largest event time, both inclusive. Segments and batches with no such row are skipped;
     /// *other* rows of the rest still come: the caller filters.
     pub rowtime: Option<(Option<Timestamp>, Option<Timestamp>)>,
-    /// Positions in the stored schema, in the order wanted; `None` is all of them.
+    /// The stored schema as the caller knows it: columns added since are left out, and those that rows do not have yet
+    /// are filled. `None` is that of the view.
+    pub schema: Option<SchemaRef>,
+    /// Positions in that schema, in the order wanted; `None` is all of them.
     pub projection: Option<Vec<usize>>,
     /// Most rows of one batch, at least 1. Batches are cut where they exceed it, and never joined.
     pub batch_rows: usize,
@@ -35,6 +38,7 @@ impl ScanRequest {
         Self {
             offsets: Offset::ZERO..Offset::new(u64::MAX),
             rowtime: None,
+            schema: None,
             projection: None,
             batch_rows: BATCH_ROWS_MAX,
         }
@@ -67,7 +71,8 @@ enum Source {
 pub struct PartitionScan {
     schema: SchemaRef,
     offsets: Range<Offset>,
-    projection: Option<Vec<usize>>,
+    /// Absent when it is refused.
+    wanted: Option<Wanted>,
     batch_rows: usize,
     sources: std::vec::IntoIter<Source>,
     rest: Option<StoredBatch>,
@@ -78,17 +83,17 @@ pub struct PartitionScan {
 impl PartitionScan {
     pub(crate) fn new(view: &PartitionView, mut request: ScanRequest) -> Self {
         request.offsets.start = request.offsets.start.max(view.offset_start);
-        let mut refused = None;
-        let schema = project_schema(&view.schema, request.projection.as_deref()).unwrap_or_else(|error| {
-            refused = Some(error);
-            view.schema.clone()
-        });
+        let known = request.schema.as_ref().unwrap_or(&view.schema);
+        let (wanted, refused) = match Wanted::new(known, request.projection.as_deref()) {
+            Ok(wanted) => (Some(wanted), None),
+            Err(error) => (None, Some(error)),
+        };
         let mut counts = ScanCounts::default();
         let sources = if refused.is_some() { Vec::new() } else { plan(view, &request, &mut counts) };
         Self {
-            schema,
+            schema: wanted.as_ref().map_or_else(|| view.schema.clone(), |wanted| wanted.output().clone()),
             offsets: request.offsets,
-            projection: request.projection,
+            wanted,
             batch_rows: request.batch_rows.max(1),
             sources: sources.into_iter(),
             rest: None,
@@ -107,10 +112,10 @@ impl PartitionScan {
         self.counts
     }
 
-    fn read(&self, source: &Source) -> Result<StoredBatch, StorageError> {
+    fn read(&self, wanted: &Wanted, source: &Source) -> Result<StoredBatch, StorageError> {
         let stored = match source {
-            Source::Block { segment, block } => segment.read(*block, self.projection.as_deref(), &self.schema)?,
-            Source::Memory(batch) => project(&batch.stored, self.projection.as_deref(), &self.schema)?,
+            Source::Block { segment, block } => segment.read(*block, wanted)?,
+            Source::Memory(batch) => wanted.of_stored(&batch.stored)?,
         };
         let (start, end) = (stored.rows_before(self.offsets.start), stored.rows_before(self.offsets.end));
         Ok(stored.slice(start, end.saturating_sub(start)))
@@ -128,7 +133,7 @@ impl Iterator for PartitionScan {
             Some(rest) => rest,
             None => {
                 let source = self.sources.next()?;
-                match self.read(&source) {
+                match self.read(self.wanted.as_ref()?, &source) {
                     // All it has of these offsets are gaps.
                     Ok(batch) if batch.batch.num_rows() == 0 => return self.next(),
                     Ok(batch) => batch,
@@ -179,33 +184,6 @@ fn plan(view: &PartitionView, request: &ScanRequest, counts: &mut ScanCounts) ->
         }
     }
     sources
-}
-
-/// The schema of the projected columns.
-///
-/// # Errors
-/// [`StorageError::Schema`] when there is no such column.
-pub(crate) fn project_schema(schema: &SchemaRef, projection: Option<&[usize]>) -> Result<SchemaRef, StorageError> {
-    let Some(projection) = projection else { return Ok(schema.clone()) };
-    let projected = schema.project(projection);
-    projected.map(Arc::new).map_err(|e| StorageError::Schema { what: format!("no such column to project: {e}") })
-}
-
-/// The projected columns of a batch in memory; `schema` is their schema.
-///
-/// # Errors
-/// [`StorageError::Schema`] when there is no such column.
-pub(crate) fn project(
-    stored: &StoredBatch,
-    projection: Option<&[usize]>,
-    schema: &SchemaRef,
-) -> Result<StoredBatch, StorageError> {
-    let Some(projection) = projection else { return Ok(stored.clone()) };
-    let columns = projection.iter().filter_map(|column| stored.batch.columns().get(*column).cloned()).collect();
-    let options = RecordBatchOptions::new().with_row_count(Some(stored.batch.num_rows()));
-    let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
-        .map_err(|e| StorageError::Schema { what: format!("no such column to project: {e}") })?;
-    Ok(StoredBatch { batch, ..stored.clone() })
 }
 
 #[cfg(test)]

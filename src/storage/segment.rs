@@ -11,11 +11,12 @@ use super::batch::{RowtimeRange, StoredBatch};
 use super::disk::Disk;
 use super::entries::EntryRuns;
 use super::error::StorageError;
+use super::fit::{Wanted, is_older, place};
 use super::footer::{SegmentFooter, parse_end};
 use super::statistics::ColumnStatistics;
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::ArrayRef;
 use arrow::buffer::Buffer;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::reader::FileDecoder;
 use arrow::ipc::{Block, MetadataVersion};
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
@@ -137,12 +138,17 @@ impl Segment {
             && footer.offset_end == expected.offset_end
             && footer.rows == expected.rows
             && footer.blocks.last().is_some_and(|block| block.position + block.bytes == end_start)
-            && parsed.schema.fields() == expected.schema.fields();
+            && is_older(&parsed.schema, expected.schema);
         if !is_expected {
             return Err(corrupt(end_start, "the footer is another segment's"));
         }
+        // Shared by all segments that were written since a column was last added.
+        let schema = match parsed.schema.fields() == expected.schema.fields() {
+            true => expected.schema.clone(),
+            false => Arc::new(parsed.schema),
+        };
         let keeps_columns = expected.compression == Compression::None;
-        let columns = if keeps_columns { expected.schema.fields().len() } else { 0 };
+        let columns = if keeps_columns { schema.fields().len() } else { 0 };
         let mut offset_next = footer.offset_start;
         let mut blocks = Vec::with_capacity(footer.blocks.len());
         let places = parsed.blocks.into_iter().zip(parsed.entries).zip(parsed.offsets);
@@ -153,7 +159,6 @@ impl Segment {
             blocks.push(SegmentBlock { ipc, offset_start, offsets, entries, is_verified, columns });
             offset_next = offset_start.plus(block.rows);
         }
-        let schema = expected.schema.clone();
         let (compression, end, bytes) = (expected.compression, expected.end, expected.bytes);
         Ok(Self { file, map, schema, compression, footer, end, bytes, blocks, damage: None, is_lost: false })
     }
@@ -234,9 +239,14 @@ impl Segment {
     pub fn rowtime(&self) -> Option<RowtimeRange> {
         self.footer.rowtime.map(Into::into)
     }
-    /// Statistics per column of the stored schema.
-    pub fn columns(&self) -> &[ColumnStatistics] {
+    /// Statistics of the segment's own columns, those of [`Segment::schema`].
+    pub(crate) fn columns(&self) -> &[ColumnStatistics] {
         &self.footer.columns
+    }
+    /// Statistics of the column at `index` of `schema`, which is the topic's or was; `None` when the column was added
+    /// after the segment was written.
+    pub fn statistics(&self, schema: &Schema, index: usize) -> Option<&ColumnStatistics> {
+        self.footer.columns.get(place(schema, &self.schema, index)?)
     }
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
@@ -326,29 +336,16 @@ impl Segment {
         EntryRuns::from_packed(self.map.slice_with_length(range.start, range.len()), self.footer.blocks[block].rows)
     }
 
-    /// The rows of a block; `schema` is that of the projected columns.
+    /// The wanted columns of a block's rows.
     ///
     /// # Errors
     /// [`StorageError::DamagedRows`] when the block is not what was written; other blocks stay readable.
-    pub(crate) fn read(
-        &self,
-        block: usize,
-        projection: Option<&[usize]>,
-        schema: &SchemaRef,
-    ) -> Result<StoredBatch, StorageError> {
+    pub(crate) fn read(&self, block: usize, wanted: &Wanted) -> Result<StoredBatch, StorageError> {
         let bytes = self.verified(block)?;
-        let all: Vec<usize>;
-        let wanted = match projection {
-            Some(projection) => projection,
-            None => {
-                all = (0..self.schema.fields().len()).collect();
-                &all
-            }
-        };
-        let columns = self.decode(block, &bytes, wanted)?;
+        let columns = self.decode(block, &bytes, &wanted.places(&self.schema))?;
         let rows = self.footer.blocks[block].rows.as_usize();
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let batch = RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+        let batch = wanted
+            .rows(&self.schema, columns, rows)
             .map_err(|_| self.corrupt(block, "a block does not have the segment's columns"))?;
         let offsets = self.offsets(block).map(|runs| runs.iter().map(|(offset, _)| offset.value() as i64).collect());
         let offset_start = self.blocks[block].offset_start;
@@ -431,6 +428,7 @@ mod tests {
     use super::super::tail::TailBatch;
     use super::super::testing::{dense, numbers, rows, schema, tail_batch};
     use super::*;
+    use arrow::array::RecordBatch;
     use arrow::array::{Array, AsArray};
     use arrow::ipc::reader::FileReader;
     use millstream_catalog::model::Timestamp;
@@ -486,7 +484,7 @@ mod tests {
     }
 
     fn read_all(segment: &Segment) -> Result<Vec<StoredBatch>, StorageError> {
-        (0..segment.blocks()).map(|block| segment.read(block, None, &schema())).collect()
+        (0..segment.blocks()).map(|block| segment.read(block, &Wanted::new(&schema(), None).unwrap())).collect()
     }
 
     #[test]
@@ -503,8 +501,8 @@ mod tests {
             }
             let range = RowtimeRange { first: Timestamp::from_micros(100), last: Timestamp::from_micros(290) };
             assert_eq!(segment.rowtime(), Some(range));
-            assert_eq!(segment.columns()[0].max.as_deref(), Some("29"));
-            assert_eq!(segment.columns()[1].nulls, 4);
+            assert_eq!(segment.statistics(&schema(), 0).unwrap().max.as_deref(), Some("29"));
+            assert_eq!(segment.statistics(&schema(), 1).unwrap().nulls, 4);
         }
     }
 
@@ -546,7 +544,7 @@ mod tests {
     fn uncompressed_columns_point_into_the_map() {
         let (_disk, segment, _) = sealed(vec![tail_batch(10..1_000, 1)], Compression::None);
         let map = segment.map.as_slice().as_ptr_range();
-        let batch = segment.read(0, None, &schema()).unwrap().batch;
+        let batch = segment.read(0, &Wanted::new(&schema(), None).unwrap()).unwrap().batch;
         for column in batch.columns() {
             for buffer in column.to_data().buffers() {
                 assert!(map.contains(&buffer.as_ptr()), "{}", column.data_type());
@@ -558,10 +556,8 @@ mod tests {
     fn projections_decode_their_columns_only() {
         for compression in [Compression::None, Compression::Lz4] {
             let (_disk, segment, _) = sealed(vec![tail_batch(10..30, 1)], compression);
-            let project = |columns: &[usize]| {
-                let projected = Arc::new(schema().project(columns).unwrap());
-                segment.read(0, Some(columns), &projected).unwrap().batch
-            };
+            let project =
+                |columns: &[usize]| segment.read(0, &Wanted::new(&schema(), Some(columns)).unwrap()).unwrap().batch;
             for columns in [&[3, 0][..], &[1, 1], &[]] {
                 assert_eq!(project(columns), rows(10..30).project(columns).unwrap());
             }
@@ -599,7 +595,7 @@ mod tests {
         let damaged = segment.footer.blocks[1].position;
         disk.flip_bit(&dir().join(NAME), damaged + 1_000, 3).unwrap();
         let segment = open(&disk, 0..150_000, written, Compression::Lz4).unwrap();
-        let read = |block| segment.read(block, None, &schema());
+        let read = |block| segment.read(block, &Wanted::new(&schema(), None).unwrap());
         assert_eq!(numbers(&read(0).unwrap().batch).len(), rows_max);
         let Err(StorageError::DamagedRows { offsets, reason, .. }) = read(1) else { panic!("not found") };
         assert_eq!(offsets, Offset::new(65_536)..Offset::new(131_072));
@@ -650,7 +646,7 @@ mod tests {
             assert_eq!((segment.offset_start().value(), segment.offset_end().value()), (1, 50));
             let mut read = Vec::new();
             for block in 0..segment.blocks() {
-                let stored = segment.read(block, None, &schema()).unwrap();
+                let stored = segment.read(block, &Wanted::new(&schema(), None).unwrap()).unwrap();
                 assert_eq!(numbers(&stored.batch), blocks[block]);
                 assert_eq!(stored.offset_end().value(), blocks[block][blocks[block].len() - 1] + 1);
                 read.extend(stored.row_offsets().values().iter().map(|offset| *offset as u64));
@@ -684,7 +680,7 @@ mod tests {
             sealed(vec![TailBatch::new(Offset::ZERO, batch, EntryIndex::new(1))], Compression::Zstd);
         let blocks: Vec<u64> = (0..segment.blocks()).map(|block| segment.footer.blocks[block].rows.value()).collect();
         assert_eq!(blocks, [1, 2]);
-        assert_eq!(segment.columns()[1].max, None);
+        assert_eq!(segment.statistics(&schema(), 1).unwrap().max, None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use super::batch::TopicStorage;
 use super::disk::Disk;
 use super::error::StorageError;
+use super::fit::width;
 use super::key_set::KeySet;
 use super::manifest::encode_schema;
 use super::partition::Partition;
@@ -144,6 +145,42 @@ impl ShardStore {
         let state = TopicState { schema_hex: encode_schema(&topic.schema).into(), storage: topic, partitions };
         self.directory.insert(state.storage.topic, state.readers());
         self.topics.insert(state.storage.topic, state);
+    }
+
+    /// Gives a topic that exists more columns, more partitions, other names of columns and another compression of later
+    /// segments; never fewer columns or partitions. Durable with the next seal, as appends are: the log repeats it.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the columns are not those it has and more.
+    pub fn alter_topic(&mut self, topic: TopicStorage) -> Result<(), StorageError> {
+        let Some(state) = self.topics.get_mut(&topic.topic) else { return Ok(()) };
+        let more = topic.partitions.saturating_sub(state.storage.partitions);
+        let partitions = topic.partitions.max(state.storage.partitions);
+        if topic.schema != state.storage.schema && width(&topic.schema) >= width(&state.storage.schema) {
+            for writer in &mut state.partitions {
+                self.tail_bytes = less(self.tail_bytes, writer.tail_bytes());
+                self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
+                writer.alter(&topic.schema)?;
+                self.tail_bytes = self.tail_bytes.plus(writer.tail_bytes());
+                self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
+            }
+            state.schema_hex = encode_schema(&topic.schema).into();
+            state.storage.schema = topic.schema.clone();
+        }
+        let schema = state.storage.schema.clone();
+        state.storage = TopicStorage { partitions, schema, ..topic };
+        if more > 0 {
+            let new = partitions - more..partitions;
+            let none = Offset::ZERO..Offset::ZERO;
+            let empty = |id| {
+                PartitionWriter::new(&state.storage, PartitionId::new(id), Vec::new(), none.clone(), Default::default())
+            };
+            let new: Vec<PartitionWriter> = new.map(empty).collect();
+            state.partitions.extend(new);
+            self.directory.insert(state.storage.topic, state.readers());
+            state.partitions.iter().for_each(|writer| writer.partition().wake());
+        }
+        Ok(())
     }
 
     /// Removes a topic; no error if there is none. Readers that hold it read on to its end. Its files are

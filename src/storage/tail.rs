@@ -11,10 +11,11 @@
 //! at most seven per level. Rejected: binary merging (three times the copies for half the batches), and
 //! merging in a thread of its own (a second writer).
 
-use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat};
+use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat, with_schema};
 use super::entries::EntryRuns;
 use super::error::StorageError;
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, RowCount};
 use std::sync::Arc;
@@ -64,6 +65,18 @@ impl TailBatch {
             bytes: batch_bytes(&stored.batch),
             stored,
         }
+    }
+
+    /// The same rows in a schema of the same columns and more.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the columns are others.
+    pub(crate) fn with_schema(&self, schema: &SchemaRef) -> Result<Self, StorageError> {
+        let batch = with_schema(self.stored.batch.clone(), schema)?;
+        let bytes = batch_bytes(&batch);
+        let (entry_first, entry_last) = (self.entry_first, self.entry_last);
+        let stored = StoredBatch { batch, ..self.stored.clone() };
+        Ok(Self { stored, rowtime: self.rowtime, entry_first, entry_last, bytes })
     }
 
     fn weight(&self) -> u64 {

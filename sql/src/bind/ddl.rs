@@ -43,6 +43,7 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
         query: None,
         created_at: now,
         sql: create.sql.clone(),
+        fills: Default::default(),
     })
 }
 
@@ -56,7 +57,10 @@ pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<CreateAsOptions, 
 }
 
 /// Refuses a name that would need escapes in paths, addresses and the statements that tools make of it.
-fn check_topic_name(name: &QualifiedName) -> Result<(), SqlError> {
+///
+/// # Errors
+/// `42602`.
+pub fn check_topic_name(name: &QualifiedName) -> Result<(), SqlError> {
     let text = name.name.as_str();
     let wrong = text.chars().find(|c| matches!(c, '/' | '\\' | '"' | '\'' | '`'));
     let reason = match wrong {
@@ -106,7 +110,7 @@ fn check_names(create: &CreateRelation) -> Result<(), SqlError> {
     Ok(())
 }
 
-fn column(def: &ColumnDef) -> Result<Column, SqlError> {
+pub(super) fn column(def: &ColumnDef) -> Result<Column, SqlError> {
     if let Some(default) = &def.default {
         check_default(def, &default.expr)?;
     }

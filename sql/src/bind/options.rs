@@ -91,7 +91,7 @@ pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
 }
 
 /// An option of topics; false if it is none.
-fn topic_option(
+pub(super) fn topic_option(
     option: &WithOption,
     kind: RelationKind,
     nodes: u32,
@@ -192,7 +192,7 @@ fn offset_reset(option: &WithOption) -> Result<OffsetReset, SqlError> {
 }
 
 /// `22023` for a name that is no option here.
-fn unrecognized(option: &WithOption) -> SqlError {
+pub(super) fn unrecognized(option: &WithOption) -> SqlError {
     let error = SqlError::new(SqlState::InvalidParameterValue, format!("unrecognized parameter \"{}\"", option.name))
         .at(option.position);
     match option.name.as_str() {
@@ -214,7 +214,7 @@ fn unrecognized(option: &WithOption) -> SqlError {
 }
 
 /// `0A000` for an option that has no effect yet.
-fn refused(option: &WithOption, hint: &str) -> SqlError {
+pub(super) fn refused(option: &WithOption, hint: &str) -> SqlError {
     SqlError::unsupported(format!("option \"{}\"", option.name), hint).at(option.position)
 }
 

@@ -39,6 +39,7 @@ pub(super) fn relation(columns: Vec<Column>) -> Relation {
         query: None,
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
+        fills: Default::default(),
     }
 }
 

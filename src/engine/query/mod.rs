@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
     tasks: tokio::sync::Mutex<HashMap<QueryId, Running>>,
+    /// Held by whoever changes a relation: one change at a time reaches the shards.
+    pub(crate) altering: tokio::sync::Mutex<()>,
     statuses: Mutex<HashMap<QueryId, Arc<Mutex<Status>>>>,
 }
 
@@ -118,6 +120,19 @@ pub(crate) async fn while_settled<T>(
     drop(tasks);
     refresh(engine).await?;
     result
+}
+
+/// Starts the queries that write `topic` again, so that they know its partitions.
+pub(crate) async fn restart_writers(engine: &Arc<Engine>, topic: TopicId) -> Result<()> {
+    let mut tasks = engine.queries.tasks.lock().await;
+    let catalog = engine.catalog();
+    for query in catalog.queries().filter(|query| query.sink == topic) {
+        if let Some(running) = tasks.remove(&query.id) {
+            running.halt().await;
+        }
+    }
+    drop(tasks);
+    refresh(engine).await
 }
 
 fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {

@@ -56,7 +56,7 @@ impl QueryTask {
         status: Arc<Mutex<Status>>,
         stop: &CancellationToken,
     ) -> Result<Self> {
-        let catalog = engine.catalog();
+        let catalog = engine.catalog().seen_by(query);
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
         let source =
@@ -68,6 +68,7 @@ impl QueryTask {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
             projection: pipeline.projection(0).to_vec(),
+            schema: source.topic_schema(),
             rows_max: STEP_ROWS_TARGET,
             bytes_max: STEP_BYTES_TARGET,
         };
@@ -222,7 +223,8 @@ impl QueryTask {
 
     /// Partitions that have had nothing to read for the query's idle timeout; only with more than one.
     fn idle(&mut self, input: &Input) -> Vec<PartitionId> {
-        if self.reader.relation.options.partitions == 1 {
+        let partitions = self.reader.ids();
+        if partitions.len() == 1 {
             return Vec::new();
         }
         let now = env::instant();
@@ -233,7 +235,6 @@ impl QueryTask {
         }
         let timeout =
             u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
-        let partitions: Vec<PartitionId> = self.reader.relation.partitions().collect();
         let is_idle = |id: &PartitionId| {
             let active_at = *self.active_at.entry(*id).or_insert(now);
             now.saturating_duration_since(active_at) >= timeout
@@ -280,7 +281,7 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
         return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
     };
     let context = PlanContext {
-        catalog: engine.catalog(),
+        catalog: engine.catalog().seen_by(query),
         source: Arc::new(crate::engine::pull::LogSource::new(engine, None)),
         now: engine.clock().now(),
         settings: Arc::new(PlanSettings::default()),

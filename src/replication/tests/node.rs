@@ -459,6 +459,7 @@ fn relation(name: &str) -> Relation {
         query: None,
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
+        fills: Default::default(),
     }
 }
 fn create(name: &str) -> Command {

@@ -42,6 +42,7 @@ fn relation() -> Relation {
         query: None,
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
+        fills: Default::default(),
     }
 }
 

@@ -101,6 +101,7 @@ fn relation(name: &str, kind: RelationKind, columns: &[(&str, SqlType, bool)]) -
         query: None,
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
+        fills: Default::default(),
     }
 }
 

@@ -118,6 +118,7 @@ impl Query {
             query: None,
             created_at: Timestamp::from_micros(0),
             sql: String::new(),
+            fills: Default::default(),
         }
     }
 
