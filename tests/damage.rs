@@ -1,4 +1,5 @@
-//! A data directory that is damaged while no server runs: what is hit says so, everything else answers.
+//! A data directory that is damaged while no server runs, and a disk that is full: what is hit says so, everything else
+//! answers.
 
 use crate::common::{config, connect, words};
 use millstream::config::Config;
@@ -106,4 +107,66 @@ async fn a_damaged_segment_fails_reads_of_its_rows_and_nothing_else() {
         drop(client);
         node.stop().await;
     }
+}
+
+/// A small file system, taken away when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where this process may not mount one.
+    fn mount(dir: PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir(&dir).unwrap();
+        let options = format!("size={size}");
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&dir).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_file_system_refuses_writers_not_readers_and_passes() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(dir.path().join("small"), "256m") else {
+        eprintln!("skipped: a file system can be mounted by root only");
+        return;
+    };
+    let ballast = disk.0.join("ballast");
+    std::fs::write(&ballast, vec![1; 96 << 20]).unwrap();
+    let config = Config { seal_bytes: ByteSize::new(8 << 20), ..config(&disk.0) };
+    let node = Node::start(&config).await.unwrap();
+    let client = connect(node.pg_address()).await;
+    rows(&client, "CREATE STREAM s (v text)").await.unwrap();
+    let insert = "INSERT INTO s SELECT repeat(md5(i::text), 16000) FROM generate_series(1, 4) AS t(i)";
+    let mut stored = 0;
+    let refused = loop {
+        match rows(&client, insert).await {
+            Ok(_) => stored += 4,
+            Err(error) => break error,
+        }
+        assert!(stored < 1_000, "the disk never filled");
+    };
+    assert!(refused.starts_with("53100: "), "{refused}");
+    assert_eq!(rows(&client, "SELECT count(v) FROM s").await.unwrap(), [stored.to_string()]);
+    std::fs::remove_file(&ballast).unwrap();
+    let goes_on = async {
+        while rows(&client, insert).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::common::DEADLINE, goes_on).await.expect("there is space again");
+    stored += 4;
+    drop(client);
+    node.stop().await;
+    drop(node);
+    let node = Node::start(&config).await.unwrap();
+    let client = connect(node.pg_address()).await;
+    assert_eq!(rows(&client, "SELECT count(v) FROM s").await.unwrap(), [stored.to_string()]);
+    drop(client);
+    node.stop().await;
 }

@@ -9,6 +9,9 @@ pub mod sql {}
 #[doc = include_str!("formats.md")]
 pub mod formats {}
 
+#[doc = include_str!("operations.md")]
+pub mod operations {}
+
 #[doc = include_str!("benchmarks.md")]
 pub mod benchmarks {}
 

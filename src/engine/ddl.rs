@@ -31,10 +31,16 @@ impl Engine {
     /// Makes the data shards agree with the catalog: after a crash between the two, and after each start.
     pub(crate) async fn reconcile(&self) -> Result<()> {
         let catalog = self.catalog();
-        for relation in catalog.relations() {
+        let is_here = |relation: &&Arc<Relation>| self.replication().damage(relation.shard).is_none();
+        for relation in catalog.relations().filter(is_here) {
             self.ensure_topic(relation).await?;
         }
         for query in catalog.queries() {
+            // One of a damaged shard waits until the shard is whole.
+            let sink = catalog.relation_by_id(query.sink);
+            if sink.is_some_and(|sink| self.replication().damage(sink.shard).is_some()) {
+                continue;
+            }
             let shard = self.shard_of_query(query)?;
             if shard.progress(query.id).is_none() {
                 self.ensure_query(query).await?;

@@ -26,6 +26,8 @@ mod session;
 mod settings;
 mod system_view;
 mod table;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod write;
 
@@ -48,7 +50,7 @@ pub use settings::SERVER_VERSION;
 
 use crate::env::Clock;
 use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard};
-use crate::storage::wal::WalStats;
+use crate::storage::wal::{WalOptions, WalStats};
 use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
 use compute::Compute;
@@ -103,13 +105,23 @@ impl Engine {
     /// # Errors
     /// When the directory is in use, damaged or of a newer format, or the disk fails.
     pub async fn open(config: EngineConfig, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        Self::open_on(config, disk, clock, WalOptions::default()).await
+    }
+
+    /// As [`Engine::open`], on a log of another layout.
+    pub(crate) async fn open_on(
+        config: EngineConfig,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        wal_options: WalOptions,
+    ) -> Result<Arc<Self>> {
         let replication = ReplicationConfig {
             data_dir: config.data_dir.clone(),
             node: NodeId::new(1),
             shards: config.shards,
             seal_bytes: config.seal_bytes,
         };
-        let replication = Replication::start(replication, disk, Arc::clone(&clock)).await.map_err(replication_error)?;
+        let replication = Replication::start_on(replication, disk, wal_options).await.map_err(replication_error)?;
         let engine = Arc::new(Self {
             compute: Compute::start(config.query_threads)?,
             config,
@@ -196,9 +208,12 @@ impl Engine {
     }
 
     pub(crate) fn shard(&self, id: ShardId) -> Result<&Arc<Shard>> {
-        self.replication
-            .shard(id)
-            .ok_or_else(|| SqlError::new(SqlState::NoLeader, format!("shard {id} is not on this node")))
+        self.replication.shard(id).ok_or_else(|| match self.replication.damage(id) {
+            Some(damage) => SqlError::new(SqlState::DataCorrupted, format!("shard {id} is damaged and out of service"))
+                .detail(damage.to_string())
+                .hint("topics of other shards can be used; stop the server and run \"millstream check\""),
+            None => SqlError::new(SqlState::NoLeader, format!("shard {id} is not on this node")),
+        })
     }
 
     pub(crate) fn shard_of(&self, relation: &Relation) -> Result<&Arc<Shard>> {

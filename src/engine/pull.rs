@@ -43,12 +43,12 @@ impl LogSource {
     }
 
     fn shard(&self, relation: &Relation) -> Result<(&Arc<Partitions>, EntryIndex)> {
-        self.shards.get(&relation.shard).map(|(partitions, cut)| (partitions, *cut)).ok_or_else(|| {
-            SqlError::new(
-                SqlState::NoLeader,
-                format!("shard {} of relation \"{}\" is not here", relation.shard, relation.name),
-            )
-        })
+        match self.shards.get(&relation.shard) {
+            Some((partitions, cut)) => Ok((partitions, *cut)),
+            None => Err(self.engine.shard(relation.shard).err().unwrap_or_else(|| {
+                SqlError::new(SqlState::NoLeader, format!("shard {} was not here", relation.shard))
+            })),
+        }
     }
 
     fn scan_log(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {

@@ -165,6 +165,7 @@ const VIEWS: &[View] = &[
             ("sealed", 'b'),
             ("purged", 'b'),
             ("waiting_bytes", 'b'),
+            ("damage", 't'),
         ],
         rows: |engine, _| shard_rows(engine),
     },
@@ -418,7 +419,14 @@ fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             status.sealed.map_or(Long(None), |index| long(index.value())),
             status.purged.map_or(Long(None), |index| long(index.value())),
             long(status.waiting_bytes.value()),
+            Text(None),
         ]
     };
-    engine.replication().shards().iter().map(row).collect()
+    let damaged = engine.replication().damaged().iter().map(|(id, damage)| {
+        let mut row = vec![Integer(i64::from(id.value()))];
+        row.extend((0..6).map(|_| Long(None)));
+        row.push(text(damage));
+        row
+    });
+    engine.replication().shards().iter().map(row).chain(damaged).collect()
 }

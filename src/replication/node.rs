@@ -15,7 +15,7 @@ use crate::storage::{Disk, StorageError};
 use futures::future::{join_all, try_join_all};
 use millstream_catalog::model::limit::{SHARDS_MAX, WAL_BYTES_TARGET};
 use millstream_catalog::model::{ByteSize, NodeId, ShardId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -39,6 +39,7 @@ pub struct Replication {
     catalog: Arc<CatalogShard>,
     shards: Vec<Arc<Shard>>,
     cores: Arc<[Arc<Core>]>,
+    damaged: BTreeMap<ShardId, StorageError>,
     wal: Wal,
     failure: Failure,
     keeper: JoinHandle<()>,
@@ -46,7 +47,8 @@ pub struct Replication {
 
 impl Replication {
     /// Opens the log and every shard. When it returns, this node leads each of them and has applied all that was
-    /// committed.
+    /// committed. A shard whose log or manifest is damaged is out of service ([`Replication::damage`]) as long as the
+    /// catalog's and another one are whole.
     ///
     /// # Errors
     /// [`ReplicationError::Storage`] when files are damaged, newer than this program, or in use.
@@ -89,13 +91,13 @@ impl Replication {
             sealed: Arc::new(Notify::new()),
         };
         let started = match start_shards(&config, &shared, recovered).await {
-            Ok(cores) if before != Some(identity) => {
-                identity.write(&*shared.disk, dir).map(|()| cores).map_err(Into::into)
+            Ok(started) if before != Some(identity) => {
+                identity.write(&*shared.disk, dir).map(|()| started).map_err(Into::into)
             }
             started => started,
         };
-        let cores: Arc<[Arc<Core>]> = match started {
-            Ok(cores) => cores.into_iter().map(Arc::new).collect(),
+        let (cores, damaged): (Arc<[Arc<Core>]>, _) = match started {
+            Ok((cores, damaged)) => (cores.into_iter().map(Arc::new).collect(), damaged),
             Err(error) => {
                 wal.close();
                 return Err(error);
@@ -109,6 +111,7 @@ impl Replication {
             catalog: Arc::new(CatalogShard::new(Arc::clone(catalog))),
             shards: data.iter().map(|core| Arc::new(Shard::new(Arc::clone(core)))).collect(),
             cores,
+            damaged,
             wal,
             failure: shared.failure,
             keeper,
@@ -125,7 +128,17 @@ impl Replication {
         self.shards.iter().find(|shard| shard.id() == id)
     }
 
-    /// The shards of partitions, by id from 1.
+    /// Why a shard is out of service here; `None` of one that is not.
+    pub fn damage(&self, id: ShardId) -> Option<&StorageError> {
+        self.damaged.get(&id)
+    }
+
+    /// The shards that are out of service, and why.
+    pub fn damaged(&self) -> &BTreeMap<ShardId, StorageError> {
+        &self.damaged
+    }
+
+    /// The shards of partitions that are in service, by id from 1.
     pub fn shards(&self) -> &[Arc<Shard>] {
         &self.shards
     }
@@ -165,21 +178,43 @@ fn start_error(reason: String) -> ReplicationError {
     ReplicationError::Start { shard: ShardId::CATALOG, reason }
 }
 
-/// Starts the catalog's shard and the others, at once.
+/// Starts the catalog's shard and the others, at once; also gives those that are damaged, unless that is all.
 async fn start_shards(
     config: &ReplicationConfig,
     shared: &Shared,
     mut recovered: HashMap<ShardId, ShardRecovered>,
-) -> Result<Vec<Core>, ReplicationError> {
+) -> Result<(Vec<Core>, BTreeMap<ShardId, StorageError>), ReplicationError> {
     let shards = config.shards.clamp(1, SHARDS_MAX);
     let starts = (0..=shards).map(|number| {
         let id = ShardId::new(number);
         let recovered = recovered.remove(&id).unwrap_or_default();
         let dir = config.data_dir.join("shards").join(number.to_string());
-        async move { Core::start(shared, &dir, id, recovered).await }
+        async move {
+            match Core::start(shared, &dir, id, recovered).await {
+                Err(ReplicationError::Storage(damage)) if id != ShardId::CATALOG && damage.is_damage() => {
+                    Ok(Err((id, damage)))
+                }
+                started => started.map(Ok),
+            }
+        }
     });
     let starts: Vec<_> = starts.collect();
-    try_join_all(starts).await
+    let mut cores = Vec::new();
+    let mut damaged = BTreeMap::new();
+    for started in try_join_all(starts).await? {
+        match started {
+            Ok(core) => cores.push(core),
+            Err((id, damage)) => {
+                tracing::error!(shard = id.value(), error = %damage, "the shard is damaged and out of service");
+                damaged.insert(id, damage);
+            }
+        }
+    }
+    match damaged.first_key_value() {
+        // The catalog alone serves nobody.
+        Some((_, damage)) if cores.len() <= 1 => Err(damage.clone().into()),
+        _ => Ok((cores, damaged)),
+    }
 }
 
 /// Seals quiet shards whose few old entries keep the shared log from giving files back.
