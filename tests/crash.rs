@@ -16,9 +16,9 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 const WRITERS: usize = 4;
 
 /// A server in a process of its own.
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 fn command(dir: &Path) -> Command {
@@ -41,7 +41,7 @@ fn ready_address(line: &str) -> Option<SocketAddr> {
 }
 
 impl Process {
-    fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         Self::spawn(&mut command(dir))
     }
 
@@ -67,7 +67,7 @@ impl Process {
         process
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }

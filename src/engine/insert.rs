@@ -3,6 +3,7 @@
 //! Leaves out conversions (sql) and event times and partitions (`write`). All rows of a statement become
 //! visible together, or none does.
 
+use crate::engine::change::has_conflicts;
 use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
@@ -51,6 +52,11 @@ impl Session {
 
     pub(crate) async fn plan_insert(&self, insert: &Insert, declared: &[Option<SqlType>]) -> Result<Planned> {
         let relation = self.target(&insert.name)?;
+        if let Some(conflict) = &insert.conflict
+            && has_conflicts(&relation, conflict)?
+        {
+            return Box::pin(self.plan_upsert(insert, conflict, declared)).await;
+        }
         let returning = returning(&relation, &insert.returning)?;
         let declared = &with_sequence(declared, insert.sequence);
         let columns: Option<Arc<[ResultColumn]>> =
@@ -76,6 +82,11 @@ impl Session {
     /// `INSERT`
     pub(crate) async fn insert(&mut self, insert: &Insert, prepared: &Prepared, params: Vec<Param>) -> Result<Outcome> {
         self.transaction.check_writable("INSERT")?;
+        if let Some(conflict) = &insert.conflict
+            && has_conflicts(&*self.target(&insert.name)?, conflict)?
+        {
+            return Box::pin(self.upsert(insert, conflict, prepared, params)).await;
+        }
         if let InsertSource::Select(select) = &insert.source {
             let sequence = insert.sequence.map(|sequence| sequence_value(sequence, &prepared.params, &params));
             return self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?).await;
@@ -267,6 +278,9 @@ impl Session {
     /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.
     pub(crate) async fn append_to(&self, shard: ShardId, append: Append) -> Result<Vec<Offset>> {
         let shard = self.engine.shard(shard)?;
+        if append.parts.iter().all(|part| part.guard.is_none()) {
+            self.engine.row_locks.pass(append.parts.iter().map(|part| part.topic)).await;
+        }
         loop {
             match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),

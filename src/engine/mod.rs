@@ -6,6 +6,7 @@
 //! crash everything here is rebuilt from the catalog and the log.
 
 mod alter;
+mod change;
 mod compute;
 mod copy;
 mod cursor;
@@ -21,6 +22,7 @@ mod pull;
 mod push;
 mod query;
 mod registry;
+mod row_lock;
 mod select;
 mod session;
 mod settings;
@@ -59,6 +61,7 @@ use millstream_catalog::model::{ByteSize, NodeId, PartitionId};
 use millstream_catalog::{Relation, Snapshot};
 use query::Supervisor;
 use registry::Registry;
+use row_lock::RowLocks;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,6 +91,7 @@ pub struct Engine {
     registry: Registry,
     spreader: Spreader,
     holding: HoldingRoom,
+    row_locks: Arc<RowLocks>,
     compute: Compute,
     queries: Supervisor,
     shutdown: CancellationToken,
@@ -131,6 +135,7 @@ impl Engine {
             registry: Registry::default(),
             spreader: Spreader::default(),
             holding: HoldingRoom::default(),
+            row_locks: Arc::default(),
             queries: Supervisor::default(),
             shutdown: CancellationToken::new(),
         });

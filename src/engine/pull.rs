@@ -7,7 +7,7 @@ use crate::engine::table::Tables;
 use crate::engine::{Engine, Result};
 use crate::engine::{read_error, system_view};
 use crate::replication::Shard;
-use crate::storage::{Partitions, ScanRequest as StorageScan, StoredBatch};
+use crate::storage::{KeySet, Partitions, ScanRequest as StorageScan, StoredBatch};
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
@@ -49,6 +49,31 @@ impl LogSource {
                 SqlError::new(SqlState::NoLeader, format!("shard {} was not here", relation.shard))
             })),
         }
+    }
+
+    /// The end of a partition, as this source sees it.
+    ///
+    /// # Errors
+    /// SE007 when the shard is not here.
+    pub(crate) fn position(&self, relation: &Relation, partition: PartitionId) -> Result<Offset> {
+        let (partitions, cut) = self.shard(relation)?;
+        let partition = partitions.get(relation.id, partition);
+        Ok(partition.map_or(Offset::ZERO, |partition| partition.view().offset_end_at(cut)))
+    }
+
+    /// Whether a row from `position` on has one of `keys`, as the log is now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn is_touched(
+        &self,
+        relation: &Relation,
+        partition: PartitionId,
+        position: Offset,
+        keys: &KeySet,
+    ) -> Result<bool> {
+        let Some(partition) = self.shard(relation)?.0.get(relation.id, partition) else { return Ok(false) };
+        partition.view().is_touched(position, keys).map_err(|error| read_error(&relation.name, error))
     }
 
     fn scan_log(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {

@@ -53,11 +53,13 @@ impl Session {
             Statement::Explain(explain) => {
                 let params = match &explain.statement.statement {
                     Statement::Select(select) => self.select_params(select, declared).await?,
+                    Statement::Change(change) => Box::pin(self.plan_change(change, declared)).await?.0,
                     _ => Vec::new(),
                 };
                 (params, self.columns_of(statement)?, Plan::Late)
             }
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
+            Statement::Change(change) => Box::pin(self.plan_change(change, declared)).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),
         })
     }
@@ -194,7 +196,7 @@ impl Session {
             Statement::CreateAs(create) => {
                 self.explain_continuous(&create.select, Some(&create.name.name), explain, arguments).await?
             }
-            Statement::Insert(_) if explain.analyze => {
+            Statement::Insert(_) | Statement::Change(_) if explain.analyze => {
                 return Err(SqlError::unsupported("EXPLAIN ANALYZE of a statement that writes", "leave ANALYZE out"));
             }
             Statement::Insert(insert) => match &insert.source {
@@ -206,6 +208,13 @@ impl Session {
                 }
                 _ => vec![format!("Insert on {}", insert.name), "  Values".to_owned()],
             },
+            Statement::Change(change) => {
+                let (word, select) = self.changed_select(change)?;
+                let mut lines = vec![format!("{word} on {}", change.target.name)];
+                let inner = self.explain_pull(&select, explain, arguments).await?;
+                lines.extend(inner.into_iter().map(|line| format!("  {line}")));
+                lines
+            }
             _ => return Err(SqlError::unsupported("EXPLAIN of this statement", "explain a SELECT")),
         };
         Ok(Outcome::Rows(text_rows("QUERY PLAN", lines, "EXPLAIN")?))

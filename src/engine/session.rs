@@ -258,6 +258,10 @@ impl Session {
                 }
             }
             Statement::Insert(insert) => self.insert(insert, prepared, params).await,
+            Statement::Change(change) => {
+                let arguments = prepared.arguments(&params)?;
+                Box::pin(self.change(change, arguments)).await
+            }
             Statement::Copy(copy) => self.copy(copy).await,
             Statement::CreateRelation(create) => self.create_relation(create).await,
             Statement::CreateAs(create) => self.create_as(create).await,

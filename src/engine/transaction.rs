@@ -6,11 +6,13 @@
 
 use crate::engine::TransactionStatus;
 use crate::engine::held::{Held, HoldingRoom};
+use crate::engine::row_lock::{LockOwner, RowLocks};
 use crate::replication::{PartitionWrite, ProducerClaim};
 use crate::storage::batch::batch_bytes;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
+use std::sync::Arc;
 
 /// Why writes are held back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +40,7 @@ pub(crate) struct Transaction {
     claims: Vec<ProducerClaim>,
     bytes: ByteSize,
     held: Option<Held>,
+    locks: Option<Arc<LockOwner>>,
 }
 
 /// What a transaction had when a savepoint was set.
@@ -63,6 +66,8 @@ pub(crate) struct Pending {
     pub(crate) claims: Vec<ProducerClaim>,
     /// Their bytes, until they are appended.
     _held: Option<Held>,
+    /// The rows they change, until they are appended.
+    _locks: Option<Arc<LockOwner>>,
 }
 
 impl Transaction {
@@ -83,6 +88,19 @@ impl Transaction {
     /// True within `BEGIN … COMMIT`.
     pub(crate) fn is_explicit(&self) -> bool {
         self.block == Block::Explicit
+    }
+
+    /// What waits for COMMIT, in statement order.
+    pub(crate) fn writes(&self) -> &[PartitionWrite] {
+        &self.writes
+    }
+
+    /// Who locks rows: within a block the same until its end, else one for the statement.
+    pub(crate) fn lock_owner(&mut self, locks: &Arc<RowLocks>) -> Arc<LockOwner> {
+        match self.is_open() {
+            true => Arc::clone(self.locks.get_or_insert_with(|| locks.owner())),
+            false => locks.owner(),
+        }
     }
 
     /// Whether any write waits for COMMIT.
@@ -251,7 +269,7 @@ impl Transaction {
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
         let shard = self.shard.take()?;
-        (!writes.is_empty()).then_some(Pending { shard, writes, claims, _held: held })
+        (!writes.is_empty()).then_some(Pending { shard, writes, claims, _held: held, _locks: self.locks.clone() })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.

@@ -202,7 +202,7 @@ fn stored_rows(
     RecordBatch::try_new(schema, columns).map_err(internal)
 }
 
-fn not_null(array: ArrayRef, name: &str, relation: &Relation) -> Result<ArrayRef, SqlError> {
+pub(crate) fn not_null(array: ArrayRef, name: &str, relation: &Relation) -> Result<ArrayRef, SqlError> {
     match (0..array.len()).find(|row| array.is_null(*row)) {
         None => Ok(array),
         Some(row) => Err(SqlError::new(

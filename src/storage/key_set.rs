@@ -9,11 +9,12 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::row::{RowConverter, Rows, SortField};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 
 /// Keys of rows of one topic.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KeySet {
-    converter: RowConverter,
+    converter: Arc<RowConverter>,
     columns: Vec<usize>,
     keys: HashSet<Box<[u8]>>,
 }
@@ -35,7 +36,7 @@ impl KeySet {
         };
         let fields = columns.iter().map(field).collect::<Result<_, StorageError>>()?;
         let mut set = Self {
-            converter: RowConverter::new(fields).map_err(unfit)?,
+            converter: Arc::new(RowConverter::new(fields).map_err(unfit)?),
             columns: columns.to_vec(),
             keys: HashSet::with_capacity(batch.num_rows()),
         };
@@ -65,6 +66,24 @@ impl KeySet {
         Ok(self.rows(keys)?.iter().any(|key| self.keys.contains(key.as_ref())))
     }
 
+    /// For each row of `batch`, whether it has one of the keys.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the columns are of other types.
+    pub fn has(&self, batch: &RecordBatch) -> Result<Vec<bool>, StorageError> {
+        let rows = self.rows(&project(batch, &self.columns)?)?;
+        Ok(rows.iter().map(|key| self.keys.contains(key.as_ref())).collect())
+    }
+
+    /// The key of each row of `batch`, comparable with those of others this set gave.
+    ///
+    /// # Errors
+    /// [`StorageError::Schema`] when the columns are of other types.
+    pub fn keys_of(&self, batch: &RecordBatch) -> Result<Vec<Box<[u8]>>, StorageError> {
+        let rows = self.rows(&project(batch, &self.columns)?)?;
+        Ok(rows.iter().map(|key| Box::from(key.as_ref())).collect())
+    }
+
     /// A hash of each key; equal in this process only.
     pub fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
         let hasher = BuildHasherDefault::<DefaultHasher>::default();
@@ -85,7 +104,6 @@ fn project(batch: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>, Stor
 mod tests {
     use super::*;
     use arrow::array::{Int64Array, StringArray};
-    use std::sync::Arc;
 
     fn rows(keys: &[(i64, &str)]) -> RecordBatch {
         let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(keys.iter().map(|key| key.0)));

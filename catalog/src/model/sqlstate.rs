@@ -109,8 +109,12 @@ states! {
     InvalidCatalogName = "3D000",
     /// `3F000`
     InvalidSchemaName = "3F000",
+    /// `23505`
+    UniqueViolation = "23505",
     /// `40001`
     SerializationFailure = "40001",
+    /// `40P01`
+    DeadlockDetected = "40P01",
     /// `42501`
     InsufficientPrivilege = "42501",
     /// `42601`

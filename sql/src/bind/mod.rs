@@ -3,6 +3,7 @@
 //! Leaves out SELECT, which `plan` resolves. The engine calls it. Pure: a crash does nothing to it.
 
 pub mod alter;
+pub mod change;
 pub mod ddl;
 pub mod insert;
 mod options;

@@ -173,13 +173,13 @@ pub(super) fn prepare(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     cursor.expect(&["as"])?;
     let place = cursor.clone();
-    let words = ["select", "with", "values", "table", "insert"];
+    let words = ["select", "with", "values", "table", "insert", "update", "delete"];
     if !cursor.is_token(&Token::LParen) && !cursor.word().is_some_and(|word| words.contains(&word)) {
         return Err(cursor.unexpected());
     }
     let statement = statement::inner(cursor)?;
     match statement.statement {
-        Statement::Select(_) | Statement::Insert(_) => {
+        Statement::Select(_) | Statement::Insert(_) | Statement::Change(_) => {
             Ok(Statement::Prepare(Box::new(Prepare { name, types, statement })))
         }
         _ => Err(place.unexpected()),

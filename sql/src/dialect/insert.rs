@@ -5,7 +5,7 @@
 
 use super::ast::{Ident, Insert, InsertSource, SequenceValue, Statement};
 use super::cursor::Cursor;
-use super::{select, vet};
+use super::{change, select, vet};
 use crate::error::SqlError;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::model::{Sequence, SqlState};
@@ -24,9 +24,7 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     cursor.expect(&["into"])?;
     let name = cursor.target()?;
-    if cursor.is(&["as"]) {
-        return Err(cursor.unsupported("a name for the target of INSERT", "use the relation's own name"));
-    }
+    let alias = if cursor.eat(&["as"]) { Some(cursor.ident()?) } else { None };
     let columns = if is_query(cursor) { None } else { cursor.columns()? };
     check_columns(columns.as_deref())?;
     let mut sequence = self::sequence(cursor)?;
@@ -35,14 +33,15 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     let end = find_tail(cursor);
     let source = source(cursor, end)?;
-    if cursor.is(&["on"]) {
-        let hint = "leave it out: INSERT into a table with a primary key is an upsert";
-        return Err(cursor.unsupported("ON CONFLICT", hint));
-    }
+    let conflict = change::on_conflict(cursor)?;
     sequence = sequence.or(self::sequence(cursor)?);
     let returning = returning(cursor)?;
     sequence = sequence.or(self::sequence(cursor)?);
-    Ok(Statement::Insert(Box::new(Insert { name, columns, source, returning, sequence })))
+    if let (Some(_), Some(conflict)) = (&sequence, &conflict) {
+        let hint = "leave ON CONFLICT out: a statement that is repeated writes nothing";
+        return Err(SqlError::unsupported("ON CONFLICT with a sequence", hint).at(conflict.position));
+    }
+    Ok(Statement::Insert(Box::new(Insert { name, alias, columns, source, conflict, returning, sequence })))
 }
 
 /// True if a parenthesis is next that begins a query and not a list of columns.

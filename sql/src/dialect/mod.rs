@@ -5,6 +5,7 @@
 
 mod alter;
 pub mod ast;
+mod change;
 mod copy;
 mod create;
 mod cursor;

@@ -162,7 +162,7 @@ fn is_emit(cursor: &Cursor<'_>, at: usize) -> bool {
 }
 
 /// Clauses of DIALECT that stand anywhere in a query and are not there yet.
-fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+pub(super) fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlError> {
     let refuse = |at: usize, what: &str, hint: &str| {
         Err(SqlError::unsupported(what, hint).at(cursor.lexemes.get(at).map_or(0, Lexeme::position)))
     };

@@ -6,7 +6,7 @@
 use super::ast::{Describe, Explain, Parsed, QueryAction, QueryControl, Statement};
 use super::cursor::Cursor;
 use super::lexer::{self, Lexeme};
-use super::{alter, copy, create, cursors, insert, nesting, refuse, select, session, transaction};
+use super::{alter, change, copy, create, cursors, insert, nesting, refuse, select, session, transaction};
 use crate::error::SqlError;
 use sqlparser::tokenizer::Token;
 
@@ -53,6 +53,8 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     match word {
         "select" | "values" | "table" | "with" => select::select(cursor).map(Box::new).map(Statement::Select),
         "insert" => insert::insert(cursor),
+        "update" => change::update(cursor),
+        "delete" => change::delete(cursor),
         "copy" => copy::copy(cursor),
         "create" => create::create(cursor),
         "drop" => create::drop(cursor),
@@ -100,15 +102,17 @@ fn explain(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         verbose = cursor.eat(&["verbose"]);
     }
     let place = cursor.clone();
-    let words = ["select", "with", "values", "table", "insert", "create", "execute"];
+    let words = ["select", "with", "values", "table", "insert", "update", "delete", "create", "execute"];
     if !cursor.is_token(&Token::LParen) && !cursor.word().is_some_and(|word| words.contains(&word)) {
         return Err(cursor.unexpected());
     }
     let statement = inner(cursor)?;
     match statement.statement {
-        Statement::Select(_) | Statement::Insert(_) | Statement::CreateAs(_) | Statement::Execute(_) => {
-            Ok(Statement::Explain(Explain { analyze, verbose, statement: Box::new(statement) }))
-        }
+        Statement::Select(_)
+        | Statement::Insert(_)
+        | Statement::Change(_)
+        | Statement::CreateAs(_)
+        | Statement::Execute(_) => Ok(Statement::Explain(Explain { analyze, verbose, statement: Box::new(statement) })),
         _ => Err(place.unexpected()),
     }
 }

@@ -2,13 +2,12 @@
 //!
 //! Leaves out what the dialect already refuses while parsing. Called by `resolve` for every query and SELECT. Pure.
 
+pub(super) use crate::dialect::ast::{empty_query, select_all};
 use crate::error::SqlError;
-use sqlparser::ast::helpers::attached_token::AttachedToken;
-use sqlparser::ast::{CastKind, SetExpr, Values};
+use sqlparser::ast::CastKind;
 use sqlparser::ast::{
-    DataType, Expr, GroupByExpr, LimitClause, ObjectName, OrderBy, OrderByExpr, OrderByKind, Query, Select,
-    SelectFlavor, SelectItem, SetOperator, SetQuantifier, TableFactor, TableWithJoins, Value,
-    WildcardAdditionalOptions, With,
+    DataType, Expr, LimitClause, OrderBy, OrderByExpr, OrderByKind, Query, Select, SelectFlavor, SetOperator,
+    SetQuantifier, TableFactor, TableWithJoins, Value, WildcardAdditionalOptions, With,
 };
 
 /// Refuses clauses of a query that have no effect here.
@@ -150,62 +149,4 @@ pub(super) fn as_bigint(expr: Expr) -> Expr {
 /// `CAST(expr AS data_type)`, for types the planner maps itself.
 pub(super) fn cast(expr: Expr, data_type: DataType) -> Expr {
     Expr::Cast { kind: CastKind::Cast, expr: Box::new(expr), data_type, array: false, format: None }
-}
-
-/// A query that says nothing, to stand in for one that is taken out for a moment.
-pub(super) fn empty_query() -> Query {
-    Query {
-        with: None,
-        body: Box::new(SetExpr::Values(Values { explicit_row: false, value_keyword: false, rows: Vec::new() })),
-        order_by: None,
-        limit_clause: None,
-        fetch: None,
-        locks: Vec::new(),
-        for_clause: None,
-        settings: None,
-        format_clause: None,
-        pipe_operators: Vec::new(),
-    }
-}
-
-/// `SELECT * FROM name`.
-pub(super) fn select_all(name: ObjectName) -> Select {
-    let relation = TableFactor::Table {
-        name,
-        alias: None,
-        args: None,
-        with_hints: Vec::new(),
-        version: None,
-        with_ordinality: false,
-        partitions: Vec::new(),
-        json_path: None,
-        sample: None,
-        index_hints: Vec::new(),
-    };
-    Select {
-        select_token: AttachedToken::empty(),
-        optimizer_hints: Vec::new(),
-        distinct: None,
-        select_modifiers: None,
-        top: None,
-        top_before_distinct: false,
-        projection: vec![SelectItem::Wildcard(WildcardAdditionalOptions::default())],
-        exclude: None,
-        into: None,
-        from: vec![TableWithJoins { relation, joins: Vec::new() }],
-        lateral_views: Vec::new(),
-        prewhere: None,
-        selection: None,
-        connect_by: Vec::new(),
-        group_by: GroupByExpr::Expressions(Vec::new(), Vec::new()),
-        cluster_by: Vec::new(),
-        distribute_by: Vec::new(),
-        sort_by: Vec::new(),
-        having: None,
-        named_window: Vec::new(),
-        qualify: None,
-        window_before_qualify: false,
-        value_table_mode: None,
-        flavor: SelectFlavor::Standard,
-    }
 }

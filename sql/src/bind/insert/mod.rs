@@ -12,8 +12,8 @@ mod target;
 mod tests;
 
 pub use cell::PlanEval;
-pub(crate) use select::repeat;
 pub use select::{InsertSelect, assign, literal_columns, select_types};
+pub(crate) use select::{assign_column, is_string, repeat};
 pub use target::InsertRows;
 pub(crate) use target::{Shape, Target, default_expr, place, resolve, row_too_large, value_error};
 

@@ -121,7 +121,7 @@ pub fn assign(
     InsertSelect::plan(relation, columns, result, &[], &mut refuse)?.rows(batch)
 }
 
-fn assign_column(
+pub(crate) fn assign_column(
     array: &ArrayRef,
     from: &SqlType,
     is_literal: bool,
@@ -195,7 +195,7 @@ pub fn select_types(
     Ok(types)
 }
 
-fn is_string(expr: &Expr) -> bool {
+pub(crate) fn is_string(expr: &Expr) -> bool {
     match expr {
         Expr::Nested(inner) => is_string(inner),
         Expr::Value(value) => matches!(

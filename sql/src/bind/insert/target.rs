@@ -176,7 +176,7 @@ pub(crate) fn resolve(relation: &Relation, names: Option<&[Ident]>) -> Result<Ve
 }
 
 fn resolve_one(relation: &Relation, name: &str) -> Result<Target, SqlError> {
-    if let Some((i, _)) = relation.schema.find(name) {
+    if let Some((i, _)) = relation.schema.find(name).filter(|(_, column)| !column.is_hidden) {
         return Ok(Target::Column(i));
     }
     match name {

@@ -5,8 +5,10 @@
 //! the column counted in characters from the start of the whole text: [`Position::of`] makes it ours.
 //! Leaves out types and options checks (`bind`). Built by `dialect::parse`; a crash does nothing to it.
 
+mod change;
 mod session;
 
+pub use change::*;
 pub use session::*;
 
 use millstream_catalog::RelationKind;
@@ -77,6 +79,8 @@ pub enum Statement {
     Truncate(Vec<QualifiedName>),
     /// `INSERT INTO …`
     Insert(Box<Insert>),
+    /// `UPDATE …`, `DELETE …`
+    Change(Box<Change>),
     /// `COPY …`
     Copy(Box<Copy>),
     /// `SELECT`, `VALUES`, `TABLE`, `WITH … SELECT`
@@ -398,10 +402,14 @@ pub enum AlterAction {
 pub struct Insert {
     /// Where the rows go.
     pub name: QualifiedName,
+    /// `AS alias`: the table's name in `ON CONFLICT` and `RETURNING`.
+    pub alias: Option<Ident>,
     /// The named columns; `None` is all, in order.
     pub columns: Option<Vec<Ident>>,
     /// The rows.
     pub source: InsertSource,
+    /// `ON CONFLICT …`
+    pub conflict: Option<OnConflict>,
     /// `RETURNING`; empty without.
     pub returning: Vec<ast::SelectItem>,
     /// `WITH (sequence = …)`

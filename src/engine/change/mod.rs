@@ -1,0 +1,352 @@
+//! UPDATE, DELETE and INSERT … ON CONFLICT in a session: rows found, new forms computed, written if nothing changed since.
+//!
+//! Each attempt reads what is committed, computes, locks the rows, and looks whether they changed meanwhile; then the write
+//! carries the position it was computed at, and is refused when it is applied after another write of the same rows. So no
+//! update is lost, whatever the order; a statement by itself is computed anew and does not fail. Leaves out planning (sql),
+//! locks (`row_lock`) and the refusal (replication). A crash before the append forgets the statement.
+
+mod returning;
+mod source;
+mod update;
+mod upsert;
+
+use crate::engine::held::Held;
+use crate::engine::insert::check_bytes;
+use crate::engine::prepare::{Arguments, Plan, Planned};
+use crate::engine::pull::LogSource;
+use crate::engine::row_lock::LockOwner;
+use crate::engine::session::Session;
+use crate::engine::write::Routed;
+use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag};
+use crate::replication::PartitionWrite;
+use crate::storage::KeySet;
+use crate::storage::batch::batch_bytes;
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::Schema;
+use datafusion::common::ScalarValue;
+use futures::StreamExt;
+use millstream_catalog::model::limit::CHANGE_ATTEMPTS_MAX;
+use millstream_catalog::model::{ByteSize, Offset, SqlState};
+use millstream_catalog::{Relation, RelationKind, SqlType};
+use millstream_sql::dialect::{Change, Select, Target};
+use millstream_sql::plan::{PlanContext, PlannedSelect, plan_select};
+use millstream_sql::{SqlError, exec};
+use returning::Returning;
+use source::{TargetSource, internal};
+use std::sync::Arc;
+use update::Update;
+use upsert::Upsert;
+
+pub(crate) use upsert::has_conflicts;
+
+/// Attempts that found their rows changed, after which plain INSERTs into the table are held back.
+const FREE_ATTEMPTS: usize = 8;
+
+/// What a statement does to rows of one table.
+enum Work<'a> {
+    Update(Update<'a>),
+    Upsert(Upsert<'a>),
+}
+
+/// New forms of rows, not yet written.
+struct Computed {
+    /// Rows that go.
+    tombstones: Routed,
+    /// Rows that come, or come in a new form.
+    new: Routed,
+    /// What RETURNING shows, as a scan of the table has it; of new rows without their places.
+    shown: RecordBatch,
+}
+
+impl Computed {
+    fn parts(&mut self) -> impl Iterator<Item = &mut PartitionWrite> {
+        self.tombstones.parts.iter_mut().chain(&mut self.new.parts)
+    }
+}
+
+/// What a statement did.
+struct Done {
+    count: usize,
+    rows: Option<RecordBatch>,
+}
+
+/// The result of a query that was run to its end.
+struct Found {
+    columns: Vec<ResultColumn>,
+    rows: RecordBatch,
+}
+
+impl Session {
+    /// Plans as much of an UPDATE or DELETE as Describe needs.
+    pub(crate) async fn plan_change(&self, change: &Change, declared: &[Option<SqlType>]) -> Result<Planned> {
+        let relation = self.changed_table(&change.target, change.kind.keyword())?;
+        let source = self.target_source(&relation)?;
+        let update = Update::bind(&relation, change)?;
+        let (select, types) = (update.select(), update.param_types(declared));
+        let context = self.reading(&source);
+        let planned = self.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
+        update.check(&planned.columns)?;
+        let declared: Vec<Option<SqlType>> = planned.params.into_iter().map(Some).collect();
+        let returning = Returning::plan(self, (&relation, &change.target), &change.returning, &declared).await;
+        let (params, columns) = Returning::describe(returning.map_err(|error| of_from(error, change))?, declared);
+        Ok((params, columns, Plan::Late))
+    }
+
+    /// `UPDATE`, `DELETE`
+    pub(crate) async fn change(&mut self, change: &Change, arguments: Arguments) -> Result<Outcome> {
+        let keyword = change.kind.keyword();
+        self.transaction.check_writable(keyword)?;
+        let relation = self.changed_table(&change.target, keyword)?;
+        let Arguments { types, values } = arguments;
+        let declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
+        let returning = Returning::plan(self, (&relation, &change.target), &change.returning, &declared).await;
+        let returning = returning.map_err(|error| of_from(error, change))?;
+        let work = Work::Update(Update::bind(&relation, change)?);
+        let done = self.carry_out(&relation, &work, (declared, values), returning.as_ref()).await?;
+        Ok(outcome(keyword, done, returning))
+    }
+
+    /// The query that finds the rows of a statement, for EXPLAIN.
+    pub(crate) fn changed_select(&self, change: &Change) -> Result<(&'static str, Select)> {
+        let relation = self.changed_table(&change.target, change.kind.keyword())?;
+        let update = Update::bind(&relation, change)?;
+        Ok((if update.is_delete() { "Delete" } else { "Update" }, update.select()))
+    }
+
+    /// The table a statement changes.
+    ///
+    /// # Errors
+    /// As of [`Session::target`]; 0A000 for a stream.
+    fn changed_table(&self, target: &Target, keyword: &str) -> Result<Arc<Relation>> {
+        let relation = self.target(&target.name)?;
+        let position = target.name.position;
+        if relation.kind == RelationKind::Stream {
+            return Err(SqlError::unsupported(
+                format!("{keyword} of stream \"{}\"", relation.name),
+                "events are not changed: write a new one, or keep the rows in a table",
+            )
+            .at(position));
+        }
+        if !relation.has_tombstones() {
+            return Err(SqlError::unsupported(
+                format!("{keyword} of table \"{}\", which was made without row ids", relation.name),
+                "create a new table and copy the rows with INSERT INTO … SELECT",
+            )
+            .at(position));
+        }
+        Ok(relation)
+    }
+
+    fn target_source(&self, relation: &Arc<Relation>) -> Result<Arc<TargetSource>> {
+        let log = LogSource::new(&self.engine, Some(self.view()));
+        Ok(Arc::new(TargetSource::new(log, relation, self.transaction.writes())?))
+    }
+
+    /// What a query over the table is planned with.
+    fn reading(&self, source: &Arc<TargetSource>) -> PlanContext {
+        PlanContext { source: Arc::clone(source) as _, ..self.plan_context() }
+    }
+
+    /// Computes and writes, anew when rows changed meanwhile.
+    async fn carry_out(
+        &mut self,
+        relation: &Arc<Relation>,
+        work: &Work<'_>,
+        (declared, values): (Vec<Option<SqlType>>, Vec<ScalarValue>),
+        returning: Option<&Returning>,
+    ) -> Result<Done> {
+        let shows_places = returning.is_some_and(|returning| returning.shows_places && work.gives_places());
+        self.check_places(shows_places).await?;
+        let owner = self.transaction.lock_owner(&self.engine.row_locks);
+        let source = self.target_source(relation)?;
+        let mut barrier = None;
+        for attempt in 0..CHANGE_ATTEMPTS_MAX {
+            if attempt == FREE_ATTEMPTS {
+                barrier = Some(self.engine.row_locks.barrier(relation.id));
+            }
+            if attempt > 0 {
+                source.refresh(LogSource::new(&self.engine, Some(self.view())));
+            }
+            let mut held = self.engine.holding.share();
+            let mut computed = work.compute(self, &source, (&declared, &values), &mut held).await?;
+            if lock_and_look(relation, &owner, &source, &mut computed).await? {
+                continue;
+            }
+            match self.write_computed(relation, computed, returning.filter(|_| !shows_places), &values).await {
+                Err(error) if error.sqlstate == SqlState::SerializationFailure && !self.transaction.is_open() => {}
+                Err(error) => return Err(error),
+                Ok((done, _)) if !shows_places => return Ok(done),
+                Ok((done, shown)) => {
+                    let Some(returning) = returning else { return Ok(done) };
+                    let rows = Some(returning.rows(self, shown, &values).await?);
+                    return Ok(Done { rows, ..done });
+                }
+            }
+        }
+        drop(barrier);
+        Err(SqlError::new(SqlState::SerializationFailure, "could not serialize access due to concurrent update")
+            .detail(format!("the rows changed during each of {CHANGE_ATTEMPTS_MAX} attempts"))
+            .hint("try again"))
+    }
+
+    /// Offsets are known once rows are written: within a block they are not.
+    async fn check_places(&mut self, shows_places: bool) -> Result<()> {
+        if !shows_places || !self.transaction.is_open() {
+            return Ok(());
+        }
+        if !self.transaction.is_pipeline() {
+            return Err(SqlError::unsupported(
+                "RETURNING rowpartition or rowoffset inside a transaction block",
+                "offsets are assigned at COMMIT: send the statement by itself, outside of BEGIN",
+            ));
+        }
+        match self.transaction.take_writes() {
+            Some(before) => self.commit(before).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Appends, or holds back within a transaction; also gives what RETURNING is to show, with its places.
+    async fn write_computed(
+        &mut self,
+        relation: &Relation,
+        computed: Computed,
+        returning: Option<&Returning>,
+        values: &[ScalarValue],
+    ) -> Result<(Done, RecordBatch)> {
+        let Computed { tombstones, new, mut shown } = computed;
+        let count = shown.num_rows();
+        // Before the append: an error there must leave nothing written.
+        let rows = match returning {
+            Some(returning) => Some(returning.rows(self, shown.clone(), values).await?),
+            None => None,
+        };
+        let parts: Vec<PartitionWrite> = tombstones.parts.iter().chain(&new.parts).cloned().collect();
+        let bases = self.append(relation, parts, None).await?;
+        if new.row_count > 0 && !bases.is_empty() {
+            let of_new: Vec<Offset> = bases.into_iter().skip(tombstones.parts.len()).collect();
+            shown = returning::with_places(shown, new.places(&of_new))?;
+        }
+        Ok((Done { count, rows }, shown))
+    }
+
+    /// Runs a query to its end.
+    async fn run_whole(
+        &self,
+        context: PlanContext,
+        select: Select,
+        (declared, values): (&[Option<SqlType>], &[ScalarValue]),
+        held: &mut Held,
+    ) -> Result<Found> {
+        let (planning, types) = (context.clone(), declared.to_vec());
+        let planned = self.engine.compute.run(async move { plan_select(&planning, &select, &types) }).await?;
+        self.run_plan(context, Arc::new(planned), values, held).await
+    }
+
+    /// Runs a planned query to its end.
+    async fn run_plan(
+        &self,
+        context: PlanContext,
+        planned: Arc<PlannedSelect>,
+        values: &[ScalarValue],
+        held: &mut Held,
+    ) -> Result<Found> {
+        let values = values.to_vec();
+        let (columns, batches) = self
+            .engine
+            .compute
+            .run(async move {
+                let mut stream = exec::execute(&context, &planned, values).await?;
+                let (mut batches, mut bytes) = (Vec::new(), ByteSize::ZERO);
+                while let Some(batch) = stream.next().await {
+                    let batch = batch?;
+                    bytes = bytes.plus(batch_bytes(&batch));
+                    check_bytes(bytes)?;
+                    batches.push(batch);
+                }
+                Ok((planned.columns.clone(), batches))
+            })
+            .await?;
+        let bytes = batches.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch_bytes(batch)));
+        held.set(bytes)?;
+        let fields: Vec<_> = columns.iter().map(|column| column.sql_type.field(&column.name, true)).collect();
+        let schema = Arc::new(Schema::new(fields));
+        let named = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec());
+        let batches: Vec<RecordBatch> =
+            batches.into_iter().map(named).collect::<std::result::Result<_, _>>().map_err(internal)?;
+        Ok(Found { columns, rows: concat_batches(&schema, &batches).map_err(internal)? })
+    }
+}
+
+impl Work<'_> {
+    /// Whether rows get their places by being written.
+    fn gives_places(&self) -> bool {
+        !matches!(self, Self::Update(update) if update.is_delete())
+    }
+
+    async fn compute(
+        &self,
+        session: &Session,
+        source: &Arc<TargetSource>,
+        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        held: &mut Held,
+    ) -> Result<Computed> {
+        match self {
+            Self::Update(update) => update.compute(session, source, arguments, held).await,
+            Self::Upsert(upsert) => upsert.compute(session, source, arguments, held).await,
+        }
+    }
+}
+
+/// Locks the rows and guards their writes; true when they changed since they were read.
+async fn lock_and_look(
+    relation: &Relation,
+    owner: &LockOwner,
+    source: &TargetSource,
+    computed: &mut Computed,
+) -> Result<bool> {
+    let key = relation.schema.key();
+    let mut keys = Vec::new();
+    for part in computed.parts() {
+        part.guard = Some(source.guard(part)?);
+        keys.push(KeySet::new(&part.batch, &key).map_err(internal)?);
+    }
+    let hashes: Vec<u64> = keys.iter().flat_map(KeySet::hashes).collect();
+    if hashes.is_empty() {
+        return Ok(false);
+    }
+    owner.lock(relation.id, &hashes).await?;
+    for (part, keys) in computed.parts().zip(&keys) {
+        if source.is_stale(part, keys)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// An error of RETURNING, in a statement that has other tables too.
+fn of_from(error: SqlError, change: &Change) -> SqlError {
+    let is_name = matches!(error.sqlstate, SqlState::UndefinedTable | SqlState::UndefinedColumn);
+    if change.from.is_empty() || !is_name {
+        return error;
+    }
+    let position = error.position;
+    let error = SqlError::unsupported(
+        "RETURNING a column of FROM or USING",
+        format!("return columns of \"{}\"", change.target.shown()),
+    );
+    SqlError { position, ..error }
+}
+
+fn outcome(keyword: &'static str, done: Done, returning: Option<Returning>) -> Outcome {
+    match (returning, done.rows) {
+        (Some(returning), Some(rows)) => Outcome::Rows(Rows {
+            columns: returning.columns,
+            tag: RowsTag::Counted(keyword),
+            is_push: false,
+            stream: Box::pin(futures::stream::iter([Ok(rows)])),
+        }),
+        _ => Outcome::Command { tag: format!("{keyword} {}", done.count) },
+    }
+}

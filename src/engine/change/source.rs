@@ -1,0 +1,247 @@
+//! What UPDATE, DELETE and ON CONFLICT read: a table as it is committed, with what the transaction itself has written.
+//!
+//! A second change of a row in one transaction must start from the first one, or it would undo it; so these statements see
+//! their transaction's own rows of the table they change, while SELECT sees what is committed. Leaves out planning (sql) and
+//! locks (`row_lock`). Reads only.
+
+use crate::engine::Result;
+use crate::engine::pull::LogSource;
+
+use crate::replication::{Guard, PartitionWrite};
+use crate::storage::KeySet;
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::Relation;
+use millstream_catalog::model::TopicId;
+use millstream_sql::SqlError;
+use millstream_sql::plan::scan_schema;
+use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The committed rows, and over them those a transaction wrote to one table.
+#[derive(Debug)]
+pub(crate) struct TargetSource {
+    log: RwLock<Arc<LogSource>>,
+    relation: Arc<Relation>,
+    own: Option<OwnRows>,
+}
+
+/// A transaction's last form of each row it wrote.
+#[derive(Debug)]
+struct OwnRows {
+    /// Every key it wrote, deleted rows too.
+    keys: KeySet,
+    /// The rows that are there, as [`scan_schema`] has them; offsets are below zero.
+    rows: RecordBatch,
+}
+
+pub(super) fn internal(error: impl std::fmt::Display) -> SqlError {
+    SqlError::internal(format!("changed rows cannot be formed: {error}"))
+}
+
+impl TargetSource {
+    /// `relation` as `log` has it, under `writes` of the transaction.
+    ///
+    /// # Errors
+    /// When the rows cannot be put together; none is known.
+    pub(crate) fn new(log: LogSource, relation: &Arc<Relation>, writes: &[PartitionWrite]) -> Result<Self> {
+        let writes: Vec<&PartitionWrite> = writes.iter().filter(|write| write.topic == relation.id).collect();
+        let own = if writes.is_empty() { None } else { Some(OwnRows::of(relation, &writes)?) };
+        Ok(Self { log: RwLock::new(Arc::new(log)), relation: Arc::clone(relation), own })
+    }
+
+    /// Reads what is committed as `log` has it from now on: plans over this source stay as they are.
+    pub(crate) fn refresh(&self, log: LogSource) {
+        *self.log.write() = Arc::new(log);
+    }
+
+    fn log(&self) -> Arc<LogSource> {
+        Arc::clone(&self.log.read())
+    }
+
+    /// What rows of `part` are computed from, when they are computed from this source.
+    ///
+    /// # Errors
+    /// SE007 when the shard is not here.
+    pub(crate) fn guard(&self, part: &PartitionWrite) -> Result<Guard> {
+        let position = self.log().position(&self.relation, part.partition)?;
+        Ok(Guard { position, key: self.relation.schema.key().into() })
+    }
+
+    /// Whether rows of `part` came to the log since this source was made.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn is_stale(&self, part: &PartitionWrite, keys: &KeySet) -> Result<bool> {
+        let log = self.log();
+        let position = log.position(&self.relation, part.partition)?;
+        log.is_touched(&self.relation, part.partition, position, keys)
+    }
+
+    /// The rows of the target that have one of `keys`, as [`scan_schema`] has them.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub(crate) fn rows_of(&self, keys: &KeySet) -> Result<RecordBatch> {
+        let schema = scan_schema(&self.relation);
+        let request =
+            ScanRequest { projection: every_column(&self.relation), parallelism: 1, ..ScanRequest::default() };
+        let mut found = Vec::new();
+        for batch in self.scan(&self.relation, request)?.into_iter().flatten() {
+            let batch = filtered(&batch?, keys, Keep::Those)?;
+            if batch.num_rows() > 0 {
+                found.push(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec()).map_err(internal)?);
+            }
+        }
+        concat_batches(&schema, &found).map_err(internal)
+    }
+
+    fn scan_over(&self, own: &OwnRows, request: ScanRequest) -> Result<Vec<BatchIter>> {
+        let wanted = request.projection.clone();
+        let all = every_column(&self.relation);
+        let scanned = ScanRequest { projection: all.clone(), limit: None, ..request };
+        let keys = own.keys.clone();
+        let positions: Vec<usize> =
+            wanted.iter().filter_map(|column| all.iter().position(|other| other == column)).collect();
+        let committed = self.log().scan(&self.relation, scanned)?.into_iter().flatten();
+        let places = positions.clone();
+        let committed =
+            committed.map(move |batch| filtered(&batch?, &keys, Keep::Others)?.project(&places).map_err(internal));
+        let own = own.rows.project(&positions).map_err(internal);
+        Ok(vec![Box::new(committed.chain([own]))])
+    }
+}
+
+/// The columns of [`scan_schema`].
+fn every_column(relation: &Relation) -> Vec<ScanColumn> {
+    let stored = (0..=relation.schema.columns.len()).map(ScanColumn::Stored);
+    stored.chain([ScanColumn::RowPartition, ScanColumn::RowOffset]).collect()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Those,
+    Others,
+}
+
+fn filtered(batch: &RecordBatch, keys: &KeySet, keep: Keep) -> Result<RecordBatch> {
+    let has = keys.has(batch).map_err(internal)?;
+    let mask: BooleanArray = has.into_iter().map(|has| Some(has == (keep == Keep::Those))).collect();
+    filter_record_batch(batch, &mask).map_err(internal)
+}
+
+impl OwnRows {
+    fn of(relation: &Relation, writes: &[&PartitionWrite]) -> Result<Self> {
+        let schema = scan_schema(relation);
+        let mut batches = Vec::new();
+        let mut deleted = Vec::new();
+        let mut next = -1;
+        for write in writes {
+            let rows = write.batch.num_rows();
+            let mut columns: Vec<ArrayRef> =
+                write.batch.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
+            columns.push(Arc::new(Int32Array::from_value(write.partition.value() as i32, rows)));
+            columns.push(Arc::new(Int64Array::from_iter_values((0..rows as i64).map(|row| next - row))));
+            next -= rows as i64;
+            batches.push(RecordBatch::try_new(Arc::clone(&schema), columns).map_err(internal)?);
+            let tombstones = write.batch.columns().last().ok_or_else(|| internal("a row has no columns"))?;
+            deleted.extend(tombstones.as_boolean().iter().map(|is| is == Some(true)));
+        }
+        let all = concat_batches(&schema, &batches).map_err(internal)?;
+        let keys = KeySet::new(&all, &relation.schema.key()).map_err(internal)?;
+        let last = last_of_each(&keys, &all)?;
+        let live = last.into_iter().zip(deleted).map(|(is_last, is_deleted)| Some(is_last && !is_deleted));
+        let rows = filter_record_batch(&all, &live.collect()).map_err(internal)?;
+        Ok(Self { keys, rows })
+    }
+}
+
+/// Whether each row is the last one of its key.
+fn last_of_each(keys: &KeySet, rows: &RecordBatch) -> Result<Vec<bool>> {
+    let mut last = HashMap::new();
+    let keys = keys.keys_of(rows).map_err(internal)?;
+    for (row, key) in keys.iter().enumerate() {
+        last.insert(key, row);
+    }
+    Ok(keys.iter().enumerate().map(|(row, key)| last.get(key) == Some(&row)).collect())
+}
+
+impl RelationSource for TargetSource {
+    fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>> {
+        match &self.own {
+            Some(own) if relation.id == self.relation.id => self.scan_over(own, request),
+            _ => self.log().scan(relation, request),
+        }
+    }
+
+    fn row_count(&self, relation: &Arc<Relation>) -> Option<millstream_catalog::model::RowCount> {
+        match &self.own {
+            Some(_) if relation.id == self.relation.id => None,
+            _ => self.log().row_count(relation),
+        }
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        self.log().setting(name)
+    }
+
+    fn system_views(&self) -> Vec<(String, SchemaRef)> {
+        self.log().system_views()
+    }
+
+    fn system_view(&self, name: &str) -> Result<RecordBatch> {
+        self.log().system_view(name)
+    }
+}
+
+/// Rows that a statement holds, by the relation they stand for.
+#[derive(Debug)]
+pub(super) struct RowsSource {
+    rows: Mutex<HashMap<TopicId, RecordBatch>>,
+    settings: Arc<TargetSource>,
+}
+
+impl RowsSource {
+    pub(super) fn new(settings: Arc<TargetSource>) -> Self {
+        Self { rows: Mutex::default(), settings }
+    }
+
+    /// Gives `relation` these rows, as [`scan_schema`] has them.
+    pub(super) fn set(&self, relation: TopicId, rows: RecordBatch) {
+        self.rows.lock().insert(relation, rows);
+    }
+}
+
+impl RelationSource for RowsSource {
+    fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>> {
+        let Some(rows) = self.rows.lock().get(&relation.id).cloned() else { return Ok(Vec::new()) };
+        let stored = relation.schema.columns.len() + 1;
+        let at = |column: &ScanColumn| match column {
+            ScanColumn::Stored(at) => *at,
+            ScanColumn::RowPartition => stored,
+            ScanColumn::RowOffset => stored + 1,
+        };
+        let positions: Vec<usize> = request.projection.iter().map(at).collect();
+        let rows = rows.project(&positions).map_err(internal);
+        Ok(vec![Box::new(std::iter::once(rows))])
+    }
+
+    fn row_count(&self, _: &Arc<Relation>) -> Option<millstream_catalog::model::RowCount> {
+        None
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        self.settings.setting(name)
+    }
+
+    fn system_views(&self) -> Vec<(String, SchemaRef)> {
+        Vec::new()
+    }
+
+    fn system_view(&self, name: &str) -> Result<RecordBatch> {
+        self.settings.system_view(name)
+    }
+}

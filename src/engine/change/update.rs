@@ -1,0 +1,215 @@
+//! UPDATE and DELETE: the rows a query finds, in their new form.
+//!
+//! Leaves out attempts and locks (`mod`).
+
+use super::source::{TargetSource, internal};
+use super::{Computed, Found};
+use crate::engine::held::Held;
+use crate::engine::session::Session;
+use crate::engine::write::{self, Routed};
+use crate::engine::{Result, ResultColumn};
+use crate::storage::KeySet;
+use arrow::array::{
+    ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array,
+};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{Int32Type, Int64Type};
+use datafusion::common::ScalarValue;
+use millstream_catalog::model::{SqlState, Timestamp};
+use millstream_catalog::{Relation, SqlType};
+use millstream_sql::SqlError;
+use millstream_sql::bind::change::ChangePlan;
+use millstream_sql::dialect::{Change, ChangeKind, Select};
+use millstream_sql::plan::{PlannedSelect, plan_select, scan_schema};
+use millstream_sql::types::ColumnEncoder;
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
+
+/// An UPDATE or DELETE bound to its table.
+pub(super) struct Update<'a> {
+    relation: Arc<Relation>,
+    change: &'a Change,
+    plan: ChangePlan,
+    /// Of the first attempt: later ones read through the same source.
+    planned: OnceLock<Arc<PlannedSelect>>,
+}
+
+impl<'a> Update<'a> {
+    pub(super) fn bind(relation: &Arc<Relation>, change: &'a Change) -> Result<Self> {
+        let plan = match &change.kind {
+            ChangeKind::Update(assignments) => ChangePlan::new(relation, assignments)?,
+            ChangeKind::Delete(rowtime) => {
+                if let (Some(_), Some(column)) = (rowtime, relation.timestamp) {
+                    let name = &relation.schema.columns[column].name;
+                    return Err(SqlError::unsupported(
+                        format!("DELETE … WITH (rowtime = …) from table \"{}\"", relation.name),
+                        format!("leave it out: the event time of the table's rows is column \"{name}\""),
+                    ));
+                }
+                ChangePlan::rowtime(relation, rowtime.as_deref())?
+            }
+        };
+        Ok(Self { relation: Arc::clone(relation), change, plan, planned: OnceLock::new() })
+    }
+
+    pub(super) fn is_delete(&self) -> bool {
+        matches!(self.change.kind, ChangeKind::Delete(_))
+    }
+
+    /// The query that finds the rows.
+    pub(super) fn select(&self) -> Select {
+        self.plan.select(&self.change.target, self.change.from.clone(), self.change.selection.clone())
+    }
+
+    pub(super) fn param_types(&self, declared: &[Option<SqlType>]) -> Vec<Option<SqlType>> {
+        self.plan.param_types(declared)
+    }
+
+    pub(super) fn check(&self, columns: &[ResultColumn]) -> Result<()> {
+        self.plan.check(columns)
+    }
+
+    pub(super) async fn compute(
+        &self,
+        session: &Session,
+        source: &Arc<TargetSource>,
+        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        held: &mut Held,
+    ) -> Result<Computed> {
+        let context = session.reading(source);
+        let planned = match self.planned.get() {
+            Some(planned) => Arc::clone(planned),
+            None => {
+                let (planning, select, types) = (context.clone(), self.select(), arguments.0.to_vec());
+                let planned = async move { plan_select(&planning, &select, &types) };
+                let planned = Arc::new(session.engine.compute.run(planned).await?);
+                Arc::clone(self.planned.get_or_init(|| planned))
+            }
+        };
+        let mut found = session.run_plan(context, planned, arguments.1, held).await?;
+        if !self.change.from.is_empty() {
+            found.rows = first_of_each(&found.rows, self.plan.found_columns())?;
+        }
+        let now = session.engine.clock().now();
+        match self.is_delete() {
+            true => self.deleted(session, &found, now),
+            false => self.updated(session, source, &found, now),
+        }
+    }
+
+    fn deleted(&self, session: &Session, found: &Found, now: Timestamp) -> Result<Computed> {
+        let rowtime = self.plan.rowtimes(&found.rows, &found.columns)?;
+        let rowtime = rowtime.map(|rowtime| write::not_null(rowtime, "rowtime", &self.relation)).transpose()?;
+        let tombstones = tombstones(&self.relation, &found.rows, rowtime, now)?;
+        let tombstones = write::route_stored(&self.relation, tombstones, &session.engine.spreader)?;
+        let shown = found.rows.columns().iter().take(self.plan.found_columns()).cloned().collect();
+        let shown = RecordBatch::try_new(scan_schema(&self.relation), shown).map_err(internal)?;
+        Ok(Computed { tombstones, new: Routed::default(), shown })
+    }
+
+    fn updated(&self, session: &Session, source: &TargetSource, found: &Found, now: Timestamp) -> Result<Computed> {
+        let rows = self.plan.rows(&found.rows, &found.columns)?;
+        let new = write::route(&session.engine, &self.relation, rows, now)?;
+        let shown = shown(&self.relation, &new)?;
+        let moved = self.moved(source, found, new.stored.as_ref())?;
+        let tombstones = match moved {
+            Some(left) => write::route_stored(
+                &self.relation,
+                tombstones(&self.relation, &left, None, now)?,
+                &session.engine.spreader,
+            )?,
+            None => Routed::default(),
+        };
+        Ok(Computed { tombstones, new, shown })
+    }
+
+    /// The found rows whose keys nothing has any more.
+    ///
+    /// # Errors
+    /// 23505 when a new key is another row's.
+    fn moved(&self, source: &TargetSource, found: &Found, new: Option<&RecordBatch>) -> Result<Option<RecordBatch>> {
+        let Some(new) = new else { return Ok(None) };
+        let key = self.relation.schema.key();
+        let old_keys = KeySet::new(&found.rows, &key).map_err(internal)?;
+        let new_keys = KeySet::new(new, &key).map_err(internal)?;
+        let mut seen = HashSet::new();
+        for (row, bytes) in new_keys.keys_of(new).map_err(internal)?.into_iter().enumerate() {
+            if !seen.insert(bytes) {
+                return Err(duplicate(&self.relation, new, row));
+            }
+        }
+        let is_there = old_keys.has(new).map_err(internal)?;
+        let comes: BooleanArray = is_there.iter().map(|is| Some(!is)).collect();
+        if comes.true_count() > 0 {
+            let arrivals = filter_record_batch(new, &comes).map_err(internal)?;
+            let existing = source.rows_of(&KeySet::new(&arrivals, &key).map_err(internal)?)?;
+            if existing.num_rows() > 0 {
+                return Err(duplicate(&self.relation, &existing, 0));
+            }
+        }
+        let leaves = new_keys.has(&found.rows).map_err(internal)?;
+        let leaves: BooleanArray = leaves.into_iter().map(|stays| Some(!stays)).collect();
+        filter_record_batch(&found.rows, &leaves).map(Some).map_err(internal)
+    }
+}
+
+/// New rows as a scan has them, their places unknown.
+pub(super) fn shown(relation: &Relation, new: &Routed) -> Result<RecordBatch> {
+    let schema = scan_schema(relation);
+    let Some(stored) = &new.stored else { return Ok(RecordBatch::new_empty(schema)) };
+    let rows = stored.num_rows();
+    let mut columns: Vec<ArrayRef> = stored.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
+    columns.push(Arc::new(Int32Array::from_value(0, rows)));
+    columns.push(Arc::new(Int64Array::from_value(0, rows)));
+    RecordBatch::try_new(schema, columns).map_err(internal)
+}
+
+/// 23505 for the key of a row.
+pub(super) fn duplicate(relation: &Relation, rows: &RecordBatch, row: usize) -> SqlError {
+    let (mut names, mut values) = (Vec::new(), Vec::new());
+    for at in relation.schema.key() {
+        let column = &relation.schema.columns[at];
+        let mut text = Vec::new();
+        ColumnEncoder::new(rows.column(at).as_ref(), &column.sql_type).text(row, &mut text);
+        names.push(column.name.as_str());
+        values.push(String::from_utf8_lossy(&text).into_owned());
+    }
+    let fact = format!("duplicate key value violates unique constraint \"{}_pkey\"", relation.name);
+    SqlError::new(SqlState::UniqueViolation, fact).detail(format!(
+        "Key ({})=({}) already exists.",
+        names.join(", "),
+        values.join(", ")
+    ))
+}
+
+/// Tombstones of `rows`, whose first columns are the relation's.
+fn tombstones(
+    relation: &Relation,
+    rows: &RecordBatch,
+    rowtime: Option<ArrayRef>,
+    now: Timestamp,
+) -> Result<RecordBatch> {
+    let schema = relation.stored_schema();
+    let count = rows.num_rows();
+    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    for (at, column) in relation.schema.columns.iter().enumerate() {
+        columns.push(match column.is_key {
+            true => Arc::clone(rows.column(at)),
+            false => new_null_array(schema.field(at).data_type(), count),
+        });
+    }
+    let now = || Arc::new(TimestampMicrosecondArray::from_value(now.micros(), count).with_timezone("UTC")) as ArrayRef;
+    columns.push(rowtime.unwrap_or_else(now));
+    columns.push(Arc::new(BooleanArray::from(vec![true; count])));
+    RecordBatch::try_new(schema, columns).map_err(internal)
+}
+
+/// Of the rows that a join found several times, the first; partition and offset are the two columns before `end`.
+fn first_of_each(rows: &RecordBatch, end: usize) -> Result<RecordBatch> {
+    let partitions = rows.column(end - 2).as_primitive::<Int32Type>();
+    let offsets = rows.column(end - 1).as_primitive::<Int64Type>();
+    let mut seen = HashSet::new();
+    let first: BooleanArray =
+        partitions.values().iter().zip(offsets.values()).map(|place| Some(seen.insert(place))).collect();
+    filter_record_batch(rows, &first).map_err(internal)
+}

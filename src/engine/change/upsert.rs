@@ -1,0 +1,418 @@
+//! INSERT … ON CONFLICT: rows whose keys are there already are left alone or updated, the others inserted.
+//!
+//! `DO UPDATE` is a query over pairs: the row that is there, under the table's name, and the proposed one, `excluded`.
+//! Leaves out attempts and locks (`mod`).
+
+use super::returning::{Returning, has_query, over_rows};
+use super::source::{RowsSource, TargetSource, internal};
+use super::update::shown;
+use super::{Computed, Work, outcome};
+use crate::engine::held::Held;
+use crate::engine::insert::check_bytes;
+use crate::engine::prepare::{Arguments, Plan, Planned, Prepared};
+use crate::engine::session::Session;
+use crate::engine::write::{self, Routed};
+use crate::engine::{Outcome, Param, Result};
+use crate::storage::KeySet;
+use crate::storage::batch::batch_bytes;
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::Int64Type;
+use datafusion::common::ScalarValue;
+use futures::StreamExt;
+use millstream_catalog::model::limit::PARAMETERS_MAX;
+use millstream_catalog::model::{ByteSize, Name, SqlState, TopicId};
+use millstream_catalog::schema::ROWOFFSET;
+use millstream_catalog::{Relation, Snapshot, SqlType, State};
+use millstream_sql::SqlError;
+use millstream_sql::bind::change::{ChangePlan, column};
+use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
+use millstream_sql::dialect::{
+    ConflictAction, ConflictTarget, Insert, InsertSource, OnConflict, QualifiedName, Select, Target, from_items,
+};
+use millstream_sql::plan::{PlanContext, eval_constant, plan_select, scan_schema};
+use sqlparser::ast::{self, BinaryOperator, Expr, Value, Visit, Visitor};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// The name of the proposed row.
+const EXCLUDED: &str = "excluded";
+/// The id of its relation, which no topic has.
+const EXCLUDED_ID: TopicId = TopicId::new(u64::MAX);
+
+/// Rows proposed to a table, and what becomes of those whose keys are there.
+pub(super) struct Upsert<'a> {
+    relation: Arc<Relation>,
+    proposed: RecordBatch,
+    update: Option<Pairs<'a>>,
+}
+
+/// What becomes of proposed rows.
+#[derive(Default)]
+struct Sorted {
+    inserted: Vec<u32>,
+    /// A row that is there, and a proposed one.
+    pairs: Vec<(u32, u32)>,
+}
+
+/// `DO UPDATE` bound to its table.
+struct Pairs<'a> {
+    target: Target,
+    excluded: Arc<Relation>,
+    plan: ChangePlan,
+    selection: Option<&'a Expr>,
+}
+
+impl Session {
+    /// Plans as much of an INSERT … ON CONFLICT as Describe needs.
+    pub(crate) async fn plan_upsert(
+        &self,
+        insert: &Insert,
+        conflict: &OnConflict,
+        declared: &[Option<SqlType>],
+    ) -> Result<Planned> {
+        let relation = self.target(&insert.name)?;
+        let target = target_of(insert);
+        let pairs = Pairs::bind(&relation, &target, conflict)?;
+        let declared = self.types_of_pairs(&relation, pairs.as_ref(), insert, declared).await?;
+        let types = match &insert.source {
+            InsertSource::Select(select) => {
+                let declared = select_types(&relation, insert.columns.as_deref(), select, &declared)?;
+                self.plan_pull(select, &declared).await?.params
+            }
+            _ => self.insert_plan(&relation, insert, &declared)?.params().to_vec(),
+        };
+        let mut declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
+        if let Some(pairs) = &pairs {
+            let types = pairs.plan.param_types(&declared);
+            let (context, select) = pairs.query(self, &relation)?;
+            let planned = self.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
+            pairs.plan.check(&planned.columns)?;
+            declared = planned.params.into_iter().map(Some).collect();
+        }
+        let returning = Returning::plan(self, (&relation, &target), &insert.returning, &declared).await?;
+        let (params, columns) = Returning::describe(returning, declared);
+        Ok((params, columns, Plan::Late))
+    }
+
+    /// `declared` with the types of parameters that only `DO UPDATE` has.
+    async fn types_of_pairs(
+        &self,
+        relation: &Arc<Relation>,
+        pairs: Option<&Pairs<'_>>,
+        insert: &Insert,
+        declared: &[Option<SqlType>],
+    ) -> Result<Vec<Option<SqlType>>> {
+        let mut types = declared.to_vec();
+        let Some(pairs) = pairs else { return Ok(types) };
+        let (context, select) = pairs.query(self, relation)?;
+        let in_rows = match &insert.source {
+            InsertSource::Values(rows) => parameters(rows),
+            InsertSource::DefaultValues => BTreeSet::new(),
+            InsertSource::Select(select) => parameters(select.query.as_ref()),
+        };
+        let own: Vec<usize> = parameters(select.query.as_ref()).difference(&in_rows).copied().collect();
+        if own.is_empty() {
+            return Ok(types);
+        }
+        let given = pairs.plan.param_types(declared);
+        let planned = self.engine.compute.run(async move { plan_select(&context, &select, &given) }).await?;
+        for at in own {
+            types.resize(types.len().max(at + 1), None);
+            types[at] = types[at].take().or_else(|| planned.params.get(at).cloned());
+        }
+        Ok(types)
+    }
+
+    fn insert_plan(&self, relation: &Relation, insert: &Insert, declared: &[Option<SqlType>]) -> Result<InsertPlan> {
+        let context = self.plan_context();
+        let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
+        match &insert.source {
+            InsertSource::Values(rows) => {
+                InsertPlan::plan(relation, insert.columns.as_deref(), rows, declared, &mut eval)
+            }
+            _ => InsertPlan::defaults(relation, declared, &mut eval),
+        }
+    }
+
+    /// `INSERT … ON CONFLICT`
+    pub(crate) async fn upsert(
+        &mut self,
+        insert: &Insert,
+        conflict: &OnConflict,
+        prepared: &Prepared,
+        params: Vec<Param>,
+    ) -> Result<Outcome> {
+        let relation = self.target(&insert.name)?;
+        let target = target_of(insert);
+        let Arguments { types, values } = prepared.arguments(&params)?;
+        let declared: Vec<Option<SqlType>> = types.iter().cloned().map(Some).collect();
+        let returning = Returning::plan(self, (&relation, &target), &insert.returning, &declared).await?;
+        let update = Pairs::bind(&relation, &target, conflict)?;
+        let mut held = self.engine.holding.share();
+        let proposed = match &insert.source {
+            InsertSource::Select(select) => {
+                let arguments = Arguments { types, values: values.clone() };
+                self.selected_rows(&relation, insert, (select, arguments), &mut held).await?
+            }
+            _ => {
+                let context = self.plan_context();
+                let mut eval = |expr: &ast::Expr, sql_type: &SqlType, values: &[ScalarValue]| {
+                    eval_constant(&context, expr, sql_type, values)
+                };
+                let rows = self.insert_plan(&relation, insert, &declared)?.rows(&params, &mut eval)?;
+                write::route(&self.engine, &relation, rows, self.engine.clock().now())?.stored
+            }
+        };
+        let proposed = proposed.unwrap_or_else(|| RecordBatch::new_empty(self.engine.stored_schema(&relation)));
+        let work = Work::Upsert(Upsert { relation: Arc::clone(&relation), proposed, update });
+        let done = self.carry_out(&relation, &work, (declared, values), returning.as_ref()).await?;
+        Ok(outcome("INSERT 0", done, returning))
+    }
+
+    /// The rows of INSERT … SELECT as they would be stored.
+    async fn selected_rows(
+        &self,
+        relation: &Relation,
+        insert: &Insert,
+        (select, arguments): (&Select, Arguments),
+        held: &mut Held,
+    ) -> Result<Option<RecordBatch>> {
+        let mut rows = self.run_select(select, arguments).await?;
+        let mut binding = {
+            let context = self.plan_context();
+            let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);
+            let literals = literal_columns(select);
+            InsertSelect::plan(relation, insert.columns.as_deref(), &rows.columns, &literals, &mut eval)?
+        };
+        let now = self.engine.clock().now();
+        let (mut stored, mut bytes) = (Vec::new(), ByteSize::ZERO);
+        while let Some(batch) = rows.stream.next().await {
+            let batch = batch?;
+            bytes = bytes.plus(batch_bytes(&batch));
+            check_bytes(bytes)?;
+            held.set(bytes)?;
+            stored.extend(write::route(&self.engine, relation, binding.rows(&batch)?, now)?.stored);
+        }
+        match stored.first() {
+            None => Ok(None),
+            Some(first) => concat_batches(&first.schema(), &stored).map(Some).map_err(internal),
+        }
+    }
+}
+
+/// Whether an INSERT's conflicts can occur: the rows of the relation have a key.
+///
+/// # Errors
+/// 42P10 when the statement names another key.
+pub(crate) fn has_conflicts(relation: &Relation, conflict: &OnConflict) -> Result<bool> {
+    let key: BTreeSet<&str> = match relation.has_tombstones() {
+        true => relation.schema.columns.iter().filter(|c| c.is_key && !c.is_hidden).map(|c| c.name.as_str()).collect(),
+        false => BTreeSet::new(),
+    };
+    match &conflict.target {
+        ConflictTarget::Any => Ok(!key.is_empty()),
+        ConflictTarget::Columns(columns) => {
+            if let Some(unknown) = columns.iter().find(|column| relation.schema.find(column.as_str()).is_none()) {
+                let fact = format!("column \"{unknown}\" does not exist");
+                return Err(SqlError::new(SqlState::UndefinedColumn, fact).at(unknown.position));
+            }
+            if !key.is_empty() && key == columns.iter().map(|column| column.as_str()).collect() {
+                return Ok(true);
+            }
+            let fact = "there is no unique or exclusion constraint matching the ON CONFLICT specification";
+            let error = SqlError::new(SqlState::InvalidColumnReference, fact).at(conflict.position);
+            Err(match key.is_empty() {
+                true => error.hint("only the primary key of a table is unique"),
+                false => {
+                    error.hint(format!("name the primary key: ({})", key.into_iter().collect::<Vec<_>>().join(", ")))
+                }
+            })
+        }
+        ConflictTarget::Constraint(name) => {
+            if !key.is_empty() && name.as_str() == format!("{}_pkey", relation.name) {
+                return Ok(true);
+            }
+            let fact = format!("constraint \"{name}\" for table \"{}\" does not exist", relation.name);
+            Err(SqlError::new(SqlState::UndefinedObject, fact).at(name.position))
+        }
+    }
+}
+
+fn target_of(insert: &Insert) -> Target {
+    Target { name: insert.name.clone(), alias: insert.alias.clone() }
+}
+
+/// The parameters in `part`, from 0.
+fn parameters(part: &impl Visit) -> BTreeSet<usize> {
+    #[derive(Default)]
+    struct Find(BTreeSet<usize>);
+    impl Visitor for Find {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            if let Expr::Value(value) = expr
+                && let Value::Placeholder(id) = &value.value
+            {
+                let at = id.trim_start_matches('$').parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+                self.0.extend(at.filter(|at| *at < PARAMETERS_MAX));
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let mut find = Find::default();
+    let _ = part.visit(&mut find);
+    find.0
+}
+
+impl<'a> Pairs<'a> {
+    /// `None` for `DO NOTHING`.
+    fn bind(relation: &Arc<Relation>, target: &Target, conflict: &'a OnConflict) -> Result<Option<Self>> {
+        has_conflicts(relation, conflict)?;
+        let ConflictAction::Update(assignments, selection) = &conflict.action else { return Ok(None) };
+        let values = assignments.iter().filter_map(|assignment| assignment.value.as_ref());
+        if values.chain(selection.as_deref()).any(has_query) {
+            return Err(SqlError::unsupported("a sub-query in ON CONFLICT", "use UPDATE … FROM").at(conflict.position));
+        }
+        let is_key = |name: &str| relation.schema.find(name).is_some_and(|(_, column)| column.is_key);
+        if let Some(assignment) = assignments.iter().find(|assignment| is_key(assignment.column.as_str())) {
+            let error = SqlError::unsupported(
+                format!("assigning key column \"{}\" in ON CONFLICT", assignment.column),
+                "use UPDATE",
+            );
+            return Err(error.at(assignment.column.position));
+        }
+        let name = Name::new(EXCLUDED).map_err(|error| SqlError::internal(error.to_string()))?;
+        if target.shown() == EXCLUDED {
+            let fact = format!("table name \"{EXCLUDED}\" specified more than once");
+            return Err(SqlError::new(SqlState::DuplicateAlias, fact).hint("give the table an alias"));
+        }
+        let excluded = Arc::new(Relation { id: EXCLUDED_ID, name, ..Relation::clone(relation) });
+        let plan = ChangePlan::new(relation, assignments)?;
+        Ok(Some(Self { target: target.clone(), excluded, plan, selection: selection.as_deref() }))
+    }
+
+    /// The query over pairs, and what it sees: nothing but them.
+    fn query(&self, session: &Session, relation: &Arc<Relation>) -> Result<(PlanContext, Select)> {
+        self.query_over(session, relation, RowsSource::new(session.target_source(relation)?))
+    }
+
+    fn query_over(
+        &self,
+        session: &Session,
+        relation: &Arc<Relation>,
+        source: RowsSource,
+    ) -> Result<(PlanContext, Select)> {
+        let name = QualifiedName { schema: None, name: self.excluded.name.clone(), position: Default::default() };
+        let excluded = Target { name, alias: None };
+        let number = |target: &Target| Box::new(column(target, ROWOFFSET));
+        let equal = Expr::BinaryOp { left: number(&self.target), op: BinaryOperator::Eq, right: number(&excluded) };
+        let selection = match self.selection {
+            None => equal,
+            Some(more) => Expr::BinaryOp {
+                left: Box::new(equal),
+                op: BinaryOperator::And,
+                right: Box::new(Expr::Nested(Box::new(more.clone()))),
+            },
+        };
+        let from = from_items(&excluded);
+        let select = self.plan.select(&self.target, from, Some(selection));
+        let relations = [relation, &self.excluded].map(|relation| (relation.id, Arc::clone(relation)));
+        let catalog = Snapshot::new(State { relations: relations.into(), ..State::default() });
+        Ok((PlanContext { catalog, ..over_rows(session, source) }, select))
+    }
+}
+
+impl Upsert<'_> {
+    pub(super) async fn compute(
+        &self,
+        session: &Session,
+        source: &Arc<TargetSource>,
+        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        held: &mut Held,
+    ) -> Result<Computed> {
+        let keys = KeySet::new(&self.proposed, &self.relation.schema.key()).map_err(internal)?;
+        let existing = source.rows_of(&keys)?;
+        let Sorted { inserted, pairs } = self.sort_out(&keys, &existing)?;
+        // Of each row to write: its place among the proposed, and its row in `rows`.
+        let mut order: Vec<(u32, u32)> = inserted.into_iter().map(|row| (row, row)).collect();
+        let mut rows = vec![self.proposed.clone()];
+        if let (Some(update), false) = (&self.update, pairs.is_empty()) {
+            let (updated, numbers) =
+                self.updated(update, session, (source, &existing), &pairs, (arguments, held)).await?;
+            let base = self.proposed.num_rows() as u32;
+            order.extend(numbers.into_iter().zip(base..));
+            rows.push(updated);
+        }
+        order.sort_unstable();
+        let all = concat_batches(&self.proposed.schema(), &rows).map_err(internal)?;
+        let indices = UInt32Array::from_iter_values(order.into_iter().map(|(_, row)| row));
+        let stored = take_record_batch(&all, &indices).map_err(internal)?;
+        let new = write::route_stored(&self.relation, stored, &session.engine.spreader)?;
+        let shown = shown(&self.relation, &new)?;
+        Ok(Computed { tombstones: Routed::default(), new, shown })
+    }
+
+    /// The proposed rows that are inserted, and pairs of a row that is there and a proposed one.
+    ///
+    /// # Errors
+    /// 21000 for two proposed rows with one key, when rows are updated.
+    fn sort_out(&self, keys: &KeySet, existing: &RecordBatch) -> Result<Sorted> {
+        let there = keys.keys_of(existing).map_err(internal)?;
+        let there: HashMap<_, _> = there.into_iter().zip(0_u32..).collect();
+        let mut seen = HashMap::new();
+        let mut sorted = Sorted::default();
+        for (row, key) in (0_u32..).zip(keys.keys_of(&self.proposed).map_err(internal)?) {
+            let found = there.get(&key).copied();
+            if seen.insert(key, row).is_some() {
+                if self.update.is_none() {
+                    continue;
+                }
+                let fact = "ON CONFLICT DO UPDATE command cannot affect row a second time";
+                return Err(SqlError::new(SqlState::CardinalityViolation, fact).hint(
+                    "Ensure that no rows proposed for insertion within the same command have duplicate constrained values.",
+                ));
+            }
+            match found {
+                None => sorted.inserted.push(row),
+                Some(found) => sorted.pairs.push((found, row)),
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// New forms of the rows of `pairs` that the condition lets through, and the places of their proposed rows.
+    async fn updated(
+        &self,
+        update: &Pairs<'_>,
+        session: &Session,
+        (source, existing): (&Arc<TargetSource>, &RecordBatch),
+        pairs: &[(u32, u32)],
+        (arguments, held): ((&[Option<SqlType>], &[ScalarValue]), &mut Held),
+    ) -> Result<(RecordBatch, Vec<u32>)> {
+        let rows = RowsSource::new(Arc::clone(source));
+        let there = UInt32Array::from_iter_values(pairs.iter().map(|(there, _)| *there));
+        rows.set(self.relation.id, numbered(&self.relation, existing, &there)?);
+        let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
+        rows.set(EXCLUDED_ID, numbered(&self.relation, &self.proposed, &proposed)?);
+        let (context, select) = update.query_over(session, &self.relation, rows)?;
+        let found = session.run_whole(context, select, arguments, held).await?;
+        let number = found.rows.column(update.plan.found_columns() - 1).as_primitive::<Int64Type>();
+        let place = |number: &i64| usize::try_from(*number).ok().and_then(|number| pairs.get(number));
+        let places = number.values().iter().filter_map(place).map(|(_, proposed)| *proposed).collect();
+        let rows = update.plan.rows(&found.rows, &found.columns)?;
+        let routed = write::route(&session.engine, &self.relation, rows, session.engine.clock().now())?;
+        let empty = || RecordBatch::new_empty(self.proposed.schema());
+        Ok((routed.stored.unwrap_or_else(empty), places))
+    }
+}
+
+/// Rows of `from`, whose first columns are the relation's and `rowtime`, as a scan has them, numbered by their offset.
+fn numbered(relation: &Relation, from: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch> {
+    let taken = take_record_batch(from, rows).map_err(internal)?;
+    let count = taken.num_rows();
+    let mut columns: Vec<ArrayRef> = taken.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
+    columns.push(Arc::new(Int32Array::from_value(0, count)));
+    columns.push(Arc::new(Int64Array::from_iter_values(0..count as i64)));
+    RecordBatch::try_new(scan_schema(relation), columns).map_err(internal)
+}

@@ -1,0 +1,277 @@
+//! Locks on rows that statements change, from reading them to their commit.
+//!
+//! They keep two statements from computing new forms of one row from the same old one: the second waits, reads again and
+//! goes on, as in PostgreSQL. They are for progress, not for correctness: whether a row changed since it was read is decided
+//! when the write is applied. Plain INSERTs take none. Held in memory, by owners: a statement, or a transaction. Leaves out
+//! who reads and writes (`change`). A crash forgets them with the statements that held them.
+
+use crate::engine::Result;
+use millstream_catalog::model::limit::ROW_LOCKS_MAX;
+use millstream_catalog::model::{SqlState, TopicId};
+use millstream_sql::SqlError;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio_util::sync::CancellationToken;
+
+/// The locks of a node.
+#[derive(Debug, Default)]
+pub(crate) struct RowLocks {
+    state: Mutex<State>,
+    /// Tables whose plain INSERTs are held back; nearly always none.
+    barriers: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    owner_last: u64,
+    tables: HashMap<TopicId, TableLocks>,
+    owners: HashMap<u64, Owner>,
+    barriers: HashMap<TopicId, (usize, CancellationToken)>,
+}
+
+#[derive(Debug, Default)]
+struct TableLocks {
+    /// Hash of a key, and who has it: two keys of one hash share their lock.
+    rows: HashMap<u64, u64>,
+    /// Who has the whole table.
+    whole: Option<u64>,
+    /// How many rows each owner has.
+    counts: HashMap<u64, usize>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    released: CancellationToken,
+    waits_for: Option<u64>,
+}
+
+/// The locks of one statement or transaction, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LockOwner {
+    locks: Arc<RowLocks>,
+    id: u64,
+    held: Mutex<HashMap<TopicId, Vec<u64>>>,
+}
+
+impl RowLocks {
+    /// An owner without locks.
+    pub(crate) fn owner(self: &Arc<Self>) -> Arc<LockOwner> {
+        let mut state = self.state.lock();
+        state.owner_last += 1;
+        let id = state.owner_last;
+        state.owners.insert(id, Owner { released: CancellationToken::new(), waits_for: None });
+        Arc::new(LockOwner { locks: Arc::clone(self), id, held: Mutex::default() })
+    }
+
+    /// Holds plain INSERTs into `topic` back until the barrier is dropped.
+    pub(crate) fn barrier(self: &Arc<Self>, topic: TopicId) -> Barrier {
+        self.state.lock().barriers.entry(topic).or_default().0 += 1;
+        self.barriers.fetch_add(1, Ordering::Release);
+        Barrier { locks: Arc::clone(self), topic }
+    }
+
+    /// Waits while INSERTs into one of `topics` are held back.
+    pub(crate) async fn pass(&self, topics: impl Iterator<Item = TopicId> + Clone) {
+        while self.barriers.load(Ordering::Acquire) > 0 {
+            let waiting = {
+                let state = self.state.lock();
+                topics.clone().find_map(|topic| state.barriers.get(&topic).map(|(_, lifted)| lifted.clone()))
+            };
+            match waiting {
+                Some(lifted) => lifted.cancelled().await,
+                None => return,
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes all the locks, or none: then who has one of them.
+    fn take(&mut self, owner: u64, topic: TopicId, rows: &[u64]) -> std::result::Result<(), u64> {
+        let table = self.tables.entry(topic).or_default();
+        if let Some(other) = table.whole.filter(|other| *other != owner) {
+            return Err(other);
+        }
+        let has = table.counts.get(&owner).copied().unwrap_or(0);
+        if has + rows.len() > ROW_LOCKS_MAX {
+            if let Some(other) = table.counts.keys().find(|other| **other != owner) {
+                return Err(*other);
+            }
+            table.whole = Some(owner);
+            table.counts.entry(owner).or_default();
+            return Ok(());
+        }
+        if let Some(other) = rows.iter().filter_map(|row| table.rows.get(row)).find(|other| **other != owner) {
+            return Err(*other);
+        }
+        table.rows.extend(rows.iter().map(|row| (*row, owner)));
+        *table.counts.entry(owner).or_default() += rows.len();
+        Ok(())
+    }
+
+    /// Whether `owner` would wait for itself if it waited for `other`.
+    fn closes_circle(&self, owner: u64, mut other: u64) -> bool {
+        while let Some(next) = self.owners.get(&other).and_then(|other| other.waits_for) {
+            if next == owner {
+                return true;
+            }
+            other = next;
+        }
+        false
+    }
+}
+
+impl LockOwner {
+    /// Locks the rows whose keys have these hashes; waits for others that have one of them.
+    ///
+    /// # Errors
+    /// 40P01 when one of those waits for this owner.
+    ///
+    /// # Cancellation
+    /// Nothing new is locked then.
+    pub(crate) async fn lock(&self, topic: TopicId, rows: &[u64]) -> Result<()> {
+        loop {
+            let _waiting = Waiting(self);
+            let blocker = {
+                let mut state = self.locks.state.lock();
+                let Err(other) = state.take(self.id, topic, rows) else {
+                    self.held.lock().entry(topic).or_default().extend(rows);
+                    return Ok(());
+                };
+                if state.closes_circle(self.id, other) {
+                    return Err(SqlError::new(SqlState::DeadlockDetected, "deadlock detected")
+                        .detail("the transaction waits for rows of another one, which waits for rows of this one")
+                        .hint("run the transaction again; change rows in the same order everywhere"));
+                }
+                let blocker = state.owners.get(&other).map(|other| other.released.clone());
+                if let Some(own) = state.owners.get_mut(&self.id) {
+                    own.waits_for = Some(other);
+                }
+                blocker
+            };
+            if let Some(blocker) = blocker {
+                blocker.cancelled().await;
+            }
+        }
+    }
+}
+
+/// Ends the waiting of an owner, also when its statement is cancelled.
+struct Waiting<'a>(&'a LockOwner);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = self.0.locks.state.lock().owners.get_mut(&self.0.id) {
+            own.waits_for = None;
+        }
+    }
+}
+
+impl Drop for LockOwner {
+    fn drop(&mut self) {
+        let mut state = self.locks.state.lock();
+        for (topic, rows) in self.held.get_mut().drain() {
+            let Some(table) = state.tables.get_mut(&topic) else { continue };
+            for row in rows {
+                if table.rows.get(&row) == Some(&self.id) {
+                    table.rows.remove(&row);
+                }
+            }
+            table.whole = table.whole.filter(|owner| *owner != self.id);
+            table.counts.remove(&self.id);
+            if table.counts.is_empty() {
+                state.tables.remove(&topic);
+            }
+        }
+        if let Some(own) = state.owners.remove(&self.id) {
+            own.released.cancel();
+        }
+    }
+}
+
+/// Holds plain INSERTs into a table back; see [`RowLocks::barrier`].
+#[derive(Debug)]
+pub(crate) struct Barrier {
+    locks: Arc<RowLocks>,
+    topic: TopicId,
+}
+
+impl Drop for Barrier {
+    fn drop(&mut self) {
+        let mut state = self.locks.state.lock();
+        if let Some((count, lifted)) = state.barriers.get_mut(&self.topic) {
+            *count -= 1;
+            if *count == 0 {
+                lifted.cancel();
+                state.barriers.remove(&self.topic);
+            }
+        }
+        self.locks.barriers.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    const T: TopicId = TopicId::new(1);
+
+    fn waits(owner: &LockOwner, rows: &[u64]) -> bool {
+        owner.lock(T, rows).now_or_never().is_none()
+    }
+
+    #[test]
+    fn a_row_has_one_owner_and_goes_back_when_it_ends() {
+        let locks = Arc::new(RowLocks::default());
+        let (first, second) = (locks.owner(), locks.owner());
+        assert!(!waits(&first, &[1, 2]));
+        assert!(!waits(&first, &[2, 3]));
+        assert!(waits(&second, &[4, 3]));
+        assert!(!waits(&second, &[4]));
+        drop(first);
+        assert!(!waits(&second, &[1, 2, 3]));
+        drop(second);
+        assert!(locks.state.lock().tables.is_empty() && locks.state.lock().owners.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_would_wait_for_itself_is_told() {
+        let locks = Arc::new(RowLocks::default());
+        let (first, second) = (locks.owner(), locks.owner());
+        first.lock(T, &[1]).await.unwrap();
+        second.lock(T, &[2]).await.unwrap();
+        let mut waiting = Box::pin(first.lock(T, &[2]));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(second.lock(T, &[1]).await.unwrap_err().sqlstate, SqlState::DeadlockDetected);
+        drop(second);
+        waiting.await.unwrap();
+    }
+
+    #[test]
+    fn many_rows_are_the_whole_table() {
+        let locks = Arc::new(RowLocks::default());
+        let (first, second) = (locks.owner(), locks.owner());
+        let rows = |count: usize| (0..count as u64).collect::<Vec<_>>();
+        assert!(!waits(&first, &rows(ROW_LOCKS_MAX)));
+        assert!(!waits(&second, &[u64::MAX]));
+        assert!(waits(&first, &[u64::MAX - 1]), "one more is the whole table, of which another has a row");
+        drop(second);
+        assert!(!waits(&first, &[u64::MAX - 1]));
+        assert!(waits(&locks.owner(), &[u64::MAX]));
+    }
+
+    #[test]
+    fn inserts_pass_unless_their_table_is_closed() {
+        let locks = Arc::new(RowLocks::default());
+        let passes = |topic| locks.pass([topic].into_iter()).now_or_never().is_some();
+        let (one, two) = (locks.barrier(T), locks.barrier(T));
+        assert!(!passes(T) && passes(TopicId::new(2)));
+        drop(one);
+        assert!(!passes(T));
+        drop(two);
+        assert!(passes(T));
+    }
+}
