@@ -44,7 +44,7 @@ pub(crate) fn relations(rows: usize) -> [Relation; 3] {
             name: "events",
             columns: &[
                 ("id", "bigint"),
-                ("at", "timestamp"),
+                ("made", "timestamp"),
                 ("account", "integer"),
                 ("kind", "text"),
                 ("amount", "integer"),
@@ -77,7 +77,7 @@ pub(crate) fn relations(rows: usize) -> [Relation; 3] {
     ]
 }
 
-/// One event: `id` without order, `at` in order, the rest by chance.
+/// One event: `id` without order, `made` in order, the rest by chance.
 fn event(number: usize, rows: usize) -> String {
     let id = number * STRIDE % rows;
     let mut state = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -123,7 +123,7 @@ pub(crate) fn queries(rows: usize) -> Vec<(&'static str, String)> {
         ("point-table", "SELECT account, region FROM accounts WHERE account = 77777"),
         (
             "range",
-            "SELECT count(*), sum(amount) FROM events WHERE at >= '2026-01-05 10:00:00' AND at < '2026-01-05 12:00:00'",
+            "SELECT count(*), sum(amount) FROM events WHERE made >= '2026-01-05 10:00:00' AND made < '2026-01-05 12:00:00'",
         ),
         ("like", "SELECT count(*) FROM events WHERE url LIKE '%checkout/777%'"),
         (
