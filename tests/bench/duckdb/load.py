@@ -1,6 +1,6 @@
 """What `cargo bench --bench scan` asks of DuckDB: one command a line as JSON, one answer a line as JSON.
 
-{"load": name, "columns": {name: type}, "csv": path, "parquet": path}  makes the Parquet file, and a view on it
+{"load": name, "columns": [[name, type]], "csv": path, "parquet": path}  makes the Parquet file, and a view on it
 {"query": sql}                                                         answers the time in ms and the rows as text
 """
 
@@ -15,7 +15,7 @@ connection.execute("SET threads = 2")
 
 
 def load(command):
-    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in command["columns"].items())
+    columns = ", ".join(f"'{name}': '{kind}'" for name, kind in command["columns"])
     source = f"read_csv('{command['csv']}', header = false, columns = {{{columns}}})"
     connection.execute(f"COPY (SELECT * FROM {source}) TO '{command['parquet']}' (FORMAT parquet)")
     connection.execute(f"CREATE VIEW {command['load']} AS SELECT * FROM '{command['parquet']}'")

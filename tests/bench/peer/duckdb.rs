@@ -37,7 +37,6 @@ impl Duckdb {
 
     /// Makes a Parquet file beside a file of csv, and a view of this name on it.
     pub(crate) fn load(&mut self, name: &str, columns: &[(&str, &str)], csv: &Path) -> anyhow::Result<()> {
-        let columns: Value = columns.iter().map(|(name, kind)| ((*name).to_owned(), json!(kind))).collect();
         let parquet = csv.with_extension("parquet");
         self.ask(&json!({ "load": name, "columns": columns, "csv": csv, "parquet": parquet })).map(drop)
     }
