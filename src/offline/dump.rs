@@ -280,7 +280,7 @@ fn encode(format: RowFormat, offsets: Int64Array, batch: &RecordBatch) -> Result
     encoder.header(&mut text);
     encoder.begin(&batch).map_err(|error| error.to_string())?;
     while encoder.next(&mut text) {}
-    encoder.finish(&mut text).map_err(|error| error.to_string())?;
+    encoder.finish(&mut text);
     Ok(text)
 }
 

@@ -34,6 +34,9 @@ const ENCODE_INLINE_BYTES: usize = 1 << 20;
 /// Where the answer to a queued request comes.
 pub(crate) type Answer = oneshot::Receiver<Result<Reply, ReplicationError>>;
 
+/// Batches of as many rows stay by themselves.
+const LARGE_ROWS: usize = 8 << 10;
+
 /// The write path of one shard.
 pub(crate) struct Appender {
     shard: ShardId,
@@ -295,7 +298,8 @@ fn form(taken: Vec<Waiting>) -> Formed {
     }
 }
 
-/// Writes of an entry under construction: rows for one partition become one batch, whoever they come from.
+/// Writes of an entry under construction: rows for one partition become one batch, whoever they come from, but for
+/// batches that are large already: they are not copied.
 #[derive(Default)]
 struct Forming {
     /// Also by columns: some may have been made before one was added.
@@ -341,8 +345,14 @@ impl Forming {
     fn part(&mut self, write: PartitionWrite) -> Part {
         let rows = RowCount::of(write.batch.num_rows());
         let (topic, partition) = (write.topic, write.partition);
-        let number =
-            *self.by_partition.entry((topic, partition, write.batch.num_columns())).or_insert(self.batches.len());
+        let key = (topic, partition, write.batch.num_columns());
+        let is_large = write.batch.num_rows() >= LARGE_ROWS;
+        if is_large {
+            // What follows must not come before it.
+            self.by_partition.remove(&key);
+        }
+        let next = self.batches.len();
+        let number = if is_large { next } else { *self.by_partition.entry(key).or_insert(next) };
         if number == self.batches.len() {
             self.batches.push(FormingBatch { topic, partition, rows: RowCount::ZERO, parts: Vec::new() });
         }
@@ -365,5 +375,25 @@ impl Forming {
         };
         let batches = self.batches.into_iter().map(batch).collect::<Result<_, String>>()?;
         Ok(Writes { batches, writes: self.writes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{ArrayRef, Int64Array};
+
+    #[test]
+    fn large_batches_stay_by_themselves_and_in_their_order() {
+        let write = |rows: usize| {
+            let numbers: ArrayRef = Arc::new(Int64Array::from(vec![0; rows]));
+            let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+            PartitionWrite { topic: TopicId::new(1), partition: PartitionId::new(0), batch, guard: None }
+        };
+        let mut forming = Forming::default();
+        let parts = forming.parts([2, 1, LARGE_ROWS, 1, 1].map(write).to_vec());
+        assert_eq!(parts.iter().map(|part| part.batch).collect::<Vec<_>>(), [0, 0, 1, 2, 2]);
+        let counts: Vec<usize> = forming.finish().unwrap().batches.iter().map(|batch| batch.rows.as_usize()).collect();
+        assert_eq!(counts, [3, LARGE_ROWS, 2]);
     }
 }

@@ -130,6 +130,9 @@ fn forced(columns: &CopyColumns, sink: &Sink, option: &str) -> Result<Vec<bool>,
     if let CopyColumns::Named(names) = columns {
         for name in names {
             let at = sink.find(name.as_str().as_bytes()).ok_or_else(|| {
+                if let Some(error) = sink.unknown(name.as_str()) {
+                    return error.at(name.position);
+                }
                 let message = format!("{option} column \"{name}\" not referenced by COPY");
                 SqlError::new(SqlState::InvalidColumnReference, message).at(name.position)
             })?;

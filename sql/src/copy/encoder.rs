@@ -39,7 +39,7 @@ impl CopyEncoder {
     /// An encoder for a result of these columns.
     ///
     /// # Errors
-    /// 42P10 when `FORCE_QUOTE` names a column that is not among them.
+    /// 42703 when `FORCE_QUOTE` names a column that is not among them.
     pub fn new(options: &CopyOptions, columns: &[ResultColumn]) -> Result<Self, SqlError> {
         let format = match options.format {
             CopyFormat::Text | CopyFormat::Csv | CopyFormat::Json => {
@@ -98,16 +98,10 @@ impl CopyEncoder {
     }
 
     /// Appends what ends the data, if anything.
-    ///
-    /// # Errors
-    /// XX000 when the stream cannot be ended.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), SqlError> {
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
         match &mut self.format {
-            Writer::Lines(_) => Ok(()),
-            Writer::Binary(rows) => {
-                rows.finish(out);
-                Ok(())
-            }
+            Writer::Lines(_) => {}
+            Writer::Binary(rows) => rows.finish(out),
             Writer::Arrow(stream) => stream.finish(out),
         }
     }

@@ -93,6 +93,13 @@ impl Sink {
         (0..self.width()).find(|at| self.name(*at).as_bytes() == name)
     }
 
+    /// 42703 for a name that is no column of the relation at all.
+    pub(super) fn unknown(&self, name: &str) -> Option<SqlError> {
+        let is_column = self.shape.columns.iter().any(|column| column.name.as_str() == name);
+        let message = format!("column \"{name}\" of relation \"{}\" does not exist", self.relation);
+        (!is_column).then(|| SqlError::new(SqlState::UndefinedColumn, message))
+    }
+
     /// The builder of a target, for formats that find the parts of a value themselves.
     pub(super) fn builder(&mut self, at: usize) -> &mut ColumnBuilder {
         &mut self.builders[at]

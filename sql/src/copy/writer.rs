@@ -27,14 +27,14 @@ impl LineWriter {
     /// A writer of a result of these columns.
     ///
     /// # Errors
-    /// 42P10 when `FORCE_QUOTE` names a column that is not among them.
+    /// 42703 when `FORCE_QUOTE` names a column that is not among them.
     pub(super) fn new(options: &CopyOptions, columns: &[ResultColumn]) -> Result<Self, SqlError> {
         let mut force_quote = vec![options.force_quote == CopyColumns::All; columns.len()];
         if let CopyColumns::Named(names) = &options.force_quote {
             for name in names {
                 let at = columns.iter().position(|column| column.name == name.as_str()).ok_or_else(|| {
-                    let message = format!("FORCE_QUOTE column \"{name}\" not referenced by COPY");
-                    SqlError::new(SqlState::InvalidColumnReference, message).at(name.position)
+                    let message = format!("column \"{name}\" does not exist");
+                    SqlError::new(SqlState::UndefinedColumn, message).at(name.position)
                 })?;
                 force_quote[at] = true;
             }

@@ -28,10 +28,13 @@ pub(super) fn copy(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     if is_binary {
         put(&mut given.format, CopyFormat::Binary, position)?;
     }
-    if cursor.is(&["where"]) {
+    if cursor.is(&["where"]) && matches!(direction, CopyDirection::FromStdin { .. }) {
         return Err(cursor.unsupported("COPY … WHERE", "filter the rows where they are read"));
     }
     let is_from = matches!(direction, CopyDirection::FromStdin { .. });
+    if cursor.is(&["where"]) {
+        return Err(cursor.unexpected());
+    }
     let options = check(given, is_from)?;
     Ok(Statement::Copy(Box::new(Copy { direction, options })))
 }
@@ -84,6 +87,31 @@ fn refuse_file(cursor: &Cursor<'_>) -> SqlError {
         .at(cursor.position())
 }
 
+/// How the names of PostgreSQL's other encodings begin.
+const ENCODINGS: &[&str] = &[
+    "abc",
+    "alt",
+    "big5",
+    "euc",
+    "gb18030",
+    "gbk",
+    "iso8859",
+    "johab",
+    "koi8",
+    "latin",
+    "mskanji",
+    "muleinternal",
+    "shiftjis",
+    "shiftjis2004",
+    "sjis",
+    "sqlascii",
+    "tcvn",
+    "uhc",
+    "vscii",
+    "win",
+    "windows",
+];
+
 /// The options as given, with where each stands.
 #[derive(Default)]
 struct Given {
@@ -126,6 +154,10 @@ fn option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
     let place = cursor.clone();
     let Some(name) = cursor.word() else { return Err(cursor.unexpected()) };
     cursor.at += 1;
+    let takes_nothing = matches!(cursor.peek(), Some(Token::Comma | Token::RParen));
+    if takes_nothing && matches!(name, "format" | "delimiter" | "null" | "quote" | "escape" | "encoding") {
+        return Err(SqlError::syntax(format!("{name} requires a parameter")).at(position));
+    }
     match name {
         "format" => {
             let format = format(cursor)?;
@@ -139,9 +171,9 @@ fn option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
             let header = header(cursor)?;
             put(&mut given.header, header, position)
         }
-        "force_quote" => put(&mut given.force_quote, columns(cursor)?, position),
-        "force_not_null" => put(&mut given.force_not_null, columns(cursor)?, position),
-        "force_null" => put(&mut given.force_null, columns(cursor)?, position),
+        "force_quote" => put(&mut given.force_quote, columns(cursor, name)?, position),
+        "force_not_null" => put(&mut given.force_not_null, columns(cursor, name)?, position),
+        "force_null" => put(&mut given.force_null, columns(cursor, name)?, position),
         "encoding" => {
             encoding(cursor)?;
             put(&mut given.encoding, (), position)
@@ -210,16 +242,27 @@ fn header(cursor: &mut Cursor<'_>) -> Result<CopyHeader, SqlError> {
     }
     match cursor.peek() {
         Some(Token::Comma | Token::RParen) | None => Ok(CopyHeader::Yes),
-        _ => Ok(if statement::boolean(cursor)? { CopyHeader::Yes } else { CopyHeader::No }),
+        _ => {
+            let position = cursor.position();
+            let refused = |_| SqlError::syntax("header requires a Boolean value or \"match\"").at(position);
+            Ok(if statement::boolean(cursor).map_err(refused)? { CopyHeader::Yes } else { CopyHeader::No })
+        }
     }
 }
 
 fn encoding(cursor: &mut Cursor<'_>) -> Result<(), SqlError> {
     let place = cursor.clone();
-    let name = text(cursor)?;
-    match name.to_ascii_lowercase().replace(['-', '_'], "").as_str() {
+    let name = match cursor.peek() {
+        Some(Token::Number(..)) => String::new(),
+        _ => text(cursor)?,
+    };
+    let plain = name.to_ascii_lowercase().replace(['-', '_', ' '], "");
+    match plain.as_str() {
         "utf8" | "unicode" => Ok(()),
-        _ => Err(place.unsupported(&format!("encoding \"{name}\""), "send UTF-8")),
+        _ if ENCODINGS.iter().any(|known| plain.starts_with(known)) => {
+            Err(place.unsupported(&format!("encoding \"{name}\""), "send UTF-8"))
+        }
+        _ => Err(invalid("argument to option \"encoding\" must be a valid encoding name", place.position())),
     }
 }
 
@@ -234,9 +277,13 @@ fn text(cursor: &mut Cursor<'_>) -> Result<String, SqlError> {
     }
 }
 
-fn columns(cursor: &mut Cursor<'_>) -> Result<CopyColumns, SqlError> {
+fn columns(cursor: &mut Cursor<'_>, option: &str) -> Result<CopyColumns, SqlError> {
     if cursor.eat_token(&Token::Mul) {
         return Ok(CopyColumns::All);
+    }
+    if !cursor.is_token(&Token::LParen) {
+        let message = format!("argument to option \"{option}\" must be a list of column names");
+        return Err(invalid(message, cursor.position()));
     }
     cursor.parens(Cursor::ident).map(CopyColumns::Named)
 }
@@ -267,7 +314,13 @@ fn one_byte(what: &str, text: &str, position: Position) -> Result<u8, SqlError> 
 fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
     let format = given.format.map_or(CopyFormat::Text, |(format, _)| format);
     let mut options = CopyOptions::of(format);
+    let is_lines = matches!(format, CopyFormat::Text | CopyFormat::Csv);
     only_in(&given, format)?;
+    // Where the signs stand that must differ from one another.
+    let place = |first: &Option<(String, Position)>, other: &Option<(String, Position)>| {
+        first.as_ref().or(other.as_ref()).map_or(Position::UNKNOWN, |(_, position)| *position)
+    };
+    let (delimited, null) = (place(&given.quote, &given.delimiter), place(&given.null, &given.delimiter));
     if let Some((text, position)) = &given.delimiter {
         options.delimiter = one_byte("delimiter", text, *position)?;
         if matches!(options.delimiter, b'\n' | b'\r') {
@@ -281,27 +334,21 @@ fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
         if text.contains(['\n', '\r']) {
             return Err(invalid("COPY null representation cannot use newline or carriage return", position));
         }
-        if text.as_bytes().contains(&options.delimiter) {
-            return Err(invalid("COPY delimiter must not appear in the NULL specification", position));
-        }
         options.null = text;
     }
     if let Some((text, position)) = &given.quote {
         options.quote = one_byte("quote", text, *position)?;
         options.escape = options.quote;
-        if options.quote == options.delimiter {
-            return Err(invalid("COPY delimiter and quote must be different", *position));
-        }
-        if options.null.as_bytes().contains(&options.quote) {
-            return Err(invalid("CSV quote character must not appear in the NULL specification", *position));
-        }
+    }
+    if format == CopyFormat::Csv && options.quote == options.delimiter {
+        return Err(invalid("COPY delimiter and quote must be different", delimited));
     }
     if let Some((text, position)) = &given.escape {
         options.escape = one_byte("escape", text, *position)?;
     }
     if let Some((header, position)) = given.header {
         if header == CopyHeader::Match && !is_from {
-            return Err(invalid("cannot use \"match\" with HEADER in COPY TO", position));
+            return Err(unsupported("cannot use \"match\" with HEADER in COPY TO", position));
         }
         options.header = header;
     }
@@ -312,6 +359,12 @@ fn check(given: Given, is_from: bool) -> Result<CopyOptions, SqlError> {
         options.sequence = Some(sequence);
     }
     directions(given.force_quote, given.force_not_null, given.force_null, is_from, &mut options)?;
+    if is_lines && options.null.as_bytes().contains(&options.delimiter) {
+        return Err(unsupported("COPY delimiter must not appear in the NULL specification", null));
+    }
+    if format == CopyFormat::Csv && options.null.as_bytes().contains(&options.quote) {
+        return Err(unsupported("CSV quote character must not appear in the NULL specification", null));
+    }
     Ok(options)
 }
 

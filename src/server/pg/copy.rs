@@ -57,7 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 }
             }
         }
-        reply::copy_data(self.wire.out(), |out| encoder.finish(out))?;
+        reply::copy_data(self.wire.out(), |out| encoder.finish(out));
         reply::bare(self.wire.out(), Bare::CopyDone);
         self.meters.rows_sent(sent);
         Ok(format!("COPY {sent}"))
