@@ -50,6 +50,15 @@ const CASES: &[Case] = &[
     case("SELECT date_trunc('minute', at) AS minute, count(*) AS a", "1 HOUR", "GROUP BY date_trunc('minute', at)"),
     case("SELECT flag, count(DISTINCT k) AS a, count(DISTINCT t) AS b", "11 SECONDS", "GROUP BY flag"),
     case("SELECT k, median(v) AS a", "1 HOUR", "GROUP BY k"),
+    case(
+        "SELECT doc -> 'k' AS dk, count(*) AS a, sum((doc ->> 'v')::integer) AS b, count(DISTINCT doc -> 'v') AS c",
+        "2 MINUTES",
+        "GROUP BY doc -> 'k'",
+    ),
+    case("SELECT (s).a AS sa, s['b'] AS sb, count(*) AS a", "5 MINUTES", "WHERE (s).a < 5 GROUP BY (s).a, s['b']"),
+    case("SELECT s, count(*) AS a, max((s).a) AS b", "5 MINUTES", "GROUP BY s"),
+    case("SELECT m['x'] AS x, count(m['y']) AS a, sum(list[2]) AS b", "1 HOUR", "GROUP BY m['x']"),
+    case("SELECT doc, list, count(*) AS a", "3 MINUTES", "WHERE doc ? 'v' GROUP BY doc, list"),
 ];
 
 impl Case {
@@ -95,6 +104,26 @@ impl Seeded {
         if self.below(one_in) == 0 { "NULL".to_owned() } else { value }
     }
 
+    /// A json value, a struct, a map and an array.
+    fn nested(&mut self) -> String {
+        let kind = ["1", "1.0", "1.00", "\"x\"", "null", "[1, 2.50]", "[1.0, 2.5]"][self.below(7) as usize];
+        let doc = match self.below(4) {
+            0 => format!("{{\"k\": {kind}}}"),
+            number => format!("{{\"v\": {number}, \"k\": {kind}}}"),
+        };
+        let doc = self.or_null(10, format!("'{doc}'"));
+        let item = match self.below(3) {
+            0 => "{}".to_owned(),
+            _ => format!("{{\"a\": {}, \"b\": \"{}\"}}", self.below(6), self.below(2)),
+        };
+        let item = self.or_null(10, format!("'{item}'"));
+        let map = format!("'{{\"x\": {}, \"y\": {}}}'", self.below(3), ["1", "null"][self.below(2) as usize]);
+        let map = self.or_null(10, map);
+        let list = format!("'{{{},{}}}'", self.below(2), self.below(2));
+        let list = self.or_null(10, list);
+        format!("{doc}, {item}, {map}, {list}")
+    }
+
     /// One event as a row of VALUES; `number` says how far time is.
     fn event(&mut self, number: u64) -> String {
         let seconds = 1_704_067_200 + number * 2;
@@ -111,8 +140,10 @@ impl Seeded {
         let day = self.below(20) + 1;
         let at = seconds.saturating_sub(jitter);
         let micros = self.below(1_000_000);
+        let nested = self.nested();
         format!(
-            "({key}, {value}, {big}, {}.{:02}, {word}, {flag}, '2024-01-{day:02}', to_timestamp({at}.{micros:06})::timestamp)",
+            "({key}, {value}, {big}, {}.{:02}, {word}, {flag}, '2024-01-{day:02}', to_timestamp({at}.{micros:06})::timestamp, \
+             {nested})",
             cents / 100,
             cents % 100
         )
@@ -163,7 +194,8 @@ async fn run(seed: u64) {
     for name in ["events", "kept"] {
         let create = format!(
             "CREATE STREAM {name} (k integer KEY, v integer, big bigint, n numeric(12, 2), t text, flag boolean, d date, \
-             at timestamp) WITH (timestamp = 'at', partitions = 3)"
+             at timestamp, doc jsonb, s STRUCT<a integer, b text>, m MAP<text, integer>, list integer[]) \
+             WITH (timestamp = 'at', partitions = 3)"
         );
         rows(&client, &create).await;
     }

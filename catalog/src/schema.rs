@@ -73,6 +73,19 @@ pub enum SqlType {
     Jsonb,
     /// `T[]`
     Array(Box<SqlType>),
+    /// `STRUCT<a T, …>`; every field may be NULL
+    Struct(Vec<StructField>),
+    /// `MAP<K, V>`; keys are never NULL, and none is there twice
+    Map(Box<SqlType>, Box<SqlType>),
+}
+
+/// A field of a STRUCT.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StructField {
+    /// Its name, unique in the STRUCT.
+    pub name: String,
+    /// Its type.
+    pub sql_type: SqlType,
 }
 
 impl SqlType {
@@ -95,6 +108,13 @@ impl SqlType {
             Self::Interval => DataType::Interval(IntervalUnit::MonthDayNano),
             Self::Uuid => DataType::FixedSizeBinary(16),
             Self::Array(item) => DataType::List(Arc::new(item.field("item", true))),
+            Self::Struct(fields) => {
+                DataType::Struct(fields.iter().map(|field| field.sql_type.field(&field.name, true)).collect())
+            }
+            Self::Map(key, value) => {
+                let entry = vec![key.field("keys", false), value.field("values", true)];
+                DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entry.into()), false)), false)
+            }
         }
     }
 
@@ -111,7 +131,7 @@ impl SqlType {
 
     /// The SQL type of an Arrow field: its metadata if present, else the type whose Arrow type it is.
     ///
-    /// `None` for Arrow types no SQL type stands for (dictionaries, unions, structs, maps).
+    /// `None` for Arrow types no SQL type stands for (dictionaries, unions).
     pub fn of(field: &Field) -> Option<Self> {
         if let Some(text) = field.metadata().get(TYPE_METADATA)
             && let Some(found) = Self::of_metadata(text)
@@ -147,6 +167,18 @@ impl SqlType {
             DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
                 Self::Array(Box::new(Self::of(item)?))
             }
+            DataType::Struct(fields) => {
+                let field =
+                    |field: &Arc<Field>| Some(StructField { name: field.name().clone(), sql_type: Self::of(field)? });
+                Self::Struct(fields.iter().map(field).collect::<Option<_>>()?)
+            }
+            DataType::Map(entries, _) => match entries.data_type() {
+                DataType::Struct(pair) => match pair.as_ref() {
+                    [key, value] => Self::Map(Box::new(Self::of(key)?), Box::new(Self::of(value)?)),
+                    _ => return None,
+                },
+                _ => return None,
+            },
             _ => return None,
         })
     }
@@ -155,13 +187,35 @@ impl SqlType {
     pub fn has(&self, other: &Self) -> bool {
         match self {
             Self::Array(item) => item.has(other),
+            Self::Struct(fields) => fields.iter().any(|field| field.sql_type.has(other)),
+            Self::Map(key, value) => key.has(other) || value.has(other),
             plain => plain == other,
         }
     }
 
-    /// True where values can be compared: not those of `json`, or with it inside.
+    /// True where values can be compared: not those of `json` and MAP, or with one inside.
     pub fn has_equality(&self) -> bool {
-        !self.has(&Self::Json)
+        match self {
+            Self::Json | Self::Map(..) => false,
+            Self::Array(item) => item.has_equality(),
+            Self::Struct(fields) => fields.iter().all(|field| field.sql_type.has_equality()),
+            _ => true,
+        }
+    }
+
+    /// True for STRUCT, MAP and arrays of them: clients see JSON.
+    pub fn is_document(&self) -> bool {
+        match self {
+            Self::Struct(_) | Self::Map(..) => true,
+            Self::Array(item) => item.is_document(),
+            _ => false,
+        }
+    }
+
+    /// The type of a column declared `HEADERS`: `STRUCT<key text, value bytea>[]`.
+    pub fn headers() -> Self {
+        let field = |name: &str, sql_type| StructField { name: name.to_owned(), sql_type };
+        Self::Array(Box::new(Self::Struct(vec![field("key", Self::Text), field("value", Self::Bytea)])))
     }
 
     fn of_metadata(text: &str) -> Option<Self> {
@@ -199,6 +253,19 @@ impl fmt::Display for SqlType {
             Self::Json => f.write_str("json"),
             Self::Jsonb => f.write_str("jsonb"),
             Self::Array(item) => write!(f, "{item}[]"),
+            Self::Struct(fields) => {
+                for (at, StructField { name, sql_type }) in fields.iter().enumerate() {
+                    let start = if at == 0 { "STRUCT<" } else { ", " };
+                    let is_plain = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+                        && !name.starts_with(|first: char| first.is_ascii_digit());
+                    match is_plain {
+                        true => write!(f, "{start}{name} {sql_type}")?,
+                        false => write!(f, "{start}\"{}\" {sql_type}", name.replace('"', "\"\""))?,
+                    }
+                }
+                f.write_str(">")
+            }
+            Self::Map(key, value) => write!(f, "MAP<{key}, {value}>"),
         }
     }
 }
@@ -218,6 +285,9 @@ pub struct Column {
     pub default: Option<String>,
     /// A key column that a derived table has although its SELECT does not list it; not in `SELECT *`.
     pub is_hidden: bool,
+    /// The column of the event's headers; at most one of a relation, of type [`SqlType::headers`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_headers: bool,
 }
 
 /// The ordered columns of a relation.

@@ -144,6 +144,7 @@ impl Session {
             .iter()
             .map(|c| {
                 let key = match (c.is_key, relation.kind) {
+                    (false, _) if c.is_headers => Some("HEADERS".to_owned()),
                     (false, _) => None,
                     (true, RelationKind::Stream) => Some("KEY".to_owned()),
                     (true, RelationKind::Table) => Some("PRIMARY KEY".to_owned()),

@@ -148,6 +148,13 @@ fn array_bytes(array: &ArrayRef) -> usize {
             let (start, end) = ends(list.value_offsets());
             (rows + 1) * 4 + array_bytes(&list.values().slice(start, end - start))
         }
+        DataType::Struct(_) => array.as_struct().columns().iter().map(array_bytes).sum(),
+        DataType::Map(..) => {
+            let map = array.as_map();
+            let (start, end) = ends(map.value_offsets());
+            let entries: ArrayRef = std::sync::Arc::new(map.entries().slice(start, end - start));
+            (rows + 1) * 4 + array_bytes(&entries)
+        }
         other => match other.primitive_width() {
             Some(width) => rows * width,
             None => array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_buffer_memory_size()),

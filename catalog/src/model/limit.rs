@@ -79,6 +79,10 @@ pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 pub const LIST_ITEMS_MAX: usize = 100_000;
 /// Nesting of a JSON value: what clients and functions do with it recurses.
 pub const JSON_NESTING_MAX: usize = 1_000;
+/// STRUCT, MAP and ARRAY in one another in a type: each level is a level of every array and of every walk over it.
+pub const TYPE_NESTING_MAX: usize = 16;
+/// Fields of all STRUCTs of a type: each is an Arrow column of its own.
+pub const TYPE_FIELDS_MAX: usize = COLUMNS_MAX;
 /// Steps of one query without a checkpoint: each is kept in memory and replayed after a restart.
 pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
 /// Entries of the catalog's shard after which its state is written and its log purged.

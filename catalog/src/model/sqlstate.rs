@@ -53,6 +53,8 @@ states! {
     NumericValueOutOfRange = "22003",
     /// `22004`
     NullValueNotAllowed = "22004",
+    /// `2202E`
+    ArraySubscriptError = "2202E",
     /// `22007`
     InvalidDatetimeFormat = "22007",
     /// `22008`

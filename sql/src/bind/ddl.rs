@@ -29,6 +29,7 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
     check_names(create)?;
     let mut columns = create.columns.iter().map(column).collect::<Result<Vec<Column>, SqlError>>()?;
     keys(create, kind, &mut columns)?;
+    check_headers(create, &columns)?;
     let options = options::relation_options(&create.options, kind, nodes)?;
     let (timestamp, watermark_delay) = event_time(create, &columns, options.timestamp)?;
     Ok(Relation {
@@ -121,7 +122,27 @@ pub(super) fn column(def: &ColumnDef) -> Result<Column, SqlError> {
         is_key: false,
         default: def.default.as_ref().map(|default| default.sql.clone()),
         is_hidden: false,
+        is_headers: def.is_headers,
     })
+}
+
+/// At most one column is declared HEADERS, and it has their type.
+fn check_headers(create: &CreateRelation, columns: &[Column]) -> Result<(), SqlError> {
+    let mut first = None;
+    for (def, column) in create.columns.iter().zip(columns).filter(|(def, _)| def.is_headers) {
+        let wrong = |message: String| SqlError::new(SqlState::InvalidTableDefinition, message).at(def.type_position);
+        if let Some(first) = first.replace(&column.name) {
+            return Err(wrong(format!("columns \"{first}\" and \"{}\" are both declared HEADERS", column.name)));
+        }
+        if column.sql_type != SqlType::headers() {
+            let fact = format!("column \"{}\" is declared HEADERS but is of type {}", column.name, column.sql_type);
+            return Err(wrong(fact).hint("write the name and HEADERS"));
+        }
+        if column.is_key {
+            return Err(wrong(format!("column \"{}\" is declared HEADERS and cannot be a key", column.name)));
+        }
+    }
+    Ok(())
 }
 
 /// A default has no columns, parameters or sub-queries.
@@ -227,14 +248,12 @@ fn table_key(name: &Ident, columns: &mut [Column]) -> Result<(), SqlError> {
 
 /// Keys are compared: `json` has no equality.
 fn check_key_type(column: &Column, position: Position) -> Result<(), SqlError> {
-    let item = match &column.sql_type {
-        SqlType::Array(item) => item,
-        other => other,
-    };
-    if *item != SqlType::Json {
+    if column.sql_type.has_equality() {
         return Ok(());
     }
-    Err(SqlError::new(SqlState::UndefinedFunction, "could not identify an equality operator for type json")
+    let without = if column.sql_type.has(&SqlType::Json) { "json".to_owned() } else { column.sql_type.to_string() };
+    let fact = format!("could not identify an equality operator for type {without}");
+    Err(SqlError::new(SqlState::UndefinedFunction, fact)
         .hint(format!("declare column \"{}\" jsonb or text", column.name))
         .at(position))
 }

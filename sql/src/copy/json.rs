@@ -5,9 +5,10 @@
 
 use super::sink::Sink;
 use crate::error::SqlError;
+use crate::types::document::append_json;
 use crate::types::json::{JsonKind, decode_string, skip_key, skip_space, skip_string, skip_value, unexpected};
-use crate::types::{ColumnBuilder, ValueError, quoted};
-use millstream_catalog::SqlType;
+use crate::types::json_path::Part;
+use crate::types::{ValueError, quoted};
 use millstream_catalog::model::SqlState;
 use std::ops::Range;
 
@@ -41,7 +42,7 @@ impl JsonFields {
                 Some((JsonKind::Null, _)) => sink.null(at)?,
                 Some((kind, range)) => {
                     let raw = &line[range];
-                    let outcome = append(sink.builder(at), kind, raw, &mut self.scratch);
+                    let outcome = append_json(sink.builder(at), Part { kind, raw }, &mut self.scratch);
                     outcome.map_err(|error| sink.refuse(at, raw, error))?;
                 }
             }
@@ -101,40 +102,4 @@ impl JsonFields {
         decode_string(raw, &mut self.scratch)?;
         Ok(sink.find(&self.scratch))
     }
-}
-
-/// Appends a JSON value that is not null.
-fn append(builder: &mut ColumnBuilder, kind: JsonKind, raw: &[u8], scratch: &mut Vec<u8>) -> Result<(), ValueError> {
-    match (builder.sql_type(), kind) {
-        (SqlType::Json | SqlType::Jsonb, _) => builder.append_text(raw),
-        (SqlType::Array(_), JsonKind::Array) => append_items(builder, raw, scratch),
-        (_, JsonKind::String) if !raw.contains(&b'\\') => builder.append_text(&raw[1..raw.len() - 1]),
-        (_, JsonKind::String) => {
-            scratch.clear();
-            decode_string(raw, scratch)?;
-            builder.append_text(scratch)
-        }
-        // A nested value in a text column is kept as JSON text; other types refuse it.
-        _ => builder.append_text(raw),
-    }
-}
-
-/// Appends a JSON array to an array column.
-fn append_items(builder: &mut ColumnBuilder, raw: &[u8], scratch: &mut Vec<u8>) -> Result<(), ValueError> {
-    let mut at = skip_space(raw, 1);
-    while raw.get(at).is_some_and(|byte| *byte != b']') {
-        let (kind, end) = skip_value(raw, at)?;
-        if let Some(items) = builder.items() {
-            match kind {
-                JsonKind::Null => items.append_null(),
-                _ => append(items, kind, &raw[at..end], scratch)?,
-            }
-        }
-        at = skip_space(raw, end);
-        if raw.get(at) == Some(&b',') {
-            at = skip_space(raw, at + 1);
-        }
-    }
-    builder.end_items();
-    Ok(())
 }

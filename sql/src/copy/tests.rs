@@ -23,6 +23,7 @@ pub(super) fn column(name: &str, sql_type: SqlType) -> Column {
         is_key: false,
         default: None,
         is_hidden: false,
+        is_headers: false,
     }
 }
 

@@ -9,7 +9,8 @@ use super::ast::{
 use super::cursor::Cursor;
 use super::{duration, options, render, select, vet};
 use crate::error::SqlError;
-use millstream_catalog::model::{Span, SqlState};
+use millstream_catalog::model::{Name, Span, SqlState};
+use sqlparser::ast::{ArrayElemTypeDef, DataType, StructBracketKind, StructField};
 use sqlparser::tokenizer::Token;
 
 const USE_TABLE_AS: &str = "use CREATE TABLE … AS SELECT, which is kept up to date";
@@ -98,14 +99,14 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     if cursor.is(&["as"]) || cursor.is(&["with"]) {
         let options = options::with_options(cursor)?;
         if kind == ObjectKind::Topic && cursor.is_end() {
-            return Err(no_columns(cursor, &name));
+            return topic(name, if_not_exists, options, sql);
         }
         let select = select_as(cursor)?;
         let create = CreateAs { kind, name, if_not_exists, options, select, sql };
         return Ok(Statement::CreateAs(Box::new(create)));
     }
     if kind == ObjectKind::Topic && cursor.is_end() {
-        return Err(no_columns(cursor, &name));
+        return topic(name, if_not_exists, WithOptions::default(), sql);
     }
     refuse_column_names(cursor)?;
     let mut elements = Elements::default();
@@ -123,9 +124,28 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     })))
 }
 
-fn no_columns(cursor: &Cursor<'_>, name: &QualifiedName) -> SqlError {
-    let hint = "declare the columns: CREATE TOPIC name (key bytea KEY, value bytea)";
-    cursor.unsupported("CREATE TOPIC without columns", hint).at(name.position)
+/// A topic without columns: those of a Kafka record.
+fn topic(name: QualifiedName, if_not_exists: bool, options: WithOptions, sql: String) -> Result<Statement, SqlError> {
+    let ident = |word: &str| Ok::<_, SqlError>(Ident { name: Name::new(word)?, position: name.position });
+    let column = |name: Ident, data_type, key, is_headers| ColumnDef {
+        name: name.clone(),
+        data_type,
+        type_position: name.position,
+        key,
+        is_not_null: false,
+        is_headers,
+        default: None,
+        constraint_position: name.position,
+    };
+    let columns = vec![
+        column(ident("key")?, DataType::Bytea, ColumnKey::Key, false),
+        column(ident("value")?, DataType::Bytea, ColumnKey::No, false),
+        column(ident("headers")?, headers_type(), ColumnKey::No, true),
+    ];
+    let (primary_key, watermark) = (None, None);
+    let kind = ObjectKind::Topic;
+    let create = CreateRelation { kind, name, if_not_exists, columns, primary_key, watermark, options, sql };
+    Ok(Statement::CreateRelation(Box::new(create)))
 }
 
 /// `CREATE TABLE name (a, b) AS SELECT`.
@@ -254,14 +274,20 @@ fn watermark(cursor: &mut Cursor<'_>) -> Result<Watermark, SqlError> {
     Ok(Watermark { column, delay })
 }
 
-/// `name type [KEY | PRIMARY KEY] [NOT NULL | NULL] [DEFAULT expr]`.
+/// `name type [KEY | PRIMARY KEY] [NOT NULL | NULL] [DEFAULT expr] [HEADERS]`; `HEADERS` alone is a type too.
 pub(super) fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
     let name = cursor.ident()?;
-    let end = cursor.find(|token| *token == Token::Comma);
+    let mut behind = cursor.clone();
+    behind.at = angle_end(cursor);
+    let end = behind.find(|token| *token == Token::Comma);
     let type_position = cursor.position();
-    refuse_type(cursor, end)?;
-    let data_type = cursor.with_parser(end, |parser| parser.parse_data_type())?;
+    let is_headers = cursor.eat(&["headers"]);
+    let data_type = match is_headers {
+        true => headers_type(),
+        false => cursor.with_parser(end, |parser| parser.parse_data_type())?,
+    };
     let mut column = ColumnDef {
+        is_headers,
         name,
         data_type,
         type_position,
@@ -283,6 +309,8 @@ pub(super) fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
                 return Err(place.unexpected());
             }
             (column.key, column.constraint_position) = (key, position);
+        } else if !column.is_headers && cursor.eat(&["headers"]) {
+            (column.is_headers, column.constraint_position) = (true, position);
         } else if cursor.eat(&["not", "null"]) {
             column.is_not_null = true;
         } else if cursor.eat(&["null"]) {
@@ -301,26 +329,33 @@ pub(super) fn column(cursor: &mut Cursor<'_>) -> Result<ColumnDef, SqlError> {
     Ok(column)
 }
 
-/// Types that sqlparser would take for a syntax error or for a name.
-fn refuse_type(cursor: &Cursor<'_>, end: usize) -> Result<(), SqlError> {
-    let mut place = cursor.clone();
-    if place.is(&["headers"]) {
-        return Err(place.unsupported("HEADERS", "declare a column of type json for what the headers say"));
+/// The index behind `STRUCT<…>`, `MAP<…>` or `ARRAY<…>` if one is next: commas inside of it end no column.
+fn angle_end(cursor: &Cursor<'_>) -> usize {
+    if !matches!(cursor.word(), Some("struct" | "map" | "array")) || cursor.peek_at(1) != Some(&Token::Lt) {
+        return cursor.at;
     }
-    while place.at < place.lexemes.len() {
-        let opens = matches!(place.peek_at(1), Some(Token::Lt));
-        match place.word() {
-            Some("struct") if opens => return Err(place.unsupported("type STRUCT", "use json or jsonb")),
-            Some("map") if opens => return Err(place.unsupported("type MAP", "use json or jsonb")),
-            Some("array") if opens => place.at += 1,
+    let (mut depth, mut ahead) = (0_usize, 1);
+    while let Some(token) = cursor.peek_at(ahead) {
+        match token {
+            Token::Lt => depth += 1,
+            Token::Gt => depth = depth.saturating_sub(1),
+            Token::ShiftRight => depth = depth.saturating_sub(2),
             _ => {}
         }
-        place.at += 1;
-        if place.at >= end || !matches!(place.peek(), Some(Token::Word(_) | Token::Lt)) {
+        ahead += 1;
+        if depth == 0 {
             break;
         }
     }
-    Ok(())
+    cursor.at + ahead
+}
+
+/// `STRUCT<key text, value bytea>[]`, which `HEADERS` stands for.
+fn headers_type() -> DataType {
+    let field = |name: &str, field_type| StructField { field_name: Some(name.into()), field_type, options: None };
+    let fields = vec![field("key", DataType::Text), field("value", DataType::Bytea)];
+    let item = DataType::Struct(fields, StructBracketKind::AngleBrackets);
+    DataType::Array(ArrayElemTypeDef::SquareBracket(Box::new(item), None))
 }
 
 fn default(cursor: &mut Cursor<'_>, end: usize) -> Result<DefaultValue, SqlError> {
@@ -337,7 +372,6 @@ fn refuse_column_constraint(cursor: &Cursor<'_>) -> SqlError {
     let hint = "leave it out";
     match cursor.word() {
         Some("unique" | "check" | "references") => refuse_constraint(cursor),
-        Some("headers") => cursor.unsupported("HEADERS", "declare a column of type json for what the headers say"),
         Some("constraint") => cursor.unsupported("a name for a constraint", "leave CONSTRAINT and its name out"),
         Some("collate") => cursor.unsupported("COLLATE", "leave it out: texts are ordered by their bytes"),
         Some("generated" | "as") => cursor.unsupported("a generated column", "compute it where it is read"),

@@ -471,6 +471,10 @@ impl Lexer<'_> {
                 run = run.get(..run.len() - 1).unwrap_or("");
             }
         }
+        // Of STRUCT<a STRUCT<b STRUCT<c integer>>>: PostgreSQL has no operator of more of them.
+        if run.len() > 2 && run.bytes().all(|byte| byte == b'>') {
+            run = ">>";
+        }
         let (token, length) = (tokens::operator(run), run.len());
         self.skip(length);
         token

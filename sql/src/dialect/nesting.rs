@@ -16,7 +16,9 @@ use sqlparser::tokenizer::Token;
 pub(super) fn check(lexemes: &[Lexeme]) -> Result<(), SqlError> {
     let mut frames = vec![Frame::new(Bracket::Statement)];
     let mut previous = Role::Start;
+    let mut angles = Angles::default();
     for lexeme in lexemes {
+        angles.step(&lexeme.token.token).map_err(|error| error.at(lexeme.position()))?;
         let role = role(&lexeme.token.token, previous);
         step(&mut frames, role, previous).map_err(|error| error.at(lexeme.position()))?;
         previous = role;
@@ -25,6 +27,37 @@ pub(super) fn check(lexemes: &[Lexeme]) -> Result<(), SqlError> {
         close(&mut frames)?;
     }
     frames.first_mut().map_or(Ok(()), |frame| within(frame.depth()))
+}
+
+/// `STRUCT<…>`, `MAP<…>` and `ARRAY<…>` in one another, which sqlparser reads recursively.
+#[derive(Default)]
+struct Angles {
+    depth: usize,
+    /// The last token was such a word.
+    is_named: bool,
+}
+
+impl Angles {
+    fn step(&mut self, token: &Token) -> Result<(), SqlError> {
+        let named = match token {
+            Token::Word(word) => matches!(word.keyword, Keyword::STRUCT | Keyword::MAP | Keyword::ARRAY),
+            _ => false,
+        };
+        match token {
+            Token::Lt if self.is_named => self.depth += 1,
+            Token::Gt => self.depth = self.depth.saturating_sub(1),
+            Token::ShiftRight => self.depth = self.depth.saturating_sub(2),
+            // What a type may have inside.
+            Token::Word(_) | Token::Comma | Token::LParen | Token::RParen | Token::LBracket | Token::RBracket => {}
+            Token::Number(..) => {}
+            _ => self.depth = 0,
+        }
+        self.is_named = named;
+        if self.depth > limit::TYPE_NESTING_MAX {
+            return Err(too_deep(format!("the limit is {} levels of a type", limit::TYPE_NESTING_MAX)));
+        }
+        Ok(())
+    }
 }
 
 /// What a token does to the depth.

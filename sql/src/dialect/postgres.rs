@@ -5,7 +5,7 @@
 //! `cursor`; a crash does nothing to it.
 
 use super::keywords::is_fully_reserved;
-use sqlparser::ast::Expr;
+use sqlparser::ast::{Expr, Map, MapEntry};
 use sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
@@ -68,6 +68,33 @@ fn begins_expression(word: &str) -> bool {
     )
 }
 
+impl Millstream {
+    /// `(a := 1, b := 'x')` behind `STRUCT`.
+    fn struct_literal(&self, parser: &mut Parser<'_>) -> Result<Expr, ParserError> {
+        parser.expect_token(&Token::LParen)?;
+        let values = parser.parse_comma_separated(|parser| {
+            let name = parser.parse_identifier()?;
+            parser.expect_token(&Token::Assignment)?;
+            Ok(Expr::Named { expr: Box::new(parser.parse_expr()?), name })
+        })?;
+        parser.expect_token(&Token::RParen)?;
+        Ok(Expr::Struct { values, fields: Vec::new() })
+    }
+
+    /// `('k' := 1, 'l' := 2)` behind `MAP`.
+    fn map_literal(&self, parser: &mut Parser<'_>) -> Result<Expr, ParserError> {
+        parser.expect_token(&Token::LParen)?;
+        let entries = parser.parse_comma_separated(|parser| {
+            // The sign has the precedence of a comparison.
+            let key = Box::new(parser.parse_subexpr(self.prec_value(Precedence::Eq))?);
+            parser.expect_token(&Token::Assignment)?;
+            Ok(MapEntry { key, value: Box::new(parser.parse_expr()?) })
+        })?;
+        parser.expect_token(&Token::RParen)?;
+        Ok(Expr::Map(Map { entries }))
+    }
+}
+
 impl Dialect for Millstream {
     fn dialect(&self) -> TypeId {
         self.postgres.dialect()
@@ -117,6 +144,20 @@ impl Dialect for Millstream {
                 Some(Ok(Expr::Identifier(ident)))
             }
             Token::Word(word)
+                if word.quote_style.is_none() && matches!(word.keyword, Keyword::STRUCT | Keyword::MAP) =>
+            {
+                let (ident, keyword) = (word.to_ident(next.span), word.keyword);
+                if parser.peek_nth_token_ref(1).token == Token::Period {
+                    return None;
+                }
+                parser.advance_token();
+                Some(match (parser.peek_token_ref().token == Token::LParen, keyword) {
+                    (false, _) => Ok(Expr::Identifier(ident)),
+                    (true, Keyword::STRUCT) => self.struct_literal(parser),
+                    (true, _) => self.map_literal(parser),
+                })
+            }
+            Token::Word(word)
                 if word.quote_style.is_none() && is_fully_reserved(&word.value) && !begins_expression(&word.value) =>
             {
                 Some(parser.expected_ref("an expression", next))
@@ -133,6 +174,13 @@ impl Dialect for Millstream {
         self.postgres.prec_value(precedence)
     }
 
+    // Of types only: literals are read above.
+    fn supports_struct_literal(&self) -> bool {
+        true
+    }
+    fn supports_map_literal_with_angle_brackets(&self) -> bool {
+        true
+    }
     fn supports_unicode_string_literal(&self) -> bool {
         true
     }

@@ -5,9 +5,9 @@
 
 use super::cast::bad_argument;
 use super::errors::external;
-use crate::types::{canonical_of, sort_key_of, sort_key_type};
+use crate::types::{canonical_of, scalar_first, sort_key_of, sort_key_type};
 use arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -84,7 +84,7 @@ impl ScalarUDFImpl for ByValue {
         };
         let array = array.map_err(|error| external(error.into()))?;
         match is_scalar {
-            true => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?)),
+            true => Ok(ColumnarValue::Scalar(scalar_first(&array)?)),
             false => Ok(ColumnarValue::Array(array)),
         }
     }

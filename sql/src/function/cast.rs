@@ -7,7 +7,7 @@ use super::errors::{external, fail};
 use crate::error::SqlError;
 use crate::types::json::JsonKind;
 use crate::types::json_path::{Part, kind_name};
-use crate::types::{ColumnBuilder, assign_array, integer_literal, is_assignable};
+use crate::types::{ColumnBuilder, assign_array, integer_literal, is_assignable, scalar_first};
 use arrow::array::{Array, ArrayRef, AsArray, new_null_array};
 use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue};
@@ -16,6 +16,7 @@ use datafusion::logical_expr::{
 };
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
+use millstream_catalog::schema::StructField;
 use std::sync::Arc;
 
 /// `CAST(argument AS target)`.
@@ -48,6 +49,15 @@ pub fn is_castable(from: &SqlType, to: &SqlType) -> bool {
     match (from, to) {
         (from, _) if is_string(from) => true,
         (SqlType::Array(from), SqlType::Array(to)) => is_castable(from, to),
+        (SqlType::Struct(from), SqlType::Struct(to)) => {
+            let fits = |(from, to): (&StructField, &StructField)| {
+                from.name == to.name && is_castable(&from.sql_type, &to.sql_type)
+            };
+            from.len() == to.len() && from.iter().zip(to).all(fits)
+        }
+        (SqlType::Map(key, value), SqlType::Map(to_key, to_value)) => {
+            is_castable(key, to_key) && is_castable(value, to_value)
+        }
         (SqlType::Jsonb, Boolean | SmallInt | Integer | BigInt | Real | Double | Numeric { .. }) => true,
         _ => is_assignable(from, to) || is_bool(from, to) || is_bool(to, from),
     }
@@ -82,7 +92,9 @@ pub fn cast_array(array: &ArrayRef, from: &SqlType, to: &SqlType) -> Result<Arra
             Ok(Arc::clone(array))
         }
         (from, to) if is_string(from) && !is_string(to) => read(&utf8(array)?, to),
-        (SqlType::Array(_), SqlType::Array(_)) => {
+        (SqlType::Array(_), SqlType::Array(_))
+        | (SqlType::Struct(_), SqlType::Struct(_))
+        | (SqlType::Map(..), SqlType::Map(..)) => {
             let text = assign_array(array, from, &SqlType::Text).map_err(|refused| SqlError::from(refused.error))?;
             read(&text, to)
         }
@@ -194,7 +206,7 @@ impl ScalarUDFImpl for CastFunction {
             }
             ColumnarValue::Scalar(scalar) => {
                 let array = cast_array(&scalar.to_array()?, &from, &self.target).map_err(external)?;
-                Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?))
+                Ok(ColumnarValue::Scalar(scalar_first(&array)?))
             }
         }
     }
@@ -210,9 +222,8 @@ struct Typed {
 
 /// `expr`, whose values are stored as `sql_type` is, with that type.
 pub(crate) fn with_type(expr: Expr, sql_type: &SqlType) -> Expr {
-    let is_known = SqlType::of_arrow(&sql_type.arrow()).as_ref() == Some(sql_type);
     // The length of a text does not outlive its column.
-    if is_known || matches!(sql_type, SqlType::Varchar(_) | SqlType::Char(_)) {
+    if ![SqlType::Json, SqlType::Jsonb, SqlType::Uuid].iter().any(|forgotten| sql_type.has(forgotten)) {
         return expr;
     }
     let signature = Signature::any(1, Volatility::Immutable);
@@ -244,9 +255,14 @@ impl ScalarUDFImpl for Typed {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let [value] = <[ColumnarValue; 1]>::try_from(args.args).map_err(|_| bad_argument(&self.name))?;
-        match value.data_type() == self.sql_type.arrow() {
-            true => Ok(value),
-            false => value.cast_to(&self.sql_type.arrow(), None),
+        let to = self.sql_type.arrow();
+        match value {
+            value if value.data_type() == to => Ok(value),
+            ColumnarValue::Array(array) => Ok(ColumnarValue::Array(arrow::compute::cast(&array, &to)?)),
+            ColumnarValue::Scalar(scalar) => {
+                let array = arrow::compute::cast(&scalar.to_array()?, &to)?;
+                Ok(ColumnarValue::Scalar(scalar_first(&array)?))
+            }
         }
     }
 }

@@ -10,11 +10,11 @@ use crate::types::json_match::{concatenate, contains, has_key, without_index, wi
 use crate::types::json_node::{Scale, normalise, parse, print};
 use crate::types::json_path::{Part, Step, kind_name};
 use crate::types::json_value::write_json;
-use crate::types::{ColumnBuilder, ColumnEncoder, ValueError};
+use crate::types::{ColumnBuilder, ColumnEncoder, ValueError, scalar_first};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanBuilder, Int32Builder};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, FieldRef};
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -182,7 +182,7 @@ impl ScalarUDFImpl for JsonCall {
         let arrays = args.args.iter().map(|arg| arg.to_array(rows)).collect::<Result<Vec<_>>>()?;
         let array = self.run(&arrays, rows)?;
         match is_scalar {
-            true => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?)),
+            true => Ok(ColumnarValue::Scalar(scalar_first(&array)?)),
             false => Ok(ColumnarValue::Array(array)),
         }
     }

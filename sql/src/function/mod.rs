@@ -15,6 +15,7 @@ pub mod errors;
 mod exact;
 mod extract;
 pub(crate) mod json;
+pub(crate) mod part;
 mod pattern;
 mod rounding;
 mod series;
@@ -31,7 +32,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 /// Functions of the library that mean something else in PostgreSQL, or show the inside of the engine.
-const HIDDEN: [&str; 23] = [
+const HIDDEN: [&str; 25] = [
     "arrow_cast",
     "arrow_field",
     "arrow_metadata",
@@ -40,6 +41,8 @@ const HIDDEN: [&str; 23] = [
     "cast_to_type",
     "get_field",
     "input_file_name",
+    "make_map",
+    "map",
     "metadata",
     "named_struct",
     "range",
@@ -87,6 +90,7 @@ impl Registry {
         own.extend(pattern::functions());
         own.extend(encode::functions());
         own.extend(json::functions());
+        own.extend(part::functions());
         let mut wrap = |names: &[&str], call| {
             own.extend(names.iter().filter_map(|name| Some(around::around(scalars.get(*name)?, call))));
         };
@@ -99,6 +103,12 @@ impl Registry {
         }
         if let Some(function) = scalars.get("signum").cloned() {
             scalars.insert("sign".to_owned(), function);
+        }
+        // PostgreSQL's take out, and replace, each such element.
+        for (name, of_library) in [("array_remove", "array_remove_all"), ("array_replace", "array_replace_all")] {
+            if let Some(function) = scalars.get(of_library).cloned() {
+                scalars.insert(name.to_owned(), function);
+            }
         }
         let mut aggregates = HashMap::new();
         for function in datafusion::functions_aggregate::all_default_aggregate_functions() {

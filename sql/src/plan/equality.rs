@@ -90,7 +90,7 @@ pub(super) fn call(expr: Expr, schema: &dyn ExprSchema) -> Result<Expr> {
         Expr::AggregateFunction(mut call) => {
             if let (true, Some(arg)) = (ORDERED.contains(&call.func.name()), call.params.args.first())
                 && let Some(sql_type) = type_of(arg, schema)?
-                && (!sql_type.has_equality() || sql_type.has(&SqlType::Jsonb))
+                && (!sql_type.has_equality() || sql_type.has(&SqlType::Jsonb) || sql_type.is_document())
             {
                 let fact = format!("function {}({sql_type}) does not exist", call.func.name());
                 let hint = "take the least or greatest of a value in it";

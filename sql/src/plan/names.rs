@@ -2,7 +2,9 @@
 //!
 //! Source: PostgreSQL 15, `FigureColname` in `parse_target.c`. Pure; called by `resolve`.
 
-use sqlparser::ast::{DataType, Expr, Function, ObjectName, Query, SelectItem, SetExpr, TrimWhereField, Value};
+use sqlparser::ast::{
+    AccessExpr, DataType, Expr, Function, ObjectName, Query, SelectItem, SetExpr, TrimWhereField, Value,
+};
 
 /// The name of a column that shows `expr` without `AS`.
 pub(super) fn column_name(expr: &Expr) -> String {
@@ -28,7 +30,15 @@ fn figure(expr: &Expr) -> Option<(String, Strength)> {
         Expr::Identifier(ident) => strong(&ident.value),
         Expr::CompoundIdentifier(idents) => strong(&idents.last()?.value),
         Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => figure(inner),
-        Expr::CompoundFieldAccess { root, .. } => figure(root),
+        Expr::CompoundFieldAccess { root, access_chain } => {
+            let name = access_chain.iter().rev().find_map(|step| match step {
+                AccessExpr::Dot(Expr::Identifier(name)) => Some(&name.value),
+                _ => None,
+            });
+            name.map_or_else(|| figure(root), strong)
+        }
+        Expr::Struct { .. } => strong("struct"),
+        Expr::Map(_) => strong("map"),
         Expr::Function(function) => strong(function_name(function)?),
         Expr::Cast { expr, data_type, .. } => cast(figure(expr), data_type),
         Expr::TypedString(typed) => cast(None, &typed.data_type),
@@ -108,6 +118,8 @@ fn type_name(data_type: &DataType) -> String {
         DataType::Uuid => "uuid".to_owned(),
         DataType::JSON => "json".to_owned(),
         DataType::JSONB => "jsonb".to_owned(),
+        DataType::Struct(..) => "struct".to_owned(),
+        DataType::Map(..) => "map".to_owned(),
         DataType::Custom(name, _) => last_part(name).unwrap_or_else(|| "text".to_owned()),
         DataType::Array(element) => match element {
             sqlparser::ast::ArrayElemTypeDef::AngleBracket(item)

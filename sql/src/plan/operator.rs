@@ -55,7 +55,7 @@ impl ExprPlanner for Operators {
     }
 }
 
-pub(super) fn array_function(name: &str) -> Result<Arc<ScalarUDF>> {
+fn array_function(name: &str) -> Result<Arc<ScalarUDF>> {
     registry().scalar(name).ok_or_else(|| external(SqlError::internal("an array function is missing")))
 }
 
@@ -90,7 +90,7 @@ pub(super) fn convert(expr: Expr, from: Option<&SqlType>, to: &SqlType) -> Resul
             let value = scalar_text(to, text.as_bytes());
             let value = value.map_err(|error| external(error.near(Near::Literal(text))))?;
             // A literal alone would be text.
-            Ok(match to.has(&SqlType::Jsonb) || to.has(&SqlType::Json) {
+            Ok(match to.has(&SqlType::Jsonb) || to.has(&SqlType::Json) || to.is_document() {
                 true => constant_function(value, to).call(Vec::new()),
                 false => typed(value),
             })
@@ -394,7 +394,8 @@ fn concatenate(left: Expr, right: Expr, schema: &DFSchema) -> Result<Option<Expr
     let (lt, rt) = (type_of(&left, schema)?, type_of(&right, schema)?);
     let is_array = |sql_type: &Option<SqlType>| matches!(sql_type, Some(SqlType::Array(_)));
     if is_array(&lt) || is_array(&rt) {
-        return Ok(None);
+        let joined = super::access::join(&left, &right, schema)?;
+        return joined.map(Some).ok_or_else(|| no_operator("||", lt.as_ref(), rt.as_ref()));
     }
     if let (Some(SqlType::Bytea), Some(SqlType::Bytea) | None) | (None, Some(SqlType::Bytea)) = (&lt, &rt) {
         return Err(external(SqlError::unsupported("|| of bytea", "encode both to text first")));

@@ -422,6 +422,7 @@ impl Planner<'_> {
                 is_key: true,
                 default: None,
                 is_hidden: true,
+                is_headers: false,
             });
             sink.push(SinkColumn::OneRow);
         }
@@ -470,6 +471,7 @@ fn selected_column(column: &ResultColumn) -> Result<Column, SqlError> {
         is_key: false,
         default: None,
         is_hidden: false,
+        is_headers: false,
     })
 }
 
@@ -487,6 +489,7 @@ fn key_column(key: &Key, columns: &[Column]) -> Result<Column, SqlError> {
         is_key: true,
         default: None,
         is_hidden: key.is_hidden,
+        is_headers: false,
     })
 }
 

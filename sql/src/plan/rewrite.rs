@@ -162,7 +162,10 @@ impl Rewriter<'_, '_, '_> {
                     **inner = Expr::Value(Value::SingleQuotedString(text).with_span(span));
                 }
             }
-            Expr::CompoundFieldAccess { root, access_chain } => qualify_root(self.scope, root, access_chain),
+            Expr::CompoundFieldAccess { root, access_chain } => {
+                qualify_root(self.scope, root, access_chain);
+                super::access::literal_steps(access_chain)?;
+            }
             _ => {}
         }
         Ok(())
@@ -244,6 +247,11 @@ impl Rewriter<'_, '_, '_> {
             }
             Expr::Collate { expr: inner, .. } => Some(take(inner)),
             Expr::Function(_) => return self.function(expr),
+            Expr::Array(array) if !array.elem.is_empty() => {
+                mark(expr);
+                return Ok(());
+            }
+            Expr::Struct { .. } | Expr::Map(_) => super::access::constructor(expr),
             _ => None,
         };
         if let Some(replaced) = replaced {
@@ -316,7 +324,12 @@ impl Rewriter<'_, '_, '_> {
             [_, schema, alias, column] => (Some(schema.value.as_str()), alias, column),
             _ => return Err(SqlError::syntax("improper qualified name")),
         };
-        let relation = self.scope.relation(schema, &alias.value).ok_or_else(|| missing_from(Some(alias)))?;
+        let Some(relation) = self.scope.relation(schema, &alias.value) else {
+            let error = missing_from(Some(alias));
+            let is_column = schema.is_none() && self.scope.find(&alias.value).is_ok_and(|found| found.is_some());
+            let hint = || format!("write ({alias}).{column} for a field of column {alias}");
+            return Err(if is_column { error.hint(hint()) } else { error });
+        };
         relation.column(&column.value).map_err(|error| error.at(Position::of(column.span)))
     }
 

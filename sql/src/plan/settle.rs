@@ -86,8 +86,10 @@ pub(super) fn settle(op: &str, expr: Expr, schema: &DFSchema) -> Result<Option<E
         Expr::Like(like) => Expr::Like(self::like(like, schema)?),
         Expr::Not(inner) => Expr::Not(Box::new(boolean(*inner, schema, "NOT")?)),
         Expr::ScalarFunction(call) if needs_agreement(call.func.name()) => self::call(call, schema)?,
+        Expr::ScalarFunction(call) if call.func.name() == "make_array" => make_array(call, schema)?,
         Expr::ScalarFunction(call) => {
-            if let Some(expr) = super::json::function(&call, schema)? {
+            let known = super::json::function(&call, schema)?;
+            if let Some(expr) = known.map_or_else(|| super::access::construct(&call, schema), |expr| Ok(Some(expr)))? {
                 return Ok(Some(expr));
             }
             let call = without_blanks(with_literals(call), schema)?;
@@ -289,6 +291,15 @@ fn like(like: Like, schema: &DFSchema) -> Result<Like> {
         }
     };
     Ok(Like { expr: text(like.expr.clone(), false)?, pattern: text(like.pattern.clone(), true)?, ..like })
+}
+
+/// `ARRAY[…]`: its elements are of one type.
+fn make_array(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
+    let (args, common) = agree(call.args, "ARRAY", schema)?;
+    if let SqlType::Array(_) = common {
+        return Err(external(SqlError::unsupported("an array of arrays", "use jsonb")));
+    }
+    Ok(with_type(Expr::ScalarFunction(ScalarFunction { func: call.func, args }), &SqlType::Array(Box::new(common))))
 }
 
 fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {

@@ -43,9 +43,7 @@ pub(super) fn check(expr: &Expr) -> Result<(), SqlError> {
         Expr::Cast { kind: sqlparser::ast::CastKind::TryCast | sqlparser::ast::CastKind::SafeCast, .. } => {
             ("TRY_CAST", "use CASE and CAST")
         }
-        Expr::Struct { .. } | Expr::Named { .. } | Expr::Dictionary(_) | Expr::Map(_) => {
-            ("a struct or map", "use columns or json text")
-        }
+        Expr::Dictionary(_) => ("a dictionary", "write MAP('key' := value), or STRUCT(name := value)"),
         Expr::JsonAccess { .. } => (":", "use a json function"),
         Expr::MatchAgainst { .. } => ("MATCH … AGAINST", "use LIKE or ~"),
         Expr::Prefixed { .. } => ("a prefixed literal", "use a cast"),

@@ -18,6 +18,7 @@ use arrow::datatypes::{ArrowPrimitiveType, DataType};
 use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
+use millstream_catalog::schema::StructField;
 use std::sync::Arc;
 
 /// A value that cannot be assigned, and where it was.
@@ -57,6 +58,16 @@ pub fn is_assignable(from: &SqlType, to: &SqlType) -> bool {
         (Json, Jsonb) | (Jsonb, Json) | (Time, Interval) | (Interval, Time) => true,
         (Date | Timestamp | TimestampTz, Timestamp | TimestampTz) | (Timestamp | TimestampTz, Date | Time) => true,
         (SqlType::Array(from), SqlType::Array(to)) => is_assignable(from, to),
+        (SqlType::Struct(from), SqlType::Struct(to)) => {
+            let fits = |(from, to): (&StructField, &StructField)| {
+                from.name == to.name && is_assignable(&from.sql_type, &to.sql_type)
+            };
+            from.len() == to.len() && from.iter().zip(to).all(fits)
+        }
+        (SqlType::Map(key, value), SqlType::Map(to_key, to_value)) => {
+            is_assignable(key, to_key) && is_assignable(value, to_value)
+        }
+        (Json | Jsonb, document) | (document, Json | Jsonb) => document.is_document(),
         _ => false,
     }
 }

@@ -8,6 +8,7 @@ use super::array::{Items, parse_array};
 use super::assign::assign_array;
 use super::binary;
 use super::datetime;
+use super::document::{self, Document, MapSink, StructSink};
 use super::error::ValueError;
 use super::interval::{Interval, parse_interval};
 use super::numeric::{Shape, parse_numeric, parse_numeric_binary};
@@ -64,6 +65,8 @@ enum Sink {
     Interval(IntervalMonthDayNanoBuilder),
     Uuid(FixedSizeBinaryBuilder),
     Array(Box<ListSink>),
+    Struct(Box<StructSink>),
+    Map(Box<MapSink>),
 }
 
 /// A list column under construction.
@@ -109,6 +112,8 @@ impl ColumnBuilder {
                 ends: Vec::with_capacity(capacity),
                 nulls: NullBufferBuilder::new(capacity),
             })),
+            SqlType::Struct(fields) => Sink::Struct(Box::new(StructSink::new(sql_type, fields, capacity))),
+            SqlType::Map(key, value) => Sink::Map(Box::new(MapSink::new(sql_type, key, value, capacity))),
         };
         Self { sql_type: sql_type.clone(), sink, scratch: Vec::new() }
     }
@@ -152,6 +157,8 @@ impl ColumnBuilder {
             Sink::TimestampTz(sink) => sink.append_value(datetime::parse_timestamptz(value)?),
             Sink::Interval(sink) => sink.append_value(stored_interval(parse_interval(value)?)?),
             Sink::Uuid(sink) => push_uuid(sink, &text::parse_uuid(value)?)?,
+            Sink::Struct(_) | Sink::Map(_) => return document::append_text(self, value),
+            Sink::Array(sink) if sink.items.sql_type.is_document() => return document::append_text(self, value),
             Sink::Array(sink) => {
                 let items = match sink.items.sql_type {
                     SqlType::Array(_) => Items::Nested,
@@ -191,6 +198,8 @@ impl ColumnBuilder {
             Sink::Timestamp(sink) | Sink::TimestampTz(sink) => sink.append_value(binary::timestamp(value)?),
             Sink::Interval(sink) => sink.append_value(stored_interval(binary::interval(value)?)?),
             Sink::Uuid(sink) => push_uuid(sink, &binary::fixed(value)?)?,
+            Sink::Struct(_) | Sink::Map(_) => return self.append_text(value),
+            Sink::Array(sink) if sink.items.sql_type.is_document() => return self.append_text(value),
             Sink::Array(sink) => {
                 binary::array(value, &sink.items.sql_type.clone(), |item| match item {
                     Some(item) => sink.items.append_binary(item),
@@ -228,6 +237,8 @@ impl ColumnBuilder {
                 sink.nulls.append_null();
                 sink.ends.push(sink.items.len_i32());
             }
+            Sink::Struct(sink) => sink.append_null(),
+            Sink::Map(sink) => sink.append_null(),
         }
     }
 
@@ -293,6 +304,15 @@ impl ColumnBuilder {
         }
     }
 
+    /// The parts of a column of STRUCT or MAP.
+    pub(super) fn document(&mut self) -> Option<Document<'_>> {
+        match &mut self.sink {
+            Sink::Struct(sink) => Some(Document::Struct(sink)),
+            Sink::Map(sink) => Some(Document::Map(sink)),
+            _ => None,
+        }
+    }
+
     /// Values so far.
     pub fn len(&self) -> usize {
         use arrow::array::ArrayBuilder;
@@ -314,6 +334,8 @@ impl ColumnBuilder {
             Sink::Interval(sink) => sink.len(),
             Sink::Uuid(sink) => sink.len(),
             Sink::Array(sink) => sink.ends.len(),
+            Sink::Struct(sink) => sink.len(),
+            Sink::Map(sink) => sink.len(),
         }
     }
 
@@ -322,7 +344,7 @@ impl ColumnBuilder {
         self.len() == 0
     }
 
-    fn len_i32(&self) -> i32 {
+    pub(super) fn len_i32(&self) -> i32 {
         // Elements are bounded by the bytes of a statement, well below 2^31.
         i32::try_from(self.len()).unwrap_or(i32::MAX)
     }
@@ -347,6 +369,8 @@ impl ColumnBuilder {
             Sink::Interval(sink) => Arc::new(sink.finish()),
             Sink::Uuid(sink) => Arc::new(sink.finish()),
             Sink::Array(sink) => Arc::new(sink.finish()),
+            Sink::Struct(sink) => sink.finish(),
+            Sink::Map(sink) => sink.finish(),
         }
     }
 }

@@ -4,10 +4,13 @@
 
 use super::error::ValueError;
 use super::json_node::{canonicalise, parse, sort_key};
-use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Float32Array, Float64Array, ListArray, StringArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryBuilder, Float32Array, Float64Array, ListArray, StringArray, StructArray,
+};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float32Type, Float64Type};
+use arrow::datatypes::{DataType, Field, Fields, Float32Type, Float64Type};
 use millstream_catalog::SqlType;
+use millstream_catalog::schema::StructField;
 use std::sync::Arc;
 
 /// `array` with one form of zero and of NaN, so that values that are equal in SQL are equal bytes.
@@ -54,6 +57,13 @@ pub(crate) fn sort_key_type(sql_type: &SqlType) -> SqlType {
     match sql_type {
         SqlType::Jsonb => SqlType::Bytea,
         SqlType::Array(item) => SqlType::Array(Box::new(sort_key_type(item))),
+        SqlType::Struct(fields) => {
+            let key = |field: &StructField| StructField {
+                name: field.name.clone(),
+                sql_type: sort_key_type(&field.sql_type),
+            };
+            SqlType::Struct(fields.iter().map(key).collect())
+        }
         other => other.clone(),
     }
 }
@@ -91,13 +101,30 @@ fn canonical_json(text: &str) -> Result<String, ValueError> {
 
 type Change = dyn Fn(ArrayRef, &SqlType) -> Result<ArrayRef, ValueError>;
 
-/// The array with `change` done to the items of a list.
+/// The field of what became of a child: its SQL type goes with its Arrow type.
+fn changed(field: &Field, child: &ArrayRef) -> Field {
+    match field.data_type() == child.data_type() {
+        true => field.clone(),
+        false => Field::new(field.name(), child.data_type().clone(), field.is_nullable()),
+    }
+}
+
+/// The array with `change` done to the items of a list and the fields of a struct.
 fn inside(array: ArrayRef, sql_type: &SqlType, change: &Change) -> Result<ArrayRef, ValueError> {
+    if let (SqlType::Struct(types), Some(value)) = (sql_type, array.as_struct_opt()) {
+        let children = value.columns().iter().zip(types);
+        let children: Vec<ArrayRef> =
+            children.map(|(child, field)| change(Arc::clone(child), &field.sql_type)).collect::<Result<_, _>>()?;
+        let fields = value.fields().iter().zip(&children);
+        let fields: Fields = fields.map(|(field, child)| changed(field, child)).collect();
+        let made = StructArray::try_new_with_length(fields, children, value.nulls().cloned(), value.len());
+        return Ok(made.map_or(array, |made| Arc::new(made)));
+    }
     match (sql_type, array.as_list_opt::<i32>()) {
         (SqlType::Array(item), Some(list)) => {
             let items = change(Arc::clone(list.values()), item)?;
             let DataType::List(field) = list.data_type() else { return Ok(array) };
-            let field = field.as_ref().clone().with_data_type(items.data_type().clone());
+            let field = changed(field, &items);
             let list = ListArray::try_new(Arc::new(field), list.offsets().clone(), items, list.nulls().cloned());
             Ok(list.map_or(array, |list| Arc::new(list)))
         }

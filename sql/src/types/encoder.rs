@@ -6,6 +6,7 @@
 use super::array::quote_element;
 use super::datetime::{self, DAY, DAYS_TO_2000, MICROS_TO_2000};
 use super::interval::{Interval, write_interval};
+use super::json_value::write_json;
 use super::number::{write_double, write_int, write_real};
 use super::numeric::Digits;
 use super::oid::oid;
@@ -15,6 +16,9 @@ use arrow::array::Array;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use millstream_catalog::SqlType;
 use std::io::Write;
+
+/// The name of a field as JSON has it, quotes included, and its cells.
+pub(crate) type NamedField = (Vec<u8>, ColumnEncoder);
 
 /// Writes the cells of one column.
 ///
@@ -68,7 +72,8 @@ impl ColumnEncoder {
             Source::Timestamp(values) => datetime::write_timestamp_with(values.micros(row), b' ', b"", out),
             Source::TimestampTz(values) => datetime::write_timestamp_with(values.micros(row), b' ', b"+00", out),
             Source::Interval(values) => write_interval(interval(values, row), out),
-            Source::List(values) => self.text_list(values, row, out),
+            Source::List(values) if !self.sql_type.is_document() => self.text_list(values, row, out),
+            Source::List(_) | Source::Struct(_) | Source::Map(_) => write_json(self, row, &mut Vec::new(), out),
             Source::Dictionary(keys, values) => return values.text(keys.index(row), out),
             Source::Display(array) => display(array.as_ref(), row, out),
         }
@@ -108,7 +113,8 @@ impl ColumnEncoder {
                 out.extend_from_slice(&interval.days.to_be_bytes());
                 out.extend_from_slice(&interval.months.to_be_bytes());
             }
-            Source::List(values) => self.binary_list(values, row, out),
+            Source::List(values) if !self.sql_type.is_document() => self.binary_list(values, row, out),
+            Source::List(_) | Source::Struct(_) | Source::Map(_) => write_json(self, row, &mut Vec::new(), out),
             Source::Dictionary(keys, values) => return values.binary(keys.index(row), out),
             Source::Display(array) => display(array.as_ref(), row, out),
         }
@@ -120,6 +126,24 @@ impl ColumnEncoder {
         match &self.source {
             Source::Dictionary(keys, values) if !self.source.is_null(row) => values.items(keys.index(row)),
             Source::List(values) if !self.source.is_null(row) => Some((&values.items, values.range(row))),
+            _ => None,
+        }
+    }
+
+    /// The fields of a struct cell with their names as JSON has them; `None` for other types and NULL.
+    pub(crate) fn fields(&self, row: usize) -> Option<(&[NamedField], usize)> {
+        match &self.source {
+            Source::Dictionary(keys, values) if !self.source.is_null(row) => values.fields(keys.index(row)),
+            Source::Struct(values) if !self.source.is_null(row) => Some((&values.fields, row)),
+            _ => None,
+        }
+    }
+
+    /// The keys and values of a map cell and their range; `None` for other types and NULL.
+    pub(crate) fn entries(&self, row: usize) -> Option<(&Self, &Self, std::ops::Range<usize>)> {
+        match &self.source {
+            Source::Dictionary(keys, values) if !self.source.is_null(row) => values.entries(keys.index(row)),
+            Source::Map(map) if !self.source.is_null(row) => Some((&map.keys, &map.values, map.range(row))),
             _ => None,
         }
     }

@@ -48,6 +48,7 @@ impl<'a> Part<'a> {
                     if name == Some(key) {
                         found = Some(part);
                     }
+                    Ok(())
                 })?;
                 Ok(found)
             }
@@ -69,6 +70,7 @@ impl<'a> Part<'a> {
                 found = Some(part);
             }
             at += 1;
+            Ok(())
         })?;
         Ok(found)
     }
@@ -76,12 +78,21 @@ impl<'a> Part<'a> {
     /// Members of an object or elements of an array.
     pub(crate) fn count(self) -> Result<usize, ValueError> {
         let mut count = 0;
-        self.members(|_, _| count += 1)?;
+        self.members(|_, _| {
+            count += 1;
+            Ok(())
+        })?;
         Ok(count)
     }
 
     /// Calls `visit` for each member of an object or element of an array, with the key of a member.
-    pub(crate) fn members(self, mut visit: impl FnMut(Option<&[u8]>, Self)) -> Result<(), ValueError> {
+    ///
+    /// # Errors
+    /// The first that `visit` gives; 22P05 for a key that is no text.
+    pub(crate) fn members(
+        self,
+        mut visit: impl FnMut(Option<&[u8]>, Self) -> Result<(), ValueError>,
+    ) -> Result<(), ValueError> {
         if !self.is_container() {
             return Ok(());
         }
@@ -103,7 +114,7 @@ impl<'a> Part<'a> {
                 at = skip_key(text, at)?;
             }
             let (kind, end) = skip_value(text, at)?;
-            visit(key, Self { kind, raw: &text[at..end] });
+            visit(key, Self { kind, raw: &text[at..end] })?;
             at = skip_space(text, end);
             match text.get(at) {
                 Some(b',') => at = skip_space(text, at + 1),

@@ -24,6 +24,31 @@ pub(crate) fn write_json(encoder: &ColumnEncoder, row: usize, scratch: &mut Vec<
         out.push(b']');
         return;
     }
+    if let Some((fields, row)) = encoder.fields(row) {
+        for (at, (name, cell)) in fields.iter().enumerate() {
+            out.push(if at == 0 { b'{' } else { b',' });
+            out.extend_from_slice(name);
+            out.push(b':');
+            write_json(cell, row, scratch, out);
+        }
+        out.push(b'}');
+        return;
+    }
+    if let Some((keys, values, range)) = encoder.entries(row) {
+        out.push(b'{');
+        for (i, entry) in range.enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            scratch.clear();
+            keys.text(entry, scratch);
+            write_string(scratch, out);
+            out.push(b':');
+            write_json(values, entry, scratch, out);
+        }
+        out.push(b'}');
+        return;
+    }
     let start = out.len();
     match encoder.sql_type() {
         SqlType::Boolean => {

@@ -6,11 +6,14 @@
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use millstream_catalog::SqlType;
-use millstream_catalog::model::SqlState;
+use millstream_catalog::model::limit::{TYPE_FIELDS_MAX, TYPE_NESTING_MAX};
+use millstream_catalog::model::{Name, SqlState};
+use millstream_catalog::schema::StructField;
 use sqlparser::ast::{
     ArrayElemTypeDef, CharLengthUnits, CharacterLength, DataType, ExactNumberInfo, ObjectName, ObjectNamePart,
     TimezoneInfo,
 };
+use std::collections::HashSet;
 
 /// Characters of `varchar(n)` and `char(n)`, as in PostgreSQL.
 const LENGTH_MAX: u64 = 10_485_760;
@@ -28,6 +31,70 @@ pub fn sql_type(data_type: &DataType, position: Position) -> Result<SqlType, Sql
 
 /// As [`sql_type`], at a position that is not known.
 pub(crate) fn type_named(data_type: &DataType) -> Result<SqlType, SqlError> {
+    let found = part_named(data_type)?;
+    check_type(&found)?;
+    Ok(found)
+}
+
+/// Checks the parts of a type: depth, number and names of fields, keys of maps.
+///
+/// # Errors
+/// `54001` and `54011` beyond the limits, `42701` for a field that is there twice, `0A000` for keys without equality.
+pub(crate) fn check_type(sql_type: &SqlType) -> Result<(), SqlError> {
+    let mut fields = 0;
+    check_part(sql_type, 1, &mut fields)
+}
+
+fn check_part(sql_type: &SqlType, depth: usize, count: &mut usize) -> Result<(), SqlError> {
+    if depth > TYPE_NESTING_MAX + 1 {
+        let fact = format!("a type nests deeper than {TYPE_NESTING_MAX} levels");
+        return Err(SqlError::new(SqlState::StatementTooComplex, fact).hint("use jsonb"));
+    }
+    match sql_type {
+        SqlType::Array(item) => check_part(item, depth + 1, count),
+        SqlType::Map(key, value) => {
+            if !key.has_equality() || matches!(**key, SqlType::Array(_) | SqlType::Struct(_) | SqlType::Jsonb) {
+                return Err(SqlError::unsupported(format!("MAP with keys of type {key}"), "use keys of type text"));
+            }
+            check_part(value, depth + 1, count)
+        }
+        SqlType::Struct(fields) => {
+            *count += fields.len();
+            if *count > TYPE_FIELDS_MAX {
+                let fact = format!("a type can have at most {TYPE_FIELDS_MAX} fields");
+                return Err(SqlError::new(SqlState::TooManyColumns, fact));
+            }
+            let mut names = HashSet::new();
+            for field in fields {
+                if !names.insert(&field.name) {
+                    let fact = format!("field \"{}\" specified more than once", field.name);
+                    return Err(SqlError::new(SqlState::DuplicateColumn, fact));
+                }
+                check_part(&field.sql_type, depth + 1, count)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn structure(fields: &[sqlparser::ast::StructField]) -> Result<SqlType, SqlError> {
+    let field = |field: &sqlparser::ast::StructField| {
+        let Some(ident) = field.field_name.as_ref().filter(|_| field.options.is_none()) else {
+            return Err(
+                SqlError::syntax("a field of STRUCT has a name and a type").hint("write STRUCT<a integer, b text>")
+            );
+        };
+        let name = Name::new(ident.value.clone()).map_err(SqlError::from)?;
+        Ok(StructField { name: name.as_str().to_owned(), sql_type: part_named(&field.field_type)? })
+    };
+    if fields.is_empty() {
+        return Err(SqlError::syntax("a STRUCT has fields").hint("write STRUCT<a integer, b text>"));
+    }
+    Ok(SqlType::Struct(fields.iter().map(field).collect::<Result<_, _>>()?))
+}
+
+fn part_named(data_type: &DataType) -> Result<SqlType, SqlError> {
     Ok(match data_type {
         DataType::Boolean | DataType::Bool => SqlType::Boolean,
         DataType::SmallInt(None) | DataType::Int2(None) => SqlType::SmallInt,
@@ -70,9 +137,8 @@ pub(crate) fn type_named(data_type: &DataType) -> Result<SqlType, SqlError> {
         DataType::JSON => SqlType::Json,
         DataType::JSONB => SqlType::Jsonb,
         DataType::Array(item) => array(item)?,
-        DataType::Struct(..) | DataType::Map(..) => {
-            return Err(SqlError::unsupported("types STRUCT and MAP", "use json or jsonb"));
-        }
+        DataType::Struct(fields, _) => structure(fields)?,
+        DataType::Map(key, value) => SqlType::Map(Box::new(part_named(key)?), Box::new(part_named(value)?)),
         DataType::Custom(name, modifiers) => custom(name, modifiers)?,
         other => return Err(unknown(&other.to_string().to_lowercase())),
     })
@@ -130,9 +196,13 @@ fn custom(name: &ObjectName, modifiers: &[String]) -> Result<SqlType, SqlError> 
             return Err(SqlError::unsupported(format!("type {word}"), "query the views of schema millstream by name"));
         }
         "struct" | "map" => {
-            return Err(SqlError::unsupported(format!("type {}", word.to_uppercase()), "use json or jsonb"));
+            let hint = "write STRUCT<a integer, b text>, or MAP<text, integer>";
+            return Err(SqlError::syntax(format!("type {} names its parts", word.to_uppercase())).hint(hint));
         }
-        "headers" => return Err(SqlError::unsupported("HEADERS", "declare a column of type json")),
+        "headers" => {
+            let hint = "elsewhere write STRUCT<key text, value bytea>[]";
+            return Err(SqlError::unsupported("HEADERS but as a column's type", hint));
+        }
         _ => return Err(located(unknown(word))),
     };
     if modifiers.is_empty() {
@@ -205,7 +275,7 @@ fn array(item: &ArrayElemTypeDef) -> Result<SqlType, SqlError> {
             return Err(SqlError::syntax("an array type names its items").hint("write T[] or ARRAY<T>"));
         }
     };
-    match type_named(item)? {
+    match part_named(item)? {
         SqlType::Array(_) => Err(SqlError::unsupported("an array of arrays", "use jsonb")),
         item => Ok(SqlType::Array(Box::new(item))),
     }

@@ -13,7 +13,7 @@ const TYPES: &[(SqlType, u32, u32, i16)] = &[
     (SqlType::SmallInt, 21, 1005, 2),
     (SqlType::Integer, 23, 1007, 4),
     (SqlType::Text, 25, 1009, -1),
-    (SqlType::Json, 114, 199, -1),
+    (SqlType::Json, JSON, 199, -1),
     (SqlType::Real, 700, 1021, 4),
     (SqlType::Double, 701, 1022, 8),
     (SqlType::Date, 1082, 1182, 4),
@@ -31,6 +31,7 @@ const BPCHAR_ARRAY: u32 = 1014;
 const VARCHAR: u32 = 1043;
 const VARCHAR_ARRAY: u32 = 1015;
 const NUMERIC: u32 = 1700;
+const JSON: u32 = 114;
 /// Bytes PostgreSQL adds to the modifier of length types (`VARHDRSZ`).
 const HEADER: i32 = 4;
 
@@ -42,11 +43,12 @@ fn is_numeric(sql_type: &SqlType) -> bool {
     matches!(sql_type, SqlType::Numeric { .. })
 }
 
-/// The OID of `sql_type`; arrays of any depth have the OID of their innermost type's array.
+/// The OID of `sql_type`; arrays of any depth have the OID of their innermost type's array, STRUCT and MAP that of `json`.
 ///
 /// `oid(integer)` is 23, `oid(integer[])` is 1007.
 pub fn oid(sql_type: &SqlType) -> u32 {
     match sql_type {
+        document if document.is_document() => JSON,
         SqlType::Varchar(_) => VARCHAR,
         SqlType::Char(_) => BPCHAR,
         SqlType::Array(item) => oid_array(item),

@@ -5,8 +5,10 @@
 use super::builder::ColumnBuilder;
 use super::error::ValueError;
 use crate::error::SqlError;
+use arrow::array::{Array, ArrayRef, AsArray};
 use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
+use std::sync::Arc;
 
 impl From<ValueError> for SqlError {
     fn from(error: ValueError) -> Self {
@@ -47,6 +49,13 @@ fn scalar(
 ) -> Result<ScalarValue, SqlError> {
     let mut builder = ColumnBuilder::new(sql_type, 1);
     append(&mut builder)?;
-    ScalarValue::try_from_array(&builder.finish(), 0)
-        .map_err(|_| SqlError::internal(format!("no scalar form of type {sql_type}")))
+    scalar_first(&builder.finish()).map_err(|_| SqlError::internal(format!("no scalar form of type {sql_type}")))
+}
+
+/// The first value of an array. The engine's own function forgets which SQL type the items of a list have.
+pub(crate) fn scalar_first(array: &ArrayRef) -> datafusion::common::Result<ScalarValue> {
+    match array.as_list_opt::<i32>() {
+        Some(list) if !list.is_empty() => Ok(ScalarValue::List(Arc::new(list.slice(0, 1)))),
+        _ => ScalarValue::try_from_array(array, 0),
+    }
 }

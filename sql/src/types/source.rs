@@ -2,7 +2,7 @@
 //!
 //! Owns the choice of which Arrow type stands for which SQL type. Leaves out writing (`encoder.rs`).
 
-use super::encoder::ColumnEncoder;
+use super::encoder::{ColumnEncoder, NamedField};
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BinaryViewArray, BooleanArray, Decimal32Array, Decimal64Array,
     Decimal128Array, Decimal256Array, FixedSizeBinaryArray, Float16Array, Float32Array, Float64Array, Int8Array,
@@ -22,6 +22,7 @@ use arrow::datatypes::{
     UInt64Type,
 };
 use millstream_catalog::SqlType;
+use millstream_catalog::schema::StructField;
 use std::ops::Range;
 
 /// An array, typed.
@@ -43,6 +44,8 @@ pub(crate) enum Source {
     TimestampTz(Micros),
     Interval(Intervals),
     List(Lists),
+    Struct(Structs),
+    Map(Maps),
     /// Keys, and the encoder of the values.
     Dictionary(Keys, Box<ColumnEncoder>),
     /// What has no SQL form; shown as Arrow shows it.
@@ -122,6 +125,22 @@ pub(crate) struct Lists {
     pub(crate) items: Box<ColumnEncoder>,
 }
 
+/// A struct array: the encoder of each field, behind its name as JSON has it.
+#[derive(Debug)]
+pub(crate) struct Structs {
+    pub(crate) fields: Vec<NamedField>,
+    nulls: Option<NullBuffer>,
+}
+
+/// A map array: where each cell's entries are, and the encoders of keys and values.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    offsets: arrow::buffer::OffsetBuffer<i32>,
+    nulls: Option<NullBuffer>,
+    pub(crate) keys: Box<ColumnEncoder>,
+    pub(crate) values: Box<ColumnEncoder>,
+}
+
 #[derive(Debug)]
 enum Offsets {
     Small(arrow::buffer::OffsetBuffer<i32>),
@@ -173,6 +192,8 @@ impl Source {
             SqlType::TimestampTz => Micros::of_timestamp(array).map(Self::TimestampTz),
             SqlType::Interval => Intervals::of(array).map(Self::Interval),
             SqlType::Array(item) => Lists::of(array, item).map(Self::List),
+            SqlType::Struct(fields) => Structs::of(array, fields).map(Self::Struct),
+            SqlType::Map(key, value) => Maps::of(array, key, value).map(Self::Map),
         }
     }
 
@@ -189,6 +210,8 @@ impl Source {
             Self::Time(values) | Self::Timestamp(values) | Self::TimestampTz(values) => values.is_null(row),
             Self::Interval(values) => values.is_null(row),
             Self::List(values) => is_null(values.nulls.as_ref(), row),
+            Self::Struct(values) => is_null(values.nulls.as_ref(), row),
+            Self::Map(values) => is_null(values.nulls.as_ref(), row),
             Self::Dictionary(keys, values) => is_null(keys.nulls.as_ref(), row) || values.is_null(keys.index(row)),
             Self::Display(array) => array.is_null(row),
         }
@@ -443,6 +466,35 @@ impl Intervals {
             Self::DayTime(values) => values.is_null(row),
             Self::Duration(values) => values.is_null(row),
         }
+    }
+}
+
+impl Structs {
+    fn of(array: &dyn Array, fields: &[StructField]) -> Option<Self> {
+        let array = array.as_struct_opt().filter(|array| array.num_columns() == fields.len())?;
+        let field = |(field, column): (&StructField, &ArrayRef)| {
+            let mut name = Vec::new();
+            super::json::write_string(field.name.as_bytes(), &mut name);
+            (name, ColumnEncoder::new(column.as_ref(), &field.sql_type))
+        };
+        Some(Self { fields: fields.iter().zip(array.columns()).map(field).collect(), nulls: array.nulls().cloned() })
+    }
+}
+
+impl Maps {
+    fn of(array: &dyn Array, key: &SqlType, value: &SqlType) -> Option<Self> {
+        let array = array.as_map_opt()?;
+        Some(Self {
+            offsets: array.offsets().clone(),
+            nulls: array.nulls().cloned(),
+            keys: Box::new(ColumnEncoder::new(array.keys().as_ref(), key)),
+            values: Box::new(ColumnEncoder::new(array.values().as_ref(), value)),
+        })
+    }
+
+    /// Where the entries of a cell are.
+    pub(crate) fn range(&self, row: usize) -> Range<usize> {
+        self.offsets[row] as usize..self.offsets[row + 1] as usize
     }
 }
 

@@ -6,7 +6,7 @@ use super::Fill;
 use super::target::{Shape, Target, place, position, value_error};
 use crate::dialect::ast::is_default;
 use crate::error::SqlError;
-use crate::types::{ColumnBuilder, ValueError, integer_literal, is_assignable};
+use crate::types::{ColumnBuilder, ValueError, integer_literal, is_assignable, scalar_first};
 use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
@@ -300,7 +300,7 @@ fn converted(sql_type: &SqlType, text: &[u8]) -> Converted {
 }
 
 fn stored(builder: &mut ColumnBuilder) -> Result<ScalarValue, SqlError> {
-    ScalarValue::try_from_array(&builder.finish(), 0).map_err(|_| SqlError::internal("a constant has no scalar form"))
+    scalar_first(&builder.finish()).map_err(|_| SqlError::internal("a constant has no scalar form"))
 }
 
 /// Appends a scalar, with the names of column and type in what is refused.
@@ -315,6 +315,7 @@ pub(super) fn append_scalar(
     let outcome = match (builder.sql_type(), text) {
         // DataFusion has no type of its own for these: an explicit cast in the expression has left text.
         (SqlType::Json | SqlType::Jsonb | SqlType::Uuid, Some(text)) => builder.append_text(text.as_bytes()),
+        (document, Some(text)) if document.is_document() => builder.append_text(text.as_bytes()),
         _ => builder.append_scalar(value),
     };
     outcome.map_err(|error| match error.sqlstate {

@@ -150,6 +150,13 @@ fn cell_bytes(array: &dyn Array, row: usize) -> usize {
             let range = offsets[row] as usize..offsets[row + 1] as usize;
             range.map(|item| cell_bytes(list.values().as_ref(), item)).sum()
         }
+        DataType::Struct(_) => array.as_struct().columns().iter().map(|child| cell_bytes(child.as_ref(), row)).sum(),
+        DataType::Map(..) => {
+            let map = array.as_map();
+            let offsets = map.value_offsets();
+            let range = offsets[row] as usize..offsets[row + 1] as usize;
+            range.map(|entry| cell_bytes(map.entries(), entry)).sum()
+        }
         other => other.primitive_width().unwrap_or(16),
     }
 }

@@ -22,6 +22,7 @@ fn relation() -> Relation {
         is_key: false,
         default: default.map(str::to_owned),
         is_hidden: false,
+        is_headers: false,
     };
     let columns = vec![
         column("a", SqlType::Integer, None),

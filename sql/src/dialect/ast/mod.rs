@@ -245,6 +245,8 @@ pub struct ColumnDef {
     pub key: ColumnKey,
     /// `NOT NULL`.
     pub is_not_null: bool,
+    /// `HEADERS`.
+    pub is_headers: bool,
     /// `DEFAULT expr`.
     pub default: Option<DefaultValue>,
     /// Where the `DEFAULT` or the `KEY` stands.

@@ -87,6 +87,7 @@ fn relation(name: &str, kind: RelationKind, columns: &[(&str, SqlType, bool)]) -
             is_key: *is_key,
             default: None,
             is_hidden: false,
+            is_headers: false,
         })
         .collect();
     Relation {

@@ -94,6 +94,7 @@ fn relation() -> Relation {
         is_key: false,
         default: None,
         is_hidden: false,
+        is_headers: false,
     };
     let columns = [
         ("k", SqlType::Text),

@@ -99,6 +99,7 @@ impl Query {
             is_key,
             default: None,
             is_hidden: false,
+            is_headers: false,
         };
         Relation {
             id: TopicId::new(1),
