@@ -319,6 +319,56 @@ with psycopg.connect(os.environ["SERVER"], autocommit=True) as c:
 print("all well")
 "#;
 
+/// UPDATE, DELETE and ON CONFLICT, in nested transactions and pipelines.
+const PSYCOPG_CHANGES: &str = r#"
+import os, psycopg
+from psycopg import errors
+conn = psycopg.connect(os.environ["SERVER"], autocommit=True)
+conn.execute("CREATE TABLE acc (k integer PRIMARY KEY, n bigint NOT NULL, t text)")
+with conn.cursor() as cur:
+    cur.executemany("INSERT INTO acc VALUES (%s, %s, %s)", [(1, 10, "a"), (2, 20, "b"), (3, 30, None)])
+    cur.execute("UPDATE acc SET n = n + %s WHERE k = %s RETURNING k, n", (5, 1))
+    assert (cur.rowcount, cur.fetchall()) == (1, [(1, 15)])
+    # One row several times in a pipeline: each starts from the one before.
+    cur.executemany("UPDATE acc SET n = n + 1 WHERE k = %s", [(1,), (1,), (2,)])
+    assert cur.rowcount == 3, cur.rowcount
+    assert conn.execute("SELECT n FROM acc ORDER BY k").fetchall() == [(17,), (21,), (30,)]
+    cur.execute("INSERT INTO acc VALUES (%s, %s) ON CONFLICT (k) DO UPDATE SET n = acc.n + excluded.n RETURNING n", (3, 7))
+    assert cur.fetchone() == (37,)
+with conn.transaction():
+    conn.execute("DELETE FROM acc WHERE k = %s", (3,))
+    try:
+        with conn.transaction():
+            conn.execute("UPDATE acc SET n = 0")
+            raise ValueError
+    except ValueError:
+        pass
+    try:
+        with conn.transaction():
+            conn.execute("UPDATE acc SET k = 2 WHERE k = 1")
+    except errors.UniqueViolation as error:
+        assert error.diag.message_detail == "Key (k)=(2) already exists."
+    with conn.transaction():
+        assert conn.execute("UPDATE acc SET t = 'new' WHERE k = 2").rowcount == 1
+assert conn.execute("SELECT * FROM acc ORDER BY k").fetchall() == [(1, 17, "a"), (2, 21, "new")]
+try:
+    with conn.transaction():
+        conn.execute("DELETE FROM acc")
+        conn.execute("UPDATE acc SET n = NULL")
+        conn.execute("UPDATE nothing SET n = NULL")
+except errors.UndefinedTable:
+    pass
+else:
+    raise AssertionError("accepted")
+assert conn.execute("SELECT count(*) FROM acc").fetchone() == (2,)
+with conn.pipeline():
+    a = conn.execute("UPDATE acc SET n = n * 2 WHERE k = 1 RETURNING n")
+    b = conn.execute("UPDATE acc SET n = n + 1 WHERE k = 1 RETURNING n")
+    assert (a.fetchone(), b.fetchone()) == ((34,), (35,))
+assert conn.execute("DELETE FROM acc USING (VALUES (1)) AS gone (k) WHERE acc.k = gone.k").rowcount == 1
+print("done")
+"#;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psycopg_works_with_cursors_copy_and_binary_values() {
     let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
@@ -331,6 +381,8 @@ async fn psycopg_works_with_cursors_copy_and_binary_values() {
     let place = format!("host={} port={} user=tester dbname=millstream", address.ip(), address.port());
     let (code, out, error) = run(Command::new(&python).args(["-c", PSYCOPG]).env("SERVER", &place)).await;
     assert_eq!((code, out.as_str()), (Some(0), "all well\n"), "{error}");
+    let (code, out, error) = run(Command::new(&python).args(["-c", PSYCOPG_CHANGES]).env("SERVER", &place)).await;
+    assert_eq!((code, out.as_str()), (Some(0), "done\n"), "{error}");
     let (code, out, error) = run(Command::new(&python).arg("examples/tail.py").env("SERVER", &place)).await;
     assert_eq!((code, out.lines().count()), (Some(0), 5), "{out}{error}");
     server.node.stop().await;

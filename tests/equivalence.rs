@@ -258,3 +258,102 @@ async fn continuous_tables_equal_their_select_run_once() {
         run(seed).await;
     }
 }
+
+/// A table of the model: its rows by key.
+type Model = std::collections::BTreeMap<i64, (i64, String)>;
+
+/// What a changed table is compared as: itself, and continuous tables over it.
+const CHANGED: &[(&str, &str)] = &[
+    ("changed", "SELECT k, v, t FROM changed"),
+    ("doubled", "SELECT k, v * 2 AS w FROM changed WHERE v % 3 <> 0"),
+    ("upper", "SELECT k, upper(t) AS u, v + k AS s FROM changed"),
+];
+
+/// What the model says of each of them.
+fn expected(model: &Model, name: &str) -> Vec<Vec<Option<String>>> {
+    let row = |(k, (v, t)): (&i64, &(i64, String))| {
+        let cells = match name {
+            "changed" => vec![k.to_string(), v.to_string(), t.clone()],
+            "doubled" if v % 3 == 0 => return None,
+            "doubled" => vec![k.to_string(), (v * 2).to_string()],
+            _ => vec![k.to_string(), t.to_uppercase(), (v + k).to_string()],
+        };
+        Some(cells.into_iter().map(Some).collect())
+    };
+    let mut rows: Vec<Vec<Option<String>>> = model.iter().filter_map(row).collect();
+    rows.sort();
+    rows
+}
+
+/// One statement over the table, and the same over the model.
+fn change(seeded: &mut Seeded, model: &mut Model) -> String {
+    let (k, v) = (seeded.below(20) as i64, seeded.below(50) as i64);
+    let t = ["a", "b", "c"][seeded.below(3) as usize];
+    match seeded.below(6) {
+        0 => {
+            model.insert(k, (v, t.to_owned()));
+            format!("INSERT INTO changed VALUES ({k}, {v}, '{t}')")
+        }
+        1 => {
+            model.entry(k).and_modify(|row| row.0 += v).or_insert((v, t.to_owned()));
+            format!(
+                "INSERT INTO changed VALUES ({k}, {v}, '{t}') ON CONFLICT (k) DO UPDATE SET v = changed.v + excluded.v"
+            )
+        }
+        2 => {
+            model.entry(k).or_insert((v, t.to_owned()));
+            format!("INSERT INTO changed VALUES ({k}, {v}, '{t}') ON CONFLICT DO NOTHING")
+        }
+        3 => {
+            model.values_mut().filter(|row| row.0 < v).for_each(|row| *row = (row.0 + 1, t.to_owned()));
+            format!("UPDATE changed SET v = v + 1, t = '{t}' WHERE v < {v}")
+        }
+        4 => {
+            let old = std::mem::take(model);
+            model.extend(old.into_iter().map(|(key, row)| (if key % 5 == k % 5 { key + 100 } else { key }, row)));
+            format!("UPDATE changed SET k = k + 100 WHERE k % 5 = {}", k % 5)
+        }
+        _ => {
+            model.retain(|_, row| row.0 % 7 != v % 7);
+            format!("DELETE FROM changed WHERE v % 7 = {}", v % 7)
+        }
+    }
+}
+
+async fn run_changes(seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut seeded, mut model) = (Seeded(seed), Model::new());
+    let mut node = Node::start(&config(dir.path())).await.unwrap();
+    let mut client = connect(node.pg_address()).await;
+    rows(&client, "CREATE TABLE changed (k bigint PRIMARY KEY, v bigint, t text) WITH (partitions = 3)").await;
+    for statement in 0..90 {
+        for (name, select) in CHANGED.iter().filter(|_| statement == 10).skip(1) {
+            rows(&client, &format!("CREATE TABLE {name} AS {select} EMIT CHANGES")).await;
+        }
+        rows(&client, &change(&mut seeded, &mut model)).await;
+        if statement % 30 == 29 {
+            drop(client);
+            node.stop().await;
+            drop(node);
+            node = Node::start(&config(dir.path())).await.unwrap();
+            client = connect(node.pg_address()).await;
+            rows(&client, "FLUSH").await;
+            for (name, select) in CHANGED {
+                for sql in [format!("SELECT * FROM {name}"), (*select).to_owned()] {
+                    let mut found = rows(&client, &sql).await;
+                    found.sort();
+                    assert_eq!(found, expected(&model, name), "seed {seed}, statement {statement}: {sql}");
+                }
+            }
+        }
+    }
+    drop(client);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_tables_and_continuous_ones_over_them_equal_a_model() {
+    for seed in [3, 4] {
+        run_changes(seed).await;
+    }
+}

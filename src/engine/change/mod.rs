@@ -130,8 +130,8 @@ impl Session {
         }
         if !relation.has_tombstones() {
             return Err(SqlError::unsupported(
-                format!("{keyword} of table \"{}\", which was made without row ids", relation.name),
-                "create a new table and copy the rows with INSERT INTO … SELECT",
+                format!("{keyword} of table \"{}\", which has no primary key,", relation.name),
+                "create a table with a PRIMARY KEY and copy the rows with INSERT INTO … SELECT",
             )
             .at(position));
         }
