@@ -105,6 +105,12 @@ impl LogStore {
         self.is_alone.store(is_alone, Ordering::Relaxed);
     }
 
+    /// Whether the log has a vote and has lost every entry: the first one comes before the first vote.
+    pub(crate) fn has_lost_all(&self) -> bool {
+        let state = self.state.lock();
+        state.vote.is_some() && state.last.is_none()
+    }
+
     /// The last entry that is gone, for system views.
     pub(crate) fn purged(&self) -> Option<EntryIndex> {
         self.state.lock().purged.as_ref().map(index_of)

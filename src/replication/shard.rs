@@ -94,6 +94,10 @@ impl Core {
         let failure = shared.failure.clone();
         let log =
             LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
+        if log.has_lost_all() {
+            let what = "a shard has a vote there and none of its entries";
+            return Err(StorageError::Corrupt { file: "wal".to_owned(), position: 0, what }.into());
+        }
         // Before the store removes or sets aside what no manifest names.
         check_manifest(shared, dir, id, &log)?;
         let opened = ShardStore::open(Arc::clone(&shared.disk), dir, id)?;

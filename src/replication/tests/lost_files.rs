@@ -38,7 +38,11 @@ async fn refusal(disk: &FaultDisk, shards: u32) -> String {
     };
     let wal_options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
     match Replication::start_on(config, Arc::new(disk.clone()), wal_options).await {
-        Ok(_) => "it started".to_owned(),
+        Ok(node) => {
+            // Until then the directory is in use.
+            node.shutdown().await;
+            "it started".to_owned()
+        }
         Err(error) => error.to_string(),
     }
 }
