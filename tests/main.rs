@@ -3,9 +3,9 @@
 //! `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
 //! killed. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
-//! their SELECT run once. `pipelined`: statements sent without waiting. `protocol`: the wire, byte by byte. `slt`:
-//! statements and their rows. `scripts`: several sessions, rows in the order they arrive. `tidy`: the rules of the code
-//! that a machine can check.
+//! their SELECT run once. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
+//! waiting. `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several sessions, rows in
+//! the order they arrive. `tidy`: the rules of the code that a machine can check.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
@@ -19,6 +19,7 @@ mod copy;
 mod crash;
 mod damage;
 mod equivalence;
+mod limits;
 mod pipelined;
 mod protocol;
 mod script;

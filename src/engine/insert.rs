@@ -126,7 +126,7 @@ impl Session {
                 .is_some_and(|it| Arc::ptr_eq(it, &target.relation) || **it == *target.relation)
         };
         let is_alone = !self.transaction.is_open() && target.returning.is_empty();
-        (is_alone && is_current()).then_some(target.relation.shard)
+        (is_alone && is_current() && self.engine.is_made(&target.relation)).then_some(target.relation.shard)
     }
 
     /// Runs an INSERT that [`Session::ahead_shard`] allows up to its place in the queue of its shard: the tag, and what

@@ -225,6 +225,17 @@ impl Engine {
         self.shard(relation.shard)
     }
 
+    /// Whether the shard has all partitions and columns of the definition: just after a change it may not yet.
+    pub(crate) fn is_made(&self, relation: &Relation) -> bool {
+        let columns = relation.schema.columns.len() + 1 + usize::from(relation.has_tombstones());
+        let partitions = self.shard_of(relation).ok().and_then(|shard| shard.partitions().topic(relation.id));
+        partitions.is_some_and(|partitions| {
+            let first = partitions.first().map(|first| first.schema());
+            partitions.len() >= relation.options.partitions as usize
+                && first.is_some_and(|schema| schema.fields().len() >= columns)
+        })
+    }
+
     /// The schema of the relation's stored batches: the very one its partitions have, if they have its columns.
     pub(crate) fn stored_schema(&self, relation: &Relation) -> SchemaRef {
         let shard = self.shard_of(relation).ok();

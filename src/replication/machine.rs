@@ -66,6 +66,8 @@ pub(crate) struct Machine {
     /// Log since the last seal.
     log_bytes: u64,
     log_entries: u64,
+    /// The catalog has changes that are not published.
+    is_catalog_new: bool,
     /// The entry just applied asks for a seal.
     is_seal_asked: bool,
     sealing: Option<Sealing>,
@@ -111,6 +113,7 @@ impl Machine {
             membership: StoredMembership::default(),
             log_bytes: 0,
             log_entries: 0,
+            is_catalog_new: false,
             is_seal_asked: false,
             sealing: None,
             snapshot: None,
@@ -144,6 +147,9 @@ impl Machine {
 
     /// Makes what was applied so far visible.
     fn publish(&mut self) {
+        if self.is_catalog_new {
+            self.publish_catalog();
+        }
         if let Some(applied) = &self.applied {
             let index = index_of(applied);
             self.store.publish(index);
@@ -151,7 +157,9 @@ impl Machine {
         }
     }
 
-    fn publish_catalog(&self) {
+    /// Once for all entries that are applied together: each view is a whole one.
+    fn publish_catalog(&mut self) {
+        self.is_catalog_new = false;
         if let Some(state) = &self.catalog {
             self.read.catalog.store(Arc::new(Snapshot::new(state.clone())));
             self.read.catalog_version.send_replace(state.version);
@@ -212,9 +220,7 @@ impl Machine {
             Change::Catalog(command) => {
                 let state = self.catalog.get_or_insert_default();
                 let applied = millstream_catalog::apply(state, (**command).clone());
-                if applied.is_ok() {
-                    self.publish_catalog();
-                }
+                self.is_catalog_new |= applied.is_ok();
                 return Ok(applied.map(Reply::Catalog).map_err(Refused::Catalog));
             }
             Change::Seal => self.is_seal_asked = true,
