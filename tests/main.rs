@@ -25,3 +25,4 @@ mod protocol;
 mod script;
 mod slt;
 mod tidy;
+mod upkeep;

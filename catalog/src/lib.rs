@@ -17,7 +17,7 @@ pub mod state;
 pub use apply::{CatalogError, apply};
 pub use command::{Command, RelationChange, Reply};
 pub use query::{Query, QueryOptions, QueryState, SourceForm};
-pub use relation::{Compression, Relation, RelationKind, TopicOptions};
+pub use relation::{Cleanup, CleanupPolicy, Compression, Relation, RelationKind, TopicOptions};
 pub use schema::{Column, Schema, SqlType};
 pub use snapshot::Snapshot;
 pub use state::State;

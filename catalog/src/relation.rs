@@ -2,7 +2,7 @@
 //!
 //! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
 
-use crate::model::{Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
+use crate::model::{ByteSize, Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
 use crate::schema::{FILL_METADATA, Schema};
 use arrow_schema::{FieldRef, Schema as ArrowSchema, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,71 @@ pub enum Compression {
     Zstd,
 }
 
+/// What happens to a topic's old events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CleanupPolicy {
+    /// They go by `retention` and `retention_bytes`.
+    Delete,
+    /// The last event of each key stays.
+    Compact,
+    /// Both.
+    CompactDelete,
+}
+
+impl CleanupPolicy {
+    /// The policy of a stream or table that does not say one.
+    pub fn of(kind: RelationKind) -> Self {
+        match kind {
+            RelationKind::Stream => Self::Delete,
+            RelationKind::Table => Self::Compact,
+        }
+    }
+
+    /// Whether old events go by age or size.
+    pub fn deletes(self) -> bool {
+        self != Self::Compact
+    }
+
+    /// Whether the last event of each key stays.
+    pub fn compacts(self) -> bool {
+        self != Self::Delete
+    }
+
+    /// As `WITH` has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+            Self::CompactDelete => "compact,delete",
+        }
+    }
+}
+
+/// How long a topic's events are kept. Bytes of an older catalog have none of it: then all are defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cleanup {
+    /// The policy; by default `compact` for tables and `delete` for streams.
+    pub policy: Option<CleanupPolicy>,
+    /// How long an event is kept after its event time; for ever by default.
+    pub retention: Option<Span>,
+    /// Bytes of each partition that are kept; no bound by default.
+    pub retention_bytes: Option<ByteSize>,
+    /// How long a tombstone stays after it was compacted; a day by default, as Kafka's.
+    pub delete_retention: Option<Span>,
+}
+
+impl Cleanup {
+    /// Tombstones stay so long if nothing else is said; Kafka's `delete.retention.ms`.
+    pub const DELETE_RETENTION: Span = Span::from_secs(24 * 60 * 60);
+
+    /// How long a tombstone stays after it was compacted.
+    pub fn delete_retention(&self) -> Span {
+        self.delete_retention.unwrap_or(Self::DELETE_RETENTION)
+    }
+}
+
 /// The `WITH` options of a topic that have an effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicOptions {
@@ -39,11 +104,14 @@ pub struct TopicOptions {
     pub partitions: u32,
     /// Compression of segments.
     pub compression: Compression,
+    /// What happens to old events.
+    #[serde(default)]
+    pub cleanup: Cleanup,
 }
 
 impl Default for TopicOptions {
     fn default() -> Self {
-        Self { partitions: 1, compression: Compression::None }
+        Self { partitions: 1, compression: Compression::None, cleanup: Cleanup::default() }
     }
 }
 
@@ -103,6 +171,11 @@ impl Relation {
             }
         };
         Arc::new(ArrowSchema::new(stored.fields().iter().enumerate().map(field).collect::<Vec<_>>()))
+    }
+
+    /// What happens to old events: the policy said, or the default of its kind.
+    pub fn cleanup_policy(&self) -> CleanupPolicy {
+        self.options.cleanup.policy.unwrap_or(CleanupPolicy::of(self.kind))
     }
 
     /// Every partition of the topic.

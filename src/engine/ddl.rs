@@ -45,6 +45,7 @@ impl Engine {
             if shard.progress(query.id).is_none() {
                 self.ensure_query(query).await?;
             }
+            self.end_if_terminated(query.id).await?;
         }
         for shard in self.replication().shards() {
             for topic in shard.partitions().topics() {
@@ -84,6 +85,19 @@ impl Engine {
             Some(_) => shard.alter_topic(topic).await,
         };
         stored.map_err(replication_error)
+    }
+
+    /// Lets go of the events that a terminated query would read again.
+    async fn end_if_terminated(&self, id: QueryId) -> Result<()> {
+        let catalog = self.catalog();
+        let Some(query) = catalog.query_by_id(id).filter(|query| query.state == QueryState::Terminated) else {
+            return Ok(());
+        };
+        let shard = self.shard_of_query(query)?;
+        match shard.progress(id).is_some_and(|progress| progress.checkpoint.is_some()) {
+            true => shard.end_query(id).await.map_err(replication_error),
+            false => Ok(()),
+        }
     }
 
     async fn ensure_query(&self, query: &Query) -> Result<()> {
@@ -380,7 +394,8 @@ impl Session {
         let (engine, id) = (Arc::clone(&self.engine), query.id);
         to_the_end(async move {
             engine.propose(Command::SetQueryState { id, state }).await?;
-            crate::engine::query::refresh(&engine).await
+            crate::engine::query::refresh(&engine).await?;
+            engine.end_if_terminated(id).await
         })
         .await?;
         Ok(Outcome::Command { tag: format!("{word} QUERY") })

@@ -190,7 +190,17 @@ impl Session {
             ("shard", relation.shard.to_string()),
             ("events", events.to_string()),
             ("statement", relation.sql.clone()),
+            ("cleanup_policy", relation.cleanup_policy().word().to_owned()),
         ];
+        let (policy, cleanup) = (relation.cleanup_policy(), &relation.options.cleanup);
+        if policy.deletes() {
+            let retention = cleanup.retention.map_or_else(|| "forever".to_owned(), |span| span.to_string());
+            properties.push(("retention", retention));
+            properties.extend(cleanup.retention_bytes.map(|bytes| ("retention_bytes", bytes.to_string())));
+        }
+        if policy.compacts() {
+            properties.push(("delete_retention", cleanup.delete_retention().to_string()));
+        }
         if let Some(column) = relation.timestamp.and_then(|i| relation.schema.columns.get(i)) {
             properties.push(("timestamp", column.name.to_string()));
         }

@@ -31,6 +31,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod upkeep;
 mod write;
 
 pub use copy::{CopyIn, CopyOut};
@@ -59,6 +60,7 @@ use compute::Compute;
 use held::HoldingRoom;
 use millstream_catalog::model::{ByteSize, NodeId, PartitionId};
 use millstream_catalog::{Relation, Snapshot};
+use parking_lot::Mutex;
 use query::Supervisor;
 use registry::Registry;
 use row_lock::RowLocks;
@@ -67,6 +69,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use table::Tables;
 use tokio_util::sync::CancellationToken;
+use upkeep::Upkeep;
 use write::Spreader;
 
 /// How an engine is opened.
@@ -94,6 +97,7 @@ pub struct Engine {
     row_locks: Arc<RowLocks>,
     compute: Compute,
     queries: Supervisor,
+    upkeep: Mutex<Option<Upkeep>>,
     shutdown: CancellationToken,
 }
 
@@ -137,6 +141,7 @@ impl Engine {
             holding: HoldingRoom::default(),
             row_locks: Arc::default(),
             queries: Supervisor::default(),
+            upkeep: Mutex::default(),
             shutdown: CancellationToken::new(),
         });
         let started = match engine.reconcile().await {
@@ -148,6 +153,7 @@ impl Engine {
             engine.shutdown().await;
             return Err(error);
         }
+        *engine.upkeep.lock() = Some(Upkeep::start(&engine));
         Ok(engine)
     }
 
@@ -168,6 +174,10 @@ impl Engine {
     pub async fn shutdown(&self) {
         self.shutdown.cancel();
         query::stop(self).await;
+        let upkeep = self.upkeep.lock().take();
+        if let Some(upkeep) = upkeep {
+            upkeep.stop().await;
+        }
         self.replication.shutdown().await;
         self.compute.stop();
     }

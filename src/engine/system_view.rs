@@ -47,6 +47,10 @@ const VIEWS: &[View] = &[
             ("partitions", 'i'),
             ("shard", 'i'),
             ("compression", 't'),
+            ("cleanup_policy", 't'),
+            ("retention", 't'),
+            ("retention_bytes", 'b'),
+            ("delete_retention", 't'),
             ("events", 'b'),
             ("bytes", 'b'),
             ("segments", 'b'),
@@ -60,8 +64,8 @@ const VIEWS: &[View] = &[
             ("topic", 't'),
             ("partition", 'i'),
             ("shard", 'i'),
-            ("log_start_offset", 'b'),
-            ("high_watermark", 'b'),
+            ("offset_start", 'b'),
+            ("offset_end", 'b'),
             ("events", 'b'),
             ("bytes", 'b'),
             ("segments", 'b'),
@@ -165,6 +169,7 @@ const VIEWS: &[View] = &[
             ("sealed", 'b'),
             ("purged", 'b'),
             ("waiting_bytes", 'b'),
+            ("rewritten_bytes", 'b'),
             ("damage", 't'),
         ],
         rows: |engine, _| shard_rows(engine),
@@ -280,6 +285,10 @@ fn topic_row(engine: &Engine, relation: &Relation) -> Option<Vec<Cell>> {
         Integer(i64::from(relation.options.partitions)),
         Integer(i64::from(relation.shard.value())),
         text(compression),
+        text(relation.cleanup_policy().word()),
+        text(relation.options.cleanup.retention.map_or_else(|| "forever".to_owned(), |span| span.to_string())),
+        Long(relation.options.cleanup.retention_bytes.and_then(|bytes| i64::try_from(bytes.value()).ok())),
+        text(relation.options.cleanup.delete_retention()),
         sum(events),
         sum(|view| view.bytes().value()),
         sum(|view| view.segments().len() as u64),
@@ -419,12 +428,13 @@ fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             status.sealed.map_or(Long(None), |index| long(index.value())),
             status.purged.map_or(Long(None), |index| long(index.value())),
             long(status.waiting_bytes.value()),
+            long(status.bytes_rewritten.value()),
             Text(None),
         ]
     };
     let damaged = engine.replication().damaged().iter().map(|(id, damage)| {
         let mut row = vec![Integer(i64::from(id.value()))];
-        row.extend((0..6).map(|_| Long(None)));
+        row.extend((0..7).map(|_| Long(None)));
         row.push(text(damage));
         row
     });

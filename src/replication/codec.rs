@@ -4,6 +4,7 @@
 //! checksums, which the WAL and the manifest add below, and versions, which each format writes itself.
 
 use bytes::Bytes;
+use millstream_catalog::Compression;
 use millstream_catalog::model::{Offset, PartitionId, TopicId};
 
 /// Why bytes are not what they should be.
@@ -19,6 +20,24 @@ pub(crate) enum DecodeError {
     Kind(u8),
     #[error("is damaged: {0}")]
     Damaged(String),
+}
+
+/// 0 none, 1 LZ4, 2 ZSTD.
+pub(crate) fn encode_compression(compression: Compression) -> u8 {
+    match compression {
+        Compression::None => 0,
+        Compression::Lz4 => 1,
+        Compression::Zstd => 2,
+    }
+}
+
+pub(crate) fn decode_compression(kind: u8) -> Result<Compression, DecodeError> {
+    match kind {
+        0 => Ok(Compression::None),
+        1 => Ok(Compression::Lz4),
+        2 => Ok(Compression::Zstd),
+        kind => Err(DecodeError::Kind(kind)),
+    }
 }
 
 /// Appends fields to a buffer.

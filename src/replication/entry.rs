@@ -25,30 +25,29 @@
 //! it is 0, `column u32` each and `position u64`; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
-//! log starts, 31 truncate, 32 alter topic), then its fields.
-//!
+//! log starts, 31 truncate, 32 alter topic, 35 replace segments, 36 end query), then its fields.
 //! A batch has the columns that the topic had when it was made: those of its schema, or only the first of them.
 
-use super::codec::{DecodeError, Decoder, Encoder};
+use super::codec::{DecodeError, Decoder, Encoder, decode_compression, encode_compression};
+use super::ipc::{decode_batch, encode_batch};
 use super::raft::{Membership, Payload};
 use super::types::{Checkpoint, Guard, PartitionPosition, ProducerClaim};
-use crate::storage::TopicStorage;
+use super::upkeep::{decode_rewrites, encode_rewrites};
 use crate::storage::batch::with_schema;
-use crate::storage::fit::{width, without_later};
+use crate::storage::{Rewrite, TopicStorage};
 use arrow::array::RecordBatch;
-use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, SchemaRef};
-use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use arrow::ipc::{MetadataVersion, root_as_message};
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::root_as_message;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
+use millstream_catalog::Command;
 use millstream_catalog::model::{
     Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StepNumber, Timestamp, TopicId,
 };
 use millstream_catalog::persist::{decode_command, encode_command};
-use millstream_catalog::{Command, Compression};
 use openraft::EntryPayload;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -59,6 +58,7 @@ const WRITES: u8 = 2;
 const CHANGE: u8 = 3;
 /// The payload of an entry that does nothing; what follows it is not looked at.
 pub(super) const BLANK_PAYLOAD: [u8; 2] = [VERSION, BLANK];
+const REWRITE: u8 = 35;
 
 /// The operations of one entry.
 #[derive(Debug)]
@@ -170,6 +170,10 @@ pub(crate) enum Change {
     Seal,
     /// Adds columns and partitions, and changes names and options.
     AlterTopic(TopicStorage),
+    /// Replaces segments by others with the same rows, or the last of each key.
+    Rewrite(Vec<Rewrite>),
+    /// Forgets the checkpoint of a query that will not run again: it holds back no events any more.
+    EndQuery(QueryId),
     /// Moves log starts forward, each at most to the first event that a query would read again after a restart.
     MoveStarts(Vec<PartitionPosition>),
     /// Moves the log starts of every partition of these topics to their ends as of this entry, all or none.
@@ -195,6 +199,10 @@ impl EntryData {
     /// Bytes in the log.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
+    }
+    /// Whether it replaces segments, which takes files to be written before it is applied.
+    pub(crate) fn is_rewrite(&self) -> bool {
+        self.bytes.get(1..3) == Some(&[CHANGE, REWRITE])
     }
     /// The operations.
     pub(crate) fn operations(&self) -> Result<Arc<Operations>, DecodeError> {
@@ -530,6 +538,14 @@ fn encode_change(change: &Change) -> Bytes {
             encoder.u8(32);
             encode_topic(&mut encoder, topic);
         }
+        Change::Rewrite(rewrites) => {
+            encoder.u8(REWRITE);
+            encode_rewrites(&mut encoder, rewrites);
+        }
+        Change::EndQuery(query) => {
+            encoder.u8(36);
+            encoder.u64(query.value());
+        }
         Change::MoveStarts(positions) => {
             encoder.u8(30);
             encode_positions(&mut encoder, positions);
@@ -556,6 +572,8 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
         }
         6 => Change::Seal,
         32 => Change::AlterTopic(decode_topic(decoder)?),
+        REWRITE => Change::Rewrite(decode_rewrites(decoder)?),
+        36 => Change::EndQuery(QueryId::new(decoder.u64()?)),
         30 => Change::MoveStarts(decode_positions(decoder)?),
         31 => {
             let count = decoder.count(8)?;
@@ -569,11 +587,7 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
 fn encode_topic(encoder: &mut Encoder, topic: &TopicStorage) {
     encoder.u64(topic.topic.value());
     encoder.u32(topic.partitions);
-    encoder.u8(match topic.compression {
-        Compression::None => 0,
-        Compression::Lz4 => 1,
-        Compression::Zstd => 2,
-    });
+    encoder.u8(encode_compression(topic.compression));
     let schema = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(
         &topic.schema,
         &mut DictionaryTracker::new(true),
@@ -585,12 +599,7 @@ fn encode_topic(encoder: &mut Encoder, topic: &TopicStorage) {
 fn decode_topic(decoder: &mut Decoder) -> Result<TopicStorage, DecodeError> {
     let topic = TopicId::new(decoder.u64()?);
     let partitions = decoder.u32()?;
-    let compression = match decoder.u8()? {
-        0 => Compression::None,
-        1 => Compression::Lz4,
-        2 => Compression::Zstd,
-        kind => return Err(DecodeError::Kind(kind)),
-    };
+    let compression = decode_compression(decoder.u8()?)?;
     let bytes = decoder.bytes()?;
     let message = root_as_message(&bytes).map_err(|e| DecodeError::Damaged(e.to_string()))?;
     let schema = message.header_as_schema().ok_or(DecodeError::Kind(message.header_type().0))?;
@@ -598,69 +607,13 @@ fn decode_topic(decoder: &mut Decoder) -> Result<TopicStorage, DecodeError> {
     Ok(TopicStorage { topic, partitions, schema: Arc::new(schema), compression })
 }
 
-/// Bytes of a message's body are aligned to this; small, because most entries hold few rows.
-const ALIGNMENT: usize = 8;
-
-/// An IPC message: its head (length u32 and flatbuffer) and its body.
-fn encode_batch(batch: &RecordBatch) -> Result<(Vec<u8>, Vec<u8>), String> {
-    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5).map_err(|e| e.to_string())?;
-    let mut dictionaries = DictionaryTracker::new(true);
-    let (dictionary_messages, message) = IpcDataGenerator::default()
-        .encode(batch, &mut dictionaries, &options, &mut IpcWriteContext::default())
-        .map_err(|e| e.to_string())?;
-    if !dictionary_messages.is_empty() {
-        return Err("dictionary columns are not stored".to_owned());
-    }
-    let length = u32::try_from(message.ipc_message.len()).map_err(|e| e.to_string())?;
-    let mut head = Vec::with_capacity(4 + message.ipc_message.len());
-    head.extend_from_slice(&length.to_le_bytes());
-    head.extend_from_slice(&message.ipc_message);
-    Ok((head, message.arrow_data))
-}
-
-fn decode_batch(bytes: Bytes, schema: &SchemaRef) -> Result<RecordBatch, DecodeError> {
-    let damaged = |e: &dyn fmt::Display| DecodeError::Damaged(e.to_string());
-    let mut decoder = Decoder::new(bytes.clone());
-    let head_end = 4 + decoder.u32()? as usize;
-    if head_end > bytes.len() {
-        return Err(DecodeError::Short);
-    }
-    let head = bytes.slice(4..head_end);
-    let message = root_as_message(&head).map_err(|e| damaged(&e))?;
-    let rows = message.header_as_record_batch().ok_or(DecodeError::Kind(message.header_type().0))?;
-    let body = Buffer::from(bytes.slice(head_end..));
-    let version = message.version();
-    let schema = schema_of(rows.nodes().map_or(0, |nodes| nodes.len()), schema);
-    arrow::ipc::reader::read_record_batch(&body, rows, schema, &HashMap::new(), None, &version).map_err(|e| damaged(&e))
-}
-
-/// The schema of a message with this many nodes: `schema`, or as it was before columns were added.
-fn schema_of(nodes: usize, schema: &SchemaRef) -> SchemaRef {
-    let count = |schema: &SchemaRef| schema.fields().iter().map(|field| nodes_of(field.data_type())).sum::<usize>();
-    if count(schema) == nodes {
-        return Arc::clone(schema);
-    }
-    let older = (0..width(schema)).rev().map(|kept| without_later(schema, kept));
-    older.into_iter().find(|older| count(older) == nodes).unwrap_or_else(|| Arc::clone(schema))
-}
-
-/// Nodes that an array has in a message: its own and those of its children.
-fn nodes_of(data_type: &DataType) -> usize {
-    1 + match data_type {
-        DataType::List(item)
-        | DataType::LargeList(item)
-        | DataType::FixedSizeList(item, _)
-        | DataType::Map(item, _) => nodes_of(item.data_type()),
-        DataType::Struct(fields) => fields.iter().map(|field| nodes_of(field.data_type())).sum(),
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::CompactionPlan;
     use arrow::array::{BooleanArray, Int64Array, ListArray, StringArray};
-    use arrow::datatypes::{Field, Int64Type, Schema};
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use millstream_catalog::Compression;
     use millstream_catalog::model::QueryId;
 
     fn rows() -> RecordBatch {
@@ -764,6 +717,14 @@ mod tests {
             compression: Compression::Zstd,
         };
         let position = (TopicId::new(1), PartitionId::new(0), Offset::new(9));
+        let rewrite = Rewrite {
+            topic: TopicId::new(1),
+            partition: PartitionId::new(2),
+            offsets: Offset::new(3)..Offset::new(9),
+            number: 4,
+            compression: Compression::Lz4,
+            compaction: Some(CompactionPlan { key: vec![0, 2], tombstones_upto: Offset::new(5), now: Timestamp::MIN }),
+        };
         let changes = [
             Change::CreateTopic(topic.clone()),
             Change::AlterTopic(topic),
@@ -773,6 +734,8 @@ mod tests {
             Change::Catalog(Box::new(Command::DropRelation { id: TopicId::new(3), cascade: true })),
             Change::Seal,
             Change::MoveStarts(vec![position]),
+            Change::EndQuery(QueryId::new(4)),
+            Change::Rewrite(vec![rewrite.clone(), Rewrite { compaction: None, ..rewrite }]),
             Change::Truncate(vec![TopicId::new(3), TopicId::new(4)]),
         ];
         for change in changes {

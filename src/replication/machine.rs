@@ -16,8 +16,9 @@ use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::types::{Appended, PartitionPosition};
+use super::upkeep;
 use crate::env;
-use crate::storage::{ManifestState, SealJob, Sealed, ShardStore, StorageError};
+use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StorageError};
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, TopicId};
@@ -72,6 +73,8 @@ pub(crate) struct Machine {
     is_seal_asked: bool,
     sealing: Option<Sealing>,
     snapshot: Option<SnapshotMeta>,
+    /// New segments for the entry that is applied next.
+    rewritten: Vec<(Rewrite, Rewritten)>,
 }
 
 /// A seal job that runs.
@@ -117,6 +120,7 @@ impl Machine {
             is_seal_asked: false,
             sealing: None,
             snapshot: None,
+            rewritten: Vec::new(),
         };
         if let Some(manifest) = manifest {
             machine.restore(manifest).map_err(Fatal::Manifest)?;
@@ -181,6 +185,27 @@ impl Machine {
         Ok(replies)
     }
 
+    /// Has the files written that an entry takes into use.
+    async fn prepare(&mut self, entry: &Entry) -> Result<(), Fatal> {
+        let EntryPayload::Normal(data) = &entry.payload else { return Ok(()) };
+        if !data.is_rewrite() {
+            return Ok(());
+        }
+        let index = index_of(&entry.log_id);
+        let operations = data.operations().map_err(|error| Fatal::Entry { index, error })?;
+        if let Operations::Change(Change::Rewrite(rewrites)) = &*operations {
+            // The leader decided on segments that a seal makes which may still run here.
+            if rewrites.iter().any(|rewrite| self.store.rewrite_job(rewrite).is_none())
+                && let Some(sealing) = self.sealing.take()
+            {
+                let result = sealing.done.await.map_err(|_| Fatal::SealDied)?;
+                self.install(sealing.meta, result)?;
+            }
+            self.rewritten = upkeep::rewritten(&self.store, &self.read, rewrites).await?;
+        }
+        Ok(())
+    }
+
     fn apply_data(&mut self, index: EntryIndex, data: &EntryData) -> Result<Replies, Fatal> {
         self.log_bytes += data.len() as u64;
         let operations = data.operations().map_err(|error| Fatal::Entry { index, error })?;
@@ -224,6 +249,8 @@ impl Machine {
                 return Ok(applied.map(Reply::Catalog).map_err(Refused::Catalog));
             }
             Change::Seal => self.is_seal_asked = true,
+            Change::Rewrite(_) => upkeep::install(&mut self.store, &self.read, std::mem::take(&mut self.rewritten)),
+            Change::EndQuery(query) => progress::end(&mut self.read.queries.write(), *query),
             Change::MoveStarts(positions) => self.move_starts(positions)?,
             Change::Truncate(topics) => {
                 let queries = self.read.queries.read();
@@ -535,6 +562,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut answers = Answers::default();
         while let Some((entry, responder)) = entries.try_next().await? {
+            self.prepare(&entry).await.map_err(|fatal| self.stop(&fatal))?;
             let replies = self.apply_entry(&entry).map_err(|fatal| self.stop(&fatal))?;
             answers.0.extend(responder.map(|responder| (responder, replies)));
             if self.must_seal() {

@@ -14,6 +14,7 @@ mod flow;
 mod guard;
 mod identity;
 pub(crate) mod inspect;
+mod ipc;
 mod log_store;
 mod machine;
 mod manifest;
@@ -29,6 +30,7 @@ mod stall;
 #[cfg(test)]
 mod tests;
 mod types;
+mod upkeep;
 
 pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};

@@ -73,6 +73,25 @@ pub(crate) fn reader_again(queries: &Queries, topic: TopicId) -> Option<QueryId>
     queries.iter().find(|(_, progress)| reads(progress)).map(|(query, _)| *query)
 }
 
+/// Forgets the checkpoint of a query that will not run again.
+pub(crate) fn end(queries: &mut Queries, query: QueryId) {
+    if let Some(progress) = queries.get_mut(&query) {
+        progress.checkpoint = None;
+        progress.since_checkpoint.clear();
+    }
+}
+
+/// The oldest position in a partition at the checkpoints of the queries that read its topic. A partition that came later
+/// than a checkpoint was read from its beginning on.
+pub(crate) fn hold(queries: &Queries, topic: TopicId, partition: PartitionId) -> Option<Offset> {
+    let position = |progress: &QueryProgress| {
+        let positions = &progress.checkpoint.as_ref()?.positions;
+        let is_read = positions.keys().any(|(read, _)| *read == topic);
+        is_read.then(|| positions.get(&(topic, partition)).copied().unwrap_or(Offset::ZERO))
+    };
+    queries.values().filter_map(position).min()
+}
+
 /// The first event of a partition that some query would read again after a restart.
 pub(crate) fn first_read_again(queries: &Queries, topic: TopicId, partition: PartitionId) -> Option<Offset> {
     let first = |progress: &QueryProgress| {

@@ -5,7 +5,7 @@
 
 use super::producers::Producers;
 use super::types::QueryProgress;
-use crate::storage::{StorageError, TopicStorage};
+use crate::storage::{Rewrite, Rewritten, StorageError, TopicStorage};
 use arc_swap::ArcSwap;
 use millstream_catalog::Snapshot;
 use millstream_catalog::model::{EntryIndex, QueryId, TopicId};
@@ -28,6 +28,10 @@ pub(crate) struct ReadSide {
     pub(crate) is_sealing: AtomicBool,
     /// One more than the index of the last entry in the manifest; 0 for none.
     sealed_end: AtomicU64,
+    /// New segments that the leader's task wrote and that no entry has taken into use yet.
+    pub(crate) rewritten: Mutex<Vec<(Rewrite, Rewritten)>>,
+    /// Bytes of segments that were replaced by others since the start.
+    pub(crate) bytes_rewritten: AtomicU64,
     /// Counts finished seal jobs.
     pub(crate) seals: watch::Sender<u64>,
     /// The last seal job, awaited by a shutdown.
@@ -44,6 +48,8 @@ impl ReadSide {
             catalog_version: watch::Sender::new(0),
             is_sealing: AtomicBool::new(false),
             sealed_end: AtomicU64::new(0),
+            rewritten: Mutex::default(),
+            bytes_rewritten: AtomicU64::new(0),
             seals: watch::Sender::new(0),
             seal_job: Mutex::default(),
         })

@@ -16,21 +16,22 @@ use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
 use super::types::{Append, Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
+use super::{progress, upkeep};
 use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
 use crate::storage::wal::{ShardRecovered, Wal};
-use crate::storage::{Disk, Partitions, ShardStore, StorageError, TopicStorage};
+use crate::storage::{Disk, Partitions, Rewrite, RewriteJob, ShardStore, StorageError, TopicStorage};
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, NodeId, Offset, ProducerId, QueryId, RowCount, Sequence, ShardId, Term, TopicId,
+    ByteSize, EntryIndex, NodeId, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, Term, TopicId,
 };
 use millstream_catalog::{Command, Snapshot};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{BasicNode, Config, ServerState};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     read: Arc<ReadSide>,
     partitions: Arc<Partitions>,
     failure: Failure,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
     /// The compactor, and the one that waits for space.
     tasks: [JoinHandle<()>; 2],
 }
@@ -113,7 +116,8 @@ impl Core {
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
-        Ok(Self { id, node, raft, appender, log, read, partitions, failure, tasks: [compactor, retry] })
+        let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
+        Ok(Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks })
     }
 
     async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
@@ -202,6 +206,7 @@ impl Core {
             waiting_requests: RowCount::of(requests),
             waiting_bytes: ByteSize::of(bytes),
             is_sealing: self.read.is_sealing.load(Ordering::Acquire),
+            bytes_rewritten: ByteSize::new(self.read.bytes_rewritten.load(Ordering::Relaxed)),
         }
     }
 }
@@ -406,6 +411,70 @@ impl Shard {
     /// [`ReplicationError::EventsNeeded`] when a query would read some again after a restart.
     pub async fn truncate(&self, topics: Vec<TopicId>) -> Result<(), ReplicationError> {
         self.core.change(Change::Truncate(topics)).await.map(|_| ())
+    }
+
+    /// Forgets the checkpoint of a query that will not run again, so that it holds back no events.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn end_query(&self, query: QueryId) -> Result<(), ReplicationError> {
+        self.core.change(Change::EndQuery(query)).await.map(|_| ())
+    }
+
+    /// The first offset of a partition that the checkpoint of a query holds: it and what follows must stay.
+    pub fn hold(&self, topic: TopicId, partition: PartitionId) -> Option<Offset> {
+        progress::hold(&self.core.read.queries.read(), topic, partition)
+    }
+
+    /// Writes the new segments of `rewrites` and takes them into use; gives those whose files could not be written, and
+    /// stay as they are. `stop` ends it early. The files that were replaced go with the next [`Shard::seal`].
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    ///
+    /// # Cancellation
+    /// New files may be left until the next start.
+    pub async fn rewrite(
+        &self,
+        rewrites: Vec<Rewrite>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Vec<Rewrite>, ReplicationError> {
+        let job = |rewrite: &Rewrite| {
+            let view = self.core.partitions.get(rewrite.topic, rewrite.partition)?.view();
+            let job = RewriteJob::plan(Arc::clone(&self.core.disk), &self.core.dir, &view, rewrite)?;
+            Some((rewrite.clone(), job))
+        };
+        let jobs: Vec<_> = rewrites.iter().filter_map(job).collect();
+        let ran = env::spawn_blocking(move || upkeep::run_jobs(jobs, &stop)).await;
+        let done = match ran {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                self.core.failure.report(&error);
+                return Err(error.into());
+            }
+            Err(_) => Vec::new(),
+        };
+        let made: Vec<Rewrite> = done.iter().map(|(rewrite, _)| rewrite.clone()).collect();
+        upkeep::stash(&self.core.read, done);
+        let failed = rewrites.into_iter().filter(|rewrite| !made.contains(rewrite)).collect();
+        if !made.is_empty() {
+            let bytes = CHANGE_BYTES + 64 * made.len();
+            let submitted = self.core.submit(Request::Change(Change::Rewrite(made)), bytes).await;
+            if let Err(error) = submitted {
+                let unused = std::mem::take(&mut *self.core.read.rewritten.lock());
+                unused.into_iter().for_each(|(_, rewritten)| rewritten.discard(&*self.core.disk));
+                return Err(error);
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Writes segments and the manifest now, unless nothing came since the last time.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn seal(&self) -> Result<(), ReplicationError> {
+        self.core.seal().await
     }
 
     /// Begins to keep the progress of a query. One that exists keeps its progress.

@@ -170,4 +170,6 @@ pub struct ShardStatus {
     pub waiting_bytes: ByteSize,
     /// Whether segments are being written now.
     pub is_sealing: bool,
+    /// Bytes of segments that merging and compaction replaced since the start.
+    pub bytes_rewritten: ByteSize,
 }

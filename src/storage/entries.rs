@@ -17,7 +17,7 @@
 //! least significant first; bit 5 says that another character follows. So the bytes are text, as a footer's
 //! metadata must be. 65,536 single-row entries in a row are one run of six characters or so.
 
-use arrow::buffer::Buffer;
+use arrow::buffer::{BooleanBuffer, Buffer};
 use millstream_catalog::model::{EntryIndex, Offset, RowCount};
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -77,6 +77,18 @@ impl EntryRuns {
         let mut builder = EntryRunsBuilder::default();
         for offset in offsets {
             builder.push(EntryIndex::new(offset.value()), RowCount::new(1));
+        }
+        builder.finish()
+    }
+
+    /// The runs of the rows that are `kept`, as many bits as rows.
+    pub(crate) fn filter(&self, kept: &BooleanBuffer) -> Self {
+        let mut builder = EntryRunsBuilder::default();
+        let mut row = 0;
+        for (index, rows) in self {
+            let rows = rows.as_usize();
+            builder.push(index, RowCount::of(kept.slice(row, rows).count_set_bits()));
+            row += rows;
         }
         builder.finish()
     }

@@ -75,8 +75,8 @@ pub(crate) struct TopicManifest {
     pub(crate) partitions: Vec<PartitionManifest>,
 }
 
-/// A partition: segments that follow each other up to `offset_next`. The first may begin before `offset_start`, or, when
-/// compaction left nothing there, after it.
+/// A partition: segments that follow each other up to `offset_next`, but for ranges that compaction emptied. The first may
+/// begin before `offset_start`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PartitionManifest {
     pub(crate) offset_start: Offset,

@@ -9,6 +9,7 @@ use super::compaction::PartitionUpkeep;
 use super::error::StorageError;
 use super::key_set::KeySet;
 use super::partition::{Partition, PartitionView};
+use super::rewrite::{Rewrite, Rewritten};
 use super::segment::Segment;
 use super::tail::{Tail, TailBatch};
 use arrow::array::RecordBatch;
@@ -159,6 +160,22 @@ impl PartitionWriter {
         self.tail = Tail::of(after(self.tail.batches(), to));
         self.view.tail = self.tail.batches().into();
         self.view.offset_start = to;
+        self.partition.publish(self.view.clone());
+        gone
+    }
+
+    /// Replaces the segments of `rewrite`, which are there, by new ones; gives those that went.
+    pub(crate) fn replace(&mut self, rewrite: &Rewrite, rewritten: Rewritten) -> Vec<Arc<Segment>> {
+        let Rewritten { segments: new, upkeep, .. } = rewritten;
+        let is_replaced = |segment: &Arc<Segment>| {
+            segment.offset_start() >= rewrite.offsets.start && segment.offset_end() <= rewrite.offsets.end
+        };
+        let (gone, kept): (Vec<_>, Vec<_>) = self.view.segments.iter().cloned().partition(is_replaced);
+        let gone = gone.into_iter().filter(|old| !new.iter().any(|new| new.file() == old.file())).collect();
+        let place = kept.partition_point(|segment| segment.offset_start() < rewrite.offsets.start);
+        let (before, after) = kept.split_at(place);
+        self.view.segments = before.iter().chain(&new).chain(after).cloned().collect();
+        self.view.upkeep = Arc::new(upkeep);
         self.partition.publish(self.view.clone());
         gone
     }

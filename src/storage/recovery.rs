@@ -132,8 +132,12 @@ fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Resul
     if is_changed { disk.sync_dir(&segments) } else { Ok(()) }
 }
 
-/// Whether `name` is a segment of a seal that did not get as far as its manifest: the log has its rows.
+/// Whether `name` is a segment of a seal that did not get as far as its manifest: the log has its rows. Or of a rewrite
+/// that did not: what it replaces is listed.
 fn is_unfinished(name: &str, index: Option<&ManifestIndex>) -> bool {
+    if Segment::is_rewritten_file_name(name) {
+        return true;
+    }
     let Some((topic, partition, offset_start)) = Segment::parse_file_name(name) else { return false };
     let topic = index.iter().flat_map(|index| &index.topics).find(|listed| listed.topic == topic);
     let listed = topic.and_then(|topic| topic.partitions.get(partition.value() as usize));

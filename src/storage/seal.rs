@@ -215,7 +215,8 @@ fn list(segment: &Segment) -> SegmentManifest {
 }
 
 /// The offset where a partition's segments end, if they follow each other. The first may begin before the log start
-/// `offset_start`, but does not end before it; it begins after it only where compaction left nothing.
+/// `offset_start`, but does not end before it; only where compaction left nothing does it begin after it, and is there
+/// room between two.
 pub(crate) fn dense_end(partition: &PartitionManifest) -> Option<Offset> {
     let compacted = partition.upkeep.compacted_upto;
     let Some(first) = partition.segments.first() else {
@@ -226,8 +227,8 @@ pub(crate) fn dense_end(partition: &PartitionManifest) -> Option<Offset> {
     if first.offset_start > partition.offset_start.max(compacted) || end(first) <= partition.offset_start {
         return None;
     }
-    partition
-        .segments
-        .iter()
-        .try_fold(first.offset_start, |start, segment| (segment.offset_start == start).then(|| end(segment)))
+    partition.segments.iter().try_fold(first.offset_start, |before, segment| {
+        let start = segment.offset_start;
+        (start == before || (start > before && start <= compacted)).then(|| end(segment))
+    })
 }

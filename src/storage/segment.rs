@@ -86,6 +86,23 @@ impl Segment {
         format!("t{topic}-p{partition}-{offset_start:020}.arrow", offset_start = offset_start.value())
     }
 
+    /// The file name of a segment that replaces others; `number` is that of the rewrite in its partition.
+    pub(crate) fn rewritten_file_name(
+        (topic, partition): (TopicId, PartitionId),
+        offset_start: Offset,
+        number: u64,
+    ) -> String {
+        format!("t{topic}-p{partition}-{offset_start:020}-r{number}.arrow", offset_start = offset_start.value())
+    }
+
+    /// Whether a file has the name of a segment that replaces others.
+    pub(crate) fn is_rewritten_file_name(name: &str) -> bool {
+        let Some((of_segment, number)) = name.strip_suffix(".arrow").and_then(|stem| stem.rsplit_once("-r")) else {
+            return false;
+        };
+        number.parse::<u64>().is_ok() && Self::parse_file_name(&format!("{of_segment}.arrow")).is_some()
+    }
+
     /// Topic, partition and first offset of a segment's file name; `None` for any other name.
     pub(crate) fn parse_file_name(name: &str) -> Option<(TopicId, PartitionId, Offset)> {
         let (topic, rest) = name.strip_prefix('t')?.split_once("-p")?;

@@ -31,7 +31,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of rows in a block, before compression; what a reader of a compressed block must hold.
-const BLOCK_BYTES_MAX: u64 = 32 << 20;
+pub(crate) const BLOCK_BYTES_MAX: u64 = 32 << 20;
 /// Bytes written at once.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -114,6 +114,11 @@ impl SegmentWriter {
         statistics.resize_with(schema.fields().len(), StatisticsBuilder::default);
         let (blocks, entries, offsets) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self { writer, schema: schema.clone(), header, blocks, entries, offsets, statistics })
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn position(&mut self) -> u64 {
+        self.writer.get_mut().position
     }
 
     /// Rows written so far.

@@ -15,6 +15,7 @@ use super::partition::Partition;
 use super::partition_writer::PartitionWriter;
 use super::partitions::Partitions;
 use super::recovery::{Recovered, recover};
+use super::rewrite::{Rewrite, RewriteJob, Rewritten, inputs_of};
 use super::seal::{SealJob, Sealed, TopicPlan};
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -283,6 +284,32 @@ impl ShardStore {
         self.tail_bytes = self.tail_bytes.plus(writer.tail_bytes());
         self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
         Ok(to)
+    }
+
+    /// The job of `rewrite`; `None` when its segments are not there, on this replica as on every other.
+    pub fn rewrite_job(&self, rewrite: &Rewrite) -> Option<RewriteJob> {
+        let writer = self.topics.get(&rewrite.topic)?.partitions.get(rewrite.partition.value() as usize)?;
+        RewriteJob::plan(self.disk.clone(), &self.dir, writer.view(), rewrite)
+    }
+
+    /// Removes new files that are not to be used.
+    pub fn discard_rewrite(&self, rewritten: Rewritten) {
+        rewritten.discard(&*self.disk);
+    }
+
+    /// Replaces segments in the views; readers of older views go on with the old files, which are unlinked after the
+    /// next seal's manifest no longer lists them. Bytes of files that went; `None`, and no change, when the segments
+    /// are no longer there.
+    pub fn install_rewrite(&mut self, rewrite: &Rewrite, rewritten: Rewritten) -> Option<ByteSize> {
+        let state = self.topics.get_mut(&rewrite.topic);
+        let writer = state.and_then(|state| state.partitions.get_mut(rewrite.partition.value() as usize));
+        let Some(writer) = writer.filter(|writer| inputs_of(writer.view(), rewrite).is_some()) else {
+            rewritten.discard(&*self.disk);
+            return None;
+        };
+        let gone = writer.replace(rewrite, rewritten);
+        self.removing.extend(gone.iter().map(|segment| segment.file().to_owned()));
+        Some(gone.iter().fold(ByteSize::ZERO, |sum, segment| sum.plus(segment.bytes())))
     }
 
     /// Bytes of rows that came after the last seal was begun. What a failed one left is not counted, so that this is a

@@ -95,3 +95,14 @@ pub const PRODUCERS_MAX: usize = 100_000;
 pub const PRODUCER_EXPIRY: Span = Span::from_micros(7 * 86_400_000_000);
 /// Bytes of the write-ahead log above which quiet shards are sealed too, so that it gives files back.
 pub const WAL_BYTES_TARGET: ByteSize = ByteSize::new(512 << 20);
+/// Bytes of a segment that merging aims at: large enough that 50 GB are some hundred files, small enough that retention
+/// has something to take away and a merge takes a second or two.
+pub const SEGMENT_BYTES_TARGET: ByteSize = ByteSize::new(256 << 20);
+/// Rows not yet compacted that are compacted at once: of each key some 25 bytes are held, at most 210 MB with the room
+/// that a growing hash table leaves.
+pub const COMPACTION_ROWS_MAX: RowCount = RowCount::new(4 << 20);
+/// Bytes of segments that one entry of the log replaces, unless it replaces one run: after a crash before the next seal
+/// they are written again.
+pub const REWRITE_BYTES_TARGET: ByteSize = ByteSize::new(256 << 20);
+/// Runs of segments that one entry of the log replaces, and log starts that one moves.
+pub const REWRITES_MAX: usize = 1_024;

@@ -3,7 +3,7 @@
 //! Leaves out values of defaults (planner) and what is done (engine). Pure: a crash does nothing to it.
 
 use super::ddl;
-use super::options::{refused, topic_option, unrecognized};
+use super::options::{check_cleanup, refused, topic_option, unrecognized};
 use crate::dialect::ast::{ColumnDef, ColumnKey, Position, WithOptions};
 use crate::error::SqlError;
 use millstream_catalog::model::{SqlState, limit};
@@ -47,7 +47,7 @@ pub fn bind_set(options: &WithOptions, relation: &Relation, nodes: u32) -> Resul
         if option.name == "timestamp" {
             return Err(refused(option, "create another stream: the event time of stored events does not change"));
         }
-        if !topic_option(option, relation.kind, nodes, &mut topic)? {
+        if !topic_option(option, nodes, &mut topic)? {
             return Err(unrecognized(option));
         }
         let (from, to) = (relation.options.partitions, topic.partitions);
@@ -65,6 +65,7 @@ pub fn bind_set(options: &WithOptions, relation: &Relation, nodes: u32) -> Resul
                 .at(option.position));
         }
     }
+    check_cleanup(options, &topic.cleanup, (relation.kind, !relation.schema.key().is_empty()))?;
     Ok(topic)
 }
 
@@ -78,6 +79,10 @@ pub fn bind_reset(names: &[(String, Position)], relation: &Relation) -> Result<T
     for (name, position) in names {
         match name.as_str() {
             "compression" => topic.compression = default.compression,
+            "cleanup_policy" => topic.cleanup.policy = None,
+            "retention" => topic.cleanup.retention = None,
+            "retention_bytes" => topic.cleanup.retention_bytes = None,
+            "delete_retention" => topic.cleanup.delete_retention = None,
             "partitions" => {
                 return Err(SqlError::unsupported("RESET of partitions", "use SET (partitions = n)").at(*position));
             }
@@ -87,5 +92,7 @@ pub fn bind_reset(names: &[(String, Position)], relation: &Relation) -> Result<T
             }
         }
     }
+    let none = WithOptions::default();
+    check_cleanup(&none, &topic.cleanup, (relation.kind, !relation.schema.key().is_empty()))?;
     Ok(topic)
 }

@@ -30,7 +30,8 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
     let mut columns = create.columns.iter().map(column).collect::<Result<Vec<Column>, SqlError>>()?;
     keys(create, kind, &mut columns)?;
     check_headers(create, &columns)?;
-    let options = options::relation_options(&create.options, kind, nodes)?;
+    let has_key = columns.iter().any(|column| column.is_key);
+    let options = options::relation_options(&create.options, has_key, kind, nodes)?;
     let (timestamp, watermark_delay) = event_time(create, &columns, options.timestamp)?;
     Ok(Relation {
         id: TopicId::default(),

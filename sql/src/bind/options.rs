@@ -8,7 +8,7 @@ use crate::dialect::duration;
 use crate::error::SqlError;
 use millstream_catalog::model::{ByteSize, Span, SqlState, limit};
 use millstream_catalog::query::OffsetReset;
-use millstream_catalog::{Compression, QueryOptions, RelationKind, TopicOptions};
+use millstream_catalog::{Cleanup, CleanupPolicy, Compression, QueryOptions, RelationKind, TopicOptions};
 
 /// The options of `CREATE … (columns) WITH (…)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,7 @@ pub struct PushOptions {
 /// The options of a definition.
 pub(super) fn relation_options(
     options: &WithOptions,
+    has_key: bool,
     kind: RelationKind,
     nodes: u32,
 ) -> Result<RelationOptions, SqlError> {
@@ -45,10 +46,11 @@ pub(super) fn relation_options(
     for option in &options.0 {
         if option.name == "timestamp" {
             bound.timestamp = Some((text(option)?.to_owned(), option.value_position));
-        } else if !topic_option(option, kind, nodes, &mut bound.topic)? {
+        } else if !topic_option(option, nodes, &mut bound.topic)? {
             return Err(unrecognized(option));
         }
     }
+    check_cleanup(options, &bound.topic.cleanup, (kind, has_key))?;
     Ok(bound)
 }
 
@@ -60,11 +62,12 @@ pub(super) fn create_as_options(
 ) -> Result<CreateAsOptions, SqlError> {
     let mut bound = CreateAsOptions { topic: TopicOptions::default(), query: QueryOptions::default() };
     for option in &options.0 {
-        let known = topic_option(option, kind, nodes, &mut bound.topic)? || query_option(option, &mut bound.query)?;
+        let known = topic_option(option, nodes, &mut bound.topic)? || query_option(option, &mut bound.query)?;
         if !known {
             return Err(unrecognized(option));
         }
     }
+    check_cleanup(options, &bound.topic.cleanup, (kind, false))?;
     Ok(bound)
 }
 
@@ -91,12 +94,7 @@ pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
 }
 
 /// An option of topics; false if it is none.
-pub(super) fn topic_option(
-    option: &WithOption,
-    kind: RelationKind,
-    nodes: u32,
-    topic: &mut TopicOptions,
-) -> Result<bool, SqlError> {
+pub(super) fn topic_option(option: &WithOption, nodes: u32, topic: &mut TopicOptions) -> Result<bool, SqlError> {
     match option.name.as_str() {
         "partitions" => {
             topic.partitions = whole(option, limit::PARTITIONS_MAX)?;
@@ -110,17 +108,17 @@ pub(super) fn topic_option(
             }
         }
         "retention" => {
-            if !text(option)?.eq_ignore_ascii_case("forever") {
-                let span = duration::parse_interval(text(option)?).ok().filter(|span| *span > Span::ZERO);
-                span.ok_or_else(|| wrong(option).hint("write 'forever' or a duration such as '7 days'"))?;
-                return Err(unsupported_value(option, "use 'forever'"));
-            }
+            topic.cleanup.retention = match text(option)?.eq_ignore_ascii_case("forever") {
+                true => None,
+                false => {
+                    let span = duration::parse_interval(text(option)?).ok().filter(|span| *span > Span::ZERO);
+                    Some(span.ok_or_else(|| wrong(option).hint("write 'forever' or a duration such as '7 days'"))?)
+                }
+            };
         }
-        "retention_bytes" => {
-            size(option)?;
-            return Err(refused(option, "leave it out: every event is kept"));
-        }
-        "cleanup_policy" => cleanup_policy(option, kind)?,
+        "retention_bytes" => topic.cleanup.retention_bytes = Some(size(option)?),
+        "delete_retention" => topic.cleanup.delete_retention = Some(duration_of(option)?),
+        "cleanup_policy" => topic.cleanup.policy = Some(cleanup_policy(option)?),
         "compression" => {
             topic.compression = match lower(option)?.as_str() {
                 "none" => Compression::None,
@@ -139,19 +137,51 @@ pub(super) fn topic_option(
     Ok(true)
 }
 
-fn cleanup_policy(option: &WithOption, kind: RelationKind) -> Result<(), SqlError> {
+fn cleanup_policy(option: &WithOption) -> Result<CleanupPolicy, SqlError> {
     let value: String = lower(option)?.chars().filter(|c| !c.is_whitespace()).collect();
-    let default = match kind {
-        RelationKind::Stream => "delete",
-        RelationKind::Table => "compact",
-    };
     match value.as_str() {
-        value if value == default => Ok(()),
-        "delete" | "compact" | "compact,delete" | "delete,compact" => {
-            Err(unsupported_value(option, &format!("use '{default}'")))
-        }
+        "delete" => Ok(CleanupPolicy::Delete),
+        "compact" => Ok(CleanupPolicy::Compact),
+        "compact,delete" | "delete,compact" => Ok(CleanupPolicy::CompactDelete),
         _ => Err(wrong(option).hint("policies are delete, compact, and compact,delete")),
     }
+}
+
+/// Refuses options that would have no effect beside the others: compaction without a key, a retention that no policy
+/// carries out.
+///
+/// # Errors
+/// `22023` at the option.
+pub(super) fn check_cleanup(
+    options: &WithOptions,
+    cleanup: &Cleanup,
+    (kind, has_key): (RelationKind, bool),
+) -> Result<(), SqlError> {
+    let policy = cleanup.policy.unwrap_or(CleanupPolicy::of(kind));
+    let at = |name: &str, error: SqlError| match options.0.iter().find(|option| option.name == name) {
+        Some(option) => error.at(option.position),
+        None => error,
+    };
+    let refuse = |name: &str, hint: &str| {
+        let message = format!("option \"{name}\" has no effect with cleanup policy {}", policy.word());
+        Err(at(name, SqlError::new(SqlState::InvalidParameterValue, message).hint(hint)))
+    };
+    // A table without a key has a hidden row id, and every row is the last one of its own.
+    if policy.compacts() && kind == RelationKind::Stream && !has_key {
+        let error = SqlError::new(SqlState::InvalidParameterValue, "compaction of a stream needs a key")
+            .hint("it keeps the last event of each key: mark columns KEY");
+        return Err(at("cleanup_policy", error));
+    }
+    if !policy.deletes() && cleanup.retention.is_some() {
+        return refuse("retention", "say cleanup_policy = 'compact,delete'");
+    }
+    if !policy.deletes() && cleanup.retention_bytes.is_some() {
+        return refuse("retention_bytes", "say cleanup_policy = 'compact,delete'");
+    }
+    if !policy.compacts() && cleanup.delete_retention.is_some() {
+        return refuse("delete_retention", "it is for tombstones that compaction meets; use retention");
+    }
+    Ok(())
 }
 
 /// An option of continuous queries; false if it is none.
@@ -202,11 +232,12 @@ pub(super) fn unrecognized(option: &WithOption) -> SqlError {
         }
         "replicas" => error.hint("use replication_factor"),
         "retention_ms" => error.hint("use retention"),
+        "delete_retention_ms" => error.hint("use delete_retention"),
         "auto_offset_reset" | "emit" | "on_error" | "idle_timeout" | "grace" | "state_retention" => {
             error.hint("it is an option of CREATE … AS SELECT")
         }
         "group" | "auto_commit" => error.hint("it is an option of SELECT … EMIT CHANGES"),
-        "timestamp" | "partitions" | "compression" | "retention" => {
+        "timestamp" | "partitions" | "compression" | "retention" | "retention_bytes" | "cleanup_policy" => {
             error.hint("it is an option of CREATE STREAM and CREATE TABLE")
         }
         _ => error,

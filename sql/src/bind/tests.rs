@@ -3,9 +3,11 @@
 use super::ddl::{bind_create_as, bind_push_options, bind_relation};
 use crate::dialect::{Statement, parse};
 use crate::error::SqlError;
-use millstream_catalog::model::{Span, Timestamp, limit};
+use millstream_catalog::model::{ByteSize, Span, Timestamp, limit};
 use millstream_catalog::query::OffsetReset;
-use millstream_catalog::{Compression, QueryOptions, Relation, RelationKind, SqlType, TopicOptions};
+use millstream_catalog::{
+    Cleanup, CleanupPolicy, Compression, QueryOptions, Relation, RelationKind, SqlType, TopicOptions,
+};
 
 fn bind(text: &str) -> Result<Relation, SqlError> {
     match parse(text)?.remove(0).statement {
@@ -86,7 +88,10 @@ fn columns_keys_and_event_time_are_bound() {
     assert_eq!((relation.kind, relation.name.as_str()), (RelationKind::Table, "t"));
     assert_eq!(relation.schema.key(), vec![0, 1]);
     assert_eq!(relation.timestamp, Some(1));
-    assert_eq!(relation.options, TopicOptions { partitions: 3, compression: Compression::Zstd });
+    assert_eq!(
+        relation.options,
+        TopicOptions { partitions: 3, compression: Compression::Zstd, ..TopicOptions::default() }
+    );
     assert_eq!(relation.created_at, Timestamp::from_micros(7));
     assert!(!relation.schema.columns[0].is_nullable && relation.schema.columns[2].is_nullable);
     assert_eq!(relation.schema.columns[2].default.as_deref(), Some("'{1}'"));
@@ -156,11 +161,15 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("CREATE STREAM s (a text) WITH (partitions = 10001)", "22023", 45),
     ("CREATE STREAM s (a text) WITH (partitions = 'x')", "22023", 45),
     ("CREATE STREAM s (a text) WITH (replication_factor = 2)", "22023", 53),
-    ("CREATE STREAM s (a text) WITH (retention = '7 days')", "0A000", 44),
+    ("CREATE STREAM s (a text) WITH (retention = '0 s')", "22023", 44),
+    ("CREATE TABLE s (a text) WITH (retention = '7 days')", "22023", 31),
+    ("CREATE TABLE s (a text) WITH (retention_bytes = 1000)", "22023", 31),
+    ("CREATE STREAM s (a text) WITH (delete_retention = '1 hour')", "22023", 32),
+    ("CREATE TABLE s WITH (retention = '1 day') AS SELECT * FROM x", "22023", 22),
+    ("CREATE STREAM s WITH (cleanup_policy = 'compact') AS SELECT * FROM x", "22023", 23),
     ("CREATE STREAM s (a text) WITH (retention = 'soon')", "22023", 44),
-    ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GiB')", "0A000", 32),
     ("CREATE STREAM s (a text) WITH (retention_bytes = '1 GB')", "22023", 50),
-    ("CREATE STREAM s (a text) WITH (cleanup_policy = 'compact')", "0A000", 49),
+    ("CREATE STREAM s (a text) WITH (cleanup_policy = 'compact')", "22023", 32),
     ("CREATE STREAM s (a text) WITH (cleanup_policy = 'x')", "22023", 49),
     ("CREATE STREAM s (a text) WITH (durability = 'async')", "0A000", 45),
     ("CREATE STREAM s (a text) WITH (compression = 'gzip')", "22023", 46),
@@ -197,6 +206,24 @@ fn what_is_wrong_or_without_effect_is_refused() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn cleanup_is_bound() {
+    let text = "CREATE TABLE t (a text PRIMARY KEY) WITH (retention = '7 days', retention_bytes = '1 GiB', \
+                cleanup_policy = 'delete, compact', delete_retention = '1 hour')";
+    let relation = bind(text).unwrap();
+    let expected = Cleanup {
+        policy: Some(CleanupPolicy::CompactDelete),
+        retention: Some(Span::from_secs(7 * 86_400)),
+        retention_bytes: Some(ByteSize::new(1 << 30)),
+        delete_retention: Some(Span::from_secs(3_600)),
+    };
+    assert_eq!(relation.options.cleanup, expected);
+    let policy = |text| bind(text).unwrap().cleanup_policy();
+    assert_eq!(policy("CREATE TABLE t (a text PRIMARY KEY)"), CleanupPolicy::Compact);
+    assert_eq!(policy("CREATE STREAM s (a text) WITH (retention_bytes = 1)"), CleanupPolicy::Delete);
+    assert_eq!(policy("CREATE STREAM s (a text KEY) WITH (cleanup_policy = 'compact')"), CleanupPolicy::Compact);
 }
 
 #[test]

@@ -3,3 +3,4 @@
 mod log_suite;
 mod lost_files;
 mod node;
+mod upkeep;

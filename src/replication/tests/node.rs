@@ -49,7 +49,7 @@ pub(super) async fn start(disk: &FaultDisk) -> Replication {
 pub(super) fn shard(node: &Replication) -> &Shard {
     node.shard(ShardId::new(1)).expect("shard 1")
 }
-fn values(node: &Replication, partition: u32) -> Vec<i64> {
+pub(super) fn values(node: &Replication, partition: u32) -> Vec<i64> {
     let partition = shard(node).partitions().get(TOPIC, PartitionId::new(partition)).expect("partition");
     let mut values = Vec::new();
     for batch in partition.view().scan(ScanRequest::all()) {
@@ -60,7 +60,7 @@ fn values(node: &Replication, partition: u32) -> Vec<i64> {
     values
 }
 /// Waits for a condition of the shard's status.
-async fn until(node: &Replication, condition: impl Fn(&ShardStatus) -> bool) {
+pub(super) async fn until(node: &Replication, condition: impl Fn(&ShardStatus) -> bool) {
     let deadline = crate::env::instant() + Duration::from_secs(20);
     while !condition(&shard(node).status()) {
         assert!(crate::env::instant() < deadline, "never happened: {:?}", shard(node).status());

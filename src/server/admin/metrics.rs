@@ -29,7 +29,8 @@ const VIEWS: &[(&str, &[&str])] =
 
 /// Columns of the views that only grow, with the names of their counters.
 const COUNTERS: &[(&str, &str, &str)] = &[
-    ("partitions", "high_watermark", "events_appended_total"),
+    ("partitions", "offset_end", "events_appended_total"),
+    ("shards", "rewritten_bytes", "shards_rewritten_bytes_total"),
     ("queries", "steps", "queries_steps_total"),
     ("queries", "input_rows", "queries_input_rows_total"),
     ("queries", "output_rows", "queries_output_rows_total"),
