@@ -12,6 +12,7 @@
 
 mod alter;
 mod backup;
+mod bulk;
 mod changes;
 mod clients;
 mod common;

@@ -3,17 +3,14 @@
 //! Leaves out the formats (sql) and the protocol (server). Until `finish` returns, nothing is written; a lost
 //! client leaves nothing behind.
 
-use crate::engine::held::Held;
-use crate::engine::insert::check_bytes;
+use crate::engine::bulk::Bulk;
 use crate::engine::prepare::Arguments;
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::write;
 use crate::engine::{Engine, Outcome, Result, Rows};
-use crate::storage::batch::batch_bytes;
-use millstream_catalog::model::{ByteSize, Sequence, SqlState};
+use millstream_catalog::model::SqlState;
 use millstream_catalog::{Column, Relation};
-use millstream_sql::bind::insert::InsertRows;
 use millstream_sql::copy::{CopyDecoder, CopyEncoder};
 use millstream_sql::dialect::{Copy, CopyDirection, CopyOptions, Ident, QualifiedName, Select};
 use millstream_sql::plan::eval_constant;
@@ -28,10 +25,8 @@ pub struct CopyIn {
     relation: Arc<Relation>,
     columns: usize,
     decoder: CopyDecoder,
-    sequence: Option<Sequence>,
-    rows: Vec<InsertRows>,
-    bytes: ByteSize,
-    held: Held,
+    numbered: Option<Numbered>,
+    bulk: Bulk,
 }
 
 impl fmt::Debug for CopyIn {
@@ -72,19 +67,32 @@ impl CopyIn {
     /// Takes some copy data, cut anywhere.
     ///
     /// # Errors
-    /// 22P04, 22P02 and others, naming line and column; 54000 when the statement becomes too large, 53200 when all
-    /// statements together do.
+    /// 22P04, 22P02 and others, naming line and column; 53200 when all statements together hold too many rows.
     pub fn push(&mut self, data: &[u8]) -> Result<()> {
         self.decoder.push(data)?;
         self.drain()
     }
 
+    /// Whether [`CopyIn::flush`] is due before more data is taken.
+    pub fn is_full(&self) -> bool {
+        self.bulk.is_full()
+    }
+
+    /// Writes the rows taken so far to the log, where nobody sees them before [`CopyIn::finish`].
+    ///
+    /// # Errors
+    /// Of the write.
+    pub async fn flush(&mut self, session: &mut Session) -> Result<()> {
+        self.bulk.flush(session, &self.relation).await
+    }
+
     fn drain(&mut self) -> Result<()> {
+        let now = self.engine.clock().now();
         while let Some(rows) = self.decoder.next_rows()? {
-            self.bytes = self.bytes.plus(batch_bytes(&rows.batch));
-            check_bytes(self.bytes)?;
-            self.held.set(self.bytes)?;
-            self.rows.push(rows);
+            self.bulk.push(match &mut self.numbered {
+                Some(numbered) => numbered.route(&self.engine, &self.relation, rows, now)?,
+                None => vec![write::route(&self.engine, &self.relation, rows, now)?],
+            })?;
         }
         Ok(())
     }
@@ -93,7 +101,7 @@ impl CopyIn {
     ///
     /// # Errors
     /// Of the last line, or of the write.
-    pub async fn finish(mut self: Box<Self>, session: &mut Session) -> Result<u64> {
+    pub async fn finish(self: Box<Self>, session: &mut Session) -> Result<u64> {
         let result = self.write(session).await;
         if result.is_err() {
             session.fail_transaction();
@@ -101,25 +109,11 @@ impl CopyIn {
         result
     }
 
-    async fn write(&mut self, session: &mut Session) -> Result<u64> {
+    async fn write(mut self: Box<Self>, session: &mut Session) -> Result<u64> {
         self.decoder.finish()?;
         self.drain()?;
-        let now = self.engine.clock().now();
-        let mut numbered = self.sequence.map(|sequence| session.number(&self.relation, sequence)).transpose()?;
-        let mut count = 0;
-        let mut parts = Vec::new();
-        for rows in std::mem::take(&mut self.rows) {
-            let routed = match &mut numbered {
-                Some(numbered) => numbered.route(&self.engine, &self.relation, rows, now)?,
-                None => vec![write::route(&self.engine, &self.relation, rows, now)?],
-            };
-            for routed in routed {
-                count += routed.row_count as u64;
-                parts.extend(routed.parts);
-            }
-        }
-        session.append(&self.relation, parts, numbered.and_then(Numbered::finish)).await?;
-        Ok(count)
+        let claim = self.numbered.and_then(Numbered::finish);
+        self.bulk.finish(session, &self.relation, claim).await
     }
 }
 
@@ -152,17 +146,9 @@ impl Session {
         let decoder = CopyDecoder::new(&relation, columns, options, &mut eval)?;
         let columns = columns.map_or_else(|| visible(&relation).count(), <[Ident]>::len);
         let engine = Arc::clone(&self.engine);
-        let (held, rows, bytes) = (engine.holding.share(), Vec::new(), ByteSize::ZERO);
-        Ok(Outcome::CopyIn(Box::new(CopyIn {
-            engine,
-            relation,
-            columns,
-            decoder,
-            sequence: options.sequence,
-            rows,
-            bytes,
-            held,
-        })))
+        let numbered = options.sequence.map(|sequence| self.number(&relation, sequence)).transpose()?;
+        let bulk = Bulk::new(&engine);
+        Ok(Outcome::CopyIn(Box::new(CopyIn { engine, relation, columns, decoder, numbered, bulk })))
     }
 }
 

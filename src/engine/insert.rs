@@ -3,6 +3,7 @@
 //! Leaves out conversions (sql) and event times and partitions (`write`). All rows of a statement become
 //! visible together, or none does.
 
+use crate::engine::bulk::Bulk;
 use crate::engine::change::has_conflicts;
 use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
 use crate::engine::producer::Numbered;
@@ -89,7 +90,8 @@ impl Session {
         }
         if let InsertSource::Select(select) = &insert.source {
             let sequence = insert.sequence.map(|sequence| sequence_value(sequence, &prepared.params, &params));
-            return self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?).await;
+            return Box::pin(self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?))
+                .await;
         }
         let is_current = prepared
             .insert_relation()
@@ -144,7 +146,8 @@ impl Session {
         if parts.is_empty() {
             return Ok((tag, Box::pin(std::future::ready(Ok(())))));
         }
-        let append = Append { parts, claims: claim.into_iter().collect(), now: self.engine.clock().now() };
+        let append =
+            Append { parts, claims: claim.into_iter().collect(), now: self.engine.clock().now(), staged: None };
         let queued = self.engine.shard(target.relation.shard)?.append_ahead(append).await.map_err(replication_error)?;
         Ok((tag, Box::pin(async move { queued.await.map_err(replication_error) })))
     }
@@ -191,18 +194,32 @@ impl Session {
         let mut routed = Vec::new();
         let mut bytes = ByteSize::ZERO;
         let mut held = self.engine.holding.share();
+        let mut bulk = Bulk::new(&self.engine);
         while let Some(batch) = rows.stream.next().await {
             let batch = batch?;
+            let rows = binding.rows(&batch)?;
+            let new = match &mut numbered {
+                Some(numbered) => numbered.route(&self.engine, &relation, rows, now)?,
+                None => vec![write::route(&self.engine, &relation, rows, now)?],
+            };
+            if returning.is_empty() {
+                bulk.push(new)?;
+                if bulk.is_full() {
+                    bulk.flush(self, &relation).await?;
+                }
+                continue;
+            }
             bytes = bytes.plus(batch_bytes(&batch));
             check_bytes(bytes)?;
             held.set(bytes)?;
-            let rows = binding.rows(&batch)?;
-            match &mut numbered {
-                Some(numbered) => routed.extend(numbered.route(&self.engine, &relation, rows, now)?),
-                None => routed.push(write::route(&self.engine, &relation, rows, now)?),
-            }
+            routed.extend(new);
         }
-        self.write(&relation, routed, numbered.and_then(Numbered::finish), &returning).await
+        let claim = numbered.and_then(Numbered::finish);
+        if returning.is_empty() {
+            let count = bulk.finish(self, &relation, claim).await?;
+            return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
+        }
+        self.write(&relation, routed, claim, &returning).await
     }
 
     /// Appends routed rows, or holds them back within a transaction.
@@ -272,7 +289,7 @@ impl Session {
         }
         let claims: Vec<ProducerClaim> = claim.into_iter().collect();
         let now = if claims.is_empty() { Timestamp::default() } else { self.engine.clock().now() };
-        self.append_to(relation.shard, Append { parts, claims, now }).await
+        self.append_to(relation.shard, Append { parts, claims, now, staged: None }).await
     }
 
     /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.

@@ -6,6 +6,7 @@
 //! crash everything here is rebuilt from the catalog and the log.
 
 mod alter;
+mod bulk;
 mod change;
 mod compute;
 mod copy;

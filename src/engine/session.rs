@@ -10,7 +10,7 @@ use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
-use crate::replication::Append;
+use crate::replication::{Append, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{Span, SqlState};
@@ -455,9 +455,19 @@ impl Session {
     }
 
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
-        let Pending { shard, writes, claims, .. } = &pending;
-        let append = Append { parts: writes.clone(), claims: claims.clone(), now: self.engine.clock().now() };
-        self.append_to(*shard, append).await.map(drop)
+        let Pending { shard, writes, claims, staging, .. } = &pending;
+        let append = Append {
+            parts: writes.clone(),
+            claims: claims.clone(),
+            now: self.engine.clock().now(),
+            staged: staging.as_ref().and_then(Staging::id),
+        };
+        // Dropped with its rows when that fails, which gives up what is not committed.
+        self.append_to(*shard, append).await?;
+        if let Some(staging) = pending.staging {
+            staging.committed();
+        }
+        Ok(())
     }
 
     fn check_not_failed(&self, statement: &Statement) -> Result<()> {

@@ -4,12 +4,12 @@
 //! not at all. Leaves out cursors (`cursor`) and the append (`replication`). A crash before COMMIT forgets
 //! them, as it must.
 
-use crate::engine::TransactionStatus;
 use crate::engine::held::{Held, HoldingRoom};
 use crate::engine::row_lock::{LockOwner, RowLocks};
-use crate::replication::{PartitionWrite, ProducerClaim};
+use crate::engine::{TransactionStatus, replication_error};
+use crate::replication::{PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
-use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STATEMENT_ROWS_BYTES_MAX};
+use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_TARGET, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(crate) struct Transaction {
     shard: Option<ShardId>,
     writes: Vec<PartitionWrite>,
     claims: Vec<ProducerClaim>,
+    /// Rows before `writes` that are in the log already.
+    staging: Option<Staging>,
     bytes: ByteSize,
     held: Option<Held>,
     locks: Option<Arc<LockOwner>>,
@@ -64,6 +66,8 @@ pub(crate) struct Pending {
     pub(crate) writes: Vec<PartitionWrite>,
     /// What producers say of them.
     pub(crate) claims: Vec<ProducerClaim>,
+    /// Rows before them that are in the log already.
+    pub(crate) staging: Option<Staging>,
     /// Their bytes, until they are appended.
     _held: Option<Held>,
     /// The rows they change, until they are appended.
@@ -105,7 +109,7 @@ impl Transaction {
 
     /// Whether any write waits for COMMIT.
     pub(crate) fn has_writes(&self) -> bool {
-        !self.writes.is_empty()
+        !self.writes.is_empty() || self.staging.is_some()
     }
 
     /// `BEGIN`. False when a block was open already.
@@ -201,6 +205,26 @@ impl Transaction {
         Ok(())
     }
 
+    /// Writes the rows held so far to the log, by `staging` when they are the first: they stay part of the transaction, and
+    /// leave memory. Nothing is done while a savepoint may want some of them back, or while they depend on what others
+    /// write meanwhile.
+    ///
+    /// # Errors
+    /// Of the write.
+    pub(crate) async fn spill(&mut self, staging: Staging) -> Result<(), SqlError> {
+        let is_free = self.savepoints.is_empty() && self.writes.iter().all(|write| write.guard.is_none());
+        if !is_free || self.bytes < STAGE_BYTES_TARGET {
+            return Ok(());
+        }
+        let writes = std::mem::take(&mut self.writes);
+        self.staging.get_or_insert(staging).add(writes).await.map_err(replication_error)?;
+        self.bytes = ByteSize::ZERO;
+        match &mut self.held {
+            Some(held) => held.set(ByteSize::ZERO),
+            None => Ok(()),
+        }
+    }
+
     /// The number of a producer's next row in `topic`, as far as this transaction has written any.
     pub(crate) fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
         let of = |claim: &&ProducerClaim| claim.topic == topic && claim.producer == *producer;
@@ -268,8 +292,10 @@ impl Transaction {
         self.savepoints.clear();
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
+        let staging = self.staging.take();
         let shard = self.shard.take()?;
-        (!writes.is_empty()).then_some(Pending { shard, writes, claims, _held: held, _locks: self.locks.clone() })
+        let is_some = !writes.is_empty() || staging.is_some();
+        is_some.then_some(Pending { shard, writes, claims, staging, _held: held, _locks: self.locks.clone() })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.

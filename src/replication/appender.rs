@@ -283,6 +283,11 @@ fn form(taken: Vec<Waiting>) -> Formed {
         waiters.push(waiting.reply);
         match waiting.request {
             Request::Append(append) => forming.append(append),
+            Request::Stage(stage, parts) => {
+                let parts = forming.parts(parts);
+                forming.writes.push(Write::Stage(stage, parts));
+            }
+            Request::Abort(stage) => forming.writes.push(Write::Abort(stage)),
             Request::Step(step) => forming.step(step),
             Request::Checkpoint(checkpoint) => forming.writes.push(Write::Checkpoint(checkpoint)),
             Request::Change(it) => change = Some(it),
@@ -321,7 +326,13 @@ impl Forming {
         let guard = |part: &mut PartitionWrite| part.guard.take();
         let guards = if has_guards { append.parts.iter_mut().map(guard).collect() } else { Vec::new() };
         let parts = self.parts(append.parts);
-        self.writes.push(Write::Append(AppendWrite { parts, guards, claims: append.claims, now: append.now }));
+        self.writes.push(Write::Append(AppendWrite {
+            parts,
+            guards,
+            claims: append.claims,
+            now: append.now,
+            staged: append.staged,
+        }));
     }
 
     fn step(&mut self, step: super::types::Step) {

@@ -16,13 +16,15 @@
 //! | 1 append | parts |
 //! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
 //! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
-//! | 20 conditional append | `now i64`, claims, parts, guards |
+//! | 20 conditional append | `now i64`, claims, parts, guards, `stage u64` |
+//! | 21 stage | `stage u64`, parts |
+//! | 22 abort | `stage u64` |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
 //! u32, offset u64`; idle is the same without offsets; claims are `count u32` of `producer bytes, topic u64, sequence
 //! u64, rows u64`; guards are `count u32`, 0 or that of the parts, and for each part `count u32` of key columns and, unless
-//! it is 0, `column u32` each and `position u64`; `bytes` are `length u64` and the bytes.
+//! it is 0, `column u32` each and `position u64`; a stage is 0 for none, or a new one; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
 //! log starts, 31 truncate, 32 alter topic, 35 replace segments, 36 end query), then its fields.
@@ -42,7 +44,7 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use millstream_catalog::Command;
 use millstream_catalog::model::{
-    Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StepNumber, Timestamp, TopicId,
+    Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StageId, StepNumber, Timestamp, TopicId,
 };
 use millstream_catalog::persist::{decode_command, encode_command};
 use openraft::EntryPayload;
@@ -124,6 +126,10 @@ pub(crate) struct Part {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Write {
     Append(AppendWrite),
+    /// Rows of a transaction that will commit, or be given up, with a later write; `None` begins one.
+    Stage(Option<StageId>, Vec<Part>),
+    /// Gives a transaction up.
+    Abort(StageId),
     Step(StepWrite),
     Checkpoint(Checkpoint),
 }
@@ -136,12 +142,14 @@ pub(crate) struct AppendWrite {
     pub(crate) guards: Vec<Option<Guard>>,
     pub(crate) claims: Vec<ProducerClaim>,
     pub(crate) now: Timestamp,
+    /// The transaction it commits.
+    pub(crate) staged: Option<StageId>,
 }
 
 impl AppendWrite {
     /// Whether nothing but a missing topic stands against it.
     fn is_unconditional(&self) -> bool {
-        self.guards.is_empty() && self.claims.is_empty()
+        self.guards.is_empty() && self.claims.is_empty() && self.staged.is_none()
     }
 }
 
@@ -331,6 +339,16 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
             encode_parts(encoder, &append.parts);
             encoder.count(append.guards.len());
             append.guards.iter().for_each(|guard| encode_guard(encoder, guard.as_ref()));
+            encoder.u64(append.staged.map_or(0, |stage| stage.value()));
+        }
+        Write::Stage(stage, parts) => {
+            encoder.u8(21);
+            encoder.u64(stage.map_or(0, |stage| stage.value()));
+            encode_parts(encoder, parts);
+        }
+        Write::Abort(stage) => {
+            encoder.u8(22);
+            encoder.u64(stage.value());
         }
         Write::Step(step) => {
             encoder.u8(2);
@@ -374,7 +392,10 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
             claims: decode_claims(decoder)?,
             parts: decode_parts(decoder)?,
             guards: decode_guards(decoder)?,
+            staged: decode_stage(decoder)?,
         })),
+        21 => Ok(Write::Stage(decode_stage(decoder)?, decode_parts(decoder)?)),
+        22 => Ok(Write::Abort(StageId::new(decoder.u64()?))),
         2 => Ok(Write::Step(StepWrite {
             query: QueryId::new(decoder.u64()?),
             step: StepNumber::new(decoder.u64()?),
@@ -423,6 +444,10 @@ fn decode_parts(decoder: &mut Decoder) -> Result<Vec<Part>, DecodeError> {
     let count = decoder.count(12)?;
     let part = |decoder: &mut Decoder| Ok(Part { batch: decoder.u32()? as usize, rows: RowCount::new(decoder.u64()?) });
     (0..count).map(|_| part(decoder)).collect()
+}
+
+fn decode_stage(decoder: &mut Decoder) -> Result<Option<StageId>, DecodeError> {
+    Ok(Some(decoder.u64()?).filter(|stage| *stage > 0).map(StageId::new))
 }
 
 fn encode_claims(encoder: &mut Encoder, claims: &[ProducerClaim]) {
@@ -683,7 +708,11 @@ mod tests {
                     guards: vec![Some(guard), None],
                     claims: vec![claim],
                     now: Timestamp::from_micros(5),
+                    staged: Some(StageId::new(3)),
                 }),
+                Write::Stage(None, Vec::new()),
+                Write::Stage(Some(StageId::new(9)), Vec::new()),
+                Write::Abort(StageId::new(9)),
             ],
         }
     }

@@ -6,7 +6,7 @@
 use crate::storage::StorageError;
 use millstream_catalog::CatalogError;
 use millstream_catalog::model::{
-    ByteSize, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StepNumber, TopicId,
+    ByteSize, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StageId, StepNumber, TopicId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ pub(crate) enum Refused {
     SequenceGap { producer: ProducerId, topic: TopicId, sequence: Sequence, next: Option<Sequence> },
     #[error("too many producers")]
     ProducersFull,
+    #[error("transaction {0} was given up")]
+    NoStage(StageId),
     #[error(transparent)]
     Catalog(CatalogError),
 }
@@ -117,6 +119,9 @@ pub enum ReplicationError {
         /// The number it should have; `None` when the producer is not known.
         next: Option<Sequence>,
     },
+    /// The transaction was given up; nothing of it was written.
+    #[error("transaction {0} was given up")]
+    NoStage(StageId),
     /// The shard remembers as many producers as it may.
     #[error("too many producers")]
     ProducersFull,
@@ -179,6 +184,7 @@ impl ReplicationError {
             Self::EventsNeeded { .. } => SqlState::ObjectInUse,
             Self::Catalog(error) => catalog_sqlstate(error),
             Self::SequenceGap { .. } => SqlState::ObjectNotInPrerequisiteState,
+            Self::NoStage(_) => SqlState::SerializationFailure,
             Self::ProducersFull => SqlState::ConfigurationLimitExceeded,
             Self::NoLeader(_) => SqlState::NoLeader,
             Self::DiskFull => SqlState::DiskFull,
@@ -205,6 +211,7 @@ impl ReplicationError {
             | Self::StaleCheckpoint { .. }
             | Self::CheckpointOverdue { .. }
             | Self::SequenceGap { .. }
+            | Self::NoStage(_)
             | Self::Catalog(_)
             | Self::Stopped { .. }
             | Self::ShuttingDown
@@ -245,6 +252,7 @@ impl From<Refused> for ReplicationError {
                 Self::SequenceGap { producer, topic, sequence, next }
             }
             Refused::ProducersFull => Self::ProducersFull,
+            Refused::NoStage(stage) => Self::NoStage(stage),
             Refused::Catalog(error) => Self::Catalog(error),
         }
     }

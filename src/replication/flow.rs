@@ -8,7 +8,8 @@
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
-use super::types::{Append, Checkpoint, Step};
+use super::types::{Append, Checkpoint, PartitionWrite, Step};
+use millstream_catalog::model::StageId;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
 use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -27,9 +28,20 @@ const ALONE_BYTES_MAX: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) enum Request {
     Append(Append),
+    /// Rows of a transaction; `None` begins one.
+    Stage(Option<StageId>, Vec<PartitionWrite>),
+    Abort(StageId),
     Step(Step),
     Checkpoint(Checkpoint),
     Change(Change),
+}
+
+impl Request {
+    /// Whether it has an entry of its own: a change of definitions, and the commit of staged rows, which conditions of
+    /// other writes do not see.
+    fn is_alone(&self) -> bool {
+        matches!(self, Self::Change(_) | Self::Append(Append { staged: Some(_), .. }))
+    }
 }
 
 /// A request that waits, and who waits for it.
@@ -92,13 +104,13 @@ impl Flow {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.waiting.front() {
-            let is_change = matches!(next.request, Request::Change(_));
-            if !taken.is_empty() && (is_change || bytes + next.bytes > target) {
+            let is_alone = next.request.is_alone();
+            if !taken.is_empty() && (is_alone || bytes + next.bytes > target) {
                 break;
             }
             bytes += next.bytes;
             taken.extend(self.waiting.pop_front());
-            if is_change {
+            if is_alone {
                 break;
             }
         }

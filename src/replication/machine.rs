@@ -15,13 +15,14 @@ use super::producers::{Novelty, Verdict};
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide};
+use super::stages::{self, Stages, StagesError};
 use super::types::{Appended, PartitionPosition};
 use super::upkeep;
 use crate::env;
-use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StorageError};
+use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StagedRows, StorageError};
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
-use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, TopicId};
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, StageId, TopicId};
 use millstream_catalog::{Snapshot, State};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -53,6 +54,15 @@ pub(crate) enum Fatal {
     Storage(#[from] StorageError),
 }
 
+impl From<StagesError> for Fatal {
+    fn from(error: StagesError) -> Self {
+        match error {
+            StagesError::Manifest(error) => Self::Manifest(error),
+            StagesError::Storage(error) => Self::Storage(error),
+        }
+    }
+}
+
 /// The state of one shard.
 pub(crate) struct Machine {
     shard: ShardId,
@@ -75,11 +85,14 @@ pub(crate) struct Machine {
     snapshot: Option<SnapshotMeta>,
     /// New segments for the entry that is applied next.
     rewritten: Vec<(Rewrite, Rewritten)>,
+    stages: Stages,
 }
 
 /// A seal job that runs.
 struct Sealing {
     meta: SnapshotMeta,
+    /// Files of staged rows that it removes.
+    unstaged: usize,
     done: oneshot::Receiver<Result<Sealed, StorageError>>,
 }
 
@@ -121,19 +134,23 @@ impl Machine {
             sealing: None,
             snapshot: None,
             rewritten: Vec::new(),
+            stages: Stages::default(),
         };
         if let Some(manifest) = manifest {
-            machine.restore(manifest).map_err(Fatal::Manifest)?;
+            machine.restore(manifest)?;
+        } else {
+            machine.stages = Stages::restore(&[], &machine.store)?;
         }
         Ok(machine)
     }
 
-    fn restore(&mut self, manifest: ManifestState) -> Result<(), DecodeError> {
-        let meta = decode_applied(manifest.applied)?;
-        let Extra { catalog, queries, producers } = decode_extra(manifest.extra)?;
+    fn restore(&mut self, manifest: ManifestState) -> Result<(), Fatal> {
+        let meta = decode_applied(manifest.applied).map_err(Fatal::Manifest)?;
+        let Extra { catalog, queries, producers, stages } = decode_extra(manifest.extra).map_err(Fatal::Manifest)?;
         if catalog.is_some() != self.catalog.is_some() {
-            return Err(DecodeError::Damaged("it is of another shard".to_owned()));
+            return Err(Fatal::Manifest(DecodeError::Damaged("it is of another shard".to_owned())));
         }
+        self.stages = Stages::restore(&stages, &self.store)?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         if let Some(index) = meta.last_log_id.as_ref().map(index_of) {
@@ -199,7 +216,7 @@ impl Machine {
                 && let Some(sealing) = self.sealing.take()
             {
                 let result = sealing.done.await.map_err(|_| Fatal::SealDied)?;
-                self.install(sealing.meta, result)?;
+                self.install((sealing.meta, sealing.unstaged), result)?;
             }
             self.rewritten = upkeep::rewritten(&self.store, &self.read, rewrites).await?;
         }
@@ -286,6 +303,7 @@ impl Machine {
     fn apply_writes(&mut self, index: EntryIndex, writes: &Writes) -> Result<Replies, Fatal> {
         let runs = Runs::new(writes).map_err(|error| Fatal::Entry { index, error })?;
         let verdicts = self.decide(index, writes, &runs)?;
+        let stages = self.apply_stages(index, (writes, &runs), &verdicts)?;
         let mut bases = Vec::with_capacity(writes.batches.len());
         for (number, batch) in writes.batches.iter().enumerate() {
             let is_new = |run: &Run| matches!(verdicts.get(run.write), Some(Ok(Novelty::New)));
@@ -293,16 +311,78 @@ impl Machine {
             bases.push(self.store_batch(index, batch, runs.of_batch(number), &accepted)?);
         }
         let mut cursors = vec![0; bases.len()];
-        let replies = writes.writes.iter().zip(verdicts).map(|(write, verdict)| {
+        let replies = writes.writes.iter().zip(verdicts).zip(stages).map(|((write, verdict), stage)| {
             // Refused writes take their offsets too, to keep the cursors in step.
             let offsets = parts_of(write).iter().map(|part| next_offset(&bases, &mut cursors, *part)).collect();
             verdict.map(|novelty| match (write, novelty) {
                 (Write::Checkpoint(_), _) => Reply::Done(index),
                 (_, Novelty::New) => Reply::Appended(Appended { index, offsets }),
+                (_, Novelty::Staged) => stage.map_or(Reply::Done(index), Reply::Staged),
                 (_, Novelty::Repeated) => Reply::Appended(Appended { index, offsets: Vec::new() }),
             })
         });
         Ok(Replies(replies.collect()))
+    }
+
+    /// Takes in staged rows, gives up transactions, and brings the rows of those that commit: per write, its transaction.
+    fn apply_stages(
+        &mut self,
+        index: EntryIndex,
+        (writes, runs): (&Writes, &Runs),
+        verdicts: &[Verdict],
+    ) -> Result<Vec<Option<StageId>>, Fatal> {
+        let mut stages = vec![None; writes.writes.len()];
+        for (number, write) in writes.writes.iter().enumerate() {
+            match write {
+                Write::Stage(stage, parts) if matches!(verdicts.get(number), Some(Ok(_))) => {
+                    let rows = self.staged_rows(index, (writes, runs), (number, parts))?;
+                    stages[number] = self.stages.stage(*stage, index, rows);
+                }
+                Write::Append(AppendWrite { staged: Some(stage), .. }) => {
+                    let is_new = matches!(verdicts.get(number), Some(Ok(Novelty::New)));
+                    for rows in self.stages.rows(*stage).into_iter().flatten().filter(|_| is_new) {
+                        for batch in &rows.batches {
+                            self.store.append_mapped(index, rows.topic, rows.partition, batch.clone())?;
+                        }
+                    }
+                    self.stages.end(*stage);
+                }
+                Write::Abort(stage) => self.stages.end(*stage),
+                Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) => {}
+            }
+        }
+        Ok(stages)
+    }
+
+    /// The rows of the parts of write `number`.
+    fn staged_rows(
+        &self,
+        index: EntryIndex,
+        (writes, runs): (&Writes, &Runs),
+        (number, parts): (usize, &[Part]),
+    ) -> Result<Vec<StagedRows>, Fatal> {
+        let mut nth = vec![0; writes.batches.len()];
+        let mut staged = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (Some(batch), Some(nth)) = (writes.batches.get(part.batch), nth.get_mut(part.batch)) else { continue };
+            let run = runs.of_batch(part.batch).filter(|run| run.write == number).nth(*nth);
+            *nth += 1;
+            let (Some(run), Some(topic)) = (run, self.store.topic(batch.topic)) else { continue };
+            let rows = batch.data.batch(&topic.schema).map_err(|error| Fatal::Entry { index, error })?;
+            let batches = vec![rows.slice(run.start.as_usize(), run.rows.as_usize())];
+            staged.push(StagedRows { topic: batch.topic, partition: batch.partition, batches });
+        }
+        Ok(staged)
+    }
+
+    /// Writes staged rows to files, before the next entry brings more.
+    async fn move_out(&mut self) -> Result<(), Fatal> {
+        let Some(job) = self.stages.move_out(&self.store) else { return Ok(()) };
+        let moved = env::spawn_blocking(move || job.run()).await;
+        let moved =
+            moved.map_err(|error| if error.is_panic() { Fatal::SealDied } else { StorageError::Closed.into() })??;
+        self.stages.moved(moved);
+        Ok(())
     }
 
     fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Verdict>, Fatal> {
@@ -314,6 +394,11 @@ impl Machine {
                     Ok(()) => self.decide_append(append, (writes, runs, &verdicts)).map_err(|error| error.at(index))?,
                     Err(refused) => Err(refused),
                 },
+                Write::Stage(stage, parts) => match stage.filter(|stage| self.stages.rows(*stage).is_none()) {
+                    Some(stage) => Err(Refused::NoStage(stage)),
+                    None => self.check_parts(writes, parts).map(|()| Novelty::Staged),
+                },
+                Write::Abort(_) => Ok(Novelty::Staged),
                 Write::Step(step) => {
                     let verdict = progress::check_step(&queries, step);
                     let verdict = verdict.and_then(|()| self.check_parts(writes, &step.outputs));
@@ -332,6 +417,12 @@ impl Machine {
     }
 
     fn decide_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
+        if let Some(stage) = append.staged {
+            let Some(mut rows) = self.stages.rows(stage) else { return Ok(Err(Refused::NoStage(stage))) };
+            if let Err(refused) = rows.try_for_each(|rows| stages::fits(rows, &self.store)) {
+                return Ok(Err(refused));
+            }
+        }
         let mut producers = self.read.producers.write();
         let novelty = match producers.check(&append.claims, append.now) {
             Ok(novelty) => novelty,
@@ -405,24 +496,38 @@ impl Machine {
     async fn seal(&mut self) -> Result<(), Fatal> {
         if let Some(sealing) = self.sealing.take() {
             let result = sealing.done.await.map_err(|_| Fatal::SealDied)?;
-            self.install(sealing.meta, result)?;
+            self.install((sealing.meta, sealing.unstaged), result)?;
         }
         let Some(applied) = self.applied else { return Ok(()) };
         let meta = SnapshotMeta { last_log_id: Some(applied), last_membership: self.membership.clone() };
         let place = encode_applied(&applied, &self.membership).map_err(Fatal::Encode)?;
-        let extra = encode_extra(self.catalog.as_ref(), &self.read.queries.read(), &self.read.producers.read());
-        let job = self.store.seal(place, extra);
+        let Some((staged, unstaged)) = self.stages.files() else {
+            tracing::warn!(shard = self.shard.value(), "no space left to stage rows, sealing later");
+            return Ok(());
+        };
+        let (queries, producers) = (self.read.queries.read(), self.read.producers.read());
+        let extra = encode_extra(self.catalog.as_ref(), &queries, &producers, &self.stages.encode());
+        drop((queries, producers));
+        let ended = unstaged.len();
+        let job = self.store.seal(place, extra).with_staged(staged, unstaged);
         (self.log_bytes, self.log_entries, self.is_seal_asked) = (0, 0, false);
         self.read.is_sealing.store(true, Ordering::Release);
-        self.sealing = Some(Sealing { meta, done: run_seal(job, Arc::clone(&self.read)) });
+        self.sealing = Some(Sealing { meta, unstaged: ended, done: run_seal(job, Arc::clone(&self.read)) });
         Ok(())
     }
 
     /// Takes the segments of a job into use. A full disk is no failure: the rows stay in memory and in the log,
     /// and go with the next seal.
-    fn install(&mut self, meta: SnapshotMeta, result: Result<Sealed, StorageError>) -> Result<(), Fatal> {
+    fn install(
+        &mut self,
+        (meta, unstaged): (SnapshotMeta, usize),
+        result: Result<Sealed, StorageError>,
+    ) -> Result<(), Fatal> {
         match result {
-            Ok(sealed) => self.store.install(sealed),
+            Ok(sealed) => {
+                self.store.install(sealed);
+                self.stages.forget_ended(unstaged);
+            }
             Err(StorageError::DiskFull) => {
                 tracing::warn!(shard = self.shard.value(), "no space left to write segments, trying again later");
                 self.read.is_sealing.store(false, Ordering::Release);
@@ -438,11 +543,16 @@ impl Machine {
         Ok(())
     }
 
+    /// Transactions that neither committed nor were given up.
+    pub(crate) fn stages(&self) -> Vec<StageId> {
+        self.stages.ids()
+    }
+
     /// Installs a finished seal job, if there is one. A failed job stops the shard.
     pub(crate) fn install_finished(&mut self) {
         let Some(mut sealing) = self.sealing.take() else { return };
         let installed = match sealing.done.try_recv() {
-            Ok(result) => self.install(sealing.meta, result),
+            Ok(result) => self.install((sealing.meta, sealing.unstaged), result),
             Err(oneshot::error::TryRecvError::Closed) => Err(Fatal::SealDied),
             Err(oneshot::error::TryRecvError::Empty) => {
                 self.sealing = Some(sealing);
@@ -466,6 +576,8 @@ impl Machine {
 fn parts_of(write: &Write) -> &[Part] {
     match write {
         Write::Append(append) => &append.parts,
+        Write::Stage(_, parts) => parts,
+        Write::Abort(_) => &[],
         Write::Step(step) => &step.outputs,
         Write::Checkpoint(_) => &[],
     }
@@ -564,6 +676,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.prepare(&entry).await.map_err(|fatal| self.stop(&fatal))?;
             let replies = self.apply_entry(&entry).map_err(|fatal| self.stop(&fatal))?;
+            self.move_out().await.map_err(|fatal| self.stop(&fatal))?;
             answers.0.extend(responder.map(|responder| (responder, replies)));
             if self.must_seal() {
                 self.publish();

@@ -6,7 +6,7 @@
 //! Applied: `version u8, term u64, index u64, membership bytes (JSON), membership log id: u8 0 or 1, term u64,
 //! index u64`. Extra: `version u8, catalog u8 0 or 1 and bytes, count u32` queries of `query u64, step u64,
 //! input u64, output u64, late u64`, positions, `checkpoint u8 0 or 1` and its fields, `count u32` step records of
-//! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on `count u32` producers follow, of
+//! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on open transactions follow as `bytes` (`stages`), then `count u32` producers, of
 //! `topic u64, producer bytes, next u64, at i64`.
 
 use super::codec::{DecodeError, Decoder, Encoder};
@@ -74,10 +74,12 @@ pub(crate) struct Extra {
     pub(crate) catalog: Option<State>,
     pub(crate) queries: Queries,
     pub(crate) producers: Producers,
+    /// As `stages` encodes them.
+    pub(crate) stages: Bytes,
 }
 
 /// The state outside partitions.
-pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers: &Producers) -> Bytes {
+pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers: &Producers, stages: &[u8]) -> Bytes {
     let mut encoder = Encoder::default();
     encoder.u8(EXTRA_VERSION);
     match catalog {
@@ -91,6 +93,7 @@ pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers
     for (query, progress) in queries {
         encode_progress(&mut encoder, *query, progress);
     }
+    encoder.bytes(stages);
     encoder.count(producers.len());
     for (topic, producer, produced) in producers.iter() {
         encoder.u64(topic.value());
@@ -117,6 +120,7 @@ pub(crate) fn decode_extra(bytes: Bytes) -> Result<Extra, DecodeError> {
         queries.insert(query, progress);
     }
     let mut producers = Producers::default();
+    let stages = if version < 2 { Bytes::new() } else { decoder.bytes()? };
     let count = if version < 2 { 0 } else { decoder.count(32)? };
     for _ in 0..count {
         let (topic, producer) = (TopicId::new(decoder.u64()?), decode_producer(&mut decoder)?);
@@ -124,7 +128,7 @@ pub(crate) fn decode_extra(bytes: Bytes) -> Result<Extra, DecodeError> {
         producers.insert(topic, producer, Produced { next, at: Timestamp::from_micros(decoder.i64()?) });
     }
     decoder.finish()?;
-    Ok(Extra { catalog, queries, producers })
+    Ok(Extra { catalog, queries, producers, stages })
 }
 
 fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgress) {
@@ -230,16 +234,20 @@ mod tests {
         let mut producers = Producers::default();
         let produced = Produced { next: Sequence::new(7), at: Timestamp::from_micros(3) };
         producers.insert(TopicId::new(4), ProducerId::new("p").expect("a name"), produced);
-        let bytes = encode_extra(Some(&state), &queries, &producers);
-        assert_eq!(decode_extra(bytes.clone()), Ok(Extra { catalog: Some(state), queries, producers }));
+        let bytes = encode_extra(Some(&state), &queries, &producers, b"s");
+        assert_eq!(
+            decode_extra(bytes.clone()),
+            Ok(Extra { catalog: Some(state), queries, producers, stages: Bytes::from_static(b"s") })
+        );
         for cut in 0..bytes.len() {
             decode_extra(bytes.slice(..cut)).expect_err("cut short");
         }
-        let none = Extra { catalog: None, queries: Queries::new(), producers: Producers::default() };
-        let bytes = encode_extra(None, &none.queries, &none.producers);
+        let (queries, producers) = (Queries::new(), Producers::default());
+        let none = Extra { catalog: None, queries, producers, stages: Bytes::new() };
+        let bytes = encode_extra(None, &none.queries, &none.producers, b"");
         assert_eq!(decode_extra(bytes.clone()), Ok(none));
         // Version 1 had no producers.
-        let first = [&[1_u8][..], &bytes[1..bytes.len() - 4]].concat();
+        let first = [&[1_u8][..], &bytes[1..bytes.len() - 12]].concat();
         assert_eq!(decode_extra(Bytes::from(first)).map(|extra| extra.producers.len()), Ok(0));
     }
 }

@@ -26,6 +26,8 @@ mod raft;
 mod read_side;
 mod runtime;
 mod shard;
+mod stages;
+mod staging;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ mod upkeep;
 pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};
+pub use staging::Staging;
 pub use types::{
     Append, Appended, Checkpoint, Guard, PartitionPosition, PartitionWrite, ProducerClaim, QueryProgress, ShardStatus,
     Step, StepRecord,

@@ -34,6 +34,8 @@ pub(crate) enum Novelty {
     New,
     /// All were.
     Repeated,
+    /// They wait for their transaction's commit, or go with its end.
+    Staged,
 }
 
 /// What the state machine says to one write.

@@ -9,7 +9,7 @@ use super::error::Refused;
 use super::machine::Machine;
 use super::types::Appended;
 use bytes::Bytes;
-use millstream_catalog::model::{EntryIndex, Term};
+use millstream_catalog::model::{EntryIndex, StageId, Term};
 use openraft::raft::responder::Responder;
 use openraft::vote::RaftLeaderId;
 use openraft::{BasicNode, Config, OptionalSend, RaftTypeConfig, SnapshotPolicy};
@@ -61,6 +61,8 @@ pub(crate) enum Reply {
     Done(EntryIndex),
     /// The rows are stored and visible.
     Appended(Appended),
+    /// The rows wait for the commit of this transaction.
+    Staged(StageId),
     /// The catalog changed.
     Catalog(millstream_catalog::Reply),
 }

@@ -15,6 +15,7 @@ use super::network::NoPeers;
 use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
+use super::staging;
 use super::types::{Append, Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use super::{progress, upkeep};
 use crate::env;
@@ -36,7 +37,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// Bytes a change of definitions is counted as in the queue.
-const CHANGE_BYTES: usize = 4 << 10;
+pub(super) const CHANGE_BYTES: usize = 4 << 10;
 
 /// What all shards of a node share.
 #[derive(Debug, Clone)]
@@ -117,10 +118,12 @@ impl Core {
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
         let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
-        Ok(Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks })
+        let core = Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks };
+        core.abort_stages().await;
+        Ok(core)
     }
 
-    async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+    pub(super) async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
         self.check_writable(bytes)?;
         self.appender.submit(request, bytes).await
     }
@@ -143,7 +146,10 @@ impl Core {
 
     /// Checks rows against what the read side knows, and gives them exactly the stored schema, so that apply
     /// cannot refuse them; with their bytes.
-    fn check(&self, mut parts: Vec<PartitionWrite>) -> Result<(Vec<PartitionWrite>, usize), ReplicationError> {
+    pub(super) fn check(
+        &self,
+        mut parts: Vec<PartitionWrite>,
+    ) -> Result<(Vec<PartitionWrite>, usize), ReplicationError> {
         let topics = self.read.topics.read();
         let mut bytes = ByteSize::ZERO;
         for part in &mut parts {
@@ -167,6 +173,19 @@ impl Core {
 
     pub(crate) fn id(&self) -> ShardId {
         self.id
+    }
+
+    /// Why nothing more is answered.
+    pub(super) fn stopped(&self) -> ReplicationError {
+        self.appender.stopped()
+    }
+
+    /// Gives up the transactions that a crash left.
+    async fn abort_stages(&self) {
+        let ids = self.raft.with_state_machine(|machine| Box::pin(std::future::ready(machine.stages())));
+        for stage in ids.await.unwrap_or_default() {
+            staging::abort(self, stage).await;
+        }
     }
 
     /// Writes segments and the manifest now, unless nothing came since the last time.
@@ -282,7 +301,7 @@ impl CatalogShard {
     pub async fn propose(&self, command: Command) -> Result<millstream_catalog::Reply, ReplicationError> {
         match self.core.change(Change::Catalog(Box::new(command))).await? {
             Reply::Catalog(reply) => Ok(reply),
-            Reply::Done(_) | Reply::Appended(_) => Err(self.core.appender.stopped()),
+            Reply::Done(_) | Reply::Appended(_) | Reply::Staged(_) => Err(self.core.appender.stopped()),
         }
     }
 
@@ -301,6 +320,10 @@ impl Shard {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
     }
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// The shard's id.
     pub fn id(&self) -> ShardId {
         self.core.id
@@ -328,14 +351,14 @@ impl Shard {
         let mut append = append.into();
         let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
         let (parts, gaps) = split_empty(parts);
-        if parts.is_empty() {
+        if parts.is_empty() && append.staged.is_none() {
             return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
         }
         append.parts = parts;
         let bytes = bytes + append.overhead_bytes();
         let reply = self.core.submit(Request::Append(append), bytes).await?;
         match reply {
-            // Stored before.
+            // Stored before, or all staged.
             Reply::Appended(appended) if appended.offsets.is_empty() => Ok(appended),
             reply => self.appended(reply, gaps),
         }
@@ -544,7 +567,7 @@ impl Shard {
     fn appended(&self, reply: Reply, gaps: Vec<Gap>) -> Result<Appended, ReplicationError> {
         match reply {
             Reply::Appended(appended) => Ok(self.fill(appended, gaps)),
-            Reply::Done(_) | Reply::Catalog(_) => Err(self.core.appender.stopped()),
+            Reply::Done(_) | Reply::Catalog(_) | Reply::Staged(_) => Err(self.core.appender.stopped()),
         }
     }
 

@@ -5,8 +5,8 @@
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StepNumber, Term,
-    Timestamp, TopicId,
+    ByteSize, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, StepNumber,
+    Term, Timestamp, TopicId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -59,6 +59,8 @@ pub struct Append {
     pub claims: Vec<ProducerClaim>,
     /// The wall clock, by which producers expire.
     pub now: Timestamp,
+    /// What was staged for it before; its rows come first.
+    pub staged: Option<StageId>,
 }
 
 impl From<Vec<PartitionWrite>> for Append {

@@ -26,6 +26,7 @@ pub mod seal;
 pub mod segment;
 pub(crate) mod segment_writer;
 pub mod shard_store;
+pub mod staging;
 pub mod statistics;
 mod tail;
 #[cfg(test)]
@@ -47,4 +48,5 @@ pub use scan::{PartitionScan, ScanRequest};
 pub use seal::{SealJob, Sealed};
 pub use segment::Segment;
 pub use shard_store::{ManifestState, ShardStore};
+pub use staging::{StagedFile, StagedRows};
 pub use upkeep::{PartitionFacts, RewriteRange, UpkeepActions, UpkeepPolicy};

@@ -59,7 +59,12 @@ impl PartitionWriter {
     ///
     /// # Errors
     /// [`StorageError::Schema`] when the rows are not of the topic's schema; nothing is appended then.
-    pub(crate) fn append(&mut self, index: EntryIndex, rows: RecordBatch) -> Result<(Offset, ByteSize), StorageError> {
+    pub(crate) fn append(
+        &mut self,
+        index: EntryIndex,
+        rows: RecordBatch,
+        make: fn(Offset, RecordBatch, EntryIndex) -> TailBatch,
+    ) -> Result<(Offset, ByteSize), StorageError> {
         let rows = with_schema(rows, &self.view.schema)?;
         let base = self.offset_next;
         let mut bytes = ByteSize::ZERO;
@@ -67,7 +72,7 @@ impl PartitionWriter {
         while start < rows.num_rows() {
             let take = (rows.num_rows() - start).min(BATCH_ROWS_MAX);
             let part = if take == rows.num_rows() { rows.clone() } else { rows.slice(start, take) };
-            let batch = TailBatch::new(self.offset_next, part, index);
+            let batch = make(self.offset_next, part, index);
             bytes = bytes.plus(batch.bytes);
             self.offset_next = self.offset_next.plus(RowCount::of(take));
             self.pending.push(batch);

@@ -17,6 +17,7 @@ use super::manifest::{Manifest, ManifestIndex, PartitionManifest, SegmentManifes
 use super::partition::PartitionView;
 use super::segment::{Segment, SegmentExpected};
 use super::segment_writer::{SegmentPlan, write_segment};
+use super::staging::{STAGED, StagedFile};
 use bytes::Bytes;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, ShardId};
 use std::io;
@@ -40,6 +41,10 @@ pub struct SealJob {
     pub(crate) removing: Vec<String>,
     pub(crate) applied: Bytes,
     pub(crate) extra: Bytes,
+    /// Staged rows that `extra` speaks of.
+    pub(crate) staged: Vec<StagedFile>,
+    /// Files of staged rows that it no longer speaks of.
+    pub(crate) unstaged: Vec<String>,
     /// Held while a seal is under way.
     pub(crate) token: Arc<()>,
 }
@@ -76,6 +81,11 @@ impl Sealed {
 }
 
 impl SealJob {
+    /// The same job, whose `extra` speaks of the files `staged` and no longer of those named `unstaged`.
+    pub fn with_staged(self, staged: Vec<StagedFile>, unstaged: Vec<String>) -> Self {
+        Self { staged, unstaged, ..self }
+    }
+
     /// The last entry whose rows the manifest will cover.
     pub fn published(&self) -> EntryIndex {
         self.published
@@ -91,6 +101,7 @@ impl SealJob {
         match self.write(&mut written) {
             Ok(segments) => {
                 let removed = self.remove_dropped();
+                self.remove_unstaged();
                 Ok(Sealed { segments, removed, published: self.published, _token: self.token })
             }
             Err(StorageError::SyncFailed) => Err(StorageError::SyncFailed),
@@ -135,6 +146,7 @@ impl SealJob {
         if !segments.is_empty() {
             self.disk.sync_dir(&dir).map_err(|_| StorageError::SyncFailed)?;
         }
+        StagedFile::sync(&self.staged, &*self.disk, &self.dir)?;
         let manifest = Manifest { index, applied: self.applied.clone(), extra: self.extra.clone() };
         manifest.replace(&*self.disk, &self.dir)?;
         Ok(segments)
@@ -179,6 +191,13 @@ impl SealJob {
             rowtime,
         };
         Segment::open(&*self.disk, dir, name, &expected).map(Some)
+    }
+
+    /// Unlinks staged rows of transactions that ended before the manifest; what cannot go now, goes at the next open.
+    fn remove_unstaged(&self) {
+        for file in &self.unstaged {
+            let _ = self.disk.remove(&self.dir.join(STAGED).join(file));
+        }
     }
 
     /// Unlinks files of dropped topics; gives those that are gone for good.

@@ -17,6 +17,7 @@ use super::partitions::Partitions;
 use super::recovery::{Recovered, recover};
 use super::rewrite::{Rewrite, RewriteJob, Rewritten, inputs_of};
 use super::seal::{SealJob, Sealed, TopicPlan};
+use super::tail::TailBatch;
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, ShardId, TopicId};
@@ -119,6 +120,16 @@ impl ShardStore {
         self.shard
     }
 
+    /// The shard's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The disk it is on.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     /// The read side; the same one for the life of the store.
     pub fn partitions(&self) -> Arc<Partitions> {
         self.directory.clone()
@@ -213,13 +224,37 @@ impl ShardStore {
         partition: PartitionId,
         batch: RecordBatch,
     ) -> Result<Offset, StorageError> {
+        self.append_as(index, (topic, partition), batch, TailBatch::new)
+    }
+
+    /// As [`ShardStore::append`], of rows in a mapped file: they are not copied before they are sealed.
+    ///
+    /// # Errors
+    /// As [`ShardStore::append`].
+    pub fn append_mapped(
+        &mut self,
+        index: EntryIndex,
+        topic: TopicId,
+        partition: PartitionId,
+        batch: RecordBatch,
+    ) -> Result<Offset, StorageError> {
+        self.append_as(index, (topic, partition), batch, TailBatch::mapped)
+    }
+
+    fn append_as(
+        &mut self,
+        index: EntryIndex,
+        (topic, partition): (TopicId, PartitionId),
+        batch: RecordBatch,
+        make: fn(Offset, RecordBatch, EntryIndex) -> TailBatch,
+    ) -> Result<Offset, StorageError> {
         if index < self.appended || index <= self.directory.applied() {
             return Err(StorageError::OutOfOrder { shard: self.shard, index });
         }
         let state = self.topics.get_mut(&topic);
         let writer = state.and_then(|state| state.partitions.get_mut(partition.value() as usize));
         let writer = writer.ok_or(StorageError::NoPartition { topic, partition })?;
-        let (offset, bytes) = writer.append(index, batch)?;
+        let (offset, bytes) = writer.append(index, batch, make)?;
         self.appended = index;
         self.tail_bytes = self.tail_bytes.plus(bytes);
         self.pending.insert((topic, partition));
@@ -360,6 +395,8 @@ impl ShardStore {
             removing: self.removing.clone(),
             applied,
             extra,
+            staged: Vec::new(),
+            unstaged: Vec::new(),
             token: self.token.clone(),
         }
     }

@@ -38,6 +38,8 @@ pub(crate) struct TailBatch {
     pub(crate) entry_last: EntryIndex,
     /// Bytes of the rows, as counted when they were appended.
     pub(crate) bytes: ByteSize,
+    /// Its rows are in a mapped file: a copy would bring them into memory.
+    is_mapped: bool,
 }
 
 impl TailBatch {
@@ -47,7 +49,12 @@ impl TailBatch {
         let bytes = batch_bytes(&batch);
         let entries = EntryRuns::of(index, RowCount::of(batch.num_rows()));
         let stored = StoredBatch { offset_start, offsets: None, batch, entries };
-        Self { stored, rowtime, entry_first: index, entry_last: index, bytes }
+        Self { stored, rowtime, entry_first: index, entry_last: index, bytes, is_mapped: false }
+    }
+
+    /// As [`TailBatch::new`], of rows in a mapped file.
+    pub(crate) fn mapped(offset_start: Offset, batch: RecordBatch, index: EntryIndex) -> Self {
+        Self { is_mapped: true, ..Self::new(offset_start, batch, index) }
     }
 
     pub(crate) fn offset_end(&self) -> Offset {
@@ -63,6 +70,7 @@ impl TailBatch {
             entry_first: stored.entries.first().unwrap_or(self.entry_first),
             entry_last: self.entry_last,
             bytes: batch_bytes(&stored.batch),
+            is_mapped: self.is_mapped,
             stored,
         }
     }
@@ -76,10 +84,13 @@ impl TailBatch {
         let bytes = batch_bytes(&batch);
         let (entry_first, entry_last) = (self.entry_first, self.entry_last);
         let stored = StoredBatch { batch, ..self.stored.clone() };
-        Ok(Self { stored, rowtime: self.rowtime, entry_first, entry_last, bytes })
+        Ok(Self { stored, rowtime: self.rowtime, entry_first, entry_last, bytes, is_mapped: self.is_mapped })
     }
 
     fn weight(&self) -> u64 {
+        if self.is_mapped {
+            return WEIGHT_MAX;
+        }
         self.stored.rows().value().max(self.bytes.value() / BYTES_PER_WEIGHT).max(1)
     }
 
@@ -107,6 +118,7 @@ impl TailBatch {
             entry_first: first.entry_first,
             entry_last: last.entry_last,
             bytes: parts.iter().fold(ByteSize::ZERO, |sum, part| sum.plus(part.bytes)),
+            is_mapped: false,
         }))
     }
 }

@@ -46,6 +46,11 @@ id!(
     u64
 );
 id!(
+    /// A transaction of a shard whose rows came in several entries.
+    StageId,
+    u64
+);
+id!(
     /// A partition within its topic, from zero.
     PartitionId,
     u32

@@ -37,6 +37,8 @@ pub const PARAMETERS_MAX: usize = 65_535;
 pub const STATEMENT_ROWS_BYTES_MAX: ByteSize = ByteSize::new(512 << 20);
 /// Bytes of the metadata of one message of an Arrow stream: it is parsed whole, and says what is read next.
 pub const ARROW_METADATA_BYTES_MAX: usize = 16 << 20;
+/// Bytes of rows that a statement or transaction keeps in memory before it writes them to the log as part of itself.
+pub const STAGE_BYTES_TARGET: ByteSize = ByteSize::new(32 << 20);
 /// Bytes of rows that all statements and transactions of a node hold before they are committed.
 pub const HELD_BYTES_MAX: ByteSize = ByteSize::new(2 << 30);
 /// Savepoints of one transaction.

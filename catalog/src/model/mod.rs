@@ -12,7 +12,7 @@ pub mod size;
 pub mod sqlstate;
 pub mod time;
 
-pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StepNumber, Term, TopicId};
+pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId};
 pub use name::Name;
 pub use offset::Offset;
 pub use producer::{ProducerId, ProducerIdError, Sequence};

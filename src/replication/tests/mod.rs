@@ -3,4 +3,5 @@
 mod log_suite;
 mod lost_files;
 mod node;
+mod staging;
 mod upkeep;

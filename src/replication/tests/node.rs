@@ -32,7 +32,7 @@ pub(super) fn topic(id: TopicId, partitions: u32) -> TopicStorage {
 pub(super) fn part(partition: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
     PartitionWrite { topic: TOPIC, partition: PartitionId::new(partition), batch: batch(values), guard: None }
 }
-async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
+pub(super) async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replication {
     let config = ReplicationConfig {
         data_dir: PathBuf::from("/data"),
         node: NodeId::new(1),

@@ -28,8 +28,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let waiting = signals.clone().until(None);
         while let Some(data) = next_data(self.wire, &waiting).await? {
             copy.push(&data)?;
+            if copy.is_full() {
+                step(self.wire, signals, Box::pin(copy.flush(&mut self.session))).await??;
+            }
         }
-        let rows = step(self.wire, signals, copy.finish(&mut self.session)).await??;
+        let rows = step(self.wire, signals, Box::pin(copy.finish(&mut self.session))).await??;
         Ok(format!("COPY {rows}"))
     }
 

@@ -1,0 +1,99 @@
+//! The rows of one statement on their way to the log, however many.
+//!
+//! Owns when they leave memory: after so many bytes they are written to the log as part of a transaction that nobody sees
+//! before it commits. Within `BEGIN … COMMIT` that is the session's own. Leaves out where rows come from (`copy`,
+//! `insert`). A statement that fails or is dropped gives up what it wrote.
+
+use crate::engine::held::Held;
+use crate::engine::session::Session;
+use crate::engine::transaction::Transaction;
+use crate::engine::write::Routed;
+use crate::engine::{Engine, Result};
+use crate::replication::{PartitionWrite, ProducerClaim};
+use crate::storage::batch::batch_bytes;
+use millstream_catalog::Relation;
+use millstream_catalog::model::ByteSize;
+use millstream_catalog::model::limit::STAGE_BYTES_TARGET;
+
+/// Rows that were routed and not committed.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    /// The statement's own transaction, outside of a block.
+    own: Transaction,
+    parts: Vec<PartitionWrite>,
+    bytes: ByteSize,
+    held: Held,
+    count: u64,
+}
+
+impl Bulk {
+    /// No rows yet.
+    pub(crate) fn new(engine: &Engine) -> Self {
+        let mut own = Transaction::default();
+        own.begin_implicit();
+        Self { own, parts: Vec::new(), bytes: ByteSize::ZERO, held: engine.holding.share(), count: 0 }
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// 53200 when all statements together hold too much.
+    pub(crate) fn push(&mut self, routed: Vec<Routed>) -> Result<()> {
+        for routed in routed {
+            self.count += routed.row_count as u64;
+            for part in routed.parts {
+                self.bytes = self.bytes.plus(batch_bytes(&part.batch));
+                self.parts.push(part);
+            }
+        }
+        self.held.set(self.bytes)
+    }
+
+    /// Whether [`Bulk::flush`] is due.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes >= STAGE_BYTES_TARGET
+    }
+
+    /// Hands the rows in memory to the transaction, which writes them to the log if they are many.
+    ///
+    /// # Errors
+    /// 54000 for more rows than a transaction with savepoints may hold; of the write.
+    pub(crate) async fn flush(&mut self, session: &mut Session, relation: &Relation) -> Result<()> {
+        self.hand_over(session, relation, None)?;
+        let shard = session.engine.shard(relation.shard)?.staging();
+        self.transaction(session).spill(shard).await
+    }
+
+    /// Commits, or leaves it to the transaction's end; gives the number of rows.
+    ///
+    /// # Errors
+    /// As [`Bulk::flush`], and of the commit.
+    pub(crate) async fn finish(
+        mut self,
+        session: &mut Session,
+        relation: &Relation,
+        claim: Option<ProducerClaim>,
+    ) -> Result<u64> {
+        if self.own.has_writes() || session.transaction.is_open() {
+            self.hand_over(session, relation, claim)?;
+            if let Some(pending) = self.own.end() {
+                session.commit(pending).await?;
+            }
+        } else {
+            session.append(relation, self.parts, claim).await?;
+        }
+        Ok(self.count)
+    }
+
+    fn transaction<'a>(&'a mut self, session: &'a mut Session) -> &'a mut Transaction {
+        if session.transaction.is_open() { &mut session.transaction } else { &mut self.own }
+    }
+
+    fn hand_over(&mut self, session: &mut Session, relation: &Relation, claim: Option<ProducerClaim>) -> Result<()> {
+        let parts = std::mem::take(&mut self.parts);
+        self.bytes = ByteSize::ZERO;
+        self.held.set(ByteSize::ZERO)?;
+        let room = session.engine.holding.clone();
+        self.transaction(session).hold(&room, relation.shard, parts, claim)
+    }
+}

@@ -1,0 +1,99 @@
+//! A transaction that writes its rows to the log before it commits.
+//!
+//! Owns the handle: rows are handed over part by part, then [`Shard::append`] commits them with the rest, or dropping the
+//! handle gives them up. Leaves out what the state machine keeps (`stages`). A crash gives up what was not committed: the
+//! shard does so when it starts.
+
+use super::error::ReplicationError;
+use super::flow::Request;
+use super::raft::Reply;
+use super::shard::{CHANGE_BYTES, Core, Shard};
+use super::types::PartitionWrite;
+use crate::env;
+use millstream_catalog::model::StageId;
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// The rows of one transaction that are in the log of a shard and not committed.
+pub struct Staging {
+    core: Arc<Core>,
+    stage: Option<StageId>,
+}
+
+impl fmt::Debug for Staging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staging").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl Shard {
+    /// Begins a transaction; nothing is in the log yet.
+    pub fn staging(&self) -> Staging {
+        Staging { core: Arc::clone(self.core()), stage: None }
+    }
+}
+
+impl Staging {
+    /// Writes rows to the log. When it returns they are durable, but seen by nobody.
+    ///
+    /// # Errors
+    /// [`ReplicationError`]; the transaction can only be given up then.
+    ///
+    /// # Cancellation
+    /// The transaction can only be given up.
+    pub async fn add(&mut self, parts: Vec<PartitionWrite>) -> Result<(), ReplicationError> {
+        let (mut parts, bytes) = self.core.check(parts)?;
+        parts.retain(|part| part.batch.num_rows() > 0);
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let (sender, receiver) = oneshot::channel();
+        let (core, stage) = (Arc::clone(&self.core), self.stage);
+        // A task of its own, because a caller that goes away would never know which transaction was begun.
+        let _task = env::spawn("stage", async move {
+            let staged = core.submit(Request::Stage(stage, parts), bytes).await;
+            let begun = match (&staged, stage) {
+                (Ok(Reply::Staged(begun)), None) => Some(*begun),
+                _ => None,
+            };
+            if sender.send(staged).is_err()
+                && let Some(begun) = begun
+            {
+                abort(&core, begun).await;
+            }
+        });
+        match receiver.await {
+            Ok(Ok(Reply::Staged(stage))) => self.stage = Some(stage),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(_)) | Err(_) => return Err(self.core.stopped()),
+        }
+        Ok(())
+    }
+
+    /// For [`super::Append`], which commits it; `None` while nothing is in the log.
+    pub fn id(&self) -> Option<StageId> {
+        self.stage
+    }
+
+    /// It is committed: there is nothing to give up.
+    pub fn committed(mut self) {
+        self.stage = None;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let (Some(stage), Ok(_)) = (self.stage, tokio::runtime::Handle::try_current()) else { return };
+        let core = Arc::clone(&self.core);
+        // Without a runtime the node is gone; its next start gives it up.
+        let _task = env::spawn("abort", async move { abort(&core, stage).await });
+    }
+}
+
+/// Gives a transaction up.
+pub(super) async fn abort(core: &Core, stage: StageId) {
+    if let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
+        tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
+    }
+}
