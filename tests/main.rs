@@ -4,7 +4,8 @@
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
 //! killed. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
 //! their SELECT run once. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
-//! waiting. `protocol`: the wire, byte by byte. `slt`: statements and their rows. `scripts`: several sessions, rows in
+//! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
+//! reads that do not. `slt`: statements and their rows. `scripts`: several sessions, rows in
 //! the order they arrive. `tidy`: the rules of the code that a machine can check.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
@@ -23,6 +24,7 @@ mod equivalence;
 mod limits;
 mod pipelined;
 mod protocol;
+mod pruning;
 mod script;
 mod slt;
 mod tidy;

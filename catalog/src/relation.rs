@@ -3,10 +3,10 @@
 //! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
 
 use crate::model::{ByteSize, Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
-use crate::schema::{FILL_METADATA, Schema};
+use crate::schema::{FILL_METADATA, KEY_METADATA, Schema};
 use arrow_schema::{FieldRef, Schema as ArrowSchema, SchemaRef};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// How a topic is read.
@@ -156,10 +156,12 @@ impl Relation {
         self.schema.stored(self.has_tombstones())
     }
 
-    /// The same, with what storage must know to read rows written before columns were added.
+    /// The same, with what storage must know: what rows written before columns were added have in them, and which columns
+    /// are the key, of which it keeps filters.
     pub fn topic_schema(&self) -> SchemaRef {
         let stored = self.stored_schema();
-        if self.fills.is_empty() {
+        let key: Vec<String> = self.schema.key().iter().map(ToString::to_string).collect();
+        if self.fills.is_empty() && key.is_empty() {
             return stored;
         }
         let field = |(at, field): (usize, &FieldRef)| match self.fills.get(&at) {
@@ -170,7 +172,9 @@ impl Relation {
                 Arc::new(field.as_ref().clone().with_metadata(metadata))
             }
         };
-        Arc::new(ArrowSchema::new(stored.fields().iter().enumerate().map(field).collect::<Vec<_>>()))
+        let fields: Vec<FieldRef> = stored.fields().iter().enumerate().map(field).collect();
+        let noted = (!key.is_empty()).then(|| (KEY_METADATA.to_owned(), key.join(",")));
+        Arc::new(ArrowSchema::new_with_metadata(fields, HashMap::from_iter(noted)))
     }
 
     /// What happens to old events: the policy said, or the default of its kind.

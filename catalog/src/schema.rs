@@ -20,6 +20,14 @@ pub const ROWPARTITION: &str = "rowpartition";
 pub const ROWOFFSET: &str = "rowoffset";
 /// Key of the field metadata that names the SQL type where Arrow's is wider (`uuid`, `json`, `varchar(n)` …).
 pub const TYPE_METADATA: &str = "millstream.type";
+/// Key of the schema metadata of a topic that names its key columns, by position: `0,2`.
+pub const KEY_METADATA: &str = "millstream.key";
+
+/// The key columns of a topic's schema; none in topics that were made before they were noted there.
+pub fn key_of(stored: &ArrowSchema) -> Vec<usize> {
+    let listed = stored.metadata().get(KEY_METADATA).map_or("", String::as_str);
+    listed.split(',').filter_map(|position| position.parse().ok()).collect()
+}
 
 /// Key of the metadata of a stored field that says what rows written before the column was added have in it.
 pub const FILL_METADATA: &str = "millstream.fill";

@@ -4,7 +4,8 @@
 //! runs; the engine implements it over storage. Holds nothing, so a crash does nothing to it.
 
 use crate::error::SqlError;
-use arrow::array::RecordBatch;
+use crate::exec::pruning::Pruning;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::Relation;
 use millstream_catalog::model::{Offset, PartitionId, RowCount, Timestamp};
@@ -29,7 +30,8 @@ pub enum ScanColumn {
     RowOffset,
 }
 
-/// Which rows and columns a scan wants. Every bound may be answered with more rows than asked: the query filters again.
+/// Which rows and columns a scan wants. Offsets and partitions of a relation without tombstones are exact. Every other
+/// bound may be answered with more rows than asked: the query filters again.
 /// Of a table with a key the bounds apply to its current rows: an older version of a row never comes back because the
 /// newer one is out of bounds.
 ///
@@ -44,6 +46,10 @@ pub struct ScanRequest {
     pub partitions: Option<Vec<PartitionId>>,
     /// The least and the greatest event time wanted, both inclusive.
     pub rowtime: (Option<Timestamp>, Option<Timestamp>),
+    /// Tests of parts of the log; only of relations without tombstones.
+    pub pruning: Option<Arc<Pruning>>,
+    /// The only keys wanted of a table, an array per key column; only of relations with tombstones.
+    pub lookup: Option<Vec<ArrayRef>>,
     /// Each iterator may stop after this many rows. Given only when no filter follows.
     pub limit: Option<usize>,
     /// How many iterators are useful at most; fewer or more are allowed.
@@ -52,30 +58,51 @@ pub struct ScanRequest {
     pub metrics: Arc<ScanMetrics>,
 }
 
+/// One thing a scan counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScanCount {
+    /// Segments of which rows were read.
+    SegmentsRead,
+    /// Segments that offsets, event times, statistics or filters ruled out.
+    SegmentsSkipped,
+    /// Those of them that only a bloom filter ruled out.
+    SegmentsSkippedByFilter,
+    /// Batches that were read.
+    BatchesRead,
+    /// Batches that were skipped, those of skipped segments too.
+    BatchesSkipped,
+    /// Rows that were read.
+    Rows,
+    /// Bytes of the wanted columns that were read.
+    Bytes,
+}
+
 /// What a scan read and what it could skip. Written by the source, read after the query ended.
 #[derive(Debug, Default)]
 pub struct ScanMetrics {
-    segments_read: AtomicU64,
-    segments_skipped: AtomicU64,
+    counts: [AtomicU64; 7],
 }
 
 impl ScanMetrics {
-    /// Adds segments that were read.
-    pub fn add_read(&self, segments: u64) {
-        self.segments_read.fetch_add(segments, Ordering::Relaxed);
+    /// Adds to a count.
+    pub fn add(&self, count: ScanCount, more: u64) {
+        self.counts[count as usize].fetch_add(more, Ordering::Relaxed);
     }
-    /// Adds segments that offsets or statistics ruled out.
-    pub fn add_skipped(&self, segments: u64) {
-        self.segments_skipped.fetch_add(segments, Ordering::Relaxed);
+    /// A count so far.
+    pub fn value(&self, count: ScanCount) -> u64 {
+        self.counts[count as usize].load(Ordering::Relaxed)
     }
-    /// Segments read so far.
-    pub fn segments_read(&self) -> u64 {
-        self.segments_read.load(Ordering::Relaxed)
-    }
-    /// Segments skipped so far.
-    pub fn segments_skipped(&self) -> u64 {
-        self.segments_skipped.load(Ordering::Relaxed)
-    }
+}
+
+/// What metadata knows of the rows of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanSummary {
+    /// Their number.
+    pub rows: RowCount,
+    /// The first and the last offset; `None` when that is not known or there are no rows.
+    pub offsets: Option<(Offset, Offset)>,
+    /// The least and the greatest event time; `None` when that is not known, not asked for, or there are no rows.
+    pub rowtime: Option<(Timestamp, Timestamp)>,
 }
 
 /// Stored events and system views, as of one moment.
@@ -88,8 +115,9 @@ pub trait RelationSource: Send + Sync + Debug {
     /// Storage errors, as far as they show before the first batch.
     fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>, SqlError>;
 
-    /// The exact number of rows a scan without bounds gives, when metadata knows it.
-    fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount>;
+    /// What metadata knows of the rows a scan with these offsets and partitions and no other bounds gives; event times
+    /// only when `rowtime` is in the projection.
+    fn summary(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Option<ScanSummary>;
 
     /// The value of a setting of the session; `None` when there is no such setting.
     fn setting(&self, _name: &str) -> Option<String> {

@@ -10,7 +10,6 @@ use crate::storage::{PartitionView, Partitions, ScanRequest, StoredBatch};
 use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
 use millstream_catalog::Relation;
-use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
 use millstream_sql::stream::InputBatch;
 use std::collections::BTreeMap;
@@ -135,10 +134,9 @@ impl Reader {
         for (id, view) in views {
             let request = ScanRequest {
                 offsets: position(from, *id)..position(&to, *id),
-                rowtime: None,
                 schema: Some(Arc::clone(&self.schema)),
                 projection: Some(self.projection.clone()),
-                batch_rows: BATCH_ROWS_MAX,
+                ..ScanRequest::all()
             };
             for stored in view.scan(request) {
                 let stored = stored.map_err(|error| read_error(&self.relation.name, error))?;

@@ -13,6 +13,7 @@ mod copy;
 mod cursor;
 mod ddl;
 mod describe;
+mod fold;
 mod held;
 mod input;
 mod insert;
@@ -27,6 +28,7 @@ mod row_lock;
 mod select;
 mod session;
 mod settings;
+mod skip;
 mod system_view;
 mod table;
 #[cfg(test)]

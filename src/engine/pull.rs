@@ -3,25 +3,31 @@
 //! A statement sees one consistent cut of each shard, taken when it begins. Leaves out planning (sql) and
 //! how rows are stored (storage). Reads only; a crash ends the statement.
 
+use crate::engine::skip::LogPruner;
 use crate::engine::table::Tables;
 use crate::engine::{Engine, Result};
 use crate::engine::{read_error, system_view};
 use crate::replication::Shard;
-use crate::storage::{KeySet, Partitions, ScanRequest as StorageScan, StoredBatch};
+use crate::storage::batch::batch_bytes;
+use crate::storage::scan::ScanCounts;
+use crate::storage::summary::Summary;
+use crate::storage::{KeySet, PartitionScan, Partitions, ScanRequest as StorageScan, StoredBatch};
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use millstream_catalog::Relation;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, ShardId, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION};
-use millstream_catalog::{Relation, RelationKind};
 use millstream_sql::SqlError;
-use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanCount, ScanMetrics, ScanRequest, ScanSummary};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Least rows per unit of parallelism: below, a second thread costs more than it brings.
 const PARALLEL_ROWS_MIN: u64 = 65_536;
+/// Units of a large scan per thread: the last one to finish keeps the others waiting for an eighth of its work.
+const UNITS_PER_THREAD: u64 = 8;
 
 /// What one statement reads.
 #[derive(Debug)]
@@ -80,34 +86,38 @@ impl LogSource {
         let (partitions, cut) = self.shard(relation)?;
         let layout = Arc::new(Layout::new(&request.projection, &relation.stored_schema()));
         let known = relation.topic_schema();
-        let mut iterators: Vec<BatchIter> = Vec::new();
-        let wanted: Vec<PartitionId> = relation.partitions().filter(|id| request.wants(*id)).collect();
-        for id in &wanted {
-            let Some(partition) = partitions.get(relation.id, *id) else { continue };
+        let pruner = request.pruning.as_ref().map(|pruning| LogPruner::shared(pruning));
+        let mut scans: Vec<(PartitionId, PartitionScan)> = Vec::new();
+        for id in relation.partitions().filter(|id| request.wants(*id)) {
+            let Some(partition) = partitions.get(relation.id, id) else { continue };
             let view = partition.view();
-            let range = intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref());
-            let units = (request.parallelism.max(1) / wanted.len().max(1)).max(1);
-            for offsets in divide(range, units) {
-                let storage = StorageScan {
-                    offsets,
-                    rowtime: (request.rowtime.0.is_some() || request.rowtime.1.is_some()).then_some(request.rowtime),
-                    schema: Some(Arc::clone(&known)),
-                    projection: Some(layout.stored.clone()),
-                    batch_rows: BATCH_ROWS_MAX,
-                };
-                let metrics = Arc::clone(&request.metrics);
-                let mut scan = view.scan(storage);
-                let layout = Arc::clone(&layout);
-                let (partition, name) = (*id, relation.name.clone());
-                iterators.push(limited(request.limit, move || match scan.next() {
-                    Some(Ok(stored)) => Some(layout.arrange(partition, &stored)),
-                    Some(Err(error)) => Some(Err(read_error(&name, error))),
-                    None => {
-                        let counts = scan.counts();
-                        metrics.add_read(counts.segments_read as u64);
-                        metrics.add_skipped(counts.segments_skipped as u64);
-                        None
+            let scan = view.scan(StorageScan {
+                offsets: intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref()),
+                rowtime: (request.rowtime.0.is_some() || request.rowtime.1.is_some()).then_some(request.rowtime),
+                pruner: pruner.clone(),
+                schema: Some(Arc::clone(&known)),
+                projection: Some(layout.stored.clone()),
+                batch_rows: BATCH_ROWS_MAX,
+            });
+            count_plan(&request.metrics, scan.counts());
+            scans.push((id, scan));
+        }
+        let rows: u64 = scans.iter().map(|(_, scan)| scan.rows()).sum();
+        let unit = match request.parallelism {
+            0 | 1 => u64::MAX,
+            threads => (rows / (threads as u64 * UNITS_PER_THREAD)).max(PARALLEL_ROWS_MIN),
+        };
+        let mut iterators: Vec<BatchIter> = Vec::new();
+        for (partition, scan) in scans {
+            for mut part in scan.divide(unit) {
+                let (metrics, layout, name) =
+                    (Arc::clone(&request.metrics), Arc::clone(&layout), relation.name.clone());
+                iterators.push(limited(request.limit, move || match part.next()? {
+                    Ok(stored) => {
+                        count_batch(&metrics, &stored.batch);
+                        Some(layout.arrange(partition, &stored))
                     }
+                    Err(error) => Some(Err(read_error(&name, error))),
                 }));
             }
         }
@@ -116,24 +126,62 @@ impl LogSource {
 
     fn scan_table(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
         let (partitions, cut) = self.shard(relation)?;
-        let rows = self.engine.tables().rows(relation, partitions, cut)?;
+        let found = match &request.lookup {
+            Some(keys) => self.engine.tables().lookup(relation, partitions, cut, keys)?,
+            None => self.engine.tables().rows(relation, partitions, cut)?.partitions,
+        };
         let stored = relation.stored_schema();
         let layout = Layout::new(&request.projection, &stored);
         let offset_column = stored.fields().len();
         let mut iterators: Vec<BatchIter> = Vec::new();
-        for (partition, batches) in rows.partitions {
+        for (partition, batches) in found {
             if !request.wants(partition) {
                 continue;
             }
-            let arranged: Vec<Result<RecordBatch>> = batches
-                .iter()
-                .map(|batch| layout.arrange_with(partition, batch, batch.column(offset_column)))
-                .collect();
-            let mut arranged = arranged.into_iter();
-            iterators.push(limited(request.limit, move || arranged.next()));
+            for unit in units(batches) {
+                let arranged: Vec<Result<RecordBatch>> = unit
+                    .iter()
+                    .map(|batch| layout.arrange_with(partition, batch, batch.column(offset_column)))
+                    .inspect(|batch| batch.iter().for_each(|batch| count_batch(&request.metrics, batch)))
+                    .collect();
+                let mut arranged = arranged.into_iter();
+                iterators.push(limited(request.limit, move || arranged.next()));
+            }
         }
         Ok(iterators)
     }
+}
+
+/// Neighbours together, as many as are worth a thread.
+fn units(batches: Vec<RecordBatch>) -> Vec<Vec<RecordBatch>> {
+    let mut units: Vec<Vec<RecordBatch>> = Vec::new();
+    let mut rows = PARALLEL_ROWS_MIN;
+    for batch in batches {
+        if rows >= PARALLEL_ROWS_MIN {
+            units.push(Vec::new());
+            rows = 0;
+        }
+        rows += batch.num_rows() as u64;
+        units.last_mut().into_iter().for_each(|unit| unit.push(batch.clone()));
+    }
+    units
+}
+
+fn count_plan(metrics: &ScanMetrics, counts: ScanCounts) {
+    for (count, more) in [
+        (ScanCount::SegmentsRead, counts.segments_read),
+        (ScanCount::SegmentsSkipped, counts.segments_skipped),
+        (ScanCount::SegmentsSkippedByFilter, counts.segments_skipped_by_filter),
+        (ScanCount::BatchesSkipped, counts.batches_skipped),
+    ] {
+        metrics.add(count, more as u64);
+    }
+}
+
+fn count_batch(metrics: &ScanMetrics, batch: &RecordBatch) {
+    metrics.add(ScanCount::BatchesRead, 1);
+    metrics.add(ScanCount::Rows, batch.num_rows() as u64);
+    metrics.add(ScanCount::Bytes, batch_bytes(batch).value());
 }
 
 trait Wants {
@@ -169,16 +217,6 @@ fn intersect(range: Range<Offset>, wanted: Option<&Range<Offset>>) -> Range<Offs
             start..range.end.min(wanted.end).max(start)
         }
     }
-}
-
-/// Cuts `range` into at most `units` parts of at least [`PARALLEL_ROWS_MIN`] rows.
-fn divide(range: Range<Offset>, units: usize) -> Vec<Range<Offset>> {
-    let rows = range.end.since(range.start).value();
-    let units = (rows / PARALLEL_ROWS_MIN).clamp(1, units as u64);
-    // Whole batches: a batch cut in two would be decoded twice.
-    let step = rows.div_ceil(units).next_multiple_of(BATCH_ROWS_MAX as u64).max(1);
-    let cut = |unit: u64| range.start.plus(RowCount::new((step * unit).min(rows)));
-    (0..units).map(|unit| cut(unit)..cut(unit + 1)).filter(|part| part.start < part.end).collect()
 }
 
 /// How stored columns and pseudo-columns make up the requested ones.
@@ -254,19 +292,29 @@ impl RelationSource for LogSource {
         }
     }
 
-    fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount> {
-        if relation.has_tombstones() {
-            return None;
-        }
-        debug_assert!(relation.kind == RelationKind::Stream || relation.schema.key().is_empty());
+    fn summary(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Option<ScanSummary> {
         let (partitions, cut) = self.shard(relation).ok()?;
-        let count = |id| {
-            partitions.get(relation.id, id).map_or(RowCount::ZERO, |partition| {
-                let view = partition.view();
-                view.rows_before(view.state_end_at(cut))
-            })
-        };
-        Some(relation.partitions().map(count).fold(RowCount::ZERO, RowCount::plus))
+        if relation.has_tombstones() {
+            if request.offsets.is_some() {
+                return None;
+            }
+            let counts = self.engine.tables().counts(relation, partitions, cut).ok()?;
+            let rows = counts.iter().filter(|(id, _)| request.wants(*id)).map(|(_, rows)| rows).sum();
+            return Some(ScanSummary { rows: RowCount::of(rows), ..ScanSummary::default() });
+        }
+        let rowtime = ScanColumn::Stored(relation.schema.columns.len());
+        let mut summary = Summary::default();
+        for id in relation.partitions().filter(|id| request.wants(*id)) {
+            let Some(partition) = partitions.get(relation.id, id) else { continue };
+            let view = partition.view();
+            let range = intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref());
+            summary = summary.and(match request.projection.contains(&rowtime) {
+                true => view.summary_with_times(range).ok()?,
+                false => view.summary(range),
+            });
+        }
+        let rowtime = summary.rowtime.map(|range| (range.first, range.last));
+        Some(ScanSummary { rows: summary.rows, offsets: summary.offsets, rowtime })
     }
 
     fn setting(&self, name: &str) -> Option<String> {
@@ -286,20 +334,5 @@ impl Engine {
     /// The tables kept in memory.
     pub(crate) fn tables(&self) -> &Tables {
         &self.tables
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_divided_at_whole_batches_and_covers_every_offset() {
-        let range = |a, b| Offset::new(a)..Offset::new(b);
-        assert_eq!(divide(range(5, 5), 4), vec![]);
-        assert_eq!(divide(range(5, 10), 4), vec![range(5, 10)]);
-        assert_eq!(divide(range(0, 131_072), 2), vec![range(0, 65_536), range(65_536, 131_072)]);
-        assert_eq!(divide(range(0, 131_073), 2), vec![range(0, 131_072), range(131_072, 131_073)]);
-        assert_eq!(divide(range(0, 10_000_000), 2).len(), 2);
     }
 }

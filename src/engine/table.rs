@@ -1,31 +1,35 @@
 //! The current rows of tables: a fold of each table's changelog, kept in memory and caught up on demand.
 //!
-//! A table equals its changelog by construction: this only reads the log, forward, once. Leaves out
-//! durability (the log has it; after a crash the first read folds it again) and who may read. Called by
+//! A table equals its changelog by construction: this only reads the log, forward, once. Leaves out how rows are kept
+//! (`fold`), durability (the log has it; after a crash the first read folds it again) and who may read. Called by
 //! pull queries and by push queries that begin with the rows as they are.
 
-use crate::storage::{Partitions, ScanRequest, StoredBatch};
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch};
-use arrow::buffer::BooleanBuffer;
-use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::row::{RowConverter, SortField};
-use millstream_catalog::model::limit::BATCH_ROWS_MAX;
-use millstream_catalog::model::{EntryIndex, Offset, PartitionId, SqlState, TopicId};
-use millstream_catalog::schema::{ROWOFFSET, ROWTOMBSTONE};
+use crate::engine::fold::{Fold, Keyed};
+use crate::storage::{Partitions, ScanRequest};
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::model::limit::TABLE_BYTES_MAX;
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, SqlState, TopicId};
 use millstream_catalog::{Relation, Snapshot};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Dead rows that may stay before a partition's rows are rewritten, beyond as many as are alive.
-const DEAD_ROWS_SLACK: usize = 65_536;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The current rows of every table that was read since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tables {
     tables: Mutex<HashMap<TopicId, Arc<Mutex<Table>>>>,
+    /// Bytes of all of them.
+    used: Arc<AtomicU64>,
+    bytes_max: ByteSize,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self { tables: Mutex::default(), used: Arc::default(), bytes_max: TABLE_BYTES_MAX }
+    }
 }
 
 impl Tables {
@@ -35,19 +39,72 @@ impl Tables {
     /// Also gives the positions up to which the changelog is folded in.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log cannot be read; 53200 when the rows of all tables take too much memory.
     pub(crate) fn rows(
         &self,
         relation: &Arc<Relation>,
         partitions: &Partitions,
         cut: EntryIndex,
     ) -> Result<TableRows, SqlError> {
+        self.with(relation, partitions, cut, |table| {
+            let mut rows = TableRows { partitions: Vec::new(), positions: Vec::new() };
+            for (id, fold) in table.folds() {
+                rows.partitions.push((id, fold.batches()?));
+                rows.positions.push((id, fold.position));
+            }
+            Ok(rows)
+        })
+    }
+
+    /// The rows with these keys, one array per key column, as [`Tables::rows`] gives them: found by the index.
+    ///
+    /// # Errors
+    /// As [`Tables::rows`].
+    pub(crate) fn lookup(
+        &self,
+        relation: &Arc<Relation>,
+        partitions: &Partitions,
+        cut: EntryIndex,
+        keys: &[ArrayRef],
+    ) -> Result<Vec<(PartitionId, Vec<RecordBatch>)>, SqlError> {
+        self.with(relation, partitions, cut, |table| {
+            let keys = table.keyed.encoded(keys)?;
+            Ok(table.folds().map(|(id, fold)| (id, fold.find(&keys))).filter(|(_, rows)| !rows.is_empty()).collect())
+        })
+    }
+
+    /// The number of rows of each partition.
+    ///
+    /// # Errors
+    /// As [`Tables::rows`].
+    pub(crate) fn counts(
+        &self,
+        relation: &Arc<Relation>,
+        partitions: &Partitions,
+        cut: EntryIndex,
+    ) -> Result<Vec<(PartitionId, usize)>, SqlError> {
+        self.with(relation, partitions, cut, |table| Ok(table.folds().map(|(id, fold)| (id, fold.rows())).collect()))
+    }
+
+    /// Forgets tables that are no longer in the catalog.
+    pub(crate) fn retain(&self, catalog: &Snapshot) {
+        self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
+    }
+
+    /// What `read` makes of the table, caught up to `cut`.
+    fn with<T>(
+        &self,
+        relation: &Arc<Relation>,
+        partitions: &Partitions,
+        cut: EntryIndex,
+        read: impl FnOnce(&Table) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
         let table = {
             let mut tables = self.tables.lock();
             match tables.get(&relation.id) {
                 Some(table) => Arc::clone(table),
                 None => {
-                    let table = Arc::new(Mutex::new(Table::new(relation)?));
+                    let table = Arc::new(Mutex::new(Table::new(relation, &self.used)?));
                     tables.insert(relation.id, Arc::clone(&table));
                     table
                 }
@@ -56,17 +113,12 @@ impl Tables {
         let mut table = table.lock();
         if !table.is_of(relation) {
             // Columns or partitions were added since, or the statement was planned before.
-            *table = Table::new(relation)?;
+            *table = Table::new(relation, &self.used)?;
         }
         for partition in relation.partitions() {
-            table.catch_up(relation, partition, partitions, cut)?;
+            table.catch_up(relation, partition, partitions, cut, self.bytes_max)?;
         }
-        table.snapshot()
-    }
-
-    /// Forgets tables that are no longer in the catalog.
-    pub(crate) fn retain(&self, catalog: &Snapshot) {
-        self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
+        read(&table)
     }
 }
 
@@ -83,57 +135,22 @@ pub(crate) struct TableRows {
 struct Table {
     /// The relation's stored schema.
     known: SchemaRef,
-    schema: SchemaRef,
-    key: Vec<usize>,
-    tombstone: Option<usize>,
-    converter: RowConverter,
-    partitions: Vec<TablePartition>,
-}
-
-/// Where a key's current row is.
-#[derive(Debug, Clone, Copy)]
-struct Location {
-    chunk: u32,
-    row: u32,
-}
-
-#[derive(Debug, Default)]
-struct TablePartition {
-    /// The log start as of the last fold.
-    start: Offset,
-    position: Offset,
-    chunks: Vec<Chunk>,
-    index: HashMap<Box<[u8]>, Location>,
-    rows_live: usize,
-    rows_dead: usize,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    batch: RecordBatch,
-    live: Vec<bool>,
-    rows_live: usize,
-}
-
-fn internal(error: impl std::fmt::Display) -> SqlError {
-    SqlError::new(SqlState::InternalError, format!("table rows cannot be formed: {error}"))
+    keyed: Keyed,
+    partitions: Vec<Fold>,
+    /// Bytes of all tables, and what of them is this one's.
+    used: Arc<AtomicU64>,
+    charged: u64,
 }
 
 impl Table {
-    fn new(relation: &Relation) -> Result<Self, SqlError> {
-        let stored = relation.stored_schema();
-        let key = if relation.has_tombstones() { relation.schema.key() } else { Vec::new() };
-        let fields = key.iter().map(|i| SortField::new(stored.field(*i).data_type().clone())).collect();
-        let mut all: Vec<Arc<Field>> = stored.fields().iter().map(Arc::clone).collect();
-        all.push(Arc::new(Field::new(ROWOFFSET, DataType::Int64, false)));
-        Ok(Self {
-            tombstone: stored.index_of(ROWTOMBSTONE).ok().filter(|_| relation.has_tombstones()),
-            known: relation.topic_schema(),
-            schema: Arc::new(Schema::new(all)),
-            converter: RowConverter::new(fields).map_err(internal)?,
-            key,
-            partitions: relation.partitions().map(|_| TablePartition::default()).collect(),
-        })
+    fn new(relation: &Relation, used: &Arc<AtomicU64>) -> Result<Self, SqlError> {
+        let partitions = relation.partitions().map(|_| Fold::default()).collect();
+        let (known, keyed) = (relation.topic_schema(), Keyed::new(relation)?);
+        Ok(Self { known, keyed, partitions, used: Arc::clone(used), charged: 0 })
+    }
+
+    fn folds(&self) -> impl Iterator<Item = (PartitionId, &Fold)> {
+        (0..).map(PartitionId::new).zip(&self.partitions)
     }
 
     fn is_of(&self, relation: &Relation) -> bool {
@@ -147,18 +164,19 @@ impl Table {
         id: PartitionId,
         partitions: &Partitions,
         cut: EntryIndex,
+        bytes_max: ByteSize,
     ) -> Result<(), SqlError> {
         let Some(source) = partitions.get(relation.id, id) else { return Ok(()) };
         let view = source.view();
-        let Some(partition) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
+        let Some(fold) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
         // Rows whose events were removed are gone; and of those deleted, the tombstone may have been removed.
-        let has_missed = partition.position < view.upkeep().tombstones_upto && partition.position > partition.start;
-        if partition.start < view.offset_start() || has_missed {
-            let start = view.offset_start();
-            *partition = TablePartition { start, position: start, ..TablePartition::default() };
+        let has_missed = fold.position < view.upkeep().tombstones_upto && fold.position > fold.start;
+        if fold.start < view.offset_start() || has_missed {
+            let before = std::mem::replace(fold, Fold::starting(view.offset_start())).bytes();
+            self.charge(before, 0);
         }
-        let position = partition.position;
-        let end = view.state_end_at(cut);
+        let Some(fold) = self.partitions.get(id.value() as usize) else { return Ok(()) };
+        let (position, end) = (fold.position, view.state_end_at(cut));
         if end <= position {
             return Ok(());
         }
@@ -166,114 +184,39 @@ impl Table {
             ScanRequest { offsets: position..end, schema: Some(Arc::clone(&self.known)), ..ScanRequest::all() };
         for stored in view.scan(request) {
             let stored = stored.map_err(|error| crate::engine::read_error(&relation.name, error))?;
-            self.fold(id, &stored)?;
-            // Kept as it goes: a damaged batch must not make the rows before it come twice.
-            self.partitions[id.value() as usize].position = stored.offset_end();
-        }
-        let partition = &mut self.partitions[id.value() as usize];
-        partition.position = end;
-        if partition.rows_dead > partition.rows_live + DEAD_ROWS_SLACK {
-            self.rewrite(id)?;
-        }
-        Ok(())
-    }
-
-    /// Takes one batch of the changelog in.
-    fn fold(&mut self, id: PartitionId, stored: &StoredBatch) -> Result<(), SqlError> {
-        let rows = stored.batch.num_rows();
-        let mut columns: Vec<ArrayRef> = stored.batch.columns().to_vec();
-        columns.push(Arc::new(stored.row_offsets()));
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(internal)?;
-        let keys = if self.key.is_empty() {
-            None
-        } else {
-            let keys: Vec<ArrayRef> = self.key.iter().map(|i| Arc::clone(batch.column(*i))).collect();
-            Some(self.converter.convert_columns(&keys).map_err(internal)?)
-        };
-        let tombstones = self.tombstone.map(|column| batch.column(column).as_boolean().clone());
-        let partition = &mut self.partitions[id.value() as usize];
-        let chunk = partition.chunks.len() as u32;
-        partition.push(Chunk { rows_live: rows, batch, live: vec![true; rows] });
-        for (row, key) in keys.iter().flat_map(|keys| keys.iter()).enumerate() {
-            let here = Location { chunk, row: row as u32 };
-            let old = if tombstones.as_ref().is_some_and(|flags| flags.value(row)) {
-                partition.bury(here);
-                partition.index.remove(key.as_ref())
-            } else {
-                match partition.index.get_mut(key.as_ref()) {
-                    Some(location) => Some(std::mem::replace(location, here)),
-                    None => partition.index.insert(key.as_ref().into(), here),
-                }
-            };
-            if let Some(old) = old {
-                partition.bury(old);
+            let Some(fold) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
+            let before = fold.bytes();
+            fold.take(&self.keyed, &stored)?;
+            fold.tidy(&self.keyed)?;
+            let after = fold.bytes();
+            self.charge(before, after);
+            if self.used.load(Ordering::Relaxed) > bytes_max.value() {
+                self.partitions.iter_mut().for_each(|fold| *fold = Fold::default());
+                self.charge(self.charged, 0);
+                return Err(out_of_memory(relation, bytes_max));
             }
         }
+        // The last offsets may be gaps.
+        self.partitions.get_mut(id.value() as usize).into_iter().for_each(|fold| fold.position = end);
         Ok(())
     }
 
-    /// Copies the live rows of a partition together and rebuilds its index.
-    fn rewrite(&mut self, id: PartitionId) -> Result<(), SqlError> {
-        let old = std::mem::take(&mut self.partitions[id.value() as usize]);
-        let mut kept = TablePartition { start: old.start, position: old.position, ..TablePartition::default() };
-        let live: Vec<RecordBatch> = old.chunks.iter().map(Chunk::rows).collect::<Result<_, _>>()?;
-        let batch = concat_batches(&self.schema, &live).map_err(internal)?;
-        for start in (0..batch.num_rows()).step_by(BATCH_ROWS_MAX) {
-            let batch = batch.slice(start, BATCH_ROWS_MAX.min(batch.num_rows() - start));
-            let rows = batch.num_rows();
-            if !self.key.is_empty() {
-                let keys: Vec<ArrayRef> = self.key.iter().map(|i| Arc::clone(batch.column(*i))).collect();
-                let keys = self.converter.convert_columns(&keys).map_err(internal)?;
-                let chunk = kept.chunks.len() as u32;
-                for (row, key) in keys.iter().enumerate() {
-                    kept.index.insert(key.as_ref().into(), Location { chunk, row: row as u32 });
-                }
-            }
-            kept.push(Chunk { rows_live: rows, batch, live: vec![true; rows] });
-        }
-        self.partitions[id.value() as usize] = kept;
-        Ok(())
-    }
-
-    fn snapshot(&self) -> Result<TableRows, SqlError> {
-        let mut rows = TableRows { partitions: Vec::new(), positions: Vec::new() };
-        for (id, partition) in self.partitions.iter().enumerate() {
-            let id = PartitionId::new(id as u32);
-            let batches: Vec<RecordBatch> =
-                partition.chunks.iter().filter(|c| c.rows_live > 0).map(Chunk::rows).collect::<Result<_, _>>()?;
-            rows.partitions.push((id, batches));
-            rows.positions.push((id, partition.position));
-        }
-        Ok(rows)
+    /// Counts bytes that became others.
+    fn charge(&mut self, before: u64, after: u64) {
+        self.charged = self.charged.saturating_sub(before) + after;
+        self.used.fetch_add(after, Ordering::Relaxed);
+        self.used.fetch_sub(before, Ordering::Relaxed);
     }
 }
 
-impl TablePartition {
-    fn push(&mut self, chunk: Chunk) {
-        self.rows_live += chunk.rows_live;
-        self.chunks.push(chunk);
-    }
-
-    /// Marks a row dead; frees its chunk with the last one.
-    fn bury(&mut self, location: Location) {
-        let Some(chunk) = self.chunks.get_mut(location.chunk as usize) else { return };
-        chunk.live[location.row as usize] = false;
-        chunk.rows_live -= 1;
-        self.rows_live -= 1;
-        self.rows_dead += 1;
-        if chunk.rows_live == 0 {
-            chunk.batch = RecordBatch::new_empty(chunk.batch.schema());
-            chunk.live = Vec::new();
-        }
+impl Drop for Table {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.charged, Ordering::Relaxed);
     }
 }
 
-impl Chunk {
-    fn rows(&self) -> Result<RecordBatch, SqlError> {
-        if self.rows_live == self.batch.num_rows() {
-            return Ok(self.batch.clone());
-        }
-        let mask = BooleanArray::new(BooleanBuffer::from(self.live.as_slice()), None);
-        filter_record_batch(&self.batch, &mask).map_err(internal)
-    }
+fn out_of_memory(relation: &Relation, bytes_max: ByteSize) -> SqlError {
+    SqlError::new(SqlState::OutOfMemory, format!("the rows of table \"{}\" do not fit in memory", relation.name))
+        .detail(format!("current rows and keys of all tables may take {} bytes", bytes_max.value()))
+        .hint("drop tables that are not needed, or keep fewer keys; as a stream the log can be read at any size")
 }

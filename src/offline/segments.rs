@@ -151,6 +151,12 @@ fn check_blocks(
             }
         }
     }
+    for column in segment.filtered() {
+        if let Err(error) = segment.bloom(column) {
+            let what = format!("{error}; nothing is lost, reads do without it");
+            check.report.findings.push(Finding::damage(file, what).of_shard(place.shard));
+        }
+    }
     for wrong in content.finish() {
         check.report.findings.push(Finding::damage(file, wrong).of_shard(place.shard));
     }

@@ -43,7 +43,9 @@ fn outside(values: &ArrayRef, min: &str, max: &str) -> Option<u64> {
             Some(count(&mut values.as_primitive::<Decimal128Type>().iter().flatten().map(|v| v < min || v > max)))
         }
         DataType::Float32 | DataType::Float64 => {
+            // A least NaN is the negative one, which stands below everything.
             let (min, max): (f64, f64) = (min.parse().ok()?, max.parse().ok()?);
+            let min = if min.is_nan() { -f64::NAN.abs() } else { min };
             let values = cast(values, &DataType::Float64).ok()?;
             let is_outside = |v: f64| v.total_cmp(&min).is_lt() || v.total_cmp(&max).is_gt();
             Some(count(

@@ -19,7 +19,18 @@
 //! |---|---|---|---|
 //! | `0 .. header_bytes` | magic, schema message | footer: `header_crc` | at open |
 //! | `position .. position + bytes` of each block | one IPC record batch message, metadata and body | footer: `crc` of the block | at its first read after the file was mapped |
-//! | end of the last block .. end of file | end marker, IPC footer, its length, magic | manifest: `end` | at open |
+//! | `position .. position + bytes` of each bloom filter | [`bloom`](super::bloom) filter of one key column | footer: `crc` of the filter | at its first use after the file was mapped |
+//! | end of all these .. end of file | end marker, IPC footer, its length, magic | manifest: `end` | at open |
+//!
+//! Between the last block and the first filter stand eight bytes, an end marker (`ffffffff 00000000`), under the
+//! first filter's checksum: a reader of the file as a stream stops there. Without key columns there are neither
+//! marker nor filters.
+//!
+//! | version | what it has more |
+//! |---|---|
+//! | 1 | |
+//! | 2 | bloom filters; statistics per block; bounds of long values |
+//! | 3 | as 2; gaps between offsets |
 //!
 //! A block's checksum is not computed again while the file stays mapped: the pages come from the same page
 //! cache, and a scan in memory must not pay for it twice.
@@ -44,9 +55,11 @@ pub(crate) const OFFSETS_KEY: &str = "millstream.offsets";
 /// Key of the JSON.
 pub(crate) const SEGMENT_KEY: &str = "millstream.segment";
 /// Version of the layout without gaps between offsets.
-pub(crate) const SEGMENT_VERSION: u32 = 1;
+pub(crate) const SEGMENT_VERSION: u32 = 2;
 /// Version of the layout with gaps; later ones are refused.
 pub(crate) const SEGMENT_VERSION_GAPS: u32 = 3;
+/// Stands before the first filter: the end of a stream of IPC messages.
+pub(crate) const BLOOM_MARKER: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// Footer length and magic at the very end of an IPC file.
 const TRAILER_BYTES: usize = 10;
 
@@ -69,6 +82,27 @@ pub(crate) struct SegmentFooter {
     /// One per column of the stored schema.
     pub(crate) columns: Vec<ColumnStatistics>,
     pub(crate) blocks: Vec<BlockFooter>,
+    /// Filters of key columns, one after another behind the last block.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) blooms: Vec<BloomFooter>,
+}
+
+impl SegmentFooter {
+    /// The position after blocks and filters.
+    pub(crate) fn parts_end(&self) -> Option<u64> {
+        let blocks_end = self.blocks.last().map(|block| block.position + block.bytes)?;
+        Some(self.blooms.last().map_or(blocks_end, |bloom| bloom.position + bloom.bytes))
+    }
+}
+
+/// The filter of one key column. The first one's range begins with the end marker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BloomFooter {
+    /// Position in the stored schema.
+    pub(crate) column: usize,
+    pub(crate) position: u64,
+    pub(crate) bytes: u64,
+    pub(crate) crc: u32,
 }
 
 /// One block: an IPC record batch of at most 65,536 rows. Blocks follow each other without gaps.
@@ -89,6 +123,9 @@ pub(crate) struct BlockFooter {
     /// Bytes of this block's offsets in `millstream.offsets`; none when they follow each other.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) offsets_bytes: u64,
+    /// One per column of the stored schema; left out of a file with one block, where they are those of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) columns: Vec<ColumnStatistics>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -112,6 +149,7 @@ impl SegmentFooter {
             entries_bytes: 0,
             offset_start: None,
             offsets_bytes: 0,
+            columns: Vec::new(),
         };
         Self {
             version: SEGMENT_VERSION,
@@ -127,6 +165,7 @@ impl SegmentFooter {
             header_crc: 0,
             columns: Vec::new(),
             blocks: vec![block],
+            blooms: Vec::new(),
         }
     }
 }
@@ -240,6 +279,12 @@ fn check_blocks(footer: &SegmentFooter, blocks: &[Block], end_max: usize) -> Res
         }
         position = position.saturating_add(ours.bytes);
         rows = rows.plus(ours.rows);
+    }
+    for bloom in &footer.blooms {
+        if bloom.position != position {
+            return Err("a filter's place differs");
+        }
+        position = position.saturating_add(bloom.bytes);
     }
     if position > end_max as u64 {
         return Err("blocks reach past the footer");

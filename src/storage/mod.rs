@@ -4,6 +4,7 @@
 //! module says what a crash does to its files.
 
 pub mod batch;
+mod bloom;
 mod compaction;
 pub mod disk;
 pub mod entries;
@@ -26,8 +27,10 @@ pub mod seal;
 pub mod segment;
 pub(crate) mod segment_writer;
 pub mod shard_store;
+pub mod skip;
 pub mod staging;
 pub mod statistics;
+pub mod summary;
 mod tail;
 #[cfg(test)]
 mod testing;
@@ -48,5 +51,6 @@ pub use scan::{PartitionScan, ScanRequest};
 pub use seal::{SealJob, Sealed};
 pub use segment::Segment;
 pub use shard_store::{ManifestState, ShardStore};
+pub use skip::{KeyValues, Parts, Pruner};
 pub use staging::{StagedFile, StagedRows};
 pub use upkeep::{PartitionFacts, RewriteRange, UpkeepActions, UpkeepPolicy};

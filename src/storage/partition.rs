@@ -223,6 +223,7 @@ impl PartitionView {
             offsets: position..self.offset_end,
             schema: None,
             rowtime: None,
+            pruner: None,
             projection: Some(keys.columns().to_vec()),
             batch_rows: BATCH_ROWS_MAX,
         };

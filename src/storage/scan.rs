@@ -1,13 +1,14 @@
-//! Bounded reads of a partition view: offset and event-time pruning, projection, batch size.
+//! Bounded reads of a partition view: projection, batch size, division among threads.
 //!
-//! Owns [`ScanRequest`] and the iterator that serves it. Leaves out filtering of rows (SQL does that) and
-//! waiting for new rows (the reader). Called by the engine. A crash ends it.
+//! Owns [`ScanRequest`] and the iterator that serves it. Leaves out which batches are read
+//! ([`skip`](super::skip)), filtering of rows (SQL does that) and waiting for new rows (the reader). Called by the engine. A crash ends it.
 
-use super::batch::{RowtimeRange, StoredBatch};
+use super::batch::StoredBatch;
 use super::error::StorageError;
 use super::fit::Wanted;
 use super::partition::PartitionView;
 use super::segment::Segment;
+use super::skip::{Pruner, plan};
 use super::tail::TailBatch;
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
@@ -23,6 +24,8 @@ pub struct ScanRequest {
     /// Smallest and largest event time, both inclusive. Segments and batches with no such row are skipped;
     /// *other* rows of the rest still come: the caller filters.
     pub rowtime: Option<(Option<Timestamp>, Option<Timestamp>)>,
+    /// What else a row must be like; used as `rowtime` is.
+    pub pruner: Option<Arc<dyn Pruner>>,
     /// The stored schema as the caller knows it: columns added since are left out, and those that rows do not have yet
     /// are filled. `None` is that of the view.
     pub schema: Option<SchemaRef>,
@@ -38,6 +41,7 @@ impl ScanRequest {
         Self {
             offsets: Offset::ZERO..Offset::new(u64::MAX),
             rowtime: None,
+            pruner: None,
             schema: None,
             projection: None,
             batch_rows: BATCH_ROWS_MAX,
@@ -50,8 +54,10 @@ impl ScanRequest {
 pub struct ScanCounts {
     /// Segments with a batch to read.
     pub segments_read: usize,
-    /// Segments of which no byte is read.
+    /// Segments of which no row is read.
     pub segments_skipped: usize,
+    /// Those of them that only a bloom filter ruled out.
+    pub segments_skipped_by_filter: usize,
     /// Batches to read, in segments and in memory.
     pub batches_read: usize,
     /// Batches skipped, those of skipped segments included.
@@ -59,9 +65,18 @@ pub struct ScanCounts {
 }
 
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     Block { segment: Arc<Segment>, block: usize },
     Memory(Arc<TailBatch>),
+}
+
+impl Source {
+    fn rows(&self) -> u64 {
+        match self {
+            Self::Block { segment, block } => segment.block_rows(*block).value(),
+            Self::Memory(batch) => batch.stored.rows().value(),
+        }
+    }
 }
 
 /// The rows of a [`ScanRequest`] in offset order.
@@ -107,6 +122,41 @@ impl PartitionScan {
         &self.schema
     }
 
+    /// Rows of the batches that are read; those of them outside the offsets count too.
+    pub fn rows(&self) -> u64 {
+        self.sources.as_slice().iter().map(Source::rows).sum()
+    }
+
+    /// Cuts the scan between batches into scans of about `rows` rows each, in order.
+    pub fn divide(self, rows: u64) -> Vec<Self> {
+        let part = |sources: Vec<Source>, refused| Self {
+            schema: self.schema.clone(),
+            offsets: self.offsets.clone(),
+            wanted: self.wanted.clone(),
+            batch_rows: self.batch_rows,
+            sources: sources.into_iter(),
+            rest: None,
+            refused,
+            counts: self.counts,
+        };
+        if self.refused.is_some() {
+            return vec![part(Vec::new(), self.refused)];
+        }
+        let (mut parts, mut current, mut held) = (Vec::new(), Vec::new(), 0);
+        for source in self.sources {
+            held += source.rows();
+            current.push(source);
+            if held >= rows {
+                parts.push(part(std::mem::take(&mut current), None));
+                held = 0;
+            }
+        }
+        if !current.is_empty() {
+            parts.push(part(current, None));
+        }
+        parts
+    }
+
     /// What is read and skipped; known before the first batch.
     pub fn counts(&self) -> ScanCounts {
         self.counts
@@ -150,44 +200,8 @@ impl Iterator for PartitionScan {
     }
 }
 
-/// Decides which batches are read.
-fn plan(view: &PartitionView, request: &ScanRequest, counts: &mut ScanCounts) -> Vec<Source> {
-    let is_empty = request.offsets.is_empty();
-    let wanted = |start: Offset, end: Offset, rowtime: Option<RowtimeRange>| {
-        let offsets = start < request.offsets.end && end > request.offsets.start;
-        !is_empty && offsets && request.rowtime.is_none_or(|bounds| rowtime.is_none_or(|range| range.meets(bounds)))
-    };
-    let mut sources = Vec::new();
-    for segment in view.segments.iter() {
-        let before = sources.len();
-        if wanted(segment.offset_start(), segment.offset_end(), segment.rowtime()) {
-            let blocks = (0..segment.blocks()).filter(|block| {
-                let offsets = segment.block_offsets(*block);
-                wanted(offsets.start, offsets.end, segment.block_rowtime(*block))
-            });
-            sources.extend(blocks.map(|block| Source::Block { segment: segment.clone(), block }));
-        }
-        let read = sources.len() - before;
-        counts.batches_read += read;
-        counts.batches_skipped += segment.blocks() - read;
-        match read {
-            0 => counts.segments_skipped += 1,
-            _ => counts.segments_read += 1,
-        }
-    }
-    for batch in view.in_memory() {
-        if wanted(batch.stored.offset_start, batch.offset_end(), batch.rowtime) {
-            counts.batches_read += 1;
-            sources.push(Source::Memory(batch.clone()));
-        } else {
-            counts.batches_skipped += 1;
-        }
-    }
-    sources
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::batch::TopicStorage;
     use super::super::fault_disk::FaultDisk;
     use super::super::shard_store::ShardStore;
@@ -199,7 +213,7 @@ mod tests {
     use std::path::Path;
 
     /// Segments with offsets 0..10 and 10..20, and 20..30 in memory; row n has event time 10 n.
-    fn view() -> Arc<PartitionView> {
+    pub(in super::super) fn view() -> Arc<PartitionView> {
         let disk = Arc::new(FaultDisk::new());
         let (mut store, _) = ShardStore::open(disk, Path::new("/s"), ShardId::new(1)).unwrap();
         store.create_topic(TopicStorage { compression: Compression::Lz4, ..topic(1, 1, Compression::None) });

@@ -8,11 +8,12 @@
 //! decoded columns are kept (pointers only), and only asked-for ones are decoded.
 
 use super::batch::{RowtimeRange, StoredBatch};
+use super::bloom::Bloom;
 use super::disk::Disk;
 use super::entries::EntryRuns;
 use super::error::StorageError;
 use super::fit::{Wanted, is_older, place};
-use super::footer::{SegmentFooter, parse_end};
+use super::footer::{BLOOM_MARKER, SegmentFooter, parse_end};
 use super::statistics::ColumnStatistics;
 use arrow::array::ArrayRef;
 use arrow::buffer::Buffer;
@@ -65,6 +66,8 @@ pub struct Segment {
     damage: Option<Arc<str>>,
     /// Whether `damage` stands in the manifest.
     is_lost: bool,
+    /// Filters that were used, by their position in the footer.
+    blooms: Box<[OnceLock<Bloom>]>,
 }
 
 struct SegmentBlock {
@@ -154,7 +157,7 @@ impl Segment {
             && footer.offset_start == expected.offset_start
             && footer.offset_end == expected.offset_end
             && footer.rows == expected.rows
-            && footer.blocks.last().is_some_and(|block| block.position + block.bytes == end_start)
+            && footer.parts_end() == Some(end_start)
             && is_older(&parsed.schema, expected.schema);
         if !is_expected {
             return Err(corrupt(end_start, "the footer is another segment's"));
@@ -177,7 +180,9 @@ impl Segment {
             offset_next = offset_start.plus(block.rows);
         }
         let (compression, end, bytes) = (expected.compression, expected.end, expected.bytes);
-        Ok(Self { file, map, schema, compression, footer, end, bytes, blocks, damage: None, is_lost: false })
+        let blooms = footer.blooms.iter().map(|_| OnceLock::new()).collect();
+        let damage = None;
+        Ok(Self { file, map, schema, compression, footer, end, bytes, blocks, damage, is_lost: false, blooms })
     }
 
     /// A segment that cannot be opened: it keeps its place, and each read of it says why. `entry` is the last entry
@@ -199,7 +204,8 @@ impl Segment {
             columns: Box::default(),
         };
         let (map, schema, blocks) = (Buffer::from_vec(Vec::<u8>::new()), expected.schema.clone(), vec![block]);
-        Self { file, map, schema, compression, footer, end, bytes, blocks, damage: Some(damage), is_lost }
+        let (damage, blooms) = (Some(damage), Box::default());
+        Self { file, map, schema, compression, footer, end, bytes, blocks, damage, is_lost, blooms }
     }
 
     /// Why no row of it can be read, if that is so. A damaged block of a segment that opens is found when it is read.
@@ -309,6 +315,42 @@ impl Segment {
         let range = &self.blocks[block].offsets;
         let packed = (!range.is_empty()).then(|| self.map.slice_with_length(range.start, range.len()))?;
         Some(EntryRuns::from_packed(packed, self.footer.blocks[block].rows))
+    }
+
+    /// Statistics of a block's columns.
+    pub(crate) fn block_columns(&self, block: usize) -> &[ColumnStatistics] {
+        match self.footer.blocks[block].columns.as_slice() {
+            // Of a file of one block they are those of the file; version 1 had none else.
+            [] if self.blocks.len() == 1 => &self.footer.columns,
+            columns => columns,
+        }
+    }
+
+    /// The columns with a filter.
+    pub(crate) fn filtered(&self) -> impl Iterator<Item = usize> + '_ {
+        self.footer.blooms.iter().map(|bloom| bloom.column)
+    }
+
+    /// The filter of a key column; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] when it is not what was written.
+    pub(crate) fn bloom(&self, column: usize) -> Result<Option<&Bloom>, StorageError> {
+        let found = self.footer.blooms.iter().zip(&self.blooms).enumerate();
+        let Some((at, (place, kept))) = found.into_iter().find(|(_, (place, _))| place.column == column) else {
+            return Ok(None);
+        };
+        if let Some(bloom) = kept.get() {
+            return Ok(Some(bloom));
+        }
+        let corrupt = |what| StorageError::Corrupt { file: self.file.clone(), position: place.position, what };
+        let bytes = self.map.slice_with_length(place.position as usize, place.bytes as usize);
+        if crc32c::crc32c(&bytes) != place.crc {
+            return Err(corrupt("a bloom filter's checksum does not match"));
+        }
+        let bytes = if at == 0 { bytes.slice(BLOOM_MARKER.len().min(bytes.len())) } else { bytes };
+        let bloom = Bloom::new(bytes).ok_or_else(|| corrupt("a bloom filter has no whole blocks"))?;
+        Ok(Some(kept.get_or_init(|| bloom)))
     }
 
     /// Where a block is in the file.
@@ -535,15 +577,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_version_opens() {
+    fn fixture(bytes: &[u8]) -> Segment {
         let disk = FaultDisk::new();
         disk.create_dir_all(dir()).unwrap();
-        disk.create(&dir().join(NAME)).unwrap().write_at(FIXTURE, 0).unwrap();
+        disk.create(&dir().join(NAME)).unwrap().write_at(bytes, 0).unwrap();
         let end = SegmentEnd { bytes: FIXTURE_END.0, crc: FIXTURE_END.1 };
-        let written = SegmentWritten { bytes: FIXTURE.len() as u64, end };
-        let segment = open(&disk, 10..30, written, Compression::Zstd).unwrap();
+        let written = SegmentWritten { bytes: bytes.len() as u64, end };
+        open(&disk, 10..30, written, Compression::Zstd).unwrap()
+    }
+
+    #[test]
+    fn the_first_version_opens() {
+        let segment = fixture(FIXTURE);
         assert_eq!(dense(10, read_all(&segment).unwrap()), (10..30).collect::<Vec<_>>());
+        assert_eq!(segment.block_columns(0)[0].max.as_deref(), Some("29"));
     }
 
     #[test]
@@ -593,7 +640,11 @@ mod tests {
         for position in 0..written.bytes {
             let bit = (position % 8) as u8;
             disk.flip_bit(&dir().join(NAME), position, bit).unwrap();
-            let found = open(&disk, 10..13, written, Compression::None).and_then(|segment| read_all(&segment));
+            let found = open(&disk, 10..13, written, Compression::None).and_then(|segment| {
+                segment.bloom(0)?;
+                segment.bloom(1)?;
+                read_all(&segment)
+            });
             match found {
                 Err(StorageError::Corrupt { file, .. }) => assert_eq!(file, NAME),
                 Err(StorageError::DamagedRows { reason, .. }) => assert!(reason.contains(NAME), "{reason}"),
@@ -697,7 +748,40 @@ mod tests {
             sealed(vec![TailBatch::new(Offset::ZERO, batch, EntryIndex::new(1))], Compression::Zstd);
         let blocks: Vec<u64> = (0..segment.blocks()).map(|block| segment.footer.blocks[block].rows.value()).collect();
         assert_eq!(blocks, [1, 2]);
-        assert_eq!(segment.statistics(&schema(), 1).unwrap().max, None);
+        assert_eq!(
+            segment.statistics(&schema(), 1).unwrap().max.as_deref(),
+            Some(format!("{}y", "x".repeat(63)).as_str())
+        );
+    }
+
+    #[test]
+    fn keys_have_filters_and_other_columns_and_old_files_have_none() {
+        let (_disk, segment, _) = sealed(vec![tail_batch(10..5_000, 1)], Compression::Lz4);
+        let ids = segment.bloom(0).unwrap().unwrap();
+        let may = |id: i64| {
+            let array: ArrayRef = Arc::new(arrow::array::Int64Array::from(vec![id]));
+            ids.may_contain(super::super::bloom::hashes(&array).unwrap()[0])
+        };
+        assert!((10..5_000).all(may));
+        assert!((10_000..20_000).filter(|id| may(*id)).count() < 200);
+        assert!(segment.bloom(1).unwrap().is_some());
+        assert!(segment.bloom(3).unwrap().is_none());
+        assert!(fixture(FIXTURE).bloom(0).unwrap().is_none());
+    }
+
+    #[test]
+    fn blocks_have_their_own_statistics() {
+        let batches = (0..3).map(|i| tail_batch(i * 50_000..(i + 1) * 50_000, i + 1)).collect();
+        let (_disk, segment, _) = sealed(batches, Compression::None);
+        let ends = |block| {
+            let column = &segment.block_columns(block)[0];
+            (column.min.clone().unwrap(), column.max.clone().unwrap())
+        };
+        let own = |low: u64, high: u64| (low.to_string(), high.to_string());
+        assert_eq!((ends(0), ends(1), ends(2)), (own(0, 65_535), own(65_536, 131_071), own(131_072, 149_999)));
+        let (_disk, segment, _) = sealed(vec![tail_batch(10..30, 1)], Compression::None);
+        assert!(segment.footer.blocks[0].columns.is_empty());
+        assert_eq!(segment.block_columns(0), segment.columns());
     }
 
     #[test]

@@ -9,11 +9,13 @@
 //! at the same entry write the same file.
 
 use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat};
+use super::bloom::BloomBuilder;
 use super::disk::DiskFile;
 use super::entries::EntryRuns;
 use super::error::StorageError;
 use super::footer::{
-    BlockFooter, ENTRIES_KEY, OFFSETS_KEY, SEGMENT_KEY, SEGMENT_VERSION, SEGMENT_VERSION_GAPS, SegmentFooter,
+    BLOOM_MARKER, BlockFooter, BloomFooter, ENTRIES_KEY, OFFSETS_KEY, SEGMENT_KEY, SEGMENT_VERSION,
+    SEGMENT_VERSION_GAPS, SegmentFooter,
 };
 use super::segment::SegmentEnd;
 use super::statistics::StatisticsBuilder;
@@ -26,7 +28,8 @@ use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use millstream_catalog::relation::Compression;
-use std::io;
+use millstream_catalog::schema::key_of;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -94,6 +97,12 @@ pub(crate) struct SegmentWriter {
     entries: Vec<u8>,
     offsets: Vec<u8>,
     statistics: Vec<StatisticsBuilder>,
+    /// Of key columns.
+    blooms: Vec<(usize, BloomBuilder)>,
+}
+
+fn no_statistics(schema: &SchemaRef) -> Vec<StatisticsBuilder> {
+    schema.fields().iter().map(|_| StatisticsBuilder::default()).collect()
 }
 
 impl SegmentWriter {
@@ -110,10 +119,10 @@ impl SegmentWriter {
         let out = SegmentFile { file, buffer: Vec::with_capacity(WRITE_BYTES), position: 0, crc: 0 };
         let mut writer = FileWriter::try_new_with_options(out, schema, options).map_err(refuse)?;
         let header = writer.get_mut().mark();
-        let mut statistics = Vec::new();
-        statistics.resize_with(schema.fields().len(), StatisticsBuilder::default);
-        let (blocks, entries, offsets) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { writer, schema: schema.clone(), header, blocks, entries, offsets, statistics })
+        let statistics = no_statistics(schema);
+        let blooms = key_of(schema).into_iter().map(|column| (column, BloomBuilder::default())).collect();
+        let (schema, blocks, entries, offsets) = (schema.clone(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { writer, schema, header, blocks, entries, offsets, statistics, blooms })
     }
 
     /// Bytes written so far.
@@ -145,9 +154,12 @@ impl SegmentWriter {
         let position = self.writer.get_mut().position;
         self.writer.write(&batch).map_err(refuse)?;
         let (end, crc) = self.writer.get_mut().mark();
-        for (column, statistics) in batch.columns().iter().zip(&mut self.statistics) {
-            statistics.add(column);
+        let mut statistics = no_statistics(&self.schema);
+        for ((column, of_block), of_file) in batch.columns().iter().zip(&mut statistics).zip(&mut self.statistics) {
+            of_block.add(column);
+            of_file.merge(of_block);
         }
+        self.blooms.retain_mut(|(column, bloom)| batch.columns().get(*column).is_some_and(|array| bloom.add(array)));
         let packed = runs.packed();
         self.blocks.push(BlockFooter {
             position,
@@ -160,6 +172,7 @@ impl SegmentWriter {
             entries_bytes: packed.len() as u64,
             offset_start: parts.first().map(|part| part.offset_start),
             offsets_bytes: offsets.len() as u64,
+            columns: statistics.into_iter().map(StatisticsBuilder::finish).collect(),
         });
         self.entries.extend_from_slice(&packed);
         self.offsets.extend_from_slice(&offsets);
@@ -180,6 +193,10 @@ impl SegmentWriter {
         if !has_gaps {
             self.blocks.iter_mut().for_each(|block| block.offset_start = None);
         }
+        let blooms = self.write_blooms().map_err(|error| StorageError::io("write a segment", error))?;
+        if let [only] = self.blocks.as_mut_slice() {
+            only.columns.clear();
+        }
         let end_start = self.writer.get_mut().position;
         let footer = SegmentFooter {
             version: if has_gaps { SEGMENT_VERSION_GAPS } else { SEGMENT_VERSION },
@@ -199,6 +216,7 @@ impl SegmentWriter {
             header_crc: self.header.1,
             columns: self.statistics.into_iter().map(StatisticsBuilder::finish).collect(),
             blocks: self.blocks,
+            blooms,
         };
         let json = serde_json::to_string(&footer)
             .map_err(|e| StorageError::Schema { what: format!("a segment's footer cannot be encoded: {e}") })?;
@@ -222,6 +240,23 @@ fn gaps(parts: &[StoredBatch], rows: usize) -> Vec<u8> {
     }
     let offsets = parts.iter().flat_map(|part| part.row_offsets().values().to_vec());
     EntryRuns::of_offsets(offsets.map(|offset| Offset::new(offset as u64))).packed()
+}
+
+impl SegmentWriter {
+    fn write_blooms(&mut self) -> io::Result<Vec<BloomFooter>> {
+        let file = self.writer.get_mut();
+        let mut footers = Vec::new();
+        for (column, bloom) in std::mem::take(&mut self.blooms) {
+            let position = file.position;
+            if footers.is_empty() {
+                file.write_all(&BLOOM_MARKER)?;
+            }
+            file.write_all(&bloom.finish())?;
+            let (end, crc) = file.mark();
+            footers.push(BloomFooter { column, position, bytes: end - position, crc });
+        }
+        Ok(footers)
+    }
 }
 
 /// The first `rows` rows of `parts`, and the others.

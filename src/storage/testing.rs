@@ -8,19 +8,22 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, String
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use millstream_catalog::model::{EntryIndex, Offset, TopicId};
 use millstream_catalog::relation::Compression;
+use millstream_catalog::schema::KEY_METADATA;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    Arc::new(Schema::new(vec![
+    let fields = vec![
         Field::new("id", DataType::Int64, false),
         Field::new("name", DataType::Utf8, true),
         Field::new("items", DataType::List(Arc::new(Field::new("item", DataType::Int32, true))), true),
         Field::new("rowtime", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
-    ]))
+    ];
+    Arc::new(Schema::new_with_metadata(fields, HashMap::from([(KEY_METADATA.to_owned(), "0,1".to_owned())])))
 });
 
-/// `id bigint, name text, items integer[], rowtime`.
+/// `id bigint, name text, items integer[], rowtime`, the first two the key.
 pub(crate) fn schema() -> SchemaRef {
     SCHEMA.clone()
 }

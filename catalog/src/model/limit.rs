@@ -79,6 +79,10 @@ pub const STATEMENT_TOKENS_MAX: usize = 2_000_000;
 pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 /// Elements of a list literal or `IN` list; each becomes an expression node.
 pub const LIST_ITEMS_MAX: usize = 100_000;
+/// Keys that one condition may look up in a table; more are found by a scan.
+pub const LOOKUP_KEYS_MAX: usize = 10_000;
+/// Bytes of the current rows of all tables with their keys: they are in memory.
+pub const TABLE_BYTES_MAX: ByteSize = ByteSize::new(4 << 30);
 /// Nesting of a JSON value: what clients and functions do with it recurses.
 pub const JSON_NESTING_MAX: usize = 1_000;
 /// STRUCT, MAP and ARRAY in one another in a type: each level is a level of every array and of every walk over it.

@@ -1,7 +1,7 @@
 //! Which offsets, partitions and event times a predicate can be true for.
 //!
 //! Owns reading bounds out of simplified predicates. Leaves out evaluating them: a bound is a promise that rows outside
-//! cannot match, and the filter runs again over what comes. Called while a scan is planned. Pure.
+//! cannot match, and the filter runs again over what comes, unless the bounds say all of it ([`is_exact`]). Called while a scan is planned. Pure.
 
 use crate::function::window::{WindowEdge, window_call};
 use datafusion::common::ScalarValue;
@@ -74,6 +74,11 @@ impl Bounds {
                 self.add(left);
                 self.add(right);
             }
+            Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) | Expr::InList(_) => {
+                if let Some(values) = partition_list(predicate) {
+                    self.intersect_partitions(values);
+                }
+            }
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                 if let Some(value) = literal(right) {
                     self.compare(left, *op, value);
@@ -89,18 +94,7 @@ impl Bounds {
                     self.compare(expr, Operator::LtEq, high);
                 }
             }
-            Expr::InList(InList { expr, list, negated: false }) => self.in_list(expr, list),
             _ => {}
-        }
-    }
-
-    fn in_list(&mut self, expr: &Expr, list: &[Expr]) {
-        if column(expr) != Some(ROWPARTITION) {
-            return;
-        }
-        let values: Option<Vec<i64>> = list.iter().map(|item| integer(literal(item)?)).collect();
-        if let Some(values) = values {
-            self.intersect_partitions(values);
         }
     }
 
@@ -190,6 +184,41 @@ impl Bounds {
         if matches!(op, Operator::Eq | Operator::Lt | Operator::LtEq) {
             lower(&mut self.rowtime_last, start.saturating_add(size));
         }
+    }
+}
+
+/// True when the bounds of `predicate` on offsets and partitions say the same as it does.
+pub fn is_exact(predicate: &Expr) -> bool {
+    let is_place = |expr: &Expr| matches!(column(expr), Some(ROWOFFSET | ROWPARTITION));
+    let is_integer = |expr: &Expr| literal(expr).and_then(integer).is_some();
+    match predicate {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => is_exact(left) && is_exact(right),
+        Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }) => partition_list(predicate).is_some(),
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let sides = is_place(left) && is_integer(right) || is_place(right) && is_integer(left);
+            sides && matches!(op, Operator::Eq | Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq)
+        }
+        Expr::Between(Between { expr, negated: false, low, high }) => {
+            is_place(expr) && is_integer(low) && is_integer(high)
+        }
+        Expr::InList(_) => partition_list(predicate).is_some(),
+        _ => false,
+    }
+}
+
+/// The partitions of `rowpartition IN (1, 2)` or `rowpartition = 1 OR rowpartition = 2`; `None` for anything else.
+fn partition_list(expr: &Expr) -> Option<Vec<i64>> {
+    match expr {
+        Expr::InList(InList { expr, list, negated: false }) if column(expr) == Some(ROWPARTITION) => {
+            list.iter().map(|item| integer(literal(item)?)).collect()
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+            Some([partition_list(left)?, partition_list(right)?].concat())
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) if column(left) == Some(ROWPARTITION) => {
+            Some(vec![integer(literal(right)?)?])
+        }
+        _ => None,
     }
 }
 

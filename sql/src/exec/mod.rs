@@ -6,6 +6,7 @@
 pub mod bounds;
 mod error;
 mod explain;
+pub mod pruning;
 pub mod scan;
 pub(crate) mod session;
 pub mod table;

@@ -1,32 +1,34 @@
 //! The scan of a relation as an operator of a bounded query.
 //!
-//! Owns opening the port, grouping its iterators into partitions, and yielding between batches. Leaves out storage, and
-//! evaluating filters. A dropped stream stops reading at the batch it is in.
+//! Owns opening the port, sharing its iterators among threads, and yielding between batches. Leaves out storage, and
+//! evaluating filters. Each thread takes the next iterator when it has read its last to the end, so none waits for
+//! another with work left. A dropped stream stops reading at the batch it is in.
 
 use crate::error::SqlError;
 use crate::exec::bounds::Bounds;
+use crate::exec::pruning::Pruning;
 use crate::function::errors::external;
-use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanMetrics, ScanRequest};
-use arrow::array::{RecordBatch, RecordBatchOptions};
+use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanCount, ScanMetrics, ScanRequest, ScanSummary};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{DataFusionError, Result, Statistics};
+use datafusion::common::{DataFusionError, Result, ScalarValue, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions, SchedulingType};
-use datafusion::physical_plan::metrics::{
-    BaselineMetrics, Count, ExecutionPlanMetricsSet, Metric, MetricValue, MetricsSet,
-};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, RecordBatchStream,
 };
 use futures::Stream;
 use millstream_catalog::Relation;
+use millstream_catalog::model::{Offset, Timestamp};
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 /// After so many rows a scan lets others run: at 20 M rows/s that is 25 ms.
@@ -45,6 +47,10 @@ pub struct ScanTarget {
     pub schema: SchemaRef,
     /// What rows are wanted.
     pub bounds: Bounds,
+    /// Tests of parts of the log.
+    pub pruning: Option<Arc<Pruning>>,
+    /// The only keys of a table that are wanted.
+    pub lookup: Option<Vec<ArrayRef>>,
     /// How many, when no filter follows.
     pub limit: Option<usize>,
     /// Threads.
@@ -55,18 +61,26 @@ pub struct ScanTarget {
 #[derive(Debug)]
 pub struct ScanExec {
     target: ScanTarget,
-    opened: Mutex<Vec<Option<Reading>>>,
+    rounds: Mutex<Rounds>,
     scanned: Arc<ScanMetrics>,
+    summary: OnceLock<Option<ScanSummary>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
-/// The iterators of one partition, read one after the other.
-struct Reading(std::collections::VecDeque<BatchIter>);
+/// Iterators that several threads read, each one by one thread.
+type Queue = Arc<Mutex<VecDeque<BatchIter>>>;
 
-impl fmt::Debug for Reading {
+/// The scan as often as it was opened: once, but for recursive queries.
+struct Rounds {
+    queues: Vec<Queue>,
+    /// How often each partition was read.
+    taken: Vec<usize>,
+}
+
+impl fmt::Debug for Rounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reading({})", self.0.len())
+        write!(f, "Rounds({}, {:?})", self.queues.len(), self.taken)
     }
 }
 
@@ -78,55 +92,93 @@ impl ScanExec {
     pub fn open(target: ScanTarget) -> Result<Self> {
         let scanned = Arc::new(ScanMetrics::default());
         let opened = open(&target, &scanned)?;
+        let partitions = opened.len().clamp(1, target.parallelism.max(1));
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&target.schema)),
-            Partitioning::UnknownPartitioning(opened.len()),
+            Partitioning::UnknownPartitioning(partitions),
             EmissionType::Incremental,
             Boundedness::Bounded,
         )
         .with_scheduling_type(SchedulingType::Cooperative);
-        let opened = Mutex::new(opened.into_iter().map(Some).collect());
+        let rounds = Rounds { queues: vec![Arc::new(Mutex::new(opened))], taken: vec![0; partitions] };
         let metrics = ExecutionPlanMetricsSet::new();
-        Ok(Self { target, opened, scanned, properties: Arc::new(properties), metrics })
+        let (rounds, properties, summary) = (Mutex::new(rounds), Arc::new(properties), OnceLock::new());
+        Ok(Self { target, rounds, scanned, summary, properties, metrics })
     }
 
-    /// The iterators of `partition`; opened anew when they were read before, as recursive queries do.
-    fn take(&self, partition: usize) -> Result<Reading> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reading) = opened.get_mut(partition).and_then(Option::take) {
-            return Ok(reading);
+    /// The iterators `partition` shares with the others; opened anew when it has read them before, as recursive queries do.
+    fn take(&self, partition: usize) -> Result<Queue> {
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(round) = rounds.taken.get_mut(partition) else {
+            return Err(external(SqlError::internal("a scan has fewer partitions than are read")));
+        };
+        let at = *round;
+        *round += 1;
+        if let Some(queue) = rounds.queues.get(at) {
+            return Ok(Arc::clone(queue));
         }
-        let again = open(&self.target, &self.scanned)?;
-        again
-            .into_iter()
-            .nth(partition)
-            .ok_or_else(|| external(SqlError::internal("a repeated scan has fewer partitions than the first")))
+        let queue: Queue = Arc::new(Mutex::new(open(&self.target, &self.scanned)?));
+        rounds.queues.push(Arc::clone(&queue));
+        Ok(queue)
+    }
+
+    /// What metadata knows of the rows; `None` when a bound may give more rows than it says.
+    fn summary(&self) -> Option<ScanSummary> {
+        let target = &self.target;
+        let is_exact = target.bounds.rowtime() == (None, None)
+            && target.limit.is_none()
+            && target.pruning.is_none()
+            && target.lookup.is_none();
+        let request = || request(target, &self.scanned);
+        *self.summary.get_or_init(|| target.source.summary(&target.relation, &request()).filter(|_| is_exact))
+    }
+
+    /// What was read and skipped, for people.
+    pub(super) fn counted(&self) -> String {
+        let value = |count| self.scanned.value(count);
+        let (rows, bytes) = (value(ScanCount::Rows), value(ScanCount::Bytes));
+        if self.target.lookup.is_some() {
+            return format!("Read: {rows} rows, {bytes} bytes");
+        }
+        let skipped = value(ScanCount::SegmentsSkipped);
+        let by_filter = value(ScanCount::SegmentsSkippedByFilter);
+        format!(
+            "Read: {} segments, {} batches, {rows} rows, {bytes} bytes; skipped: {skipped} segments ({} by statistics, \
+             {by_filter} by bloom filter), {} batches",
+            value(ScanCount::SegmentsRead),
+            value(ScanCount::BatchesRead),
+            skipped.saturating_sub(by_filter),
+            value(ScanCount::BatchesSkipped),
+        )
     }
 }
 
-fn open(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> Result<Vec<Reading>> {
-    let request = ScanRequest {
+fn request(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> ScanRequest {
+    ScanRequest {
         projection: target.columns.clone(),
         offsets: target.bounds.offsets(),
         partitions: target.bounds.partitions(target.relation.options.partitions),
         rowtime: target.bounds.rowtime(),
+        pruning: target.pruning.clone(),
+        lookup: target.lookup.clone(),
         limit: target.limit,
         parallelism: target.parallelism,
         metrics: Arc::clone(metrics),
-    };
-    let iterators = target.source.scan(&target.relation, request).map_err(external)?;
-    let count = iterators.len().clamp(1, target.parallelism.max(1));
-    let mut readings: Vec<Reading> = (0..count).map(|_| Reading(Default::default())).collect();
-    for (at, iterator) in iterators.into_iter().enumerate() {
-        readings[at % count].0.push_back(iterator);
     }
-    Ok(readings)
+}
+
+fn open(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> Result<VecDeque<BatchIter>> {
+    Ok(target.source.scan(&target.relation, request(target, metrics)).map_err(external)?.into())
 }
 
 impl DisplayAs for ScanExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.target.schema.fields().iter().map(|field| field.name().as_str()).collect();
         let partitions = self.properties.partitioning.partition_count();
+        if let Some(keys) = &self.target.lookup {
+            let (name, keys) = (&self.target.relation.name, keys.first().map_or(0, |column| column.len()));
+            return write!(f, "Index lookup on {name} using primary key: columns=[{}], keys={keys}", names.join(", "));
+        }
         write!(f, "Scan: {}, columns=[{}]", self.target.relation.name, names.join(", "))?;
         if let Some(range) = self.target.bounds.offsets() {
             match range.end.value() {
@@ -144,6 +196,9 @@ impl DisplayAs for ScanExec {
         }
         if let Some(last) = last {
             write!(f, ", rowtime<={}", shown(last.micros()))?;
+        }
+        if let Some(pruning) = &self.target.pruning {
+            write!(f, ", pruning=[{}]", pruning.shown())?;
         }
         if let Some(limit) = self.target.limit {
             write!(f, ", limit={limit}")?;
@@ -193,7 +248,8 @@ impl ExecutionPlan for ScanExec {
 
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         Ok(Box::pin(ScanStream {
-            reading: self.take(partition)?,
+            queue: self.take(partition)?,
+            reading: None,
             schema: Arc::clone(&self.target.schema),
             rows_of_turn: 0,
             metrics: BaselineMetrics::new(&self.metrics, partition),
@@ -201,33 +257,56 @@ impl ExecutionPlan for ScanExec {
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
-        let mut metrics = self.metrics.clone_inner();
-        let counts =
-            [("segments_read", self.scanned.segments_read()), ("segments_skipped", self.scanned.segments_skipped())];
-        for (name, value) in counts {
-            let count = Count::new();
-            count.add(usize::try_from(value).unwrap_or(usize::MAX));
-            metrics.push(Arc::new(Metric::new(MetricValue::Count { name: name.into(), count }, None)));
-        }
-        Some(metrics)
+        Some(self.metrics.clone_inner())
     }
 
     fn statistics_from_inputs(&self, _: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
-        let mut statistics = Statistics::new_unknown(&self.target.schema);
-        let partitions = self.properties.partitioning.partition_count();
-        let rows = self.target.source.row_count(&self.target.relation);
-        if let Some(rows) = rows.filter(|_| args.partition().is_none() || partitions == 1) {
-            let is_whole = self.target.bounds.is_empty() && self.target.limit.is_none();
-            let rows = rows.as_usize();
-            statistics.num_rows = if is_whole { Precision::Exact(rows) } else { Precision::Inexact(rows) };
+        let target = &self.target;
+        let mut statistics = Statistics::new_unknown(&target.schema);
+        if args.partition().is_some() && self.properties.partitioning.partition_count() != 1 {
+            return Ok(Arc::new(statistics));
+        }
+        match self.summary() {
+            None => {
+                let rows = target.source.summary(&target.relation, &ScanRequest::default());
+                statistics.num_rows = rows.map_or(Precision::Absent, |known| Precision::Inexact(known.rows.as_usize()));
+            }
+            Some(summary) => {
+                statistics.num_rows = Precision::Exact(summary.rows.as_usize());
+                for (column, statistics) in target.columns.iter().zip(&mut statistics.column_statistics) {
+                    if let Some((least, greatest)) = ends(&summary, column, &target.relation) {
+                        statistics.null_count = Precision::Exact(0);
+                        statistics.min_value = Precision::Exact(least);
+                        statistics.max_value = Precision::Exact(greatest);
+                    }
+                }
+            }
         }
         Ok(Arc::new(statistics))
     }
 }
 
+/// The least and the greatest value of a column, when metadata knows them.
+fn ends(summary: &ScanSummary, column: &ScanColumn, relation: &Relation) -> Option<(ScalarValue, ScalarValue)> {
+    let offset = |offset: Offset| i64::try_from(offset.value()).ok().map(|offset| ScalarValue::Int64(Some(offset)));
+    let time = |time: Timestamp| ScalarValue::TimestampMicrosecond(Some(time.micros()), Some("UTC".into()));
+    match column {
+        ScanColumn::RowOffset => {
+            let (first, last) = summary.offsets?;
+            Some((offset(first)?, offset(last)?))
+        }
+        ScanColumn::Stored(at) if *at == relation.schema.columns.len() => {
+            let (first, last) = summary.rowtime?;
+            Some((time(first), time(last)))
+        }
+        _ => None,
+    }
+}
+
 /// Batches of one partition; reads at most one per poll.
 struct ScanStream {
-    reading: Reading,
+    queue: Queue,
+    reading: Option<BatchIter>,
     schema: SchemaRef,
     rows_of_turn: usize,
     metrics: BaselineMetrics,
@@ -238,11 +317,13 @@ impl ScanStream {
         let timer = self.metrics.elapsed_compute().clone();
         let _timer = timer.timer();
         loop {
-            let iterator = self.reading.0.front_mut()?;
-            match iterator.next() {
+            if self.reading.is_none() {
+                self.reading = Some(self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?);
+            }
+            match self.reading.as_mut()?.next() {
                 Some(Ok(batch)) => return Some(with_schema(batch, &self.schema)),
                 Some(Err(error)) => return Some(Err(external(error))),
-                None => drop(self.reading.0.pop_front()),
+                None => self.reading = None,
             }
         }
     }

@@ -37,6 +37,8 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
     let options = config.options_mut();
     options.sql_parser.map_string_types_to_utf8view = false;
     options.optimizer.skip_failed_rules = false;
+    // Scans share their work among threads themselves, and give one to what is small.
+    options.optimizer.enable_round_robin_repartition = false;
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(settings.memory_bytes.as_usize())))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))

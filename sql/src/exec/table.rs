@@ -4,7 +4,8 @@
 //! for each name in FROM; holds no rows.
 
 use crate::error::SqlError;
-use crate::exec::bounds::Bounds;
+use crate::exec::bounds::{Bounds, is_exact};
+use crate::exec::pruning::Pruning;
 use crate::exec::scan::{ScanExec, ScanTarget};
 use crate::ports::{RelationSource, ScanColumn};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -93,12 +94,20 @@ impl TableProvider for RelationTable {
             Some(projection) => projection.clone(),
             None => (0..self.schema.fields().len()).collect(),
         };
+        let pruning = Pruning::of(filters, &self.relation, &self.schema, state);
+        // An older version of a row must not come back because the newer one is skipped.
+        let (pruning, lookup) = match self.relation.has_tombstones() {
+            true => (None, pruning.and_then(|pruning| pruning.whole_keys(&self.relation))),
+            false => (pruning.map(Arc::new), None),
+        };
         let target = ScanTarget {
             relation: Arc::clone(&self.relation),
             source: Arc::clone(&self.source),
             columns: positions.iter().map(|at| scan_column(&self.relation, *at)).collect(),
             schema: Arc::new(self.schema.project(&positions)?),
             bounds: Bounds::of(filters),
+            pruning,
+            lookup,
             limit,
             parallelism: state.config().target_partitions(),
         };
@@ -106,8 +115,8 @@ impl TableProvider for RelationTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let support = |filter: &&Expr| match Bounds::of([*filter]).is_empty() {
-            true => TableProviderFilterPushDown::Unsupported,
+        let support = |filter: &&Expr| match !self.relation.has_tombstones() && is_exact(filter) {
+            true => TableProviderFilterPushDown::Exact,
             false => TableProviderFilterPushDown::Inexact,
         };
         Ok(filters.iter().map(support).collect())

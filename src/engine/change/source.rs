@@ -16,7 +16,7 @@ use millstream_catalog::Relation;
 use millstream_catalog::model::TopicId;
 use millstream_sql::SqlError;
 use millstream_sql::plan::scan_schema;
-use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest, ScanSummary};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -177,10 +177,10 @@ impl RelationSource for TargetSource {
         }
     }
 
-    fn row_count(&self, relation: &Arc<Relation>) -> Option<millstream_catalog::model::RowCount> {
+    fn summary(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Option<ScanSummary> {
         match &self.own {
             Some(_) if relation.id == self.relation.id => None,
-            _ => self.log().row_count(relation),
+            _ => self.log().summary(relation, request),
         }
     }
 
@@ -229,7 +229,7 @@ impl RelationSource for RowsSource {
         Ok(vec![Box::new(std::iter::once(rows))])
     }
 
-    fn row_count(&self, _: &Arc<Relation>) -> Option<millstream_catalog::model::RowCount> {
+    fn summary(&self, _: &Arc<Relation>, _: &ScanRequest) -> Option<ScanSummary> {
         None
     }
 

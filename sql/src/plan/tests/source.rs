@@ -2,12 +2,12 @@
 
 use crate::error::SqlError;
 use crate::plan::{PlanContext, PlanSettings};
-use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanCount, ScanRequest, ScanSummary};
 use crate::types::ColumnBuilder;
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use millstream_catalog::command::Command;
-use millstream_catalog::model::{Name, RowCount, ShardId, Timestamp, TopicId};
+use millstream_catalog::model::{Name, Offset, RowCount, ShardId, Timestamp, TopicId};
 use millstream_catalog::relation::{Relation, RelationKind, TopicOptions};
 use millstream_catalog::{Column, Schema, Snapshot, SqlType, State, apply};
 use std::collections::BTreeMap;
@@ -27,11 +27,16 @@ impl RelationSource for Memory {
         for (partition, batch) in self.rows.get(relation.name.as_str()).into_iter().flatten().enumerate() {
             let id = u32::try_from(partition).unwrap();
             if request.partitions.as_ref().is_some_and(|wanted| !wanted.iter().any(|wanted| wanted.value() == id)) {
-                request.metrics.add_skipped(1);
+                request.metrics.add(ScanCount::SegmentsSkipped, 1);
                 continue;
             }
-            request.metrics.add_read(1);
+            request.metrics.add(ScanCount::SegmentsRead, 1);
+            let wanted = request.offsets.clone().unwrap_or(Offset::ZERO..Offset::new(u64::MAX));
+            let end = usize::try_from(wanted.end.value()).unwrap().min(batch.num_rows());
+            let start = usize::try_from(wanted.start.value()).unwrap().min(end);
+            let batch = batch.slice(start, end - start);
             let rows = batch.num_rows();
+            let offsets = i64::try_from(start).unwrap()..i64::try_from(end).unwrap();
             let columns: Vec<ArrayRef> = request
                 .projection
                 .iter()
@@ -40,7 +45,7 @@ impl RelationSource for Memory {
                     ScanColumn::RowPartition => {
                         Arc::new(Int32Array::from(vec![i32::try_from(id).unwrap(); rows])) as ArrayRef
                     }
-                    ScanColumn::RowOffset => Arc::new(Int64Array::from_iter_values(0..i64::try_from(rows).unwrap())),
+                    ScanColumn::RowOffset => Arc::new(Int64Array::from_iter_values(offsets.clone())),
                 })
                 .collect();
             let fields: Vec<Field> = columns
@@ -56,9 +61,13 @@ impl RelationSource for Memory {
         Ok(iterators)
     }
 
-    fn row_count(&self, relation: &Arc<Relation>) -> Option<RowCount> {
+    fn summary(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Option<ScanSummary> {
+        if request.offsets.is_some() || request.partitions.is_some() {
+            return None;
+        }
         let rows = self.rows.get(relation.name.as_str())?;
-        Some(RowCount::of(rows.iter().map(RecordBatch::num_rows).sum()))
+        let rows = RowCount::of(rows.iter().map(RecordBatch::num_rows).sum());
+        Some(ScanSummary { rows, ..ScanSummary::default() })
     }
 
     fn system_views(&self) -> Vec<(String, SchemaRef)> {

@@ -6,14 +6,14 @@ use crate::dialect::{Select, Statement};
 use crate::error::SqlError;
 use crate::exec::execute;
 use crate::plan::{PlanContext, PlanSettings, plan_continuous, plan_select};
-use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest};
+use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest, ScanSummary};
 use crate::stream::{InputBatch, Pipeline, StepInput};
 use crate::types::{ColumnBuilder, ColumnEncoder};
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use futures::StreamExt;
 use millstream_catalog::command::Command;
-use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, ShardId, Timestamp, TopicId};
+use millstream_catalog::model::{Name, Offset, PartitionId, ShardId, Timestamp, TopicId};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, Snapshot, SqlType, State, TopicOptions, apply};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,8 +75,8 @@ impl RelationSource for Log {
         let batch = RecordBatch::try_new_with_options(Arc::new(schema), columns, &options).unwrap();
         Ok(vec![Box::new(std::iter::once(Ok(batch)))])
     }
-    fn row_count(&self, _: &Arc<Relation>) -> Option<RowCount> {
-        Some(RowCount::of(self.batch.num_rows()))
+    fn summary(&self, _: &Arc<Relation>, _: &ScanRequest) -> Option<ScanSummary> {
+        None
     }
     fn system_views(&self) -> Vec<(String, SchemaRef)> {
         Vec::new()
