@@ -75,7 +75,7 @@ async fn backups_of_a_busy_node_have_what_was_acknowledged_and_no_half_statement
         .map(|(writer, told)| tokio::spawn(write(address, writer, Arc::clone(told), Arc::clone(&stop))))
         .collect();
     let told = || acknowledged.iter().map(|told| told.load(Ordering::Relaxed)).collect::<Vec<_>>();
-    let mut base = None;
+    let (mut base, mut linked) = (None, 0);
     for round in 0..4 {
         let goal = told().iter().sum::<u64>() + 900;
         let reached = async {
@@ -88,7 +88,7 @@ async fn backups_of_a_busy_node_have_what_was_acknowledged_and_no_half_statement
         let to = dir.path().join(format!("backup-{round}"));
         let copied = take(config.data_dir.clone(), to.clone(), base.clone()).await;
         assert!(copied.report.is_clean(), "{}", copied.report);
-        assert!(round == 0 || copied.linked > 0, "nothing was taken from the backup before");
+        linked += copied.linked;
         let after = told();
         let restored = dir.path().join(format!("restored-{round}"));
         let (from, data) = (to.clone(), restored.clone());
@@ -102,6 +102,8 @@ async fn backups_of_a_busy_node_have_what_was_acknowledged_and_no_half_statement
         assert!(!config.data_dir.join("backup").exists(), "what was pinned is let go");
         base = Some(to);
     }
+    // Between two of them all segments may have been merged, but hardly between all.
+    assert!(linked > 0, "nothing was taken from a backup before");
     stop.store(true, Ordering::Relaxed);
     for writer in writers {
         writer.await.unwrap();
