@@ -61,7 +61,7 @@ impl ChangePlan {
         Ok(plan)
     }
 
-    /// The query whose rows are changed: see [`found_columns`], then the values.
+    /// The query whose rows are changed: see [`Self::found_columns`], then the values.
     pub fn select(&self, table: &Table, from: Vec<TableWithJoins>, selection: Option<Expr>) -> Select {
         let names = self.shape.columns.iter().map(|column| column.name.as_str());
         let own = names.chain([ROWTIME, ROWPARTITION, ROWOFFSET]).map(|name| column(table, name));
