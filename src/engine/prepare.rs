@@ -3,6 +3,7 @@
 //! An INSERT of values keeps its plan, so that executing it again never meets the planner. Leaves out names
 //! of prepared statements (`session`). A crash forgets them.
 
+use crate::engine::change::KeptPlans;
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Param, Result};
 use datafusion::common::ScalarValue;
@@ -52,6 +53,11 @@ impl Moment {
         }
     }
 
+    /// What `now()` gives.
+    pub(crate) fn at(&self) -> Timestamp {
+        self.at
+    }
+
     /// Whether a plan of this moment gives the rows that one made now would give.
     pub(crate) fn is_present(&self, engine: &Engine, settings: &Settings) -> bool {
         let present = Self::now(engine, settings);
@@ -74,6 +80,8 @@ pub(crate) enum Plan {
     Late,
     /// Rows for one relation.
     Insert(InsertTarget),
+    /// The rows an UPDATE or DELETE changes, and what it returns.
+    Change(KeptPlans),
     /// A pull query; an execution right after takes the plan, later ones plan anew to see what was committed since.
     Select(Mutex<Option<PlannedSelect>>),
 }

@@ -189,16 +189,17 @@ impl Session {
     }
 
     /// `EXPLAIN [ANALYZE]`
-    pub(crate) async fn explain(&self, explain: &Explain, arguments: Arguments) -> Result<Outcome> {
+    pub(crate) async fn explain(&mut self, explain: &Explain, arguments: Arguments) -> Result<Outcome> {
         let lines = match &explain.statement.statement {
             Statement::Select(select) if select.emit.is_none() => self.explain_pull(select, explain, arguments).await?,
             Statement::Select(select) => self.explain_continuous(select, None, explain, arguments).await?,
             Statement::CreateAs(create) => {
                 self.explain_continuous(&create.select, Some(&create.name.name), explain, arguments).await?
             }
-            Statement::Insert(_) | Statement::Change(_) if explain.analyze => {
-                return Err(SqlError::unsupported("EXPLAIN ANALYZE of a statement that writes", "leave ANALYZE out"));
+            Statement::Insert(_) if explain.analyze => {
+                return Err(SqlError::unsupported("EXPLAIN ANALYZE of INSERT", "leave ANALYZE out"));
             }
+            Statement::Change(change) if explain.analyze => Box::pin(self.explain_change(change, arguments)).await?,
             Statement::Insert(insert) => match &insert.source {
                 dialect::InsertSource::Select(select) => {
                     let mut lines = vec![format!("Insert on {}", insert.name)];

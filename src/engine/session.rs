@@ -260,7 +260,7 @@ impl Session {
             Statement::Insert(insert) => self.insert(insert, prepared, params).await,
             Statement::Change(change) => {
                 let arguments = prepared.arguments(&params)?;
-                Box::pin(self.change(change, arguments)).await
+                Box::pin(self.change(change, prepared, arguments)).await
             }
             Statement::Copy(copy) => self.copy(copy).await,
             Statement::CreateRelation(create) => self.create_relation(create).await,

@@ -269,3 +269,45 @@ async fn a_damaged_shard_is_out_of_service_and_the_others_are_not() {
     drop(session);
     engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_update_is_planned_once_unless_it_reads_the_clock() {
+    let clock = Arc::new(SetClock::default());
+    let engine = open(&FaultDisk::new(), Arc::clone(&clock)).await.unwrap();
+    let mut session = session(&engine);
+    run(&mut session, "CREATE TABLE t (k integer PRIMARY KEY, n bigint, at timestamptz)").await.unwrap();
+    run(&mut session, "INSERT INTO t VALUES (1, 0), (2, 0)").await.unwrap();
+    let cases = [
+        ("UPDATE t SET n = n + 1 WHERE k = 1 RETURNING n * 2", true),
+        ("UPDATE t SET n = n + 1, at = now() WHERE k = 2", false),
+        ("DELETE FROM t WHERE k = 3 AND at < now()", false),
+        ("UPDATE t SET n = n WHERE k = 2 RETURNING current_date", false),
+        ("DELETE FROM t USING t AS other WHERE t.k = other.k + 5", true),
+    ];
+    for (sql, expected) in cases {
+        let parsed = session.parse(sql).await.unwrap().remove(0);
+        let prepared = session.prepare(parsed, &[]).await.unwrap();
+        for round in 0..4 {
+            clock.0.fetch_add(7_000_000, Ordering::Relaxed);
+            let outcome = session.execute(&prepared, vec![], Via::Portal).await.unwrap();
+            let crate::engine::prepare::Plan::Change(kept) = &prepared.plan else { panic!("{sql} keeps nothing") };
+            assert_eq!(kept.are_timeless(), expected && round > 0, "{sql}, round {round}");
+            drop(outcome);
+        }
+    }
+    let now = clock.now().micros();
+    let rows = run(&mut session, "SELECT k, n, extract(epoch FROM at)::bigint FROM t ORDER BY k").await.unwrap();
+    // Of the last of four executions, two statements with four each before the present.
+    assert_eq!(rows, ["1|4|".to_owned(), format!("2|4|{}", (now - 12 * 7_000_000) / 1_000_000)]);
+    // What it was planned with has changed: it is planned anew.
+    let parsed = session.parse("UPDATE t SET n = n + 10 WHERE k = 1 RETURNING *").await.unwrap().remove(0);
+    let prepared = session.prepare(parsed, &[]).await.unwrap();
+    for _ in 0..3 {
+        session.execute(&prepared, vec![], Via::Portal).await.unwrap();
+    }
+    run(&mut session, "ALTER TABLE t ADD COLUMN more text").await.unwrap();
+    let error = session.execute(&prepared, vec![], Via::Portal).await.map(drop).unwrap_err();
+    assert_eq!(error.message, "cached plan must not change result type");
+    assert_eq!(run(&mut session, "SELECT n FROM t WHERE k = 1").await.unwrap(), ["34"]);
+    engine.shutdown().await;
+}

@@ -21,6 +21,8 @@ mod peer;
 mod pipeline;
 #[path = "ingest/replay.rs"]
 mod replay;
+#[path = "ingest/update.rs"]
+mod update;
 #[path = "ingest/writes.rs"]
 mod writes;
 
@@ -60,6 +62,8 @@ enum Part {
     Clients,
     /// 1,000 statements on one connection, sent without waiting
     Pipeline,
+    /// Changes of single rows by their primary key
+    Update,
     /// As much as goes in
     Bulk,
     /// From the beginning
@@ -128,6 +132,7 @@ async fn main() -> anyhow::Result<()> {
             Part::One => writes::one(&mut report, scale.one, &peers).await,
             Part::Clients => writes::clients(&mut report, scale.clients, &peers).await,
             Part::Pipeline => pipeline::run(&mut report, scale.pipeline, &peers).await,
+            Part::Update => update::run(&mut report, scale.one, &peers).await,
             Part::Bulk => bulk::run(&mut report, scale.bulk, &peers).await,
             Part::Replay => replay::run(&mut report, scale.replay, &peers).await,
             Part::Latency => latency::run(&mut report, scale.latency, &peers).await,

@@ -42,9 +42,14 @@ pub async fn explain(
             batch?;
         }
     }
+    Ok(lines(plan.as_ref(), mode))
+}
+
+/// The lines of a plan.
+pub(super) fn lines(plan: &dyn ExecutionPlan, mode: ExplainMode) -> Vec<String> {
     let mut lines = Vec::new();
-    describe(plan.as_ref(), mode, 0, &mut lines);
-    Ok(lines)
+    describe(plan, mode, 0, &mut lines);
+    lines
 }
 
 fn describe(plan: &dyn ExecutionPlan, mode: ExplainMode, depth: usize, lines: &mut Vec<String>) {

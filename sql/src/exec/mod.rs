@@ -13,6 +13,25 @@ pub mod table;
 
 pub use explain::{ExplainMode, explain};
 
+/// A query that runs: its rows, and how it gets them.
+pub struct Running {
+    /// The rows; dropping it cancels the query.
+    pub rows: BatchStream,
+    /// What it runs.
+    pub plan: RunningPlan,
+}
+
+/// The parts of a query that runs, or ran.
+#[derive(Debug)]
+pub struct RunningPlan(Arc<dyn ExecutionPlan>);
+
+impl RunningPlan {
+    /// The lines of `EXPLAIN ANALYZE`: what each part did so far.
+    pub fn lines(&self) -> Vec<String> {
+        explain::lines(self.0.as_ref(), ExplainMode::Analyze)
+    }
+}
+
 use crate::error::SqlError;
 use crate::plan::{PlanContext, PlannedSelect, with_values};
 use arrow::array::RecordBatch;
@@ -42,10 +61,22 @@ pub async fn execute(
     planned: &PlannedSelect,
     params: Vec<ScalarValue>,
 ) -> Result<BatchStream, SqlError> {
+    Ok(start(context, planned, params).await?.rows)
+}
+
+/// The same as [`execute`], for who wants to know what the query did.
+///
+/// # Errors
+/// As of [`execute`].
+pub async fn start(
+    context: &PlanContext,
+    planned: &PlannedSelect,
+    params: Vec<ScalarValue>,
+) -> Result<Running, SqlError> {
     let state = session::session(&context.settings)?;
-    let physical = physical_plan(&state, planned, params).await?;
-    let stream = execute_stream(physical, state.task_ctx())?;
-    Ok(Box::pin(stream.map(|batch| batch.map_err(SqlError::from))))
+    let plan = physical_plan(&state, planned, params).await?;
+    let stream = execute_stream(Arc::clone(&plan), state.task_ctx())?;
+    Ok(Running { rows: Box::pin(stream.map(|batch| batch.map_err(SqlError::from))), plan: RunningPlan(plan) })
 }
 
 async fn physical_plan(

@@ -5,6 +5,7 @@
 //! update is lost, whatever the order; a statement by itself is computed anew and does not fail. Leaves out planning (sql),
 //! locks (`row_lock`) and the refusal (replication). A crash before the append forgets the statement.
 
+mod plans;
 mod returning;
 mod source;
 mod update;
@@ -12,7 +13,7 @@ mod upsert;
 
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
-use crate::engine::prepare::{Arguments, Plan, Planned};
+use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
 use crate::engine::pull::LogSource;
 use crate::engine::row_lock::LockOwner;
 use crate::engine::session::Session;
@@ -27,17 +28,20 @@ use arrow::datatypes::Schema;
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::model::limit::CHANGE_ATTEMPTS_MAX;
-use millstream_catalog::model::{ByteSize, Offset, SqlState};
+use millstream_catalog::model::{ByteSize, Offset, SqlState, Timestamp};
 use millstream_catalog::{Relation, RelationKind, SqlType};
+use millstream_sql::SqlError;
 use millstream_sql::dialect::{Change, Select, Target};
+use millstream_sql::exec::{self, RunningPlan};
 use millstream_sql::plan::{PlanContext, PlannedSelect, plan_select};
-use millstream_sql::{SqlError, exec};
+use plans::{ANOTHER_TIME, Known, Plans};
 use returning::Returning;
 use source::{TargetSource, internal};
 use std::sync::Arc;
 use update::Update;
 use upsert::Upsert;
 
+pub(crate) use plans::KeptPlans;
 pub(crate) use upsert::has_conflicts;
 
 /// Attempts that found their rows changed, after which plain INSERTs into the table are held back.
@@ -75,36 +79,114 @@ struct Done {
 struct Found {
     columns: Vec<ResultColumn>,
     rows: RecordBatch,
+    ran: Option<RunningPlan>,
 }
 
 impl Session {
-    /// Plans as much of an UPDATE or DELETE as Describe needs.
+    /// Plans an UPDATE or DELETE.
     pub(crate) async fn plan_change(&self, change: &Change, declared: &[Option<SqlType>]) -> Result<Planned> {
         let relation = self.changed_table(&change.target, change.kind.keyword())?;
-        let source = self.target_source(&relation)?;
         let update = Update::bind(&relation, change)?;
-        let (select, types) = (update.select(), update.param_types(declared));
-        let context = self.reading(&source);
-        let planned = self.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
-        update.check(&planned.columns)?;
-        let declared: Vec<Option<SqlType>> = planned.params.into_iter().map(Some).collect();
-        let returning = Returning::plan(self, (&relation, &change.target), &change.returning, &declared).await;
-        let (params, columns) = Returning::describe(returning.map_err(|error| of_from(error, change))?, declared);
-        Ok((params, columns, Plan::Late))
+        let moment = Moment::now(&self.engine, &self.settings);
+        let plans = self.plans(change, &update, &update.param_types(declared), moment.at()).await?;
+        update.check(&plans.find.columns)?;
+        let declared: Vec<Option<SqlType>> = plans.find.params.iter().cloned().map(Some).collect();
+        let (params, columns) = Returning::describe(plans.returning.as_ref(), &declared);
+        let kept = match params.len() == declared.len() {
+            true => KeptPlans::described(moment, plans),
+            false => KeptPlans::default(),
+        };
+        Ok((params, columns, Plan::Change(kept)))
+    }
+
+    /// Plans of a statement whose parameters have these types, at a time.
+    async fn plans(
+        &self,
+        change: &Change,
+        update: &Update<'_>,
+        declared: &[Option<SqlType>],
+        now: Timestamp,
+    ) -> Result<Plans> {
+        let source = self.target_source(update.relation())?;
+        let context = PlanContext { now, ..self.reading(&source) };
+        let (select, types) = (update.select(), declared.to_vec());
+        let find = self.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
+        let declared: Vec<Option<SqlType>> = find.params.iter().cloned().map(Some).collect();
+        let items = (&change.target, change.returning.as_slice());
+        let returning = Returning::plan(self, (&source, now), items, &declared).await;
+        Ok(Plans { source, find: Arc::new(find), returning: returning.map_err(|error| of_from(error, change))? })
+    }
+
+    /// The plans of an execution: those the statement keeps, or new ones.
+    async fn plans_now(
+        &self,
+        change: &Change,
+        update: &Update<'_>,
+        kept: &KeptPlans,
+        types: Vec<SqlType>,
+    ) -> Result<Arc<Plans>> {
+        let known = kept.take(&self.engine, &self.settings);
+        if let Known::Plans(plans) = known {
+            plans.source.refresh(LogSource::new(&self.engine, Some(self.view())), self.transaction.writes())?;
+            return Ok(plans);
+        }
+        let declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
+        let (version, now) = (self.engine.catalog().version(), self.engine.clock().now());
+        let plans = Arc::new(self.plans(change, update, &declared, now).await?);
+        if let Known::Again = known {
+            let others = self.plans(change, update, &declared, now.plus(ANOTHER_TIME)).await?;
+            kept.keep((version, &self.settings), &plans, &others);
+        }
+        Ok(plans)
     }
 
     /// `UPDATE`, `DELETE`
-    pub(crate) async fn change(&mut self, change: &Change, arguments: Arguments) -> Result<Outcome> {
+    pub(crate) async fn change(
+        &mut self,
+        change: &Change,
+        prepared: &Prepared,
+        arguments: Arguments,
+    ) -> Result<Outcome> {
+        let (done, plans, _) = self.run_change(change, Some(prepared), arguments).await?;
+        Ok(outcome(change.kind.keyword(), done, plans.returning.as_ref()))
+    }
+
+    /// `EXPLAIN ANALYZE` of an UPDATE or DELETE, which runs it.
+    pub(crate) async fn explain_change(&mut self, change: &Change, arguments: Arguments) -> Result<Vec<String>> {
+        let begun = self.engine.clock().now();
+        let (done, _, ran) = self.run_change(change, None, arguments).await?;
+        let millis = (self.engine.clock().now().micros() - begun.micros()) as f64 / 1e3;
+        let rows = done.rows.map_or(0, |rows| rows.num_rows());
+        let word = if change.kind.keyword() == "DELETE" { "Delete" } else { "Update" };
+        let first = format!("{word} on {}  (actual time={millis:.3} rows={rows})", change.target.name);
+        Ok(std::iter::once(first).chain(ran.into_iter().map(|line| format!("  {line}"))).collect())
+    }
+
+    /// Runs the statement: what it did, its plans, and what the query that found the rows did.
+    async fn run_change(
+        &mut self,
+        change: &Change,
+        prepared: Option<&Prepared>,
+        arguments: Arguments,
+    ) -> Result<(Done, Arc<Plans>, Vec<String>)> {
+        let unkept = KeptPlans::default();
+        let kept = match prepared.map(|prepared| &prepared.plan) {
+            Some(Plan::Change(kept)) => kept,
+            _ => &unkept,
+        };
         let keyword = change.kind.keyword();
         self.transaction.check_writable(keyword)?;
         let relation = self.changed_table(&change.target, keyword)?;
         let Arguments { types, values } = arguments;
-        let declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
-        let returning = Returning::plan(self, (&relation, &change.target), &change.returning, &declared).await;
-        let returning = returning.map_err(|error| of_from(error, change))?;
-        let work = Work::Update(Update::bind(&relation, change)?);
-        let done = self.carry_out(&relation, &work, (declared, values), returning.as_ref()).await?;
-        Ok(outcome(keyword, done, returning))
+        let update = Update::bind(&relation, change)?;
+        let plans = self.plans_now(change, &update, kept, types).await?;
+        if let (Some(prepared), Some(returning)) = (prepared, &plans.returning) {
+            prepared.check_columns(&returning.columns)?;
+        }
+        let work = Work::Update(update.by(&plans.find));
+        let done = self.carry_out(&work, &plans.source, &values, plans.returning.as_ref()).await?;
+        let Work::Update(update) = &work else { return Err(SqlError::internal("another statement was run")) };
+        Ok((done, Arc::clone(&plans), update.ran()))
     }
 
     /// The query that finds the rows of a statement, for EXPLAIN.
@@ -151,35 +233,35 @@ impl Session {
     /// Computes and writes, anew when rows changed meanwhile.
     async fn carry_out(
         &mut self,
-        relation: &Arc<Relation>,
         work: &Work<'_>,
-        (declared, values): (Vec<Option<SqlType>>, Vec<ScalarValue>),
+        source: &Arc<TargetSource>,
+        values: &[ScalarValue],
         returning: Option<&Returning>,
     ) -> Result<Done> {
+        let relation = source.relation();
         let shows_places = returning.is_some_and(|returning| returning.shows_places && work.gives_places());
         self.check_places(shows_places).await?;
         let owner = self.transaction.lock_owner(&self.engine.row_locks);
-        let source = self.target_source(relation)?;
         let mut barrier = None;
         for attempt in 0..CHANGE_ATTEMPTS_MAX {
             if attempt == FREE_ATTEMPTS {
                 barrier = Some(self.engine.row_locks.barrier(relation.id));
             }
             if attempt > 0 {
-                source.refresh(LogSource::new(&self.engine, Some(self.view())));
+                source.refresh(LogSource::new(&self.engine, Some(self.view())), self.transaction.writes())?;
             }
             let mut held = self.engine.holding.share();
-            let mut computed = work.compute(self, &source, (&declared, &values), &mut held).await?;
-            if lock_and_look(relation, &owner, &source, &mut computed).await? {
+            let mut computed = work.compute(self, source, values, &mut held).await?;
+            if lock_and_look(relation, &owner, source, &mut computed).await? {
                 continue;
             }
-            match self.write_computed(relation, computed, returning.filter(|_| !shows_places), &values).await {
+            match self.write_computed(relation, computed, returning.filter(|_| !shows_places), values).await {
                 Err(error) if error.sqlstate == SqlState::SerializationFailure && !self.transaction.is_open() => {}
                 Err(error) => return Err(error),
                 Ok((done, _)) if !shows_places => return Ok(done),
                 Ok((done, shown)) => {
                     let Some(returning) = returning else { return Ok(done) };
-                    let rows = Some(returning.rows(self, shown, &values).await?);
+                    let rows = Some(returning.rows(self, shown, values).await?);
                     return Ok(Done { rows, ..done });
                 }
             }
@@ -253,19 +335,19 @@ impl Session {
         held: &mut Held,
     ) -> Result<Found> {
         let values = values.to_vec();
-        let (columns, batches) = self
+        let (columns, batches, ran) = self
             .engine
             .compute
             .run(async move {
-                let mut stream = exec::execute(&context, &planned, values).await?;
+                let mut running = exec::start(&context, &planned, values).await?;
                 let (mut batches, mut bytes) = (Vec::new(), ByteSize::ZERO);
-                while let Some(batch) = stream.next().await {
+                while let Some(batch) = running.rows.next().await {
                     let batch = batch?;
                     bytes = bytes.plus(batch_bytes(&batch));
                     check_bytes(bytes)?;
                     batches.push(batch);
                 }
-                Ok((planned.columns.clone(), batches))
+                Ok((planned.columns.clone(), batches, running.plan))
             })
             .await?;
         let bytes = batches.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch_bytes(batch)));
@@ -275,7 +357,7 @@ impl Session {
         let named = |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec());
         let batches: Vec<RecordBatch> =
             batches.into_iter().map(named).collect::<std::result::Result<_, _>>().map_err(internal)?;
-        Ok(Found { columns, rows: concat_batches(&schema, &batches).map_err(internal)? })
+        Ok(Found { columns, rows: concat_batches(&schema, &batches).map_err(internal)?, ran: Some(ran) })
     }
 }
 
@@ -289,12 +371,12 @@ impl Work<'_> {
         &self,
         session: &Session,
         source: &Arc<TargetSource>,
-        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        values: &[ScalarValue],
         held: &mut Held,
     ) -> Result<Computed> {
         match self {
-            Self::Update(update) => update.compute(session, source, arguments, held).await,
-            Self::Upsert(upsert) => upsert.compute(session, source, arguments, held).await,
+            Self::Update(update) => update.compute(session, source, values, held).await,
+            Self::Upsert(upsert) => upsert.compute(session, source, values, held).await,
         }
     }
 }
@@ -339,10 +421,10 @@ fn of_from(error: SqlError, change: &Change) -> SqlError {
     SqlError { position, ..error }
 }
 
-fn outcome(keyword: &'static str, done: Done, returning: Option<Returning>) -> Outcome {
+fn outcome(keyword: &'static str, done: Done, returning: Option<&Returning>) -> Outcome {
     match (returning, done.rows) {
         (Some(returning), Some(rows)) => Outcome::Rows(Rows {
-            columns: returning.columns,
+            columns: Arc::clone(&returning.columns),
             tag: RowsTag::Counted(keyword),
             is_push: false,
             stream: Box::pin(futures::stream::iter([Ok(rows)])),

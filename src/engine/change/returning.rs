@@ -2,26 +2,29 @@
 //!
 //! Leaves out how they came about. Reads only.
 
-use super::source::{RowsSource, internal};
+use super::source::{RowsSource, TargetSource, internal};
 use crate::engine::session::Session;
 use crate::engine::{Result, ResultColumn};
 use arrow::array::{ArrayRef, RecordBatch};
 use datafusion::common::ScalarValue;
+use millstream_catalog::model::Timestamp;
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::change::select_of;
-use millstream_sql::dialect::{Select, Target, select_from};
-use millstream_sql::plan::{PlanContext, PlanSettings, plan_select};
+use millstream_sql::dialect::{Target, select_from};
+use millstream_sql::plan::{PlanContext, PlanSettings, PlannedSelect, plan_select};
 use sqlparser::ast::{Expr, Query, SelectItem, Visit, Visitor};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// A planned RETURNING.
+#[derive(Debug)]
 pub(super) struct Returning {
-    select: Select,
+    planned: Arc<PlannedSelect>,
+    /// The rows it shows.
+    source: Arc<RowsSource>,
     relation: Arc<Relation>,
-    params: Vec<Option<SqlType>>,
     pub(super) columns: Arc<[ResultColumn]>,
     /// Whether it asks where rows are.
     pub(super) shows_places: bool,
@@ -67,8 +70,8 @@ impl Returning {
     /// What planning finds; 0A000 for a sub-query.
     pub(super) async fn plan(
         session: &Session,
-        (relation, target): (&Arc<Relation>, &Target),
-        items: &[SelectItem],
+        (source, now): (&Arc<TargetSource>, Timestamp),
+        (target, items): (&Target, &[SelectItem]),
         declared: &[Option<SqlType>],
     ) -> Result<Option<Self>> {
         if items.is_empty() {
@@ -80,29 +83,32 @@ impl Returning {
             return Err(SqlError::unsupported("a sub-query in RETURNING", "SELECT afterwards"));
         }
         let select = select_of(select_from(items.to_vec(), target, Vec::new(), None));
-        let source = session.target_source(relation)?;
-        let context = over_rows(session, RowsSource::new(source));
-        let (planning, types) = (select.clone(), declared.to_vec());
-        let planned = session.engine.compute.run(async move { plan_select(&context, &planning, &types) }).await?;
+        let rows = Arc::new(RowsSource::new(Arc::clone(source)));
+        let (context, types) = (PlanContext { now, ..over_rows(session, &rows) }, declared.to_vec());
+        let planned = session.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
         Ok(Some(Self {
-            select,
-            relation: Arc::clone(relation),
-            params: planned.params.into_iter().map(Some).collect(),
-            columns: planned.columns.into(),
+            columns: planned.columns.clone().into(),
+            planned: Arc::new(planned),
+            source: rows,
+            relation: Arc::clone(source.relation()),
             shows_places: look.shows_places,
         }))
     }
 
     /// The parameters and columns of a statement with this RETURNING.
     pub(super) fn describe(
-        returning: Option<Self>,
-        declared: Vec<Option<SqlType>>,
+        returning: Option<&Self>,
+        declared: &[Option<SqlType>],
     ) -> (Vec<SqlType>, Option<Arc<[ResultColumn]>>) {
-        let (params, columns) = match returning {
-            Some(returning) => (returning.params, Some(returning.columns)),
-            None => (declared, None),
-        };
-        (params.into_iter().flatten().collect(), columns)
+        match returning {
+            Some(returning) => (returning.planned.params.clone(), Some(Arc::clone(&returning.columns))),
+            None => (declared.iter().flatten().cloned().collect(), None),
+        }
+    }
+
+    /// Whether both show the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.planned.plan == other.planned.plan
     }
 
     /// What it shows of `rows`, which are as a scan of the table has them.
@@ -115,20 +121,20 @@ impl Returning {
         rows: RecordBatch,
         values: &[ScalarValue],
     ) -> Result<RecordBatch> {
-        let source = RowsSource::new(session.target_source(&self.relation)?);
-        source.set(self.relation.id, rows);
-        let context = over_rows(session, source);
+        self.source.set(self.relation.id, rows);
+        let context = over_rows(session, &self.source);
         let mut held = session.engine.holding.share();
-        let arguments = (self.params.as_slice(), values);
-        Ok(session.run_whole(context, self.select.clone(), arguments, &mut held).await?.rows)
+        let found = session.run_plan(context, Arc::clone(&self.planned), values, &mut held).await;
+        self.source.clear();
+        Ok(found?.rows)
     }
 }
 
 /// A context in which relations have the rows of `source`, in their order.
-pub(super) fn over_rows(session: &Session, source: RowsSource) -> PlanContext {
+pub(super) fn over_rows(session: &Session, source: &Arc<RowsSource>) -> PlanContext {
     let context = session.plan_context();
     let settings = PlanSettings { target_partitions: 1, ..PlanSettings::clone(&context.settings) };
-    PlanContext { source: Arc::new(source), settings: Arc::new(settings), ..context }
+    PlanContext { source: Arc::clone(source) as _, settings: Arc::new(settings), ..context }
 }
 
 /// `rows` of a scan at these partitions and offsets.

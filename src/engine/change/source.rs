@@ -6,7 +6,6 @@
 
 use crate::engine::Result;
 use crate::engine::pull::LogSource;
-
 use crate::replication::{Guard, PartitionWrite};
 use crate::storage::KeySet;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch};
@@ -14,6 +13,7 @@ use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::Relation;
 use millstream_catalog::model::TopicId;
+use millstream_catalog::model::limit::LOOKUP_KEYS_MAX;
 use millstream_sql::SqlError;
 use millstream_sql::plan::scan_schema;
 use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest, ScanSummary};
@@ -24,8 +24,14 @@ use std::sync::Arc;
 /// The committed rows, and over them those a transaction wrote to one table.
 #[derive(Debug)]
 pub(crate) struct TargetSource {
-    log: RwLock<Arc<LogSource>>,
     relation: Arc<Relation>,
+    rows: RwLock<Arc<TargetRows>>,
+}
+
+/// What there is to read at one moment.
+#[derive(Debug)]
+struct TargetRows {
+    log: LogSource,
     own: Option<OwnRows>,
 }
 
@@ -48,18 +54,26 @@ impl TargetSource {
     /// # Errors
     /// When the rows cannot be put together; none is known.
     pub(crate) fn new(log: LogSource, relation: &Arc<Relation>, writes: &[PartitionWrite]) -> Result<Self> {
-        let writes: Vec<&PartitionWrite> = writes.iter().filter(|write| write.topic == relation.id).collect();
-        let own = if writes.is_empty() { None } else { Some(OwnRows::of(relation, &writes)?) };
-        Ok(Self { log: RwLock::new(Arc::new(log)), relation: Arc::clone(relation), own })
+        let rows = RwLock::new(Arc::new(TargetRows::of(relation, log, writes)?));
+        Ok(Self { relation: Arc::clone(relation), rows })
     }
 
-    /// Reads what is committed as `log` has it from now on: plans over this source stay as they are.
-    pub(crate) fn refresh(&self, log: LogSource) {
-        *self.log.write() = Arc::new(log);
+    /// Reads what is committed as `log` has it, under these `writes`, from now on: plans over this source stay as they are.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub(crate) fn refresh(&self, log: LogSource, writes: &[PartitionWrite]) -> Result<()> {
+        *self.rows.write() = Arc::new(TargetRows::of(&self.relation, log, writes)?);
+        Ok(())
     }
 
-    fn log(&self) -> Arc<LogSource> {
-        Arc::clone(&self.log.read())
+    /// The table.
+    pub(crate) fn relation(&self) -> &Arc<Relation> {
+        &self.relation
+    }
+
+    fn rows(&self) -> Arc<TargetRows> {
+        Arc::clone(&self.rows.read())
     }
 
     /// What rows of `part` are computed from, when they are computed from this source.
@@ -67,7 +81,7 @@ impl TargetSource {
     /// # Errors
     /// SE007 when the shard is not here.
     pub(crate) fn guard(&self, part: &PartitionWrite) -> Result<Guard> {
-        let position = self.log().position(&self.relation, part.partition)?;
+        let position = self.rows().log.position(&self.relation, part.partition)?;
         Ok(Guard { position, key: self.relation.schema.key().into() })
     }
 
@@ -76,19 +90,24 @@ impl TargetSource {
     /// # Errors
     /// When the log cannot be read.
     pub(crate) fn is_stale(&self, part: &PartitionWrite, keys: &KeySet) -> Result<bool> {
-        let log = self.log();
-        let position = log.position(&self.relation, part.partition)?;
-        log.is_touched(&self.relation, part.partition, position, keys)
+        let rows = self.rows();
+        let position = rows.log.position(&self.relation, part.partition)?;
+        rows.log.is_touched(&self.relation, part.partition, position, keys)
     }
 
-    /// The rows of the target that have one of `keys`, as [`scan_schema`] has them.
+    /// The rows of the target that have one of `keys`, those of `of`, as [`scan_schema`] has them: found by the index.
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub(crate) fn rows_of(&self, keys: &KeySet) -> Result<RecordBatch> {
+    pub(crate) fn rows_of(&self, keys: &KeySet, of: &RecordBatch) -> Result<RecordBatch> {
         let schema = scan_schema(&self.relation);
-        let request =
-            ScanRequest { projection: every_column(&self.relation), parallelism: 1, ..ScanRequest::default() };
+        let arrays = || keys.columns().iter().filter_map(|at| of.columns().get(*at).cloned()).collect();
+        let request = ScanRequest {
+            projection: every_column(&self.relation),
+            lookup: (of.num_rows() <= LOOKUP_KEYS_MAX).then(arrays),
+            parallelism: 1,
+            ..ScanRequest::default()
+        };
         let mut found = Vec::new();
         for batch in self.scan(&self.relation, request)?.into_iter().flatten() {
             let batch = filtered(&batch?, keys, Keep::Those)?;
@@ -99,14 +118,14 @@ impl TargetSource {
         concat_batches(&schema, &found).map_err(internal)
     }
 
-    fn scan_over(&self, own: &OwnRows, request: ScanRequest) -> Result<Vec<BatchIter>> {
+    fn scan_over(&self, log: &LogSource, own: &OwnRows, request: ScanRequest) -> Result<Vec<BatchIter>> {
         let wanted = request.projection.clone();
         let all = every_column(&self.relation);
         let scanned = ScanRequest { projection: all.clone(), limit: None, ..request };
         let keys = own.keys.clone();
         let positions: Vec<usize> =
             wanted.iter().filter_map(|column| all.iter().position(|other| other == column)).collect();
-        let committed = self.log().scan(&self.relation, scanned)?.into_iter().flatten();
+        let committed = log.scan(&self.relation, scanned)?.into_iter().flatten();
         let places = positions.clone();
         let committed =
             committed.map(move |batch| filtered(&batch?, &keys, Keep::Others)?.project(&places).map_err(internal));
@@ -131,6 +150,14 @@ fn filtered(batch: &RecordBatch, keys: &KeySet, keep: Keep) -> Result<RecordBatc
     let has = keys.has(batch).map_err(internal)?;
     let mask: BooleanArray = has.into_iter().map(|has| Some(has == (keep == Keep::Those))).collect();
     filter_record_batch(batch, &mask).map_err(internal)
+}
+
+impl TargetRows {
+    fn of(relation: &Arc<Relation>, log: LogSource, writes: &[PartitionWrite]) -> Result<Self> {
+        let writes: Vec<&PartitionWrite> = writes.iter().filter(|write| write.topic == relation.id).collect();
+        let own = if writes.is_empty() { None } else { Some(OwnRows::of(relation, &writes)?) };
+        Ok(Self { log, own })
+    }
 }
 
 impl OwnRows {
@@ -171,29 +198,31 @@ fn last_of_each(keys: &KeySet, rows: &RecordBatch) -> Result<Vec<bool>> {
 
 impl RelationSource for TargetSource {
     fn scan(&self, relation: &Arc<Relation>, request: ScanRequest) -> Result<Vec<BatchIter>> {
-        match &self.own {
-            Some(own) if relation.id == self.relation.id => self.scan_over(own, request),
-            _ => self.log().scan(relation, request),
+        let rows = self.rows();
+        match &rows.own {
+            Some(own) if relation.id == self.relation.id => self.scan_over(&rows.log, own, request),
+            _ => rows.log.scan(relation, request),
         }
     }
 
     fn summary(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Option<ScanSummary> {
-        match &self.own {
+        let rows = self.rows();
+        match &rows.own {
             Some(_) if relation.id == self.relation.id => None,
-            _ => self.log().summary(relation, request),
+            _ => rows.log.summary(relation, request),
         }
     }
 
     fn setting(&self, name: &str) -> Option<String> {
-        self.log().setting(name)
+        self.rows().log.setting(name)
     }
 
     fn system_views(&self) -> Vec<(String, SchemaRef)> {
-        self.log().system_views()
+        self.rows().log.system_views()
     }
 
     fn system_view(&self, name: &str) -> Result<RecordBatch> {
-        self.log().system_view(name)
+        self.rows().log.system_view(name)
     }
 }
 
@@ -212,6 +241,11 @@ impl RowsSource {
     /// Gives `relation` these rows, as [`scan_schema`] has them.
     pub(super) fn set(&self, relation: TopicId, rows: RecordBatch) {
         self.rows.lock().insert(relation, rows);
+    }
+
+    /// Lets go of the rows.
+    pub(super) fn clear(&self) {
+        self.rows.lock().clear();
     }
 }
 

@@ -20,18 +20,22 @@ use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::bind::change::ChangePlan;
 use millstream_sql::dialect::{Change, ChangeKind, Select};
-use millstream_sql::plan::{PlannedSelect, plan_select, scan_schema};
+use millstream_sql::exec::RunningPlan;
+use millstream_sql::plan::{PlannedSelect, scan_schema};
 use millstream_sql::types::ColumnEncoder;
+use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// An UPDATE or DELETE bound to its table.
 pub(super) struct Update<'a> {
     relation: Arc<Relation>,
     change: &'a Change,
     plan: ChangePlan,
-    /// Of the first attempt: later ones read through the same source.
-    planned: OnceLock<Arc<PlannedSelect>>,
+    /// The query that finds the rows, once it is planned.
+    find: Option<Arc<PlannedSelect>>,
+    /// What the last attempt's query did.
+    ran: Mutex<Option<RunningPlan>>,
 }
 
 impl<'a> Update<'a> {
@@ -49,7 +53,11 @@ impl<'a> Update<'a> {
                 ChangePlan::rowtime(relation, rowtime.as_deref())?
             }
         };
-        Ok(Self { relation: Arc::clone(relation), change, plan, planned: OnceLock::new() })
+        Ok(Self { relation: Arc::clone(relation), change, plan, find: None, ran: Mutex::default() })
+    }
+
+    pub(super) fn relation(&self) -> &Arc<Relation> {
+        &self.relation
     }
 
     pub(super) fn is_delete(&self) -> bool {
@@ -69,24 +77,26 @@ impl<'a> Update<'a> {
         self.plan.check(columns)
     }
 
+    /// Runs `find` to find the rows.
+    pub(super) fn by(self, find: &Arc<PlannedSelect>) -> Self {
+        Self { find: Some(Arc::clone(find)), ..self }
+    }
+
+    /// What the query that found the rows did, for `EXPLAIN ANALYZE`.
+    pub(super) fn ran(&self) -> Vec<String> {
+        self.ran.lock().as_ref().map(RunningPlan::lines).unwrap_or_default()
+    }
+
     pub(super) async fn compute(
         &self,
         session: &Session,
         source: &Arc<TargetSource>,
-        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        values: &[ScalarValue],
         held: &mut Held,
     ) -> Result<Computed> {
-        let context = session.reading(source);
-        let planned = match self.planned.get() {
-            Some(planned) => Arc::clone(planned),
-            None => {
-                let (planning, select, types) = (context.clone(), self.select(), arguments.0.to_vec());
-                let planned = async move { plan_select(&planning, &select, &types) };
-                let planned = Arc::new(session.engine.compute.run(planned).await?);
-                Arc::clone(self.planned.get_or_init(|| planned))
-            }
-        };
-        let mut found = session.run_plan(context, planned, arguments.1, held).await?;
+        let find = self.find.as_ref().ok_or_else(|| SqlError::internal("an UPDATE has no plan"))?;
+        let mut found = session.run_plan(session.reading(source), Arc::clone(find), values, held).await?;
+        *self.ran.lock() = found.ran.take();
         if !self.change.from.is_empty() {
             found.rows = first_of_each(&found.rows, self.plan.found_columns())?;
         }
@@ -142,7 +152,7 @@ impl<'a> Update<'a> {
         let comes: BooleanArray = is_there.iter().map(|is| Some(!is)).collect();
         if comes.true_count() > 0 {
             let arrivals = filter_record_batch(new, &comes).map_err(internal)?;
-            let existing = source.rows_of(&KeySet::new(&arrivals, &key).map_err(internal)?)?;
+            let existing = source.rows_of(&KeySet::new(&arrivals, &key).map_err(internal)?, &arrivals)?;
             if existing.num_rows() > 0 {
                 return Err(duplicate(&self.relation, &existing, 0));
             }

@@ -46,6 +46,8 @@ pub(super) struct Upsert<'a> {
     relation: Arc<Relation>,
     proposed: RecordBatch,
     update: Option<Pairs<'a>>,
+    /// The types of the parameters.
+    declared: Vec<Option<SqlType>>,
 }
 
 /// What becomes of proposed rows.
@@ -91,8 +93,9 @@ impl Session {
             pairs.plan.check(&planned.columns)?;
             declared = planned.params.into_iter().map(Some).collect();
         }
-        let returning = Returning::plan(self, (&relation, &target), &insert.returning, &declared).await?;
-        let (params, columns) = Returning::describe(returning, declared);
+        let (source, now) = (self.target_source(&relation)?, self.engine.clock().now());
+        let returning = Returning::plan(self, (&source, now), (&target, &insert.returning), &declared).await?;
+        let (params, columns) = Returning::describe(returning.as_ref(), &declared);
         Ok((params, columns, Plan::Late))
     }
 
@@ -148,7 +151,8 @@ impl Session {
         let target = target_of(insert);
         let Arguments { types, values } = prepared.arguments(&params)?;
         let declared: Vec<Option<SqlType>> = types.iter().cloned().map(Some).collect();
-        let returning = Returning::plan(self, (&relation, &target), &insert.returning, &declared).await?;
+        let (source, now) = (self.target_source(&relation)?, self.engine.clock().now());
+        let returning = Returning::plan(self, (&source, now), (&target, &insert.returning), &declared).await?;
         let update = Pairs::bind(&relation, &target, conflict)?;
         let mut held = self.engine.holding.share();
         let proposed = match &insert.source {
@@ -166,9 +170,9 @@ impl Session {
             }
         };
         let proposed = proposed.unwrap_or_else(|| RecordBatch::new_empty(self.engine.stored_schema(&relation)));
-        let work = Work::Upsert(Upsert { relation: Arc::clone(&relation), proposed, update });
-        let done = self.carry_out(&relation, &work, (declared, values), returning.as_ref()).await?;
-        Ok(outcome("INSERT 0", done, returning))
+        let work = Work::Upsert(Upsert { relation, proposed, update, declared });
+        let done = self.carry_out(&work, &source, &values, returning.as_ref()).await?;
+        Ok(outcome("INSERT 0", done, returning.as_ref()))
     }
 
     /// The rows of INSERT … SELECT as they would be stored.
@@ -294,14 +298,14 @@ impl<'a> Pairs<'a> {
 
     /// The query over pairs, and what it sees: nothing but them.
     fn query(&self, session: &Session, relation: &Arc<Relation>) -> Result<(PlanContext, Select)> {
-        self.query_over(session, relation, RowsSource::new(session.target_source(relation)?))
+        self.query_over(session, relation, &Arc::new(RowsSource::new(session.target_source(relation)?)))
     }
 
     fn query_over(
         &self,
         session: &Session,
         relation: &Arc<Relation>,
-        source: RowsSource,
+        source: &Arc<RowsSource>,
     ) -> Result<(PlanContext, Select)> {
         let name = QualifiedName { schema: None, name: self.excluded.name.clone(), position: Default::default() };
         let excluded = Target { name, alias: None };
@@ -328,11 +332,12 @@ impl Upsert<'_> {
         &self,
         session: &Session,
         source: &Arc<TargetSource>,
-        arguments: (&[Option<SqlType>], &[ScalarValue]),
+        values: &[ScalarValue],
         held: &mut Held,
     ) -> Result<Computed> {
+        let arguments = (self.declared.as_slice(), values);
         let keys = KeySet::new(&self.proposed, &self.relation.schema.key()).map_err(internal)?;
-        let existing = source.rows_of(&keys)?;
+        let existing = source.rows_of(&keys, &self.proposed)?;
         let Sorted { inserted, pairs } = self.sort_out(&keys, &existing)?;
         // Of each row to write: its place among the proposed, and its row in `rows`.
         let mut order: Vec<(u32, u32)> = inserted.into_iter().map(|row| (row, row)).collect();
@@ -395,7 +400,7 @@ impl Upsert<'_> {
         rows.set(self.relation.id, numbered(&self.relation, existing, &there)?);
         let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
         rows.set(EXCLUDED_ID, numbered(&self.relation, &self.proposed, &proposed)?);
-        let (context, select) = update.query_over(session, &self.relation, rows)?;
+        let (context, select) = update.query_over(session, &self.relation, &Arc::new(rows))?;
         let found = session.run_whole(context, select, arguments, held).await?;
         let number = found.rows.column(update.plan.found_columns() - 1).as_primitive::<Int64Type>();
         let place = |number: &i64| usize::try_from(*number).ok().and_then(|number| pairs.get(number));
