@@ -650,8 +650,10 @@ async fn a_stopping_server_tells_its_clients() {
 async fn a_statement_timeout_ends_a_subscription() {
     let (_server, _, mut raw) = start().await;
     raw.run("CREATE STREAM s (n INT)").await;
-    raw.run("SET statement_timeout = '50ms'").await;
+    raw.run("SET statement_timeout = '500ms'").await;
     assert_eq!(errors(&raw.run("SELECT n FROM s EMIT CHANGES").await), ["57014"]);
+    // A slow machine may need more than one.
+    while !errors(&raw.run("RESET statement_timeout").await).is_empty() {}
     assert_eq!(raw.value("SELECT 42").await, "42");
 }
 

@@ -116,7 +116,7 @@ impl Session {
     }
 
     /// The shard that an INSERT can be queued for without waiting for its commit: one by itself, of values, that
-    /// returns nothing and whose definition still stands.
+    /// returns nothing, whose definition still stands and whose table takes INSERTs now.
     pub fn ahead_shard(&self, prepared: &Prepared) -> Option<ShardId> {
         let (Plan::Insert(target), Statement::Insert(insert)) = (&prepared.plan, &prepared.parsed.statement) else {
             return None;
@@ -127,8 +127,9 @@ impl Session {
                 .relation(insert.name.as_str())
                 .is_some_and(|it| Arc::ptr_eq(it, &target.relation) || **it == *target.relation)
         };
-        let is_alone = !self.transaction.is_open() && target.returning.is_empty();
-        (is_alone && is_current() && self.engine.is_made(&target.relation)).then_some(target.relation.shard)
+        let is_free = !self.transaction.is_open() && !self.engine.row_locks.is_closed(target.relation.id);
+        (is_free && target.returning.is_empty() && is_current() && self.engine.is_made(&target.relation))
+            .then_some(target.relation.shard)
     }
 
     /// Runs an INSERT that [`Session::ahead_shard`] allows up to its place in the queue of its shard: the tag, and what
@@ -289,15 +290,24 @@ impl Session {
         }
         let claims: Vec<ProducerClaim> = claim.into_iter().collect();
         let now = if claims.is_empty() { Timestamp::default() } else { self.engine.clock().now() };
-        self.append_to(relation.shard, Append { parts, claims, now, staged: None }).await
+        let append = Append { parts, claims, now, staged: None };
+        if !self.transaction.has_locks() {
+            self.pass_barriers(&append).await;
+        }
+        self.append_to(relation.shard, append).await
+    }
+
+    /// Waits while INSERTs into a table are held back. Whoever has locked rows must not: those behind the barrier may wait
+    /// for them.
+    pub(crate) async fn pass_barriers(&self, append: &Append) {
+        if append.parts.iter().all(|part| part.guard.is_none()) {
+            self.engine.row_locks.pass(append.parts.iter().map(|part| part.topic)).await;
+        }
     }
 
     /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.
     pub(crate) async fn append_to(&self, shard: ShardId, append: Append) -> Result<Vec<Offset>> {
         let shard = self.engine.shard(shard)?;
-        if append.parts.iter().all(|part| part.guard.is_none()) {
-            self.engine.row_locks.pass(append.parts.iter().map(|part| part.topic)).await;
-        }
         loop {
             match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),

@@ -72,6 +72,11 @@ impl RowLocks {
         Barrier { locks: Arc::clone(self), topic }
     }
 
+    /// Whether INSERTs into `topic` are held back now.
+    pub(crate) fn is_closed(&self, topic: TopicId) -> bool {
+        self.barriers.load(Ordering::Acquire) > 0 && self.state.lock().barriers.contains_key(&topic)
+    }
+
     /// Waits while INSERTs into one of `topics` are held back.
     pub(crate) async fn pass(&self, topics: impl Iterator<Item = TopicId> + Clone) {
         while self.barriers.load(Ordering::Acquire) > 0 {

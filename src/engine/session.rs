@@ -430,11 +430,11 @@ impl Session {
         let pending = self.transaction.end();
         self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
-        if chain == Chain::Yes {
-            self.transaction.begin(false);
-        }
         if let Some(pending) = pending {
             self.commit(pending).await?;
+        }
+        if chain == Chain::Yes {
+            self.transaction.begin(false);
         }
         let tag = if is_failed { "ROLLBACK" } else { "COMMIT" };
         Ok(Outcome::Command { tag: tag.to_owned() })
@@ -462,6 +462,9 @@ impl Session {
             now: self.engine.clock().now(),
             staged: staging.as_ref().and_then(Staging::id),
         };
+        if pending.locks.is_none() {
+            self.pass_barriers(&append).await;
+        }
         // Dropped with its rows when that fails, which gives up what is not committed.
         self.append_to(*shard, append).await?;
         if let Some(staging) = pending.staging {

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A clock that stands where it is put.
 #[derive(Debug, Default)]
-struct SetClock(AtomicI64);
+pub(super) struct SetClock(AtomicI64);
 
 impl Clock for SetClock {
     fn now(&self) -> Timestamp {
@@ -28,7 +28,7 @@ impl Clock for SetClock {
     }
 }
 
-async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<Engine>, SqlError> {
+pub(super) async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<Engine>, SqlError> {
     let (data_dir, seal_bytes) = (PathBuf::from("/data"), ByteSize::new(1 << 10));
     let config = EngineConfig { data_dir, shards: 2, seal_bytes, query_threads: 1 };
     let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
@@ -36,7 +36,7 @@ async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<Engine>, Sql
 }
 
 /// Runs a statement; its rows, `|` between columns.
-async fn run(session: &mut Session, sql: &str) -> Result<Vec<String>, SqlError> {
+pub(super) async fn run(session: &mut Session, sql: &str) -> Result<Vec<String>, SqlError> {
     let mut found = Vec::new();
     for parsed in session.parse(sql).await? {
         let prepared = session.prepare(parsed, &[]).await?;
@@ -53,7 +53,7 @@ async fn run(session: &mut Session, sql: &str) -> Result<Vec<String>, SqlError> 
     Ok(found)
 }
 
-fn session(engine: &Arc<Engine>) -> Session {
+pub(super) fn session(engine: &Arc<Engine>) -> Session {
     engine.session(SessionOptions { user: "tester".to_owned(), ..SessionOptions::default() }).unwrap()
 }
 
@@ -110,7 +110,7 @@ async fn verify(engine: &Arc<Engine>, (acknowledged, is_one_sent): (i64, bool), 
     assert_eq!(sums, bounded, "{what}");
 }
 
-async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(super) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("{what}: it hangs"))
 }
 

@@ -71,7 +71,7 @@ pub(crate) struct Pending {
     /// Their bytes, until they are appended.
     _held: Option<Held>,
     /// The rows they change, until they are appended.
-    _locks: Option<Arc<LockOwner>>,
+    pub(crate) locks: Option<Arc<LockOwner>>,
 }
 
 impl Transaction {
@@ -105,6 +105,11 @@ impl Transaction {
             true => Arc::clone(self.locks.get_or_insert_with(|| locks.owner())),
             false => locks.owner(),
         }
+    }
+
+    /// Whether it locked rows: others may wait for its end.
+    pub(crate) fn has_locks(&self) -> bool {
+        self.locks.is_some()
     }
 
     /// Whether any write waits for COMMIT.
@@ -295,7 +300,7 @@ impl Transaction {
         let staging = self.staging.take();
         let shard = self.shard.take()?;
         let is_some = !writes.is_empty() || staging.is_some();
-        is_some.then_some(Pending { shard, writes, claims, staging, _held: held, _locks: self.locks.clone() })
+        is_some.then_some(Pending { shard, writes, claims, staging, _held: held, locks: self.locks.clone() })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.

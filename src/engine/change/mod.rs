@@ -8,6 +8,8 @@
 mod plans;
 mod returning;
 mod source;
+#[cfg(test)]
+mod tests;
 mod update;
 mod upsert;
 
