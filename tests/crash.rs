@@ -178,11 +178,17 @@ async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
     messages.into_iter().filter_map(row).collect()
 }
 
-const DEFINITIONS: &str = "
-CREATE STREAM events (writer integer KEY, n bigint, ms bigint) WITH (timestamp = 'ms', partitions = 3);
-CREATE TABLE counts AS SELECT writer, count(*) AS events, max(n) AS top, sum(n) AS total
-FROM events WINDOW TUMBLING (SIZE 10 SECONDS) GROUP BY writer EMIT CHANGES;
-CREATE STREAM copied AS SELECT writer, n FROM events EMIT CHANGES;";
+/// What the kills come upon.
+fn definitions(durability: &str) -> String {
+    format!(
+        "CREATE STREAM events (writer integer KEY, n bigint, ms bigint)
+         WITH (timestamp = 'ms', partitions = 3, durability = '{durability}');
+         CREATE TABLE counts WITH (durability = '{durability}') AS
+         SELECT writer, count(*) AS events, max(n) AS top, sum(n) AS total
+         FROM events WINDOW TUMBLING (SIZE 10 SECONDS) GROUP BY writer EMIT CHANGES;
+         CREATE STREAM copied WITH (durability = '{durability}') AS SELECT writer, n FROM events EMIT CHANGES;"
+    )
+}
 
 /// Every acknowledged event is there once and in order, and nothing that was never sent.
 async fn check_events(client: &Client, told: &[Arc<Told>], name: &str) {
@@ -247,15 +253,25 @@ fn rounds() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_events_survive_kills_once_and_in_order() {
+    survive_kills("sync", rounds()).await;
+}
+
+/// The end of the process takes nothing from the system's memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_acknowledged_before_they_are_synced_survive_kills_too() {
+    survive_kills("async", rounds().div_ceil(3)).await;
+}
+
+async fn survive_kills(durability: &str, rounds: u64) {
     let dir = tempfile::tempdir().unwrap();
     let told: Vec<Arc<Told>> = (0..WRITERS).map(|_| Arc::default()).collect();
     let mut seeded = Seeded(20_240_229);
-    for round in 0..rounds() {
+    for round in 0..rounds {
         // Small seals: kills then also fall between segments, manifest and purge.
         let process = Process::spawn(command(dir.path()).args(["--seal-bytes", "65536"]));
         let client = connect(process.address).await;
         if round == 0 {
-            rows(&client, DEFINITIONS).await;
+            rows(&client, &definitions(durability)).await;
         }
         check_events(&client, &told, "events").await;
         check_continuous(&client).await;

@@ -2,7 +2,7 @@
 //!
 //! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
 
-use crate::model::{ByteSize, Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
+use crate::model::{ByteSize, Durability, Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
 use crate::schema::{FILL_METADATA, KEY_METADATA, Schema};
 use arrow_schema::{FieldRef, Schema as ArrowSchema, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -107,11 +107,20 @@ pub struct TopicOptions {
     /// What happens to old events.
     #[serde(default)]
     pub cleanup: Cleanup,
+    /// When writes to it are acknowledged; definitions of older programs do not say.
+    #[serde(default, skip_serializing_if = "is_sync")]
+    pub durability: Durability,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_sync(durability: &Durability) -> bool {
+    *durability == Durability::Sync
 }
 
 impl Default for TopicOptions {
     fn default() -> Self {
-        Self { partitions: 1, compression: Compression::None, cleanup: Cleanup::default() }
+        let (cleanup, durability) = (Cleanup::default(), Durability::default());
+        Self { partitions: 1, compression: Compression::None, cleanup, durability }
     }
 }
 

@@ -17,7 +17,7 @@ use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use millstream_catalog::model::{ByteSize, Offset, Sequence, ShardId, SqlState, Timestamp};
+use millstream_catalog::model::{ByteSize, Durability, Offset, Sequence, ShardId, SqlState, Timestamp};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
@@ -147,8 +147,9 @@ impl Session {
         if parts.is_empty() {
             return Ok((tag, Box::pin(std::future::ready(Ok(())))));
         }
-        let append =
-            Append { parts, claims: claim.into_iter().collect(), now: self.engine.clock().now(), staged: None };
+        let (claims, now) = (claim.into_iter().collect(), self.engine.clock().now());
+        let durability = self.durability_of(&parts, self.settings.durability());
+        let append = Append { parts, claims, now, staged: None, durability };
         let queued = self.engine.shard(target.relation.shard)?.append_ahead(append).await.map_err(replication_error)?;
         Ok((tag, Box::pin(async move { queued.await.map_err(replication_error) })))
     }
@@ -290,7 +291,8 @@ impl Session {
         }
         let claims: Vec<ProducerClaim> = claim.into_iter().collect();
         let now = if claims.is_empty() { Timestamp::default() } else { self.engine.clock().now() };
-        let append = Append { parts, claims, now, staged: None };
+        let durability = self.durability_of(&parts, self.settings.durability());
+        let append = Append { parts, claims, now, staged: None, durability };
         if !self.transaction.has_locks() {
             self.pass_barriers(&append).await;
         }
@@ -303,6 +305,15 @@ impl Session {
         if append.parts.iter().all(|part| part.guard.is_none()) {
             self.engine.row_locks.pass(append.parts.iter().map(|part| part.topic)).await;
         }
+    }
+
+    /// When writes are acknowledged: as the session `wanted`, else as the topics say; together, as the strictest says.
+    pub(crate) fn durability_of(&self, parts: &[PartitionWrite], wanted: Option<Durability>) -> Durability {
+        let catalog = self.engine.catalog();
+        let of = |part: &PartitionWrite| {
+            catalog.relation_by_id(part.topic).map_or(Durability::Sync, |relation| relation.options.durability)
+        };
+        wanted.unwrap_or_else(|| parts.iter().map(of).fold(Durability::Async, Durability::and))
     }
 
     /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.

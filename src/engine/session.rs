@@ -13,7 +13,7 @@ use crate::engine::{Engine, Notice, Outcome, Param, Prepared, Result, ResultColu
 use crate::replication::{Append, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
-use millstream_catalog::model::{Span, SqlState};
+use millstream_catalog::model::{Durability, Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
     self, Chain, Discard, Parsed, QualifiedName, Statement, TransactionAccess, TransactionModes,
@@ -202,10 +202,11 @@ impl Session {
             return Ok(());
         }
         let pending = self.transaction.end();
+        let durability = self.settings.durability();
         self.cursors.end_transaction(is_ok);
         self.settings.end_transaction(is_ok);
         match pending {
-            Some(pending) if is_ok => self.commit(pending).await,
+            Some(pending) if is_ok => self.commit_as(pending, durability).await,
             _ => Ok(()),
         }
     }
@@ -428,10 +429,11 @@ impl Session {
         }
         let is_failed = self.transaction.is_failed();
         let pending = self.transaction.end();
+        let durability = self.settings.durability();
         self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
         if let Some(pending) = pending {
-            self.commit(pending).await?;
+            self.commit_as(pending, durability).await?;
         }
         if chain == Chain::Yes {
             self.transaction.begin(false);
@@ -454,13 +456,20 @@ impl Session {
         "ROLLBACK"
     }
 
+    /// Appends what a transaction wrote.
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
+        self.commit_as(pending, self.settings.durability()).await
+    }
+
+    /// As [`Session::commit`], with what the session said of durability before the transaction's settings ended.
+    async fn commit_as(&mut self, pending: Pending, durability: Option<Durability>) -> Result<()> {
         let Pending { shard, writes, claims, staging, .. } = &pending;
         let append = Append {
             parts: writes.clone(),
             claims: claims.clone(),
             now: self.engine.clock().now(),
             staged: staging.as_ref().and_then(Staging::id),
+            durability: self.durability_of(writes, durability),
         };
         if pending.locks.is_none() {
             self.pass_barriers(&append).await;

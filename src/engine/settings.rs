@@ -3,7 +3,7 @@
 //! A value without an effect is refused rather than remembered. Leaves out where settings are read: the
 //! session passes typed values to planning and execution. A crash forgets them, as a lost connection does.
 
-use millstream_catalog::model::{ProducerId, ProducerIdError, Span, SqlState};
+use millstream_catalog::model::{Durability, ProducerId, ProducerIdError, Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
 
@@ -73,6 +73,7 @@ const SETTINGS: &[Definition] = &[
     ),
     define("default_transaction_isolation", "read committed", Kind::Word(READ_COMMITTED), false, "isolation"),
     define("default_transaction_read_only", "off", Kind::Word(&["off", "false", "0", "no"]), true, "always off"),
+    define("durability", "topic", Kind::Word(&["topic", "sync", "async"]), false, "when a write is acknowledged"),
     define("extra_float_digits", "1", Kind::Number(1, 3), false, "floats are printed so that they read back exactly"),
     define("fetch_timeout", "0", Kind::Time, false, "how long a FETCH waits for rows; 0 waits until it is full"),
     define("in_hot_standby", "off", Kind::Fixed, true, "always off"),
@@ -95,7 +96,6 @@ const SETTINGS: &[Definition] = &[
 
 /// Settings of the contract that nothing reads yet, and what to do instead.
 const LATER: &[(&str, &str)] = &[
-    ("durability", "leave it out: an INSERT is acknowledged once it is on stable storage"),
     ("emit", "leave it out: changes of one key within a step are merged"),
     ("implicit_flush", "use FLUSH after the write"),
     ("group", "subscribe without a group: every subscriber gets every event"),
@@ -230,7 +230,7 @@ impl Definition {
             Kind::Word(words) => {
                 let wanted = value.replace(' ', "").to_ascii_lowercase();
                 if words.iter().any(|word| word.replace(' ', "").to_ascii_lowercase() == wanted) {
-                    let has_synonyms = !matches!(self.name, "client_min_messages" | "auto_offset_reset");
+                    let has_synonyms = !matches!(self.name, "client_min_messages" | "auto_offset_reset" | "durability");
                     return Ok(if has_synonyms { words[0].to_owned() } else { value.to_ascii_lowercase() });
                 }
                 Err(invalid().hint(format!("accepted: {}", words.join("; "))))
@@ -357,6 +357,11 @@ impl Settings {
     /// `fetch_timeout`, `None` when off.
     pub(crate) fn fetch_timeout(&self) -> Option<Span> {
         parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
+    }
+
+    /// When writes are acknowledged, if the session says so: else their topics do.
+    pub(crate) fn durability(&self) -> Option<Durability> {
+        self.changed.get("durability").and_then(|word| Durability::parse(word))
     }
 
     /// The session's producer; empty for none.

@@ -1,6 +1,8 @@
 //! A whole engine on the disk in memory: the power fails at write steps, the disk is full, a sync fails, the clock goes
 //! back. What was acknowledged is kept outside of the engine and compared.
 
+mod durability;
+
 use super::{Engine, EngineConfig, Outcome, Session, SessionOptions, Via};
 use crate::env::Clock;
 use crate::offline::check::check;

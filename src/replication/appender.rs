@@ -18,7 +18,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::FutureExt as _;
 use millstream_catalog::model::limit::{APPEND_QUEUE_BYTES_MAX, APPEND_QUEUE_STATEMENTS_MAX};
-use millstream_catalog::model::{PartitionId, RowCount, ShardId, TopicId};
+use millstream_catalog::model::{Durability, PartitionId, RowCount, ShardId, TopicId};
 use openraft::error::ClientWriteError;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -279,6 +279,8 @@ fn form(taken: Vec<Waiting>) -> Formed {
     let mut waiters = Vec::with_capacity(taken.len());
     let mut forming = Forming::default();
     let mut change = None;
+    let durability = taken.iter().map(|waiting| waiting.request.durability());
+    let durability = durability.fold(Durability::Async, Durability::and);
     for waiting in taken {
         waiters.push(waiting.reply);
         match waiting.request {
@@ -298,7 +300,7 @@ fn form(taken: Vec<Waiting>) -> Formed {
         None => forming.finish().map(Operations::Writes),
     };
     match operations.and_then(EntryData::new) {
-        Ok(data) => Ok((data, waiters)),
+        Ok(data) => Ok((data.with_durability(durability), waiters)),
         Err(text) => Err((FormError::Encode(text), waiters)),
     }
 }

@@ -44,7 +44,7 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use millstream_catalog::Command;
 use millstream_catalog::model::{
-    Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StageId, StepNumber, Timestamp, TopicId,
+    Durability, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StageId, StepNumber, Timestamp, TopicId,
 };
 use millstream_catalog::persist::{decode_command, encode_command};
 use openraft::EntryPayload;
@@ -193,6 +193,8 @@ pub(crate) enum Change {
 pub(crate) struct EntryData {
     bytes: Bytes,
     operations: Option<Arc<Operations>>,
+    /// Whether its log must sync it before it counts as stored. Not part of the bytes: in a log it is stored already.
+    durability: Durability,
 }
 
 impl EntryData {
@@ -202,7 +204,15 @@ impl EntryData {
     /// A text when Arrow cannot encode a batch.
     pub(crate) fn new(operations: Operations) -> Result<Self, String> {
         let bytes = encode(&operations)?;
-        Ok(Self { bytes, operations: Some(Arc::new(operations)) })
+        Ok(Self { bytes, operations: Some(Arc::new(operations)), durability: Durability::Sync })
+    }
+    /// The same entry, stored as `durability` says.
+    pub(crate) fn with_durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
+    }
+    /// Whether it must be synced before it counts as stored.
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
     }
     /// Bytes in the log.
     pub(crate) fn len(&self) -> usize {
@@ -249,7 +259,7 @@ impl Serialize for EntryData {
 impl<'de> Deserialize<'de> for EntryData {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Vec::<u8>::deserialize(deserializer)?;
-        Ok(Self { bytes: Bytes::from(bytes), operations: None })
+        Ok(Self { bytes: Bytes::from(bytes), operations: None, durability: Durability::Sync })
     }
 }
 
@@ -273,7 +283,9 @@ pub(crate) fn decode_payload(bytes: Bytes) -> Result<Payload, DecodeError> {
     match decoder.u8()? {
         BLANK => Ok(EntryPayload::Blank),
         MEMBERSHIP => Ok(EntryPayload::Membership(decode_membership(&bytes.slice(2..))?)),
-        WRITES | CHANGE => Ok(EntryPayload::Normal(EntryData { bytes, operations: None })),
+        WRITES | CHANGE => {
+            Ok(EntryPayload::Normal(EntryData { bytes, operations: None, durability: Durability::Sync }))
+        }
         kind => Err(DecodeError::Kind(kind)),
     }
 }

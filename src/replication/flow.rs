@@ -9,8 +9,8 @@ use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
 use super::types::{Append, Checkpoint, PartitionWrite, Step};
-use millstream_catalog::model::StageId;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
+use millstream_catalog::model::{Durability, StageId};
 use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -41,6 +41,18 @@ impl Request {
     /// other writes do not see.
     fn is_alone(&self) -> bool {
         matches!(self, Self::Change(_) | Self::Append(Append { staged: Some(_), .. }))
+    }
+
+    /// When it counts as stored. Definitions and saved states always wait for the disk, and so do rows that were staged:
+    /// others are made of them, or files.
+    pub(crate) fn durability(&self) -> Durability {
+        match self {
+            Self::Append(Append { staged: None, durability, .. }) => *durability,
+            Self::Step(step) => step.durability,
+            Self::Append(_) | Self::Stage(..) | Self::Abort(_) | Self::Checkpoint(_) | Self::Change(_) => {
+                Durability::Sync
+            }
+        }
     }
 }
 

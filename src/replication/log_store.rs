@@ -15,10 +15,10 @@ use super::stall::{EntryAppend, Stall};
 use crate::storage::StorageError;
 use crate::storage::wal::{ShardRecovered, Urgency, Wal, WalRecord};
 use futures::Stream;
-use millstream_catalog::model::{ByteSize, EntryIndex, ShardId};
+use millstream_catalog::model::{ByteSize, Durability, EntryIndex, ShardId};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{LogIdOptionExt, OptionalSend};
+use openraft::{EntryPayload, LogIdOptionExt, OptionalSend};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -123,6 +123,12 @@ impl LogStore {
             return Err(StorageError::DiskFull);
         }
         self.wal.check_room(ByteSize::of(bytes))
+    }
+
+    /// Syncs every entry that is applied; blocks. A manifest may not be ahead of the log: a power cut would take entries of
+    /// other shards from the log's end, and the manifest would keep what came after them.
+    pub(crate) fn sync(&self) -> Result<(), StorageError> {
+        self.wal.sync()
     }
 
     /// Appends again what the WAL had no room for, whenever it has some. Runs until it is aborted.
@@ -298,7 +304,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             return Ok(());
         };
         let mut records = Vec::with_capacity(entries.len());
+        let mut is_async = true;
         for entry in &entries {
+            is_async &= matches!(&entry.payload, EntryPayload::Normal(data) if data.durability() == Durability::Async);
             let payload = encode_payload(&entry.payload).map_err(io::Error::other)?;
             records.push(WalRecord::Entry {
                 term: term_of(&entry.log_id),
@@ -316,7 +324,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             state.cache.extend(entries);
         }
-        let urgency = if self.is_alone.load(Ordering::Relaxed) { Urgency::Inline } else { Urgency::Batched };
+        let urgency = match is_async {
+            true => Urgency::Written,
+            false if self.is_alone.load(Ordering::Relaxed) => Urgency::Inline,
+            false => Urgency::Batched,
+        };
         let append = EntryAppend { first, records, flushed: callback, urgency };
         self.stall.append(&self.wal, self.shard, &self.failure, append);
         Ok(())

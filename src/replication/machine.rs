@@ -512,7 +512,8 @@ impl Machine {
         let job = self.store.seal(place, extra).with_staged(staged, unstaged);
         (self.log_bytes, self.log_entries, self.is_seal_asked) = (0, 0, false);
         self.read.is_sealing.store(true, Ordering::Release);
-        self.sealing = Some(Sealing { meta, unstaged: ended, done: run_seal(job, Arc::clone(&self.read)) });
+        self.sealing =
+            Some(Sealing { meta, unstaged: ended, done: run_seal(job, self.log.clone(), Arc::clone(&self.read)) });
         Ok(())
     }
 
@@ -595,12 +596,13 @@ fn rows_of(step: &StepWrite) -> RowCount {
     step.outputs.iter().fold(RowCount::ZERO, |sum, part| sum.plus(part.rows))
 }
 
-fn run_seal(job: SealJob, read: Arc<ReadSide>) -> oneshot::Receiver<Result<Sealed, StorageError>> {
+/// Runs a job on a blocking thread, once the log has on stable storage what the job's manifest covers.
+fn run_seal(job: SealJob, log: LogStore, read: Arc<ReadSide>) -> oneshot::Receiver<Result<Sealed, StorageError>> {
     let (done, receiver) = oneshot::channel();
     let finished = Arc::clone(&read);
     let task = env::spawn_blocking(move || {
         // A job that panics drops `done` unanswered. The shard is gone when nobody takes the result.
-        if let Ok(result) = catch_unwind(AssertUnwindSafe(|| job.run())) {
+        if let Ok(result) = catch_unwind(AssertUnwindSafe(|| log.sync().and_then(|()| job.run()))) {
             let _ = done.send(result);
         } else {
             drop(done);

@@ -42,7 +42,8 @@ pub struct Replication {
     damaged: BTreeMap<ShardId, StorageError>,
     wal: Wal,
     failure: Failure,
-    keeper: JoinHandle<()>,
+    /// The keeper of the log's size, and the one that hears when a sync fails that nobody waited for.
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Replication {
@@ -107,6 +108,7 @@ impl Replication {
             return Err(start_error("it was not opened".to_owned()));
         };
         let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.sealed)));
+        let watch = env::spawn("log-watch", watch(wal.clone(), shared.failure.clone()));
         Ok(Self {
             catalog: Arc::new(CatalogShard::new(Arc::clone(catalog))),
             shards: data.iter().map(|core| Arc::new(Shard::new(Arc::clone(core)))).collect(),
@@ -114,7 +116,7 @@ impl Replication {
             damaged,
             wal,
             failure: shared.failure,
-            keeper,
+            tasks: [keeper, watch],
         })
     }
 
@@ -168,7 +170,7 @@ impl Replication {
 
     /// Refuses further requests, ends every shard, and syncs and closes the log.
     pub async fn shutdown(&self) {
-        self.keeper.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         join_all(self.cores.iter().map(|core| core.shutdown())).await;
         self.wal.close();
     }
@@ -214,6 +216,13 @@ async fn start_shards(
         // The catalog alone serves nobody.
         Some((_, damage)) if cores.len() <= 1 => Err(damage.clone().into()),
         _ => Ok((cores, damaged)),
+    }
+}
+
+/// Stops the node when the log fails: whoever wrote what it has lost may have been answered.
+async fn watch(wal: Wal, failure: Failure) {
+    if wal.failed().wait_for(|has_failed| *has_failed).await.is_ok() {
+        failure.report(&StorageError::SyncFailed);
     }
 }
 

@@ -5,8 +5,8 @@
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, StepNumber,
-    Term, Timestamp, TopicId,
+    ByteSize, Durability, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId,
+    StepNumber, Term, Timestamp, TopicId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,6 +61,8 @@ pub struct Append {
     pub now: Timestamp,
     /// What was staged for it before; its rows come first.
     pub staged: Option<StageId>,
+    /// When it is acknowledged. What was staged is always synced.
+    pub durability: Durability,
 }
 
 impl From<Vec<PartitionWrite>> for Append {
@@ -100,6 +102,8 @@ pub struct Step {
     pub input_rows: RowCount,
     /// Rows it read that came too late.
     pub late_rows: RowCount,
+    /// When it counts as committed. What a crash takes back of it is computed again.
+    pub durability: Durability,
 }
 
 /// What a replay of one step needs: which input, which idle partitions, which time.

@@ -1,13 +1,14 @@
 //! The write-ahead log of a node: what makes an entry durable, for all shards at once.
 //!
 //! Owns the queue, the writer's thread and the helper's, and the types callers see. Its parts: `file` (names,
-//! headers, allocation), `prepare` (the next file, ahead of need), `writer` (frames, group commit), `recover` (what a
-//! crash left), `index` and `read`. Leaves out what payloads mean: replication, its one caller, knows.
+//! headers, allocation), `prepare` (the next file, ahead of need), `writer` (frames, group commit), `syncer` (what is
+//! on stable storage), `recover` (what a crash left), `index` and `read`. Leaves out what payloads mean: replication, its one caller, knows.
 //!
 //! While one batch is being synced the next forms, and goes out with one write and one sync; there is no timer.
 //! A caller that is alone may write for itself ([`Urgency::Inline`]): that saves two changes of thread.
-//! A crash loses nothing that was answered. What was submitted and not answered may be there or not, but never with
-//! a hole before something that is.
+//! A crash loses nothing that was answered, but for entries that asked to be answered before they were synced
+//! ([`Urgency::Written`]). Those, and what was submitted and not answered, may be there or not, but never with a hole
+//! before something that is: all shards share one order, and a synced record makes everything before it durable.
 //!
 //! A file goes back when no entry in it, or in an older one, is left: a shard that never purges keeps everything
 //! after its oldest entry. [`WalStats::oldest`] names it.
@@ -17,18 +18,21 @@ mod index;
 mod prepare;
 mod read;
 mod recover;
+mod syncer;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use self::index::Index;
 use self::prepare::{Mode, Preparer};
+use self::syncer::Syncer;
 use self::writer::{Append, Marks, Writer};
 use super::disk::{DirLock, Disk};
 use super::error::StorageError;
 use crate::env;
 use bytes::Bytes;
-use millstream_catalog::model::{ByteSize, EntryIndex, ShardId, Term};
+use millstream_catalog::model::limit::ASYNC_INLINE_BYTES_MAX;
+use millstream_catalog::model::{ByteSize, Durability, EntryIndex, ShardId, Term};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -96,7 +100,7 @@ pub enum WalRecord {
     },
 }
 
-/// Who writes an append.
+/// Who writes an append, and when it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// The writer's thread, together with what else waits.
@@ -104,9 +108,14 @@ pub enum Urgency {
     /// The caller's thread when nothing else is on its way, the last sync was quick and no new file is needed;
     /// else the writer's. For callers that have nothing to do before they are answered.
     Inline,
+    /// The caller's thread when nothing else is on its way, no new file is needed and the append is small; else the
+    /// writer's. Entries are answered once they are written, behind what was submitted before; they are synced within
+    /// [`ASYNC_SYNC_DELAY`](millstream_catalog::model::limit::ASYNC_SYNC_DELAY), or with the next record that is. Other records are
+    /// answered when they are synced.
+    Written,
 }
 
-/// Answers an append: runs on the thread that wrote, after the sync. Must not block: everybody waits for that
+/// Answers an append: runs on the thread that wrote, after the sync unless [`Urgency::Written`] was asked for. Must not block: everybody waits for that
 /// thread. Must not append.
 pub type WalDone = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
@@ -187,8 +196,9 @@ struct Shared {
     counts: Counts,
     /// Bytes left in the current file.
     room: AtomicU64,
-    /// Microseconds the last write and sync took.
+    /// Microseconds the last sync took that an append waited for.
     sync_micros: AtomicU64,
+    syncer: Syncer,
     failed: watch::Sender<bool>,
 }
 
@@ -221,8 +231,16 @@ impl Shared {
             counts: Counts::default(),
             room: AtomicU64::new(0),
             sync_micros: AtomicU64::new(u64::MAX),
+            syncer: Syncer::default(),
             failed: watch::Sender::new(false),
         }
+    }
+
+    /// Has the writer's thread write what waits, and end.
+    fn close(&self) {
+        self.queue.lock().is_closing = true;
+        self.work.notify_one();
+        self.drained.notify_all();
     }
 
     /// The writer's thread: batches until the log is closed.
@@ -246,14 +264,31 @@ impl Shared {
         }
     }
 
-    /// Whether an append of `bytes` may be written by its caller.
-    fn may_inline(&self, queue: &Queue, bytes: u64) -> bool {
+    /// Whether an append may be written by its caller.
+    fn may_inline(&self, queue: &Queue, append: &Append) -> bool {
         queue.is_writer_idle
             && !queue.is_inline
             && !queue.is_closing
             && queue.waiting.is_empty()
-            && bytes + INLINE_ROOM_MIN <= self.room.load(Ordering::Relaxed)
-            && self.sync_micros.load(Ordering::Relaxed) <= INLINE_SYNC_MICROS_MAX
+            && append.bytes + INLINE_ROOM_MIN <= self.room.load(Ordering::Relaxed)
+            && match append.durability {
+                // What others wrote and did not sync makes the sync a long one.
+                Durability::Sync => {
+                    self.sync_micros.load(Ordering::Relaxed) <= INLINE_SYNC_MICROS_MAX && self.syncer.is_synced()
+                }
+                Durability::Async => append.bytes <= ASYNC_INLINE_BYTES_MAX.value(),
+            }
+    }
+
+    /// Whether a write or sync ever failed.
+    fn has_failed(&self) -> bool {
+        *self.failed.borrow()
+    }
+
+    /// A write or sync failed: what is on disk is unknown from then on.
+    fn fail(&self, error: &std::io::Error) {
+        tracing::error!(%error, "the write-ahead log could not be written: the node must stop");
+        self.failed.send_replace(true);
     }
 }
 
@@ -304,8 +339,14 @@ impl Wal {
         let (writing, writes) = (shared.clone(), writer.clone());
         let batch_bytes_max = options.batch_bytes_max.value();
         let started = env::thread("wal-writer", move || writing.write(&writes, batch_bytes_max));
-        let thread = started.map_err(|source| {
+        let syncing = shared.clone();
+        let started = started.and_then(|thread| {
+            let syncer = env::thread("wal-sync", move || syncing.syncer.run(&syncing));
+            syncer.map(|syncer| (thread, syncer))
+        });
+        let (thread, syncer) = started.map_err(|source| {
             preparer.close();
+            shared.close();
             no_thread(source)
         })?;
         let inner = Inner {
@@ -316,14 +357,14 @@ impl Wal {
             queue_bytes_max: options.queue_bytes_max.value(),
             writer,
             thread: thread.thread().id(),
-            threads: Mutex::new(vec![thread, helper]),
+            threads: Mutex::new(vec![thread, helper, syncer]),
             lock: Mutex::new(None),
         };
         Ok((Self { inner: Arc::new(inner) }, shards))
     }
 
-    /// Queues records of a shard, which are written all or none; `done` runs once they are synced, in the order of
-    /// appends. Holds the caller back while [`WalOptions::queue_bytes_max`] bytes wait.
+    /// Queues records of a shard, which are written all or none; `done` runs once they are synced (or as `urgency` says), in
+    /// the order of appends. Holds the caller back while [`WalOptions::queue_bytes_max`] bytes wait.
     ///
     /// An append of committed marks only is answered at once, on the caller's thread.
     ///
@@ -335,17 +376,18 @@ impl Wal {
         if records.iter().all(|record| matches!(record, WalRecord::Committed { .. })) {
             return done(self.keep_marks(shard, records));
         }
-        match Append::new(shard, records, done) {
+        let durability = if urgency == Urgency::Written { Durability::Async } else { Durability::Sync };
+        match Append::new(shard, records, durability, done) {
             Ok(append) => match urgency {
                 Urgency::Batched => self.queue(append),
-                Urgency::Inline => self.write_inline(append),
+                Urgency::Inline | Urgency::Written => self.write_inline(append),
             },
             Err((done, error)) => done(Err(error)),
         }
     }
 
     fn keep_marks(&self, shard: ShardId, records: Vec<WalRecord>) -> Result<(), StorageError> {
-        if *self.inner.shared.failed.borrow() {
+        if self.inner.shared.has_failed() {
             return Err(StorageError::SyncFailed);
         }
         let mut queue = self.inner.shared.queue.lock();
@@ -360,11 +402,11 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes and syncs on this thread if that may be, else queues.
+    /// Writes on this thread if that may be, and syncs if that was asked for; else queues.
     fn write_inline(&self, append: Append) {
         let shared = &self.inner.shared;
         let mut queue = shared.queue.lock();
-        if !shared.may_inline(&queue, append.bytes) {
+        if !shared.may_inline(&queue, &append) {
             drop(queue);
             return self.queue(append);
         }
@@ -418,6 +460,15 @@ impl Wal {
         bytes_max: ByteSize,
     ) -> Result<Vec<WalEntry>, StorageError> {
         read::read(&self.inner.shared.index, shard, first..end, bytes_max)
+    }
+
+    /// Syncs what was answered and is not synced yet; blocks. Whatever is to outlive the log on stable storage and was made of
+    /// its entries needs that before.
+    ///
+    /// # Errors
+    /// [`StorageError::SyncFailed`].
+    pub fn sync(&self) -> Result<(), StorageError> {
+        self.inner.shared.syncer.sync(&self.inner.shared)
     }
 
     /// Whether entries of `bytes` can be expected to find room. Ask before proposing them: it refuses while what was
@@ -478,13 +529,12 @@ impl Wal {
 
 impl Inner {
     fn close(&self) {
-        self.shared.queue.lock().is_closing = true;
-        self.shared.work.notify_one();
-        self.shared.drained.notify_all();
+        self.shared.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         let mut threads = threads.into_iter();
         // A callback may drop the last handle: the writer cannot wait for itself.
         if thread::current().id() == self.thread {
+            self.shared.syncer.close();
             return self.preparer.close();
         }
         if let Some(writer) = threads.next()
@@ -492,6 +542,7 @@ impl Inner {
         {
             tracing::error!("the write-ahead log's writer panicked");
         }
+        self.shared.syncer.close();
         self.preparer.close();
         for helper in threads {
             if helper.join().is_err() {

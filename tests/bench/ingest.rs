@@ -60,6 +60,8 @@ enum Part {
     One,
     /// The same of 64 clients
     Clients,
+    /// Both, acknowledged before they are synced
+    Async,
     /// 1,000 statements on one connection, sent without waiting
     Pipeline,
     /// Changes of single rows by their primary key
@@ -131,6 +133,7 @@ async fn main() -> anyhow::Result<()> {
         let result = match part {
             Part::One => writes::one(&mut report, scale.one, &peers).await,
             Part::Clients => writes::clients(&mut report, scale.clients, &peers).await,
+            Part::Async => writes::unsynced(&mut report, (scale.one, scale.clients), &peers).await,
             Part::Pipeline => pipeline::run(&mut report, scale.pipeline, &peers).await,
             Part::Update => update::run(&mut report, scale.one, &peers).await,
             Part::Bulk => bulk::run(&mut report, scale.bulk, &peers).await,

@@ -112,3 +112,11 @@ pub const COMPACTION_ROWS_MAX: RowCount = RowCount::new(4 << 20);
 pub const REWRITE_BYTES_TARGET: ByteSize = ByteSize::new(256 << 20);
 /// Runs of segments that one entry of the log replaces, and log starts that one moves.
 pub const REWRITES_MAX: usize = 1_024;
+/// How long after a write with `durability = 'async'` the log is synced, at most: what a power cut may cost. Five syncs a
+/// second take a thousandth of a disk's time.
+pub const ASYNC_SYNC_DELAY: Span = Span::from_micros(200_000);
+/// Bytes of such writes after which the log is synced at once: a sync takes the longer the more it finds, and others wait
+/// behind it.
+pub const ASYNC_UNSYNCED_BYTES_TARGET: ByteSize = ByteSize::new(8 << 20);
+/// The most bytes of such an append that its caller writes itself: copying them takes some 10 µs.
+pub const ASYNC_INLINE_BYTES_MAX: ByteSize = ByteSize::new(64 << 10);

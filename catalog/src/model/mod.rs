@@ -3,6 +3,7 @@
 //! Every id, offset, time and size that crosses a function is one of these. Leaves out anything that
 //! needs I/O. Used by every layer.
 
+pub mod durability;
 pub mod id;
 pub mod limit;
 pub mod name;
@@ -12,6 +13,7 @@ pub mod size;
 pub mod sqlstate;
 pub mod time;
 
+pub use durability::Durability;
 pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId};
 pub use name::Name;
 pub use offset::Offset;

@@ -79,6 +79,7 @@ pub fn bind_reset(names: &[(String, Position)], relation: &Relation) -> Result<T
     for (name, position) in names {
         match name.as_str() {
             "compression" => topic.compression = default.compression,
+            "durability" => topic.durability = default.durability,
             "cleanup_policy" => topic.cleanup.policy = None,
             "retention" => topic.cleanup.retention = None,
             "retention_bytes" => topic.cleanup.retention_bytes = None,

@@ -6,7 +6,7 @@
 use crate::dialect::ast::{OptionValue, Position, Select, WithOption, WithOptions};
 use crate::dialect::duration;
 use crate::error::SqlError;
-use millstream_catalog::model::{ByteSize, Span, SqlState, limit};
+use millstream_catalog::model::{ByteSize, Durability, Span, SqlState, limit};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{Cleanup, CleanupPolicy, Compression, QueryOptions, RelationKind, TopicOptions};
 
@@ -127,11 +127,10 @@ pub(super) fn topic_option(option: &WithOption, nodes: u32, topic: &mut TopicOpt
                 _ => return Err(wrong(option).hint("compressions are none, lz4 and zstd")),
             };
         }
-        "durability" => match lower(option)?.as_str() {
-            "sync" => {}
-            "async" => return Err(unsupported_value(option, "use 'sync'")),
-            _ => return Err(wrong(option).hint("durabilities are sync and async")),
-        },
+        "durability" => {
+            let durability = Durability::parse(&lower(option)?);
+            topic.durability = durability.ok_or_else(|| wrong(option).hint("durabilities are sync and async"))?;
+        }
         _ => return Ok(false),
     }
     Ok(true)
@@ -237,9 +236,8 @@ pub(super) fn unrecognized(option: &WithOption) -> SqlError {
             error.hint("it is an option of CREATE … AS SELECT")
         }
         "group" | "auto_commit" => error.hint("it is an option of SELECT … EMIT CHANGES"),
-        "timestamp" | "partitions" | "compression" | "retention" | "retention_bytes" | "cleanup_policy" => {
-            error.hint("it is an option of CREATE STREAM and CREATE TABLE")
-        }
+        "timestamp" | "partitions" | "compression" | "retention" | "retention_bytes" | "cleanup_policy"
+        | "durability" => error.hint("it is an option of CREATE STREAM and CREATE TABLE"),
         _ => error,
     }
 }

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
 use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET};
-use millstream_catalog::model::{Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
+use millstream_catalog::model::{Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Query, Relation};
 use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
@@ -194,6 +194,8 @@ impl QueryTask {
             Some(batch) => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
             None => Vec::new(),
         };
+        let sink = self.engine.catalog().relation_by_id(self.sink.id).cloned();
+        let durability = sink.map_or(Durability::Sync, |sink| sink.options.durability);
         let step = Step {
             query: self.query.id,
             step: self.step.next(),
@@ -203,6 +205,7 @@ impl QueryTask {
             outputs,
             input_rows,
             late_rows: output.late_rows,
+            durability,
         };
         self.shard.step(step).await.map_err(replication_error)?;
         self.positions = positions;

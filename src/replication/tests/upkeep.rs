@@ -4,7 +4,7 @@ use super::node::{TOPIC, part, shard, start, topic, until, values};
 use crate::replication::Replication;
 use crate::storage::{CompactionPlan, FaultDisk, Rewrite};
 use millstream_catalog::Compression;
-use millstream_catalog::model::{Offset, PartitionId, QueryId, Timestamp};
+use millstream_catalog::model::{Durability, Offset, PartitionId, QueryId, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -90,6 +90,7 @@ async fn a_query_that_would_read_rows_again_keeps_them_from_compaction() {
         outputs: Vec::new(),
         input_rows: RowCount::new(2),
         late_rows: RowCount::ZERO,
+        durability: Durability::default(),
     };
     shard(&node).step(step).await.expect("taken");
     assert_eq!(shard(&node).hold(TOPIC, PartitionId::new(0)), Some(Offset::new(2)));

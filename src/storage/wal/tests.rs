@@ -144,9 +144,18 @@ impl Driver {
 }
 
 fn append(shard: ShardId, records: Vec<WalRecord>, ticket: u64, answers: &Answers) -> Append {
+    append_as(Durability::Sync, shard, records, (ticket, answers))
+}
+
+fn append_as(
+    durability: Durability,
+    shard: ShardId,
+    records: Vec<WalRecord>,
+    (ticket, answers): (u64, &Answers),
+) -> Append {
     let answers = answers.clone();
     let done: WalDone = Box::new(move |result| answers.lock().push((ticket, result)));
-    let Ok(append) = Append::new(shard, records, done) else { panic!("too large") };
+    let Ok(append) = Append::new(shard, records, durability, done) else { panic!("too large") };
     append
 }
 
@@ -171,6 +180,13 @@ impl History {
 
 const SHARDS: u32 = 3;
 
+/// Everything submitted so far is on stable storage: all shards share one order.
+fn acknowledge(histories: &mut [History], states: &[usize]) {
+    for (history, states) in histories.iter_mut().zip(states) {
+        history.acknowledged = *states;
+    }
+}
+
 /// Submits random batches until the disk fails or `batches` are through. Checks answers' order.
 fn run(driver: &mut Driver, histories: &mut [History], random: &mut Random, batches: u64) {
     let answers = Answers::default();
@@ -193,18 +209,31 @@ fn run(driver: &mut Driver, histories: &mut [History], random: &mut Random, batc
             if random.below(3) == 0 {
                 marks.insert(ShardId::new(shard as u32), bytes(8, random));
             }
-            submitted.push((ticket, shard, history.states.len() - 1));
-            batch.push(append(ShardId::new(shard as u32), records, ticket, &answers));
+            let is_async = random.below(2) == 0 && records.iter().all(|it| matches!(it, WalRecord::Entry { .. }));
+            let durability = if is_async { Durability::Async } else { Durability::Sync };
+            let shard = ShardId::new(shard as u32);
+            batch.push(append_as(durability, shard, records, (ticket, &answers)));
+            let states: Vec<usize> = histories.iter().map(|history| history.states.len() - 1).collect();
+            submitted.push((ticket, durability, states));
         }
         driver.writer.commit(batch, marks);
         let answered = std::mem::take(&mut *answers.lock());
         assert_eq!(answered.len(), submitted.len());
-        for ((ticket, result), (expected, shard, states)) in answered.into_iter().zip(submitted) {
+        let all: Vec<usize> = histories.iter().map(|history| history.states.len() - 1).collect();
+        for ((ticket, result), (expected, durability, states)) in answered.into_iter().zip(submitted) {
             assert_eq!(ticket, expected, "answers come in the order of appends");
             match result {
-                Ok(()) => histories[shard].acknowledged = states,
+                Ok(()) if durability == Durability::Sync => acknowledge(histories, &states),
+                Ok(()) => {}
                 Err(StorageError::SyncFailed | StorageError::Io { .. }) => return,
                 Err(error) => panic!("{error}"),
+            }
+        }
+        // As the thread does that syncs what was answered before.
+        if random.below(3) == 0 {
+            match driver.shared.syncer.sync(&driver.shared) {
+                Ok(()) => acknowledge(histories, &all),
+                Err(_) => return,
             }
         }
     }
@@ -550,6 +579,129 @@ fn a_caller_writes_for_itself_when_the_log_is_quiet() {
     drop(wal);
 }
 
+/// Entries `first..=last` of a shard, one after the other, answered before they are synced.
+fn write_unsynced(driver: &mut Driver, shard: ShardId, range: std::ops::RangeInclusive<u64>) {
+    let answers = Answers::default();
+    let syncs = || driver.shared.counts.syncs.load(Ordering::Relaxed);
+    let before = syncs();
+    for index in range.clone() {
+        let record = entry(1, index, Bytes::from(vec![index as u8; 300]));
+        let append = append_as(Durability::Async, shard, vec![record], (index, &answers));
+        driver.writer.commit(vec![append], Marks::new());
+    }
+    assert_eq!(driver.shared.counts.syncs.load(Ordering::Relaxed), before);
+    let answered: Vec<u64> =
+        answers.lock().drain(..).map(|(ticket, result)| result.map(|()| ticket).unwrap()).collect();
+    assert_eq!(answered, range.collect::<Vec<_>>());
+}
+
+/// The last of a shard's entries after a crash, all of them read.
+fn last_after(disk: &FaultDisk, shard: ShardId) -> u64 {
+    let (driver, recovered) = Driver::open(disk).unwrap();
+    let Some(found) = recovered.get(&shard) else { return 0 };
+    assert!(found.corrupt.is_none(), "{:?}", found.corrupt);
+    let entries = driver.read_all(shard, found);
+    for (place, (index, (_, payload))) in (1..).zip(&entries) {
+        assert_eq!((*index, payload), (place, &Bytes::from(vec![place as u8; 300])));
+    }
+    entries.len() as u64
+}
+
+#[test]
+fn entries_answered_before_their_sync_are_lost_only_from_the_end_on() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let shard = ShardId::new(1);
+    write_unsynced(&mut driver, shard, 1..=9);
+    let kept: Vec<u64> = (0..60).map(|seed| last_after(&disk.crash(seed), shard)).collect();
+    assert!(kept.iter().all(|last| *last <= 9) && kept.iter().any(|last| *last < 9), "{kept:?}");
+    assert!(kept.iter().any(|last| *last > 0), "{kept:?}");
+    assert_eq!(last_after(&disk, shard), 9, "the end of the process loses nothing");
+    drop(driver);
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    driver.writer.finish(Marks::new());
+    assert!((0..20).all(|seed| last_after(&disk.crash(seed), shard) == 9), "a log that was closed is synced");
+}
+
+#[test]
+fn a_synced_entry_makes_those_of_all_shards_before_it_durable() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let (one, two, answers) = (ShardId::new(1), ShardId::new(2), Answers::default());
+    write_unsynced(&mut driver, one, 1..=4);
+    let unsynced = entry(1, 5, Bytes::from(vec![5; 300]));
+    let batch = vec![
+        append_as(Durability::Async, one, vec![unsynced], (1, &answers)),
+        append(two, vec![entry(1, 1, Bytes::from(vec![1; 300]))], 2, &answers),
+    ];
+    driver.writer.commit(batch, Marks::new());
+    assert!(answers.lock().iter().map(|(ticket, _)| *ticket).eq(1..=2));
+    write_unsynced(&mut driver, one, 6..=9);
+    let kept: Vec<u64> = (0..60)
+        .map(|seed| {
+            let crashed = disk.crash(seed);
+            assert_eq!(last_after(&crashed, two), 1, "seed {seed}");
+            last_after(&crashed, one)
+        })
+        .collect();
+    assert!(kept.iter().all(|last| (5..=9).contains(last)) && kept.contains(&5), "{kept:?}");
+}
+
+/// Waits for something another thread does.
+fn in_time(what: &str, mut is_done: impl FnMut() -> bool) {
+    let begin = env::instant();
+    while !is_done() {
+        assert!(env::elapsed(begin) < std::time::Duration::from_secs(20), "{what}: never");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_was_answered_unsynced_is_synced_soon_and_a_failure_then_is_for_ever() {
+    let disk = FaultDisk::new();
+    let (wal, _) = open_threaded(&disk);
+    let shard = ShardId::new(1);
+    append_and_wait(&wal, 1, vec![entry(1, 1, Bytes::from(vec![1; 300]))]).unwrap();
+    let syncs = wal.stats().syncs;
+    append_from(&wal, 1, vec![entry(1, 2, Bytes::from(vec![2; 300]))], Urgency::Written).0.unwrap();
+    in_time("the sync", || wal.stats().syncs > syncs);
+    assert!((0..20).all(|seed| last_after(&disk.crash(seed), shard) == 2));
+    append_from(&wal, 1, vec![entry(1, 3, Bytes::from(vec![3; 300]))], Urgency::Written).0.unwrap();
+    wal.sync().unwrap();
+    assert!((0..20).all(|seed| last_after(&disk.crash(seed), shard) == 3));
+    disk.fail_sync_after(0);
+    append_from(&wal, 1, vec![entry(1, 4, Bytes::new())], Urgency::Written).0.unwrap();
+    in_time("the failure", || *wal.failed().borrow());
+    for urgency in [Urgency::Written, Urgency::Batched, Urgency::Inline] {
+        let failed = append_from(&wal, 1, vec![entry(1, 5, Bytes::new())], urgency).0;
+        assert!(matches!(failed, Err(StorageError::SyncFailed)), "{failed:?}");
+    }
+    assert!(matches!(wal.sync(), Err(StorageError::SyncFailed)));
+    assert!((0..20).all(|seed| (3..=4).contains(&recovered_last(&disk.crash(seed), shard))));
+}
+
+/// The last entry a shard has after a crash.
+fn recovered_last(disk: &FaultDisk, shard: ShardId) -> u64 {
+    let (_, recovered) = Driver::open(disk).unwrap();
+    recovered[&shard].last.map_or(0, |(_, index)| index.value())
+}
+
+#[test]
+fn unsynced_entries_fill_one_file_after_the_other() {
+    let disk = FaultDisk::new();
+    let (wal, _) = open_threaded(&disk);
+    for index in 1..=200 {
+        append_from(&wal, 1, vec![entry(1, index, Bytes::from(vec![index as u8; 300]))], Urgency::Written).0.unwrap();
+        let index = EntryIndex::new(index);
+        let read = wal.read(ShardId::new(1), index, index.next(), ByteSize::ZERO).unwrap();
+        assert_eq!(read[0].index, index);
+    }
+    assert!(wal.stats().files > 5);
+    assert!(wal.stats().syncs < 100, "{:?}", wal.stats());
+    wal.close();
+    assert_eq!(last_after(&disk.crash(0), ShardId::new(1)), 200);
+}
+
 #[test]
 fn many_threads_append_read_close_and_find_everything_again() {
     let disk = FaultDisk::new();
@@ -560,7 +712,7 @@ fn many_threads_append_read_close_and_find_everything_again() {
             let wal = wal.clone();
             env::thread("appender", move || {
                 for index in 1..=100 {
-                    let urgency = if index % 3 == 0 { Urgency::Batched } else { Urgency::Inline };
+                    let urgency = [Urgency::Batched, Urgency::Inline, Urgency::Written][index as usize % 3];
                     let records = vec![entry(1, index, Bytes::from(vec![shard as u8; 200]))];
                     append_from(&wal, shard, records, urgency).0.unwrap();
                     let index = EntryIndex::new(index);

@@ -1,7 +1,8 @@
-//! The writer: turns appends into frames, one write and one sync for all that wait, then answers them in order.
+//! The writer: turns appends into frames, one write and one sync for all that wait, then answers them in order. Appends
+//! that do not wait for a sync are answered after the write.
 //!
-//! Owns the end of the log. Leaves out queueing and threads (`wal`), so that tests can drive it step by step. A crash
-//! loses what was not answered, or keeps a part of it; `recover` sorts that out.
+//! Owns the end of the log. Leaves out queueing and threads (`wal`) and what is synced (`syncer`), so that tests can drive
+//! it step by step. A crash loses what was not synced, or keeps a part of it; `recover` sorts that out.
 
 use super::file::{DATA_START, WalFile};
 use super::index::{Bounds, Change, Location};
@@ -12,8 +13,8 @@ use crate::env;
 use crate::storage::error::StorageError;
 use crate::storage::frame::{FrameHeader, FrameKind, frame_bytes};
 use bytes::Bytes;
-use millstream_catalog::model::{EntryIndex, ShardId, Term};
-use std::collections::{BTreeMap, HashMap};
+use millstream_catalog::model::{Durability, EntryIndex, ShardId, Term};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,13 +30,23 @@ pub(super) struct Append {
     records: Vec<(WalRecord, u32)>,
     /// Bytes of their frames.
     pub(super) bytes: u64,
+    /// What `done` waits for.
+    pub(super) durability: Durability,
     pub(super) done: WalDone,
 }
 
 impl Append {
+    /// An append that is answered as `durability` says, if all its records are entries: on others depends which files
+    /// are needed.
+    ///
     /// # Errors
     /// Gives `done` back with [`StorageError::TooLarge`] for a payload over 4 GiB.
-    pub(super) fn new(shard: ShardId, records: Vec<WalRecord>, done: WalDone) -> Result<Self, (WalDone, StorageError)> {
+    pub(super) fn new(
+        shard: ShardId,
+        records: Vec<WalRecord>,
+        durability: Durability,
+        done: WalDone,
+    ) -> Result<Self, (WalDone, StorageError)> {
         let payloads = || records.iter().map(|record| payload_of(record).len() as u64);
         if let Some(bytes) = payloads().find(|bytes| u32::try_from(*bytes).is_err()) {
             return Err((done, StorageError::TooLarge { bytes }));
@@ -45,7 +56,9 @@ impl Append {
             let crc = crc32c::crc32c(payload_of(&record));
             (record, crc)
         };
-        Ok(Self { shard, records: records.into_iter().map(sealed).collect(), bytes, done })
+        let is_of_entries = records.iter().all(|record| matches!(record, WalRecord::Entry { .. }));
+        let durability = if is_of_entries { durability } else { Durability::Sync };
+        Ok(Self { shard, records: records.into_iter().map(sealed).collect(), bytes, durability, done })
     }
 }
 
@@ -69,17 +82,23 @@ pub(super) struct Writer {
     /// Bytes at the end of a file that entries leave to votes and purges, for when the disk is full.
     reserve_bytes: u64,
     current: Arc<WalFile>,
-    /// Where `buffer` goes; everything before is synced.
+    /// Where `buffer` goes; everything before is written.
     position: u64,
     buffer: Vec<u8>,
     /// What the frames in `buffer` do, in order.
     changes: Vec<(ShardId, Change)>,
-    /// Answers due after the next sync, in order.
-    answers: Vec<(WalDone, Result<(), StorageError>)>,
+    /// Answers due after the next write or sync, in order.
+    answers: VecDeque<Answer>,
     bounds: HashMap<ShardId, Bounds>,
     /// Whether files may have become unneeded.
     is_purge_due: bool,
-    has_failed: bool,
+}
+
+/// What an append gets once its frames are where it wants them.
+struct Answer {
+    done: WalDone,
+    result: Result<(), StorageError>,
+    durability: Durability,
 }
 
 impl Writer {
@@ -94,38 +113,49 @@ impl Writer {
             position: at.position,
             buffer: Vec::new(),
             changes: Vec::new(),
-            answers: Vec::new(),
+            answers: VecDeque::new(),
             bounds,
             is_purge_due: true,
-            has_failed: false,
         };
+        writer.shared.syncer.begin(&writer.current, writer.position);
         writer.publish_room();
         writer.purge_files();
         writer.preparer.request(writer.current.sequence + 1);
         writer
     }
 
-    /// Writes, syncs and answers a batch; `marks` go along if there is something to sync.
+    /// Writes and answers a batch, after a sync if it has an append that waits for one; `marks` go along if there is
+    /// something to write.
     pub(super) fn commit(&mut self, batch: Vec<Append>, marks: Marks) {
         for append in batch {
             let result = self.stage(append.shard, append.records, append.bytes);
-            self.answers.push((append.done, result));
+            self.answers.push_back(Answer { done: append.done, result, durability: append.durability });
         }
         if !self.buffer.is_empty() {
             self.stage_marks(marks);
         }
-        self.flush();
-        self.answer();
+        self.write();
+        while let Some(answer) = self.answers.pop_front_if(|answer| answer.durability == Durability::Async) {
+            self.answer(answer);
+        }
+        if self.answers.is_empty() {
+            self.shared.syncer.owe();
+        } else {
+            self.sync();
+            self.answer_all();
+        }
         self.purge_files();
     }
 
     /// Writes the last marks and a frame that proves everything before it was synced.
     pub(super) fn finish(&mut self, marks: Marks) {
         self.stage_marks(marks);
-        self.flush();
-        if !self.has_failed && self.fits(END_BYTES, 0) {
+        self.write();
+        self.sync();
+        if !self.shared.has_failed() && self.fits(END_BYTES, 0) {
             self.push_mark_frame(FrameKind::Close);
-            self.flush();
+            self.write();
+            self.sync();
         }
     }
 
@@ -143,7 +173,7 @@ impl Writer {
 
     /// Puts an append's frames into the buffer: all of them, or none.
     fn stage(&mut self, shard: ShardId, records: Vec<(WalRecord, u32)>, bytes: u64) -> Result<(), StorageError> {
-        if self.has_failed {
+        if self.shared.has_failed() {
             return Err(StorageError::SyncFailed);
         }
         if let Some(corrupt) = self.shared.index.lock().shards.get(&shard).and_then(|index| index.corrupt.clone()) {
@@ -216,7 +246,7 @@ impl Writer {
             }
             let needed = DATA_START + self.state_bytes() + bytes + END_BYTES + self.reserve_bytes;
             match self.roll(needed) {
-                Err(_) if is_essential && !self.has_failed && self.fits(bytes, 0) => return Ok(()),
+                Err(_) if is_essential && !self.shared.has_failed() && self.fits(bytes, 0) => return Ok(()),
                 rolled => rolled?,
             }
         }
@@ -227,14 +257,16 @@ impl Writer {
     fn roll(&mut self, needed: u64) -> Result<(), StorageError> {
         let next = self.preparer.take(self.current.sequence + 1, needed)?;
         self.push_mark_frame(FrameKind::End);
-        self.flush();
-        if self.has_failed {
+        self.write();
+        self.sync();
+        if self.shared.has_failed() {
             return Err(StorageError::SyncFailed);
         }
-        self.answer();
+        self.answer_all();
         self.shared.index.lock().files.insert(next.sequence, next.clone());
         self.current = next;
         self.position = DATA_START;
+        self.shared.syncer.begin(&self.current, DATA_START);
         self.is_purge_due = true;
         if self.current.bytes >= needed {
             self.preparer.request(self.current.sequence + 1);
@@ -283,31 +315,22 @@ impl Writer {
             term: Term::default(),
             index: EntryIndex::default(),
             sequence: self.current.sequence,
-            synced: self.position,
+            synced: self.shared.syncer.synced(),
             payload_crc: crc32c::crc32c(&[]),
         }
     }
 
-    /// Writes and syncs the buffer. A failure is for ever: what is on disk is unknown from then on.
-    fn flush(&mut self) {
-        if self.buffer.is_empty() || self.has_failed {
+    /// Writes the buffer. A failure is for ever: what is on disk is unknown from then on.
+    fn write(&mut self) {
+        if self.buffer.is_empty() || self.shared.has_failed() {
             return;
         }
-        let file = &self.current.file;
-        let begin = env::instant();
-        let written = file.write_at(&self.buffer, self.position).and_then(|()| file.sync_data());
-        let micros = u64::try_from(env::elapsed(begin).as_micros()).unwrap_or(u64::MAX);
-        self.shared.sync_micros.store(micros, Ordering::Relaxed);
-        if let Err(error) = written {
-            tracing::error!(%error, "the write-ahead log could not be written: the node must stop");
-            self.has_failed = true;
-            self.shared.failed.send_replace(true);
-            return;
+        if let Err(error) = self.current.file.write_at(&self.buffer, self.position) {
+            return self.shared.fail(&error);
         }
-        let counts = &self.shared.counts;
-        counts.syncs.fetch_add(1, Ordering::Relaxed);
-        counts.bytes_written.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+        self.shared.counts.bytes_written.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
         self.position += self.buffer.len() as u64;
+        self.shared.syncer.wrote(self.position);
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_BYTES_MAX {
             self.buffer = Vec::new();
@@ -322,13 +345,26 @@ impl Writer {
         self.publish_room();
     }
 
-    /// Answers every append whose frames were flushed, in order.
-    fn answer(&mut self) {
-        for (done, result) in self.answers.drain(..) {
-            let result = if self.has_failed { result.and(Err(StorageError::SyncFailed)) } else { result };
-            self.shared.counts.appends.fetch_add(1, Ordering::Relaxed);
-            done(result);
+    /// Syncs what is written. A failure is for ever, and in `shared`.
+    fn sync(&self) {
+        let begin = env::instant();
+        if self.shared.syncer.sync(&self.shared).is_ok() {
+            let micros = u64::try_from(env::elapsed(begin).as_micros()).unwrap_or(u64::MAX);
+            self.shared.sync_micros.store(micros, Ordering::Relaxed);
         }
+    }
+
+    /// Answers every append, in order.
+    fn answer_all(&mut self) {
+        while let Some(answer) = self.answers.pop_front() {
+            self.answer(answer);
+        }
+    }
+
+    fn answer(&self, Answer { done, result, .. }: Answer) {
+        let result = if self.shared.has_failed() { result.and(Err(StorageError::SyncFailed)) } else { result };
+        self.shared.counts.appends.fetch_add(1, Ordering::Relaxed);
+        done(result);
     }
 
     fn publish_room(&self) {
@@ -336,9 +372,9 @@ impl Writer {
         self.shared.room.store(room, Ordering::Relaxed);
     }
 
-    /// Hands unneeded files over, once the current one has the votes and marks that were in them.
+    /// Hands unneeded files over, once the current one has the votes and marks that were in them, synced.
     fn purge_files(&mut self) {
-        if !self.is_purge_due || self.has_failed || self.position == DATA_START {
+        if !self.is_purge_due || self.shared.has_failed() || self.shared.syncer.synced() == DATA_START {
             return;
         }
         self.is_purge_due = false;

@@ -1,4 +1,4 @@
-//! Durable, acknowledged writes: what one costs, and how many clients share a sync.
+//! Acknowledged writes: what one costs, and how many clients share a sync; the same, acknowledged before the sync.
 
 use crate::kit::disk::SyncProbe;
 use crate::kit::events::Events;
@@ -11,8 +11,12 @@ use crate::peer::{Peers, Write};
 use crate::{SIZES, report_peak};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio_postgres::Client;
 
 const CLIENTS: usize = 64;
+/// Our name where writes are acknowledged before they are synced, and where they are not, beside them.
+const WRITTEN: &str = "Millstream, async";
+const SYNCED: &str = "Millstream, sync";
 /// Different events; then they come again.
 const EVENTS: usize = 16_384;
 
@@ -50,6 +54,51 @@ pub(crate) async fn clients(report: &mut Report, scale: (Duration, usize), peers
     Ok(())
 }
 
+/// One client and many, whose writes are acknowledged before they are synced.
+pub(crate) async fn unsynced(
+    report: &mut Report,
+    (one, clients): ((Duration, usize), (Duration, usize)),
+    peers: &Peers,
+) -> anyhow::Result<()> {
+    for size in SIZES {
+        for (clients, (time, turns)) in [(1, one), (CLIENTS, clients)] {
+            let name = &format!("unsynced_{clients}_{size}");
+            let work = Work { clients, size, time, figure: Figure::Rate, aims: Aims::default() };
+            let unit = Unit::PerSecond("events");
+            let mut race = Race::new(format!("{clients} client(s), {size} bytes, acknowledged before synced"), unit);
+            let dir = directory()?;
+            let server = Server::start(dir.path())?;
+            let events = Rc::new(Events::new(EVENTS, size));
+            let writers = |clients| Writers { clients, events: Rc::clone(&events), time, figure: work.figure };
+            server
+                .client()
+                .await?
+                .batch_execute(&format!("CREATE STREAM {name} (payload text) WITH (durability = 'async')"))
+                .await?;
+            race.ours(WRITTEN, writers(work.sql(name, "", async || server.client().await).await?));
+            let synced = work.sql(name, "SET durability = 'sync'", async || server.client().await).await?;
+            race.peer(SYNCED, writers(synced), &[(WRITTEN, None)]);
+            if let Some(postgres) = &peers.postgres {
+                create_table(&postgres.client().await?, name).await?;
+                let set = "SET synchronous_commit = off";
+                let unsynced = work.sql(name, set, async || postgres.client().await).await?;
+                race.peer("PostgreSQL, synchronous_commit=off", writers(unsynced), &[(WRITTEN, None)]);
+            }
+            for nats in peers.nats.iter().filter(|nats| !nats.is_durable()) {
+                let mut clients: Vec<Box<dyn Write>> = Vec::new();
+                for _ in 0..work.clients {
+                    clients.push(Box::new(nats.client(name).await?));
+                }
+                race.peer(nats.name(), writers(clients), &[(WRITTEN, None)]);
+            }
+            work.enter_kafka(&mut race, peers, name, &[Flush::Default])?;
+            race.run(report, turns).await;
+            report_peak(report, &server)?;
+        }
+    }
+    Ok(())
+}
+
 /// How many times as fast as a peer that syncs every message.
 #[derive(Debug, Clone, Copy, Default)]
 struct Aims {
@@ -73,17 +122,10 @@ impl Work {
         let events = Rc::new(Events::new(EVENTS, self.size));
         let writers = |clients| Writers { clients, events: Rc::clone(&events), time: self.time, figure: self.figure };
         create_stream(&server.client().await?, name).await?;
-        let mut clients: Vec<Box<dyn Write>> = Vec::new();
-        for _ in 0..self.clients {
-            clients.push(Box::new(SqlClient::prepare(server.client().await?, name).await?));
-        }
-        race.ours(OURS, writers(clients));
+        race.ours(OURS, writers(self.sql(name, "", async || server.client().await).await?));
         if let Some(postgres) = &peers.postgres {
             create_table(&postgres.client().await?, name).await?;
-            let mut clients: Vec<Box<dyn Write>> = Vec::new();
-            for _ in 0..self.clients {
-                clients.push(Box::new(SqlClient::prepare(postgres.client().await?, name).await?));
-            }
+            let clients = self.sql(name, "", async || postgres.client().await).await?;
             race.peer("PostgreSQL", writers(clients), &[(OURS, self.aims.postgres)]);
         }
         if let Some(redis) = &peers.redis {
@@ -101,12 +143,34 @@ impl Work {
             let aim = self.aims.nats.filter(|_| nats.is_durable());
             race.peer(nats.name(), writers(clients), &[(OURS, aim)]);
         }
-        self.enter_kafka(race, peers, name)
+        self.enter_kafka(race, peers, name, &[Flush::Default, Flush::Always])
     }
 
-    fn enter_kafka<'a>(&self, race: &mut Race<'a>, peers: &'a Peers, name: &str) -> anyhow::Result<()> {
+    /// Clients of a server of SQL, each after it has said `set`.
+    async fn sql(
+        &self,
+        name: &str,
+        set: &str,
+        connect: impl AsyncFn() -> anyhow::Result<Client>,
+    ) -> anyhow::Result<Vec<Box<dyn Write>>> {
+        let mut clients: Vec<Box<dyn Write>> = Vec::new();
+        for _ in 0..self.clients {
+            let client = connect().await?;
+            client.batch_execute(set).await?;
+            clients.push(Box::new(SqlClient::prepare(client, name).await?));
+        }
+        Ok(clients)
+    }
+
+    fn enter_kafka<'a>(
+        &self,
+        race: &mut Race<'a>,
+        peers: &'a Peers,
+        name: &str,
+        flushes: &[Flush],
+    ) -> anyhow::Result<()> {
         let Some(kafka) = &peers.kafka else { return Ok(()) };
-        for flush in [Flush::Default, Flush::Always] {
+        for flush in flushes.iter().copied() {
             let topic = format!("{name}_{flush:?}");
             kafka.borrow_mut().create(&topic, flush)?;
             let command = format!("write {topic} {} {} {}", self.clients, self.size, self.time.as_millis());
