@@ -2,7 +2,7 @@
 //!
 //! `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
-//! killed. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
+//! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
 //! their SELECT run once. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
 //! reads that do not. `slt`: statements and their rows. `scripts`: several sessions, rows in
@@ -21,6 +21,7 @@ mod copy;
 mod crash;
 mod damage;
 mod equivalence;
+mod failed_sync;
 mod limits;
 mod pipelined;
 mod protocol;
