@@ -3,7 +3,7 @@
 //! `cargo run --release --example embedded`
 
 use futures::StreamExt;
-use millstream::config::SEAL_BYTES;
+use millstream::config::{Config, SEAL_BYTES};
 use millstream::engine::types::ColumnEncoder;
 use millstream::engine::{Engine, EngineConfig, Outcome, Session, SessionOptions, SqlError, Via};
 use millstream::env;
@@ -45,8 +45,13 @@ async fn run(session: &mut Session, sql: &str) -> Result<(), SqlError> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
-    let config =
-        EngineConfig { data_dir: dir.path().join("data"), shards: 1, seal_bytes: SEAL_BYTES, query_threads: 2 };
+    let config = EngineConfig {
+        data_dir: dir.path().join("data"),
+        shards: 1,
+        seal_bytes: SEAL_BYTES,
+        query_threads: 2,
+        memory: Config::default().memory,
+    };
     let engine = Engine::open(config, Arc::new(RealDisk), env::system_clock()).await?;
     let mut session = engine.session(SessionOptions { user: "embedded".to_owned(), ..SessionOptions::default() })?;
     run(&mut session, "CREATE STREAM clicks (page text KEY, at timestamp) WITH (timestamp = 'at')").await?;

@@ -83,9 +83,16 @@ pub struct StartArgs {
     /// Raft groups that hold the topics' partitions [default: 1]
     #[arg(long, value_name = "N", env = "MILLSTREAM_SHARDS")]
     pub shards: Option<u32>,
-    /// Bytes of rows each shard keeps in memory before they become segments [default: 67108864]
+    /// Bytes of rows each shard keeps in memory before they become segments; fewer when --memory asks for it
+    /// [default: 67108864]
     #[arg(long, value_name = "BYTES", env = "MILLSTREAM_SEAL_BYTES")]
     pub seal_bytes: Option<u64>,
+    /// Memory of the whole process, as 2GB or 512MB [default: half of the machine's, or of its control group's]
+    ///
+    /// Fixed shares of it go to queries, rows that are not committed, writes on their way, rows that are not in segments,
+    /// state of tables and continuous queries, mapped files, and connections. At least 256MB.
+    #[arg(long, value_name = "SIZE", env = "MILLSTREAM_MEMORY")]
+    pub memory: Option<String>,
     /// Listen on addresses other than loopback although no passwords are asked for
     #[arg(long, env = "MILLSTREAM_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: Option<bool>,

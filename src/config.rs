@@ -6,13 +6,16 @@
 use crate::cli::StartArgs;
 use crate::env;
 use millstream_catalog::model::ByteSize;
-use millstream_catalog::model::limit::{SEAL_BYTES_MAX, SEAL_BYTES_MIN, SHARDS_MAX};
+use millstream_catalog::model::limit::{MEMORY_BYTES_MIN, SEAL_BYTES_MAX, SEAL_BYTES_MIN, SHARDS_MAX};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Bytes kept in memory per shard before they become segments.
 pub const SEAL_BYTES: ByteSize = ByteSize::new(64 << 20);
+
+/// Memory of a node on a machine that does not tell how much it has.
+const MEMORY_BYTES: ByteSize = ByteSize::new(2 << 30);
 
 /// Everything a node needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Config {
     pub shards: u32,
     /// Bytes per shard before they become segments.
     pub seal_bytes: ByteSize,
+    /// Memory of the whole process.
+    pub memory: ByteSize,
 }
 
 impl Default for Config {
@@ -37,6 +42,7 @@ impl Default for Config {
             admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7433)),
             shards: 1,
             seal_bytes: SEAL_BYTES,
+            memory: half(env::memory_bytes()),
         }
     }
 }
@@ -83,17 +89,19 @@ struct File {
     admin_listen: Option<SocketAddr>,
     shards: Option<u32>,
     seal_bytes: Option<u64>,
+    memory: Option<String>,
     insecure: Option<bool>,
 }
 
 /// Variables that are not options of `start`: the trace filter and the shell's history file.
 const OTHER_VARIABLES: [&str; 2] = ["MILLSTREAM_LOG", "MILLSTREAM_HISTORY"];
-const OPTION_VARIABLES: [&str; 7] = [
+const OPTION_VARIABLES: [&str; 8] = [
     "MILLSTREAM_DATA_DIR",
     "MILLSTREAM_LISTEN",
     "MILLSTREAM_ADMIN_LISTEN",
     "MILLSTREAM_SHARDS",
     "MILLSTREAM_SEAL_BYTES",
+    "MILLSTREAM_MEMORY",
     "MILLSTREAM_INSECURE",
     "MILLSTREAM_CONFIG",
 ];
@@ -110,12 +118,14 @@ impl Config {
             None => File::default(),
         };
         let defaults = Self::default();
+        let memory = args.memory.as_ref().or(file.memory.as_ref()).map(|text| parse_memory(text)).transpose()?;
         let config = Self {
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or(defaults.data_dir),
             listen: args.listen.or(file.listen).unwrap_or(defaults.listen),
             admin_listen: args.admin_listen.or(file.admin_listen).unwrap_or(defaults.admin_listen),
             shards: args.shards.or(file.shards).unwrap_or(defaults.shards),
             seal_bytes: args.seal_bytes.or(file.seal_bytes).map_or(defaults.seal_bytes, ByteSize::new),
+            memory: memory.unwrap_or(defaults.memory),
         };
         let is_insecure = args.insecure.or(file.insecure).unwrap_or(false);
         config.check(is_insecure)?;
@@ -137,6 +147,27 @@ impl Config {
             _ => Ok(()),
         }
     }
+}
+
+/// Half of what the machine has, if it is known, but not less than a node needs.
+fn half(machine: Option<u64>) -> ByteSize {
+    machine.map_or(MEMORY_BYTES, |bytes| ByteSize::new(bytes / 2)).max(MEMORY_BYTES_MIN)
+}
+
+/// A size as PostgreSQL writes it: a number, then B, kB, MB, GB or TB, each 1,024 times the one before.
+fn parse_memory(text: &str) -> Result<ByteSize, ConfigError> {
+    let refused = |why: String| ConfigError::Value(format!("memory must be {why}, not \"{text}\""));
+    let form = || refused("a size such as 2GB or 512MB".to_owned());
+    let units = [("TB", 40), ("GB", 30), ("MB", 20), ("kB", 10), ("B", 0)];
+    let found = units.iter().find_map(|(unit, shift)| Some((text.trim().strip_suffix(unit)?, *shift)));
+    let (number, shift) = found.ok_or_else(form)?;
+    let number: f64 = number.trim().parse().map_err(|_| form())?;
+    // Not a number is not above zero either.
+    let bytes = if number > 0.0 { (number * (1_u64 << shift) as f64) as u64 } else { 0 };
+    if ByteSize::new(bytes) < MEMORY_BYTES_MIN {
+        return Err(refused(format!("at least {}MB", MEMORY_BYTES_MIN.value() >> 20)));
+    }
+    Ok(ByteSize::new(bytes))
 }
 
 fn check_variables(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
@@ -192,6 +223,31 @@ mod tests {
         assert!(Config::load(&args(ByteSize::ZERO)).is_err());
         assert_eq!(Config::load(&args(SEAL_BYTES_MIN)).unwrap().seal_bytes, SEAL_BYTES_MIN);
         assert!(Config::load(&args(SEAL_BYTES_MAX.plus(ByteSize::new(1)))).is_err());
+    }
+
+    #[test]
+    fn memory_is_written_as_postgresql_writes_it_and_is_not_too_little() {
+        let load = |text: &str| {
+            let args = StartArgs { memory: Some(text.to_owned()), ..StartArgs::default() };
+            Config::load(&args).map(|config| config.memory.value()).map_err(|error| error.to_string())
+        };
+        assert_eq!(load("2GB"), Ok(2 << 30));
+        assert_eq!(load(" 1.5 GB "), Ok(3 << 29));
+        assert_eq!(load("524288kB"), Ok(512 << 20));
+        assert_eq!(load("268435456B"), Ok(256 << 20));
+        assert_eq!(load("255MB"), Err("memory must be at least 256MB, not \"255MB\"".to_owned()));
+        for text in ["", "2", "2gb", "2GiB", "GB", "many", "50%"] {
+            assert!(load(text).unwrap_err().contains("a size such as 2GB"), "{text}");
+        }
+        for text in ["-2GB", "nanGB", "0GB"] {
+            assert!(load(text).unwrap_err().contains("at least 256MB"), "{text}");
+        }
+        assert_eq!(
+            (half(Some(8 << 30)).value(), half(Some(300 << 20)), half(None)),
+            (4 << 30, MEMORY_BYTES_MIN, MEMORY_BYTES)
+        );
+        assert!(env::memory_bytes().is_some_and(|bytes| bytes > 64 << 20));
+        assert_eq!(parse("memory = '1GB'").unwrap().memory.as_deref(), Some("1GB"));
     }
 
     #[test]

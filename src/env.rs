@@ -111,6 +111,44 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
+/// Bytes of memory this process may use: the machine's, or what its control groups leave it.
+pub fn memory_bytes() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = field_bytes(&read("/proc/meminfo")?, "MemTotal:")?;
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let limits = group_limits(&groups).into_iter().filter_map(|path| read(&path)?.trim().parse().ok());
+    Some(limits.fold(machine, u64::min))
+}
+
+/// Memory of this process that is in the machine: of its own, and of mapped files.
+pub fn resident_bytes() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some((field_bytes(&status, "RssAnon:")?, field_bytes(&status, "RssFile:")?))
+}
+
+/// A value in kB of a file of /proc.
+fn field_bytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// The files with the limits of the groups in a /proc/self/cgroup, of either version, and of the groups they are in.
+fn group_limits(groups: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else { continue };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let above = std::path::Path::new(group).ancestors();
+        paths.extend(above.map(|group| format!("{root}{}/{file}", group.display()).replace("//", "/")));
+    }
+    paths
+}
+
 /// A variable of the environment, if it is set and text.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -133,4 +171,23 @@ pub fn create_file(path: &std::path::Path) -> std::io::Result<UserFile> {
 /// The system's.
 pub fn open_file(path: &std::path::Path) -> std::io::Result<UserFile> {
     std::fs::OpenOptions::new().read(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_a_group_and_of_those_it_is_in_count() {
+        let paths = group_limits("0::/a/b\n5:memory:/c\n3:cpu:/d\nnothing\n");
+        let expected = [
+            "/sys/fs/cgroup/a/b/memory.max",
+            "/sys/fs/cgroup/a/memory.max",
+            "/sys/fs/cgroup/memory.max",
+            "/sys/fs/cgroup/memory/c/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        ];
+        assert_eq!(paths, expected);
+        assert_eq!(field_bytes("A: 1 kB\nRssAnon:\t     300 kB\n", "RssAnon:"), Some(300 << 10));
+    }
 }

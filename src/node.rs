@@ -4,11 +4,11 @@
 //! programs call it. A crash at any moment is recovered by the next start.
 
 use crate::config::Config;
-use crate::engine::{Engine, EngineConfig, SqlError};
+use crate::engine::{Budget, Engine, EngineConfig, SqlError};
 use crate::env;
 use crate::server::admin::AdminServer;
 use crate::server::pg::PgServer;
-use crate::storage::{Disk, RealDisk};
+use crate::storage::{self, Disk, RealDisk};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -56,7 +56,9 @@ impl Node {
             shards: config.shards,
             seal_bytes: config.seal_bytes,
             query_threads: env::cores(),
+            memory: config.memory,
         };
+        storage::set_maps_bytes_max(Budget::of(config.memory).map_bytes());
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let engine = Engine::open(engine_config, disk, env::system_clock())
             .await

@@ -6,14 +6,14 @@
 
 use crate::engine::held::Held;
 use crate::engine::session::Session;
-use crate::engine::transaction::Transaction;
+use crate::engine::transaction::{Leaving, Transaction};
 use crate::engine::write::Routed;
 use crate::engine::{Engine, Result};
 use crate::replication::{PartitionWrite, ProducerClaim};
 use crate::storage::batch::batch_bytes;
 use millstream_catalog::Relation;
 use millstream_catalog::model::ByteSize;
-use millstream_catalog::model::limit::STAGE_BYTES_TARGET;
+use millstream_catalog::model::limit::{STAGE_BYTES_MIN, STAGE_BYTES_TARGET};
 
 /// Rows that were routed and not committed.
 #[derive(Debug)]
@@ -35,10 +35,7 @@ impl Bulk {
     }
 
     /// Adds rows.
-    ///
-    /// # Errors
-    /// 53200 when all statements together hold too much.
-    pub(crate) fn push(&mut self, routed: Vec<Routed>) -> Result<()> {
+    pub(crate) fn push(&mut self, routed: Vec<Routed>) {
         for routed in routed {
             self.count += routed.row_count as u64;
             for part in routed.parts {
@@ -46,12 +43,12 @@ impl Bulk {
                 self.parts.push(part);
             }
         }
-        self.held.set(self.bytes)
+        self.held.put(self.bytes);
     }
 
-    /// Whether [`Bulk::flush`] is due.
+    /// Whether [`Bulk::flush`] is due: there are many rows, or memory is short.
     pub(crate) fn is_full(&self) -> bool {
-        self.bytes >= STAGE_BYTES_TARGET
+        self.bytes >= STAGE_BYTES_TARGET || (self.bytes >= STAGE_BYTES_MIN && self.held.is_much())
     }
 
     /// Hands the rows in memory to the transaction, which writes them to the log if they are many.
@@ -59,9 +56,9 @@ impl Bulk {
     /// # Errors
     /// 54000 for more rows than a transaction with savepoints may hold; of the write.
     pub(crate) async fn flush(&mut self, session: &mut Session, relation: &Relation) -> Result<()> {
-        self.hand_over(session, relation, None)?;
-        let shard = session.engine.shard(relation.shard)?.staging();
-        self.transaction(session).spill(shard).await
+        self.hand_over(session, relation, (None, Leaving::Soon))?;
+        let staging = session.engine.shard(relation.shard)?.staging();
+        self.transaction(session).spill(staging).await
     }
 
     /// Commits, or leaves it to the transaction's end; gives the number of rows.
@@ -75,7 +72,8 @@ impl Bulk {
         claim: Option<ProducerClaim>,
     ) -> Result<u64> {
         if self.own.has_writes() || session.transaction.is_open() {
-            self.hand_over(session, relation, claim)?;
+            let leaving = if session.transaction.is_open() { Leaving::AtEnd } else { Leaving::Soon };
+            self.hand_over(session, relation, (claim, leaving))?;
             if let Some(pending) = self.own.end() {
                 session.commit(pending).await?;
             }
@@ -89,11 +87,16 @@ impl Bulk {
         if session.transaction.is_open() { &mut session.transaction } else { &mut self.own }
     }
 
-    fn hand_over(&mut self, session: &mut Session, relation: &Relation, claim: Option<ProducerClaim>) -> Result<()> {
+    fn hand_over(
+        &mut self,
+        session: &mut Session,
+        relation: &Relation,
+        (claim, leaving): (Option<ProducerClaim>, Leaving),
+    ) -> Result<()> {
         let parts = std::mem::take(&mut self.parts);
         self.bytes = ByteSize::ZERO;
-        self.held.set(ByteSize::ZERO)?;
+        self.held.put(ByteSize::ZERO);
         let room = session.engine.holding.clone();
-        self.transaction(session).hold(&room, relation.shard, parts, claim)
+        self.transaction(session).hold(&room, relation.shard, (parts, leaving), claim)
     }
 }

@@ -92,7 +92,7 @@ impl CopyIn {
             self.bulk.push(match &mut self.numbered {
                 Some(numbered) => numbered.route(&self.engine, &self.relation, rows, now)?,
                 None => vec![write::route(&self.engine, &self.relation, rows, now)?],
-            })?;
+            });
         }
         Ok(())
     }

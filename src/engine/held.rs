@@ -1,75 +1,107 @@
-//! Bytes of rows that statements and transactions hold before they are committed, bounded over all sessions.
+//! Bytes in memory that a bound of the node is for: rows that statements and transactions hold before they are
+//! committed, and the state of tables and continuous queries.
 //!
-//! Owns the bound of the node; leaves out those of one statement and of the log's queue. What is dropped gives its
-//! bytes back.
+//! Owns counting against the bound; leaves out how large it is (`budget`), and the limits of one statement. What is
+//! dropped gives its bytes back.
 
 use crate::engine::Result;
-use millstream_catalog::model::limit::HELD_BYTES_MAX;
 use millstream_catalog::model::{ByteSize, SqlState};
 use millstream_sql::SqlError;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes are counted in these, to fit a semaphore.
-const PERMIT_BYTES: u64 = 1 << 10;
-
-/// What all sessions of a node may hold.
+/// What all of a node may hold of one kind.
 #[derive(Debug, Clone)]
-pub(crate) struct HoldingRoom(Arc<Semaphore>);
+pub(crate) struct HoldingRoom {
+    used: Arc<AtomicU64>,
+    bytes_max: ByteSize,
+}
 
 impl HoldingRoom {
-    /// Room for `bytes`.
-    pub(crate) fn new(bytes: ByteSize) -> Self {
-        Self(Arc::new(Semaphore::new(usize::try_from(bytes.value() / PERMIT_BYTES).unwrap_or(usize::MAX))))
+    /// Room for `bytes_max`.
+    pub(crate) fn new(bytes_max: ByteSize) -> Self {
+        Self { used: Arc::default(), bytes_max }
     }
 
     /// A share of nothing, to be grown.
     pub(crate) fn share(&self) -> Held {
-        Held { room: Arc::clone(&self.0), permit: None }
+        Held { room: self.clone(), bytes: 0 }
+    }
+
+    /// Bytes held.
+    pub(crate) fn used(&self) -> ByteSize {
+        ByteSize::new(self.used.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that may still be held.
+    fn free(&self) -> u64 {
+        self.bytes_max.value().saturating_sub(self.used().value())
     }
 }
 
-impl Default for HoldingRoom {
-    fn default() -> Self {
-        Self::new(HELD_BYTES_MAX)
-    }
-}
-
-/// The bytes one statement or transaction holds.
+/// The bytes that one of them holds.
 #[derive(Debug)]
 pub(crate) struct Held {
-    room: Arc<Semaphore>,
-    permit: Option<OwnedSemaphorePermit>,
+    room: HoldingRoom,
+    bytes: u64,
 }
 
 impl Held {
     /// Holds `bytes` from now on, more or fewer than before.
     ///
     /// # Errors
-    /// 53200 when all sessions together hold too much; the share stays as it was.
+    /// 53200 when all together hold too much; the share stays as it was.
     pub(crate) fn set(&mut self, bytes: ByteSize) -> Result<()> {
-        let wanted = usize::try_from(bytes.value().div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
-        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if wanted <= has {
-            if let Some(permit) = &mut self.permit {
-                drop(permit.split(has - wanted));
-            }
-            return Ok(());
+        let (more, most) = (bytes.value().saturating_sub(self.bytes), self.room.bytes_max.value());
+        if more > 0 {
+            let grown = |used: u64| used.checked_add(more).filter(|sum| *sum <= most);
+            let taken = self.room.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+            taken.map_err(|_| full(self.room.bytes_max))?;
+            self.bytes = bytes.value();
         }
-        let more = u32::try_from(wanted - has).map_err(|_| full())?;
-        let more = Arc::clone(&self.room).try_acquire_many_owned(more).map_err(|_| full())?;
-        match &mut self.permit {
-            Some(permit) => permit.merge(more),
-            None => self.permit = Some(more),
-        }
+        self.put(bytes);
         Ok(())
+    }
+
+    /// Holds `bytes` whether there is room or not: they are in memory already, and [`Held::is_much`] says that they must
+    /// leave it.
+    pub(crate) fn put(&mut self, bytes: ByteSize) {
+        let bytes = bytes.value();
+        self.room.used.fetch_add(bytes, Ordering::Relaxed);
+        self.room.used.fetch_sub(std::mem::replace(&mut self.bytes, bytes), Ordering::Relaxed);
+    }
+
+    /// What this one holds.
+    pub(crate) fn bytes(&self) -> ByteSize {
+        ByteSize::new(self.bytes)
+    }
+
+    /// What all may hold.
+    pub(crate) fn bytes_max(&self) -> ByteSize {
+        self.room.bytes_max
+    }
+
+    /// Whether these bytes are a quarter of what others leave, so that however many hold some, each has its part.
+    pub(crate) fn is_much(&self) -> bool {
+        self.bytes >= self.room.free().saturating_add(self.bytes) / 4
+    }
+
+    /// Whether all together hold too much.
+    pub(crate) fn is_over(&self) -> bool {
+        self.room.used() > self.room.bytes_max
     }
 }
 
-fn full() -> SqlError {
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.put(ByteSize::ZERO);
+    }
+}
+
+fn full(bytes_max: ByteSize) -> SqlError {
     SqlError::new(SqlState::OutOfMemory, "out of memory: too many rows wait to be committed")
-        .detail(format!("statements and transactions of all sessions may hold {HELD_BYTES_MAX} bytes of rows"))
-        .hint("try again when others have committed, or write in smaller statements")
+        .detail(format!("statements and transactions of all sessions may hold {bytes_max} bytes"))
+        .hint("try again when others have committed, write in smaller statements, or start the server with a larger --memory")
 }
 
 #[cfg(test)]
@@ -78,16 +110,37 @@ mod tests {
 
     #[test]
     fn shares_grow_shrink_and_go_back() {
-        let room = HoldingRoom::new(ByteSize::new(100 << 10));
+        let room = HoldingRoom::new(ByteSize::new(100));
         let (mut first, mut second) = (room.share(), room.share());
-        first.set(ByteSize::new(60 << 10)).unwrap();
-        let error = second.set(ByteSize::new(50 << 10)).unwrap_err();
+        first.set(ByteSize::new(60)).unwrap();
+        let error = second.set(ByteSize::new(41)).unwrap_err();
         assert_eq!(error.sqlstate, SqlState::OutOfMemory);
-        second.set(ByteSize::new(40 << 10)).unwrap();
-        second.set(ByteSize::new((40 << 10) + 1)).unwrap_err();
-        first.set(ByteSize::new(59 << 10)).unwrap();
-        second.set(ByteSize::new((40 << 10) + 1)).unwrap();
+        assert!(error.hint.unwrap().contains("--memory"));
+        second.set(ByteSize::new(40)).unwrap();
+        second.set(ByteSize::new(41)).unwrap_err();
+        assert_eq!(room.used().value(), 100);
+        first.set(ByteSize::new(59)).unwrap();
+        second.set(ByteSize::new(41)).unwrap();
         drop(first);
-        second.set(ByteSize::new(100 << 10)).unwrap();
+        second.set(ByteSize::new(100)).unwrap();
+        drop(second);
+        assert_eq!(room.used(), ByteSize::ZERO);
+    }
+
+    #[test]
+    fn what_is_in_memory_already_counts_and_must_leave_it() {
+        let room = HoldingRoom::new(ByteSize::new(100));
+        let (mut first, mut second) = (room.share(), room.share());
+        first.put(ByteSize::new(24));
+        assert!(!first.is_much());
+        first.put(ByteSize::new(25));
+        assert!(first.is_much());
+        second.put(ByteSize::new(90));
+        assert!(second.is_much() && second.is_over() && first.is_much());
+        assert_eq!(room.used().value(), 115);
+        second.set(ByteSize::new(91)).unwrap_err();
+        second.set(ByteSize::new(10)).unwrap();
+        assert!(!second.is_over());
+        assert_eq!(room.used().value(), 35);
     }
 }

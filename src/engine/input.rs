@@ -7,6 +7,7 @@
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest, StoredBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
 use millstream_catalog::Relation;
@@ -64,12 +65,21 @@ impl Reader {
             };
             views.iter().map(ends).collect()
         } else {
-            cut(&views, &stored, applied, self.rows_max as u64)
+            cut(&views, &stored, applied, self.rows_target(&views))
         };
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
         }
         self.read(&views, from, to, self.bytes_max).map(Some)
+    }
+
+    /// About how many rows have the bytes that are taken at once.
+    fn rows_target(&self, views: &BTreeMap<PartitionId, Arc<PartitionView>>) -> u64 {
+        let (rows, bytes) = views.values().fold((0, 0), |(rows, bytes), view| {
+            (rows + u128::from(view.rows().value()), bytes + u128::from(view.bytes().value()))
+        });
+        let fitting = rows * u128::from(self.bytes_max.value()) / bytes.max(1);
+        u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, self.rows_max as u64)
     }
 
     /// The events from `from` to `to`, as one step had them.
@@ -139,7 +149,11 @@ impl Reader {
                 ..ScanRequest::all()
             };
             for stored in view.scan(request) {
-                let stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
+                let mut stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
+                if is_single {
+                    let left = bytes_max.value().saturating_sub(bytes.value());
+                    stored = stored.slice(0, fitting(&stored.batch, left));
+                }
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
                 let whole = |stored: StoredBatch| InputBatch {
                     source: 0,
@@ -189,6 +203,16 @@ impl Waiting {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// How many rows of a batch have about `bytes` bytes; at least one.
+fn fitting(batch: &RecordBatch, bytes: u64) -> usize {
+    let (rows, all) = (batch.num_rows(), batch_bytes(batch).value());
+    if all <= bytes {
+        return rows;
+    }
+    let fitting = rows as u128 * u128::from(bytes) / u128::from(all.max(1));
+    usize::try_from(fitting).unwrap_or(rows).clamp(1, rows.max(1))
 }
 
 /// The positions of `from` in the events that are still stored.

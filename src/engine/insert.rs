@@ -8,6 +8,7 @@ use crate::engine::change::has_conflicts;
 use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
+use crate::engine::transaction::Leaving;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
 use crate::replication::{Append, PartitionWrite, ProducerClaim, ReplicationError};
@@ -205,7 +206,7 @@ impl Session {
                 None => vec![write::route(&self.engine, &relation, rows, now)?],
             };
             if returning.is_empty() {
-                bulk.push(new)?;
+                bulk.push(new);
                 if bulk.is_full() {
                     bulk.flush(self, &relation).await?;
                 }
@@ -274,6 +275,7 @@ impl Session {
         claim: Option<ProducerClaim>,
     ) -> Result<Vec<Offset>> {
         if self.transaction.is_open() && !parts.is_empty() {
+            let parts = (parts, Leaving::AtEnd);
             self.transaction.hold(&self.engine.holding, relation.shard, parts, claim)?;
             return Ok(Vec::new());
         }

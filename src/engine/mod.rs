@@ -6,6 +6,7 @@
 //! crash everything here is rebuilt from the catalog and the log.
 
 mod alter;
+mod budget;
 mod bulk;
 mod change;
 mod compute;
@@ -37,6 +38,7 @@ mod transaction;
 mod upkeep;
 mod write;
 
+pub use budget::Budget;
 pub use copy::{CopyIn, CopyOut};
 pub use insert::Commit;
 pub use millstream_catalog::model::{ShardId, SqlState};
@@ -45,6 +47,7 @@ pub use millstream_sql::SqlError;
 pub use millstream_sql::bind::insert::Param;
 pub use millstream_sql::dialect::{Parsed, Statement};
 pub use millstream_sql::exec::BatchStream;
+use millstream_sql::exec::QueryMemory;
 pub use millstream_sql::plan::ResultColumn;
 /// Formats of values on the wire and in copy data.
 pub use millstream_sql::{copy as formats, types};
@@ -59,8 +62,9 @@ use crate::replication::{Replication, ReplicationConfig, ReplicationError, Shard
 use crate::storage::wal::{WalOptions, WalStats};
 use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
+use budget::Share;
 use compute::Compute;
-use held::HoldingRoom;
+pub(crate) use held::{Held, HoldingRoom};
 use millstream_catalog::model::{ByteSize, NodeId, PartitionId};
 use millstream_catalog::{Relation, Snapshot};
 use parking_lot::Mutex;
@@ -86,6 +90,8 @@ pub struct EngineConfig {
     pub seal_bytes: ByteSize,
     /// Threads that plan and run queries.
     pub query_threads: usize,
+    /// Memory of the whole process, which [`Budget`] divides.
+    pub memory: ByteSize,
 }
 
 /// A node's engine: one per data directory, shared by all its sessions.
@@ -97,6 +103,8 @@ pub struct Engine {
     registry: Registry,
     spreader: Spreader,
     holding: HoldingRoom,
+    state_room: HoldingRoom,
+    query_memory: QueryMemory,
     row_locks: Arc<RowLocks>,
     compute: Compute,
     queries: Supervisor,
@@ -126,11 +134,14 @@ impl Engine {
         clock: Arc<dyn Clock>,
         wal_options: WalOptions,
     ) -> Result<Arc<Self>> {
+        let budget = Budget::of(config.memory);
+        let state_room = HoldingRoom::new(budget.share(Share::State));
         let replication = ReplicationConfig {
             data_dir: config.data_dir.clone(),
             node: NodeId::new(1),
             shards: config.shards,
-            seal_bytes: config.seal_bytes,
+            seal_bytes: budget.seal_bytes(config.seal_bytes, config.shards),
+            writes_bytes: budget.share(Share::Writes),
         };
         let replication = Replication::start_on(replication, disk, wal_options).await.map_err(replication_error)?;
         let engine = Arc::new(Self {
@@ -138,10 +149,12 @@ impl Engine {
             config,
             clock,
             replication,
-            tables: Tables::default(),
-            registry: Registry::default(),
+            tables: Tables::new(state_room.clone()),
+            registry: Registry::new(budget.sessions_max()),
             spreader: Spreader::default(),
-            holding: HoldingRoom::default(),
+            holding: HoldingRoom::new(budget.share(Share::Rows)),
+            query_memory: QueryMemory::new(budget.share(Share::Queries), budget.query_bytes()),
+            state_room,
             row_locks: Arc::default(),
             queries: Supervisor::default(),
             upkeep: Mutex::default(),
@@ -213,8 +226,17 @@ impl Engine {
         self.replication.wal_stats()
     }
 
+    /// A share, of nothing yet, of the memory for rows before they are committed, and for messages.
+    pub(crate) fn room(&self) -> Held {
+        self.holding.share()
+    }
+
     pub(crate) fn catalog(&self) -> Snapshot {
         self.replication.catalog().snapshot()
+    }
+
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::of(self.config.memory)
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {

@@ -8,8 +8,10 @@ use crate::engine::input::{Positions, Reader};
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
-use arrow::array::RecordBatch;
-use millstream_catalog::model::limit::{BATCH_ROWS_MAX, SUBSCRIPTION_BYTES_TARGET};
+use crate::storage::batch::batch_bytes;
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, Offset, RowCount, SqlState, Timestamp};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{Relation, SqlType};
@@ -23,6 +25,8 @@ use tokio::sync::watch;
 
 /// More rows than these are computed on the query threads. A hand-over costs as much as some hundred rows.
 const ROWS_INLINE_MAX: usize = 1_024;
+/// Bytes that rows may keep beside their own.
+const SPARE_BYTES_MAX: usize = 64 << 10;
 
 /// A subscription's state between rows.
 struct Subscription {
@@ -98,7 +102,7 @@ impl Session {
             projection: pipeline.projection(0).to_vec(),
             schema: source.topic_schema(),
             rows_max: BATCH_ROWS_MAX,
-            bytes_max: SUBSCRIPTION_BYTES_TARGET,
+            bytes_max: self.engine.budget().subscription_bytes(),
         };
         let earliest = match options.auto_offset_reset {
             Some(reset) => reset == OffsetReset::Earliest,
@@ -282,6 +286,37 @@ fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Com
     };
     let output = pipeline.step(StepInput { batches, idle: &[], now })?;
     let rows = output.batch.filter(|batch| batch.num_rows() > 0);
-    let rows = rows.map(|batch| pipeline.output().client_rows(&batch)).transpose()?;
+    let rows = rows.map(|batch| pipeline.output().client_rows(&batch).and_then(alone)).transpose()?;
     Ok(Computed { pipeline, positions, rows })
+}
+
+/// Rows that keep no more in memory than themselves, for as long as a client does not read them: they may be a few of a
+/// large batch, which else would stay after it became part of a segment.
+fn alone(rows: RecordBatch) -> Result<RecordBatch> {
+    let own = batch_bytes(&rows).as_usize();
+    if rows.get_array_memory_size() <= SPARE_BYTES_MAX + 2 * own {
+        return Ok(rows);
+    }
+    let all = UInt32Array::from_iter_values(0..rows.num_rows() as u32);
+    take_record_batch(&rows, &all).map_err(|error| SqlError::internal(format!("rows cannot be copied: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Array as _, StringArray};
+
+    #[test]
+    fn few_rows_do_not_keep_a_large_batch() {
+        let text = StringArray::from_iter_values((0..10_000).map(|row| format!("{row:0100}")));
+        let batch = RecordBatch::try_from_iter([("t", Arc::new(text) as _)]).unwrap();
+        let all = batch.get_array_memory_size();
+        let kept = alone(batch.clone()).unwrap();
+        assert_eq!(kept.column(0).to_data().buffers()[1].as_ptr(), batch.column(0).to_data().buffers()[1].as_ptr());
+        let few = batch.slice(500, 10);
+        assert!(few.get_array_memory_size() >= all / 2);
+        let copied = alone(few.clone()).unwrap();
+        assert_eq!(copied, few);
+        assert!(copied.get_array_memory_size() < 10_000, "{}", copied.get_array_memory_size());
+    }
 }

@@ -87,15 +87,16 @@ pub(crate) struct Registry {
     sessions: Mutex<HashMap<i32, Arc<SessionEntry>>>,
     pid_last: AtomicI32,
     secrets: RandomState,
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { sessions: Mutex::default(), pid_last: AtomicI32::new(0), secrets: RandomState::new() }
-    }
+    sessions_max: usize,
 }
 
 impl Registry {
+    /// Nobody yet, of at most so many.
+    pub(crate) fn new(sessions_max: usize) -> Self {
+        let (sessions, pid_last, secrets) = (Mutex::default(), AtomicI32::new(0), RandomState::new());
+        Self { sessions, pid_last, secrets, sessions_max }
+    }
+
     /// Adds a session.
     ///
     /// # Errors
@@ -108,8 +109,13 @@ impl Registry {
         now: Timestamp,
     ) -> Result<Arc<SessionEntry>, SqlError> {
         let mut sessions = self.sessions.lock();
-        if sessions.len() >= SESSIONS_MAX {
-            return Err(SqlError::new(SqlState::TooManyConnections, "sorry, too many clients already"));
+        if sessions.len() >= self.sessions_max {
+            let error = SqlError::new(SqlState::TooManyConnections, "sorry, too many clients already")
+                .detail(format!("there may be {} sessions", self.sessions_max));
+            return Err(match self.sessions_max < SESSIONS_MAX {
+                true => error.hint("start the server with a larger --memory"),
+                false => error,
+            });
         }
         let mut pid = self.pid_last.fetch_add(1, Ordering::Relaxed) & i32::MAX;
         while pid == 0 || sessions.contains_key(&pid) {
@@ -162,5 +168,22 @@ impl Registry {
             .collect();
         rows.sort_by_key(|row| row.pid);
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_session_too_many_is_refused_and_told_why() {
+        let registry = Registry::new(1);
+        let open = || registry.open("ann", "", "here", Timestamp::default());
+        let first = open().unwrap();
+        let error = open().unwrap_err();
+        assert_eq!(error.sqlstate.code(), "53300");
+        assert!(error.detail.unwrap().contains("1 sessions") && error.hint.unwrap().contains("--memory"));
+        registry.close(first.id);
+        open().unwrap();
     }
 }

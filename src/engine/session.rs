@@ -9,7 +9,7 @@ use crate::engine::registry::{SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
-use crate::engine::{Engine, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
+use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
 use crate::replication::{Append, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
@@ -525,6 +525,11 @@ impl Session {
         }
     }
 
+    /// As [`Engine::room`].
+    pub(crate) fn room(&self) -> Held {
+        self.engine.room()
+    }
+
     pub(crate) fn plan_settings(&self) -> PlanSettings {
         PlanSettings {
             user: self.user.clone(),
@@ -532,6 +537,7 @@ impl Session {
             backend_pid: self.entry.id.pid,
             search_path: self.settings.search_path(),
             target_partitions: self.engine.config.query_threads,
+            memory: self.engine.query_memory.clone(),
             ..PlanSettings::default()
         }
     }

@@ -3,6 +3,7 @@
 //! Each view is a list of columns and a function that fills them, side by side. Leaves out planning (sql)
 //! and metrics (server). Reads only.
 
+use crate::engine::budget::{self, ShareUse};
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Result};
 use crate::storage::{PartitionView, Segment};
@@ -151,6 +152,11 @@ const VIEWS: &[View] = &[
         name: "settings",
         columns: &[("name", 't'), ("setting", 't'), ("description", 't')],
         rows: |_, session| setting_rows(session),
+    },
+    View {
+        name: "memory",
+        columns: &[("share", 't'), ("bytes_max", 'b'), ("bytes", 'b')],
+        rows: |engine, _| memory_rows(engine),
     },
     View {
         name: "nodes",
@@ -417,6 +423,14 @@ fn session_rows(engine: &Engine) -> Vec<Vec<Cell>> {
 fn setting_rows(session: Option<&SessionView>) -> Vec<Vec<Cell>> {
     let settings = session.map(|session| session.settings.clone()).unwrap_or_default();
     settings.all().into_iter().map(|row| vec![text(row.name), text(row.value), text(row.description)]).collect()
+}
+
+fn memory_rows(engine: &Arc<Engine>) -> Vec<Vec<Cell>> {
+    let row = |share: ShareUse| {
+        let most = share.bytes_max.map_or(Long(None), |bytes| long(bytes.value()));
+        vec![text(share.name), most, long(share.bytes.value())]
+    };
+    budget::uses(engine).into_iter().map(row).collect()
 }
 
 fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {

@@ -5,34 +5,31 @@
 //! pull queries and by push queries that begin with the rows as they are.
 
 use crate::engine::fold::{Fold, Keyed};
+use crate::engine::held::{Held, HoldingRoom};
 use crate::storage::{Partitions, ScanRequest};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
-use millstream_catalog::model::limit::TABLE_BYTES_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, SqlState, TopicId};
 use millstream_catalog::{Relation, Snapshot};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The current rows of every table that was read since the start.
 #[derive(Debug)]
 pub(crate) struct Tables {
     tables: Mutex<HashMap<TopicId, Arc<Mutex<Table>>>>,
-    /// Bytes of all of them.
-    used: Arc<AtomicU64>,
-    bytes_max: ByteSize,
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Self { tables: Mutex::default(), used: Arc::default(), bytes_max: TABLE_BYTES_MAX }
-    }
+    /// For the rows of all of them.
+    room: HoldingRoom,
 }
 
 impl Tables {
+    /// No table read yet.
+    pub(crate) fn new(room: HoldingRoom) -> Self {
+        Self { tables: Mutex::default(), room }
+    }
+
     /// The rows of `relation` as of `cut` or a little later: batches of the stored columns, then `rowoffset`
     /// as `Int64`, one list per partition, tombstoned rows left out.
     ///
@@ -104,7 +101,7 @@ impl Tables {
             match tables.get(&relation.id) {
                 Some(table) => Arc::clone(table),
                 None => {
-                    let table = Arc::new(Mutex::new(Table::new(relation, &self.used)?));
+                    let table = Arc::new(Mutex::new(Table::new(relation, &self.room)?));
                     tables.insert(relation.id, Arc::clone(&table));
                     table
                 }
@@ -113,10 +110,10 @@ impl Tables {
         let mut table = table.lock();
         if !table.is_of(relation) {
             // Columns or partitions were added since, or the statement was planned before.
-            *table = Table::new(relation, &self.used)?;
+            *table = Table::new(relation, &self.room)?;
         }
         for partition in relation.partitions() {
-            table.catch_up(relation, partition, partitions, cut, self.bytes_max)?;
+            table.catch_up(relation, partition, partitions, cut)?;
         }
         read(&table)
     }
@@ -137,16 +134,15 @@ struct Table {
     known: SchemaRef,
     keyed: Keyed,
     partitions: Vec<Fold>,
-    /// Bytes of all tables, and what of them is this one's.
-    used: Arc<AtomicU64>,
-    charged: u64,
+    /// Its bytes.
+    held: Held,
 }
 
 impl Table {
-    fn new(relation: &Relation, used: &Arc<AtomicU64>) -> Result<Self, SqlError> {
+    fn new(relation: &Relation, room: &HoldingRoom) -> Result<Self, SqlError> {
         let partitions = relation.partitions().map(|_| Fold::default()).collect();
         let (known, keyed) = (relation.topic_schema(), Keyed::new(relation)?);
-        Ok(Self { known, keyed, partitions, used: Arc::clone(used), charged: 0 })
+        Ok(Self { known, keyed, partitions, held: room.share() })
     }
 
     fn folds(&self) -> impl Iterator<Item = (PartitionId, &Fold)> {
@@ -164,7 +160,6 @@ impl Table {
         id: PartitionId,
         partitions: &Partitions,
         cut: EntryIndex,
-        bytes_max: ByteSize,
     ) -> Result<(), SqlError> {
         let Some(source) = partitions.get(relation.id, id) else { return Ok(()) };
         let view = source.view();
@@ -173,7 +168,7 @@ impl Table {
         let has_missed = fold.position < view.upkeep().tombstones_upto && fold.position > fold.start;
         if fold.start < view.offset_start() || has_missed {
             let before = std::mem::replace(fold, Fold::starting(view.offset_start())).bytes();
-            self.charge(before, 0);
+            self.count(before, 0);
         }
         let Some(fold) = self.partitions.get(id.value() as usize) else { return Ok(()) };
         let (position, end) = (fold.position, view.state_end_at(cut));
@@ -189,11 +184,11 @@ impl Table {
             fold.take(&self.keyed, &stored)?;
             fold.tidy(&self.keyed)?;
             let after = fold.bytes();
-            self.charge(before, after);
-            if self.used.load(Ordering::Relaxed) > bytes_max.value() {
+            self.count(before, after);
+            if self.held.is_over() {
                 self.partitions.iter_mut().for_each(|fold| *fold = Fold::default());
-                self.charge(self.charged, 0);
-                return Err(out_of_memory(relation, bytes_max));
+                self.held.put(ByteSize::ZERO);
+                return Err(out_of_memory(relation, self.held.bytes_max()));
             }
         }
         // The last offsets may be gaps.
@@ -202,21 +197,15 @@ impl Table {
     }
 
     /// Counts bytes that became others.
-    fn charge(&mut self, before: u64, after: u64) {
-        self.charged = self.charged.saturating_sub(before) + after;
-        self.used.fetch_add(after, Ordering::Relaxed);
-        self.used.fetch_sub(before, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        self.used.fetch_sub(self.charged, Ordering::Relaxed);
+    fn count(&mut self, before: u64, after: u64) {
+        self.held.put(ByteSize::new(self.held.bytes().value().saturating_sub(before) + after));
     }
 }
 
 fn out_of_memory(relation: &Relation, bytes_max: ByteSize) -> SqlError {
     SqlError::new(SqlState::OutOfMemory, format!("the rows of table \"{}\" do not fit in memory", relation.name))
-        .detail(format!("current rows and keys of all tables may take {} bytes", bytes_max.value()))
-        .hint("drop tables that are not needed, or keep fewer keys; as a stream the log can be read at any size")
+        .detail(format!("current rows of all tables and the state of continuous queries may take {bytes_max} bytes"))
+        .hint(
+            "drop tables and queries that are not needed, keep fewer keys, or start the server with a larger --memory",
+        )
 }

@@ -32,7 +32,7 @@ impl Clock for SetClock {
 
 pub(super) async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<Engine>, SqlError> {
     let (data_dir, seal_bytes) = (PathBuf::from("/data"), ByteSize::new(1 << 10));
-    let config = EngineConfig { data_dir, shards: 2, seal_bytes, query_threads: 1 };
+    let config = EngineConfig { data_dir, shards: 2, seal_bytes, query_threads: 1, memory: ByteSize::new(1 << 30) };
     let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
     Engine::open_on(config, Arc::new(disk.clone()), clock, log).await
 }
@@ -311,5 +311,87 @@ async fn a_prepared_update_is_planned_once_unless_it_reads_the_clock() {
     let error = session.execute(&prepared, vec![], Via::Portal).await.map(drop).unwrap_err();
     assert_eq!(error.message, "cached plan must not change result type");
     assert_eq!(run(&mut session, "SELECT n FROM t WHERE k = 1").await.unwrap(), ["34"]);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_room_are_refused_or_leave_memory_sooner() {
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut session = session(&engine);
+    run(&mut session, "CREATE STREAM s (v bigint)").await.unwrap();
+    let mut others = engine.room();
+    others.put(others.bytes_max());
+    run(&mut session, "BEGIN").await.unwrap();
+    let error = run(&mut session, "INSERT INTO s VALUES (1)").await.unwrap_err();
+    assert_eq!(error.sqlstate.code(), "53200", "{error}");
+    assert!(error.hint.unwrap().contains("--memory"));
+    run(&mut session, "ROLLBACK").await.unwrap();
+    // What is committed at once waits for the log only.
+    run(&mut session, "INSERT INTO s VALUES (1)").await.unwrap();
+    let appends = engine.log_stats().appends;
+    let many = "INSERT INTO s SELECT n FROM generate_series(2, 200000) AS g(n)";
+    run(&mut session, many).await.unwrap();
+    let in_parts = engine.log_stats().appends - appends;
+    assert!(in_parts >= 8, "{in_parts}");
+    assert_eq!(run(&mut session, "SELECT count(*), count(DISTINCT v) FROM s").await.unwrap(), ["200000|200000"]);
+    // With room, the same rows are one entry.
+    others.put(ByteSize::ZERO);
+    assert_eq!(engine.holding.used(), ByteSize::ZERO);
+    drop(session);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_without_room_is_refused_and_works_again_once_there_is_some() {
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut session = session(&engine);
+    for sql in [
+        "CREATE STREAM e (k bigint)",
+        "CREATE TABLE sums AS SELECT k, count(*) AS n FROM e GROUP BY k EMIT CHANGES",
+        "CREATE TABLE t (id bigint PRIMARY KEY, v bigint)",
+        "INSERT INTO t VALUES (1, 2)",
+    ] {
+        run(&mut session, sql).await.unwrap();
+    }
+    let mut others = engine.state_room.share();
+    others.put(others.bytes_max());
+    let error = run(&mut session, "SELECT * FROM t").await.unwrap_err();
+    assert_eq!(error.sqlstate.code(), "53200", "{error}");
+    assert!(error.hint.unwrap().contains("--memory"));
+    run(&mut session, "INSERT INTO e SELECT n FROM generate_series(1, 20000) AS g(n)").await.unwrap();
+    run(&mut session, "FLUSH").await.unwrap();
+    let state = "SELECT state, error FROM millstream.queries";
+    let found = run(&mut session, state).await.unwrap();
+    assert!(found[0].starts_with("error|53200: the state of query \"sums\" does not fit in memory"), "{found:?}");
+    drop(others);
+    assert_eq!(run(&mut session, "SELECT * FROM t").await.unwrap(), ["1|2"]);
+    assert!(engine.state_room.used() > ByteSize::ZERO);
+    run(&mut session, "DROP TABLE t").await.unwrap();
+    assert_eq!(engine.state_room.used(), ByteSize::ZERO);
+    drop(session);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shares_of_memory_are_shown() {
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut session = session(&engine);
+    let sql = "SELECT share, bytes_max / 1048576 FROM millstream.memory LIMIT 8";
+    let expected = ["queries|224", "rows|112", "writes|56", "tails|168", "state|112", "maps|112", "connections|112"];
+    let shown = run(&mut session, sql).await.unwrap();
+    assert_eq!(shown[..7], expected);
+    assert_eq!(shown[7], "process|1024");
+    let mut held = engine.room();
+    held.put(ByteSize::new(12_345));
+    run(&mut session, "CREATE STREAM s (v bigint)").await.unwrap();
+    run(&mut session, "BEGIN").await.unwrap();
+    let rows = "SELECT bytes FROM millstream.memory WHERE share = 'rows'";
+    assert_eq!(run(&mut session, rows).await.unwrap(), ["12345"]);
+    run(&mut session, "INSERT INTO s VALUES (1)").await.unwrap();
+    let with_insert: u64 = run(&mut session, rows).await.unwrap()[0].parse().unwrap();
+    assert!(with_insert > 12_345);
+    run(&mut session, "ROLLBACK").await.unwrap();
+    assert_eq!(run(&mut session, rows).await.unwrap(), ["12345"]);
+    drop(session);
     engine.shutdown().await;
 }

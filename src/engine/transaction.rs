@@ -9,7 +9,7 @@ use crate::engine::row_lock::{LockOwner, RowLocks};
 use crate::engine::{TransactionStatus, replication_error};
 use crate::replication::{PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
-use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_TARGET, STATEMENT_ROWS_BYTES_MAX};
+use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_MIN, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
 use std::sync::Arc;
@@ -56,6 +56,16 @@ struct Savepoint {
 
 /// Bytes a write takes in memory beside its rows.
 const WRITE_BYTES: ByteSize = ByteSize::new(1 << 10);
+
+/// How long writes that are held stay in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Until COMMIT: they need room.
+    AtEnd,
+    /// The next thing done is to spill or commit them, so they are held even where there is no room; unless they
+    /// cannot be spilled.
+    Soon,
+}
 
 /// Writes to append at the end of a transaction.
 #[derive(Debug)]
@@ -186,7 +196,7 @@ impl Transaction {
         &mut self,
         room: &HoldingRoom,
         shard: ShardId,
-        writes: Vec<PartitionWrite>,
+        (writes, leaving): (Vec<PartitionWrite>, Leaving),
         claim: Option<ProducerClaim>,
     ) -> Result<(), SqlError> {
         if self.shard.is_some_and(|held| held != shard) && self.has_writes() {
@@ -202,12 +212,22 @@ impl Transaction {
                 .detail(format!("a transaction may write {STATEMENT_ROWS_BYTES_MAX} bytes"))
                 .hint("commit more often"));
         }
-        self.held.get_or_insert_with(|| room.share()).set(bytes)?;
+        let is_leaving = leaving == Leaving::Soon && self.is_free();
+        let held = self.held.get_or_insert_with(|| room.share());
+        match is_leaving {
+            true => held.put(bytes),
+            false => held.set(bytes)?,
+        }
         self.bytes = bytes;
         self.shard = Some(shard);
         self.writes.extend(writes);
         self.claims.extend(claim);
         Ok(())
+    }
+
+    /// Whether what it holds may leave memory.
+    fn is_free(&self) -> bool {
+        self.savepoints.is_empty() && self.writes.iter().all(|write| write.guard.is_none())
     }
 
     /// Writes the rows held so far to the log, by `staging` when they are the first: they stay part of the transaction, and
@@ -217,8 +237,7 @@ impl Transaction {
     /// # Errors
     /// Of the write.
     pub(crate) async fn spill(&mut self, staging: Staging) -> Result<(), SqlError> {
-        let is_free = self.savepoints.is_empty() && self.writes.iter().all(|write| write.guard.is_none());
-        if !is_free || self.bytes < STAGE_BYTES_TARGET {
+        if !self.is_free() || self.bytes < STAGE_BYTES_MIN {
             return Ok(());
         }
         let writes = std::mem::take(&mut self.writes);
@@ -331,20 +350,25 @@ mod tests {
         let room = HoldingRoom::new(ByteSize::new(20 << 10));
         let shard = ShardId::new(1);
         let (mut first, mut second) = (Transaction::default(), Transaction::default());
-        first.hold(&room, shard, write(1_000), None).unwrap();
+        first.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
         first.save("a").unwrap();
-        first.hold(&room, shard, write(1_000), None).unwrap();
-        let error = second.hold(&room, shard, write(1_000), None).unwrap_err();
+        first.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
+        let error = second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap_err();
         assert_eq!(error.sqlstate, SqlState::OutOfMemory);
         assert!(!second.has_writes());
         first.rollback_to("a").unwrap();
-        second.hold(&room, shard, write(1_000), None).unwrap();
+        second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
         let pending = first.take_writes().unwrap();
         assert_eq!(pending.writes.len(), 1);
         // Until they are appended.
-        assert!(second.hold(&room, shard, write(1_000), None).is_err());
-        drop(pending);
-        second.hold(&room, shard, write(1_000), None).unwrap();
+        assert!(second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).is_err());
+        // Those that leave memory at once need no room, but for what a savepoint may want back.
+        let mut third = Transaction::default();
+        third.hold(&room, shard, (write(1_000), Leaving::Soon), None).unwrap();
+        third.save("a").unwrap();
+        assert!(third.hold(&room, shard, (write(1_000), Leaving::Soon), None).is_err());
+        drop((pending, third));
+        second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
     }
 
     #[test]

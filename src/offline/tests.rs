@@ -38,7 +38,7 @@ fn rows(values: &[i64]) -> RecordBatch {
 
 async fn start(disk: &FaultDisk) -> Result<Replication, String> {
     let (data_dir, node, seal_bytes) = (PathBuf::from(DIR), NodeId::new(1), ByteSize::new(2 << 10));
-    let config = ReplicationConfig { data_dir, node, shards: 2, seal_bytes };
+    let config = ReplicationConfig { data_dir, node, shards: 2, seal_bytes, writes_bytes: ByteSize::new(64 << 20) };
     let wal_options = WalOptions { file_bytes: ByteSize::new(32 << 10), ..WalOptions::default() };
     Replication::start_on(config, Arc::new(disk.clone()), wal_options).await.map_err(|error| error.to_string())
 }

@@ -12,12 +12,13 @@ use super::log_store::LogStore;
 use super::raft::{EntryResponder, Raft, Reply, WriteResult};
 use super::read_side::Failure;
 use super::types::{Append, PartitionWrite};
+use super::write_room::WriteRoom;
 use crate::env;
 use crate::storage::StorageError;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::FutureExt as _;
-use millstream_catalog::model::limit::{APPEND_QUEUE_BYTES_MAX, APPEND_QUEUE_STATEMENTS_MAX};
+use millstream_catalog::model::limit::APPEND_QUEUE_STATEMENTS_MAX;
 use millstream_catalog::model::{Durability, PartitionId, RowCount, ShardId, TopicId};
 use openraft::error::ClientWriteError;
 use parking_lot::Mutex;
@@ -26,8 +27,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// The queue's bytes are counted in these, to fit a semaphore.
-const PERMIT_BYTES: usize = 1 << 10;
 /// Entries of more bytes are encoded on a blocking thread.
 const ENCODE_INLINE_BYTES: usize = 1 << 20;
 
@@ -43,7 +42,7 @@ pub(crate) struct Appender {
     raft: Raft,
     flow: Mutex<Flow>,
     wake: Notify,
-    bytes: Arc<Semaphore>,
+    room: WriteRoom,
     requests: Arc<Semaphore>,
     log: LogStore,
     failure: Failure,
@@ -52,13 +51,13 @@ pub(crate) struct Appender {
 
 impl Appender {
     /// An appender and its task, which ends after [`Appender::close`].
-    pub(crate) fn start(shard: ShardId, raft: Raft, log: LogStore, failure: Failure) -> Arc<Self> {
+    pub(crate) fn start(shard: ShardId, raft: Raft, log: LogStore, failure: Failure, room: WriteRoom) -> Arc<Self> {
         let appender = Arc::new(Self {
             shard,
             raft,
             flow: Mutex::default(),
             wake: Notify::new(),
-            bytes: Arc::new(Semaphore::new(APPEND_QUEUE_BYTES_MAX.as_usize() / PERMIT_BYTES)),
+            room,
             requests: Arc::new(Semaphore::new(APPEND_QUEUE_STATEMENTS_MAX)),
             log,
             failure,
@@ -104,10 +103,8 @@ impl Appender {
     }
 
     async fn acquire(&self, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], ReplicationError> {
-        let most = APPEND_QUEUE_BYTES_MAX.as_usize() / PERMIT_BYTES;
-        let permits = u32::try_from((bytes / PERMIT_BYTES + 1).min(most)).unwrap_or(u32::MAX);
         let requests = Arc::clone(&self.requests).acquire_owned().await.map_err(|_| self.stopped())?;
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(permits).await.map_err(|_| self.stopped())?;
+        let bytes = self.room.acquire(bytes).await.ok_or_else(|| self.stopped())?;
         Ok([requests, bytes])
     }
 
@@ -127,7 +124,7 @@ impl Appender {
         for waiting in waiting {
             waiting.reply.send(Err(self.stopped()));
         }
-        self.bytes.close();
+        self.room.close();
         self.requests.close();
         self.wake.notify_one();
     }

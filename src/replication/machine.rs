@@ -176,6 +176,12 @@ impl Machine {
             self.store.publish(index);
             self.log.applied(index);
         }
+        self.count_unsealed();
+    }
+
+    fn count_unsealed(&self) {
+        let bytes = self.store.unsealed_bytes().plus(self.store.frozen_bytes());
+        self.read.unsealed_bytes.store(bytes.value(), Ordering::Relaxed);
     }
 
     /// Once for all entries that are applied together: each view is a whole one.
@@ -527,6 +533,7 @@ impl Machine {
         match result {
             Ok(sealed) => {
                 self.store.install(sealed);
+                self.count_unsealed();
                 self.stages.forget_ended(unstaged);
             }
             Err(StorageError::DiskFull) => {

@@ -33,6 +33,7 @@ mod stall;
 mod tests;
 mod types;
 mod upkeep;
+mod write_room;
 
 pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};

@@ -9,6 +9,7 @@ use super::identity::Identity;
 use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
+use super::write_room::WriteRoom;
 use crate::env::{self, Clock};
 use crate::storage::wal::{ShardRecovered, Wal, WalOptions, WalStats};
 use crate::storage::{Disk, StorageError};
@@ -32,6 +33,8 @@ pub struct ReplicationConfig {
     pub shards: u32,
     /// Bytes of rows in memory after which a shard writes segments.
     pub seal_bytes: ByteSize,
+    /// Bytes of rows on their way to the log, of all shards, before writers are held back.
+    pub writes_bytes: ByteSize,
 }
 
 /// The shards of this node.
@@ -41,6 +44,7 @@ pub struct Replication {
     cores: Arc<[Arc<Core>]>,
     damaged: BTreeMap<ShardId, StorageError>,
     wal: Wal,
+    room: WriteRoom,
     failure: Failure,
     /// The keeper of the log's size, and the one that hears when a sync fails that nobody waited for.
     tasks: [JoinHandle<()>; 2],
@@ -88,6 +92,7 @@ impl Replication {
             node: config.node,
             raft_config: config_checked().map_err(start_error)?,
             seal_bytes: config.seal_bytes,
+            room: WriteRoom::new(config.writes_bytes),
             failure: Failure::new(),
             sealed: Arc::new(Notify::new()),
         };
@@ -115,6 +120,7 @@ impl Replication {
             cores,
             damaged,
             wal,
+            room: shared.room,
             failure: shared.failure,
             tasks: [keeper, watch],
         })
@@ -148,6 +154,11 @@ impl Replication {
     #[cfg(test)]
     pub(crate) fn cores(&self) -> &[Arc<Core>] {
         &self.cores
+    }
+
+    /// Bytes of rows on their way to the log.
+    pub fn writes_bytes(&self) -> ByteSize {
+        self.room.used()
     }
 
     /// Counts of the shared log.

@@ -30,6 +30,8 @@ pub(crate) struct ReadSide {
     sealed_end: AtomicU64,
     /// New segments that the leader's task wrote and that no entry has taken into use yet.
     pub(crate) rewritten: Mutex<Vec<(Rewrite, Rewritten)>>,
+    /// Bytes of rows that are not in segments.
+    pub(crate) unsealed_bytes: AtomicU64,
     /// Bytes of segments that were replaced by others since the start.
     pub(crate) bytes_rewritten: AtomicU64,
     /// Counts finished seal jobs.
@@ -49,6 +51,7 @@ impl ReadSide {
             is_sealing: AtomicBool::new(false),
             sealed_end: AtomicU64::new(0),
             rewritten: Mutex::default(),
+            unsealed_bytes: AtomicU64::new(0),
             bytes_rewritten: AtomicU64::new(0),
             seals: watch::Sender::new(0),
             seal_job: Mutex::default(),

@@ -17,6 +17,7 @@ use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
 use super::staging;
 use super::types::{Append, Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
+use super::write_room::WriteRoom;
 use super::{progress, upkeep};
 use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) node: NodeId,
     pub(crate) raft_config: Arc<Config>,
     pub(crate) seal_bytes: ByteSize,
+    pub(crate) room: WriteRoom,
     pub(crate) failure: Failure,
     /// Woken when a shard has sealed, so that the log may have files to give back.
     pub(crate) sealed: Arc<Notify>,
@@ -114,7 +116,7 @@ impl Core {
         let raft = as_group(Raft::new(node.value(), config, NoPeers, log.clone(), machine)).await;
         let raft = raft.map_err(|e| fail(e.to_string()))?;
         lead(&raft, node, &shared.failure).await.map_err(fail)?;
-        let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone());
+        let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone(), shared.room.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
         let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
@@ -224,6 +226,7 @@ impl Core {
             purged: self.log.purged(),
             waiting_requests: RowCount::of(requests),
             waiting_bytes: ByteSize::of(bytes),
+            unsealed_bytes: ByteSize::new(self.read.unsealed_bytes.load(Ordering::Relaxed)),
             is_sealing: self.read.is_sealing.load(Ordering::Acquire),
             bytes_rewritten: ByteSize::new(self.read.bytes_rewritten.load(Ordering::Relaxed)),
         }

@@ -174,6 +174,8 @@ pub struct ShardStatus {
     pub waiting_requests: RowCount,
     /// Bytes of these requests.
     pub waiting_bytes: ByteSize,
+    /// Bytes of rows that are not in segments.
+    pub unsealed_bytes: ByteSize,
     /// Whether segments are being written now.
     pub is_sealing: bool,
     /// Bytes of segments that merging and compaction replaced since the start.

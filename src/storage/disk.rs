@@ -9,7 +9,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use super::error::StorageError;
-use super::mmap;
+use super::mmap::MAPS;
 use arrow::buffer::Buffer;
 use std::any::Any;
 use std::fmt;
@@ -280,7 +280,7 @@ impl Disk for RealDisk {
     }
 
     fn map(&self, path: &Path) -> io::Result<Buffer> {
-        mmap::map(&File::open(path)?)
+        MAPS.map(&File::open(path)?)
     }
 
     fn lock(&self, dir: &Path) -> Result<DirLock, StorageError> {

@@ -1,25 +1,180 @@
-//! The memory map of a sealed file: the one place with `unsafe`.
+//! The memory maps of sealed files: the one place with `unsafe`.
 //!
+//! Owns which maps this process has, and giving their pages back. A page that was read stays resident, and counts as the
+//! process's, until the system wants it; so once as many bytes were read as maps may keep, the pages of all maps that
+//! were read are given back. They stay in the system's cache: who reads on pays a page fault, not a read of the disk.
 //! Leaves out deciding what is sealed: `Disk::map` and its callers do. A crash does nothing to a map.
 #![allow(unsafe_code)]
 
 use arrow::buffer::Buffer;
 use bytes::Bytes;
 use memmap2::Mmap;
+use millstream_catalog::model::ByteSize;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
-/// The bytes of `file`, read-only and without a copy; they stay valid after the file is unlinked.
-///
-/// # Errors
-/// When the system cannot map the file.
-pub(super) fn map(file: &File) -> io::Result<Buffer> {
-    if file.metadata()?.len() == 0 {
-        return Ok(Buffer::from(Bytes::new()));
+/// Those of this process, which has one address space, and of that one resident size.
+pub(super) static MAPS: Maps = Maps::new();
+
+/// The maps of a process.
+#[derive(Debug)]
+pub(super) struct Maps(Mutex<Mapped>);
+
+#[derive(Debug)]
+struct Mapped {
+    /// By their first address.
+    regions: BTreeMap<usize, Region>,
+    /// The first addresses of those that were read since pages were last given back.
+    touched: Vec<usize>,
+    /// Bytes read since then.
+    read: u64,
+    read_max: u64,
+}
+
+#[derive(Debug)]
+struct Region {
+    len: usize,
+    is_touched: bool,
+}
+
+/// A map, known to `maps` as long as it lives.
+struct KnownMap {
+    map: Mmap,
+    maps: &'static Maps,
+}
+
+impl AsRef<[u8]> for KnownMap {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
     }
-    // Safety: a map is unsound only if the file changes while it is mapped. Callers map sealed files, which
-    // Millstream never writes to or truncates again and removes by unlink only (the inode lives as long as
-    // the map); the data directory's lock keeps other Millstream processes away from them.
-    let map = unsafe { Mmap::map(file)? };
-    Ok(Buffer::from(Bytes::from_owner(map)))
+}
+
+impl Drop for KnownMap {
+    fn drop(&mut self) {
+        // Before it is unmapped, which is when the fields are dropped.
+        self.maps.0.lock().regions.remove(&(self.map.as_ptr() as usize));
+    }
+}
+
+impl Maps {
+    const fn new() -> Self {
+        Self(Mutex::new(Mapped { regions: BTreeMap::new(), touched: Vec::new(), read: 0, read_max: u64::MAX }))
+    }
+
+    /// Bytes of pages that maps may keep. Half of them are for those who still read what was given back.
+    pub(super) fn set_bytes_max(&self, bytes: ByteSize) {
+        self.0.lock().read_max = bytes.value() / 2;
+    }
+
+    /// Bytes read since pages were last given back: the most that is resident, but for what is read by now.
+    pub(super) fn bytes(&self) -> ByteSize {
+        ByteSize::new(self.0.lock().read)
+    }
+
+    /// The bytes of `file`, read-only and without a copy; they stay valid after the file is unlinked.
+    ///
+    /// # Errors
+    /// When the system cannot map the file.
+    pub(super) fn map(&'static self, file: &File) -> io::Result<Buffer> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Buffer::from(Bytes::new()));
+        }
+        // Safety: a map is unsound only if the file changes while it is mapped. Callers map sealed files, which
+        // Millstream never writes to or truncates again and removes by unlink only (the inode lives as long as
+        // the map); the data directory's lock keeps other Millstream processes away from them.
+        let map = unsafe { Mmap::map(file)? };
+        let region = Region { len: map.len(), is_touched: false };
+        self.0.lock().regions.insert(map.as_ptr() as usize, region);
+        Ok(Buffer::from(Bytes::from_owner(KnownMap { map, maps: self })))
+    }
+
+    /// `bytes` bytes are about to be read of the map that has `address`, if it is in one; gives pages back when they are
+    /// many, and says whether it did.
+    pub(super) fn read(&self, address: *const u8, bytes: ByteSize) -> bool {
+        let mapped = &mut *self.0.lock();
+        let Some((start, region)) = mapped.regions.range_mut(..=address as usize).next_back() else { return false };
+        let start = *start;
+        if address as usize - start >= region.len {
+            return false;
+        }
+        if !std::mem::replace(&mut region.is_touched, true) {
+            mapped.touched.push(start);
+        }
+        mapped.read = mapped.read.saturating_add(bytes.value());
+        let is_much = mapped.read >= mapped.read_max;
+        if is_much {
+            mapped.give_back();
+        }
+        is_much
+    }
+}
+
+impl Mapped {
+    fn give_back(&mut self) {
+        self.read = 0;
+        for start in std::mem::take(&mut self.touched) {
+            let Some(region) = self.regions.get_mut(&start) else { continue };
+            region.is_touched = false;
+            // Safety: `start` and `len` are those of a map that lives: one that ends leaves `regions` first, and waits
+            // for the lock that is held here. It is read-only and of a file, so that a page given back is read again
+            // from the file, with the same bytes, by whoever looks at it next.
+            let given = unsafe { libc::madvise(start as *mut libc::c_void, region.len, libc::MADV_DONTNEED) };
+            if given != 0 {
+                tracing::debug!(error = %io::Error::last_os_error(), "pages of a map could not be given back");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn file(pages: usize, byte: u8) -> File {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![byte; pages * PAGE], 0).unwrap();
+        file
+    }
+
+    /// Pages of a map that are resident for this process.
+    fn resident(buffer: &Buffer) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", buffer.as_ptr() as usize);
+        let map = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = map.take(5).find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024 / PAGE
+    }
+
+    #[test]
+    fn pages_are_given_back_once_much_was_read_and_can_be_read_again() {
+        let maps: &'static Maps = Box::leak(Box::new(Maps::new()));
+        maps.set_bytes_max(ByteSize::of(2 * 64 * PAGE));
+        let (first, second, unread) = (file(40, 1), file(40, 2), file(40, 3));
+        let [first, second, unread] = [first, second, unread].map(|file| maps.map(&file).unwrap());
+        let sum = |buffer: &Buffer| buffer.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+        let all = ByteSize::of(40 * PAGE);
+        assert_eq!((sum(&first), resident(&first)), (40 * PAGE as u64, 40));
+        assert!(!maps.read(first.as_ptr(), all));
+        assert_eq!(maps.bytes(), all);
+        assert_eq!((sum(&second), resident(&second)), (80 * PAGE as u64, 40));
+        let _ = sum(&unread);
+        // By any address in it.
+        assert!(maps.read(second.slice(39 * PAGE).as_ptr(), all));
+        assert_eq!((resident(&first), resident(&second), resident(&unread)), (0, 0, 40));
+        assert_eq!(maps.bytes(), ByteSize::ZERO);
+        assert_eq!((sum(&first), sum(&second)), (40 * PAGE as u64, 80 * PAGE as u64));
+        // Neither memory of other kinds nor maps that are gone count.
+        let elsewhere = [0_u8; 64];
+        assert!(!maps.read(elsewhere.as_ptr(), all) && maps.bytes() == ByteSize::ZERO);
+        let kept = second.slice(PAGE);
+        let gone = first.as_ptr();
+        drop((first, second, unread));
+        assert!(!maps.read(gone, all) && maps.bytes() == ByteSize::ZERO);
+        assert!(!maps.read(kept.as_ptr(), all) && maps.bytes() == all);
+        assert_eq!(kept[0], 2);
+    }
 }

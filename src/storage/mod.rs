@@ -37,6 +37,16 @@ mod testing;
 pub mod upkeep;
 pub mod wal;
 
+/// Bounds the pages of mapped files that stay resident, for all nodes of this process.
+pub fn set_maps_bytes_max(bytes: millstream_catalog::model::ByteSize) {
+    mmap::MAPS.set_bytes_max(bytes);
+}
+
+/// Bytes of mapped files that were read since pages were last given back.
+pub fn maps_bytes() -> millstream_catalog::model::ByteSize {
+    mmap::MAPS.bytes()
+}
+
 pub use batch::{StoredBatch, TopicStorage};
 pub use compaction::PartitionUpkeep;
 pub use disk::{DirLock, Disk, DiskEntry, DiskFile, RealDisk};

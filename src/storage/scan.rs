@@ -165,7 +165,7 @@ impl PartitionScan {
     fn read(&self, wanted: &Wanted, source: &Source) -> Result<StoredBatch, StorageError> {
         let stored = match source {
             Source::Block { segment, block } => segment.read(*block, wanted)?,
-            Source::Memory(batch) => wanted.of_stored(&batch.stored)?,
+            Source::Memory(batch) => wanted.of_stored(batch.read())?,
         };
         let (start, end) = (stored.rows_before(self.offsets.start), stored.rows_before(self.offsets.end));
         Ok(stored.slice(start, end.saturating_sub(start)))

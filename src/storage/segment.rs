@@ -14,12 +14,14 @@ use super::entries::EntryRuns;
 use super::error::StorageError;
 use super::fit::{Wanted, is_older, place};
 use super::footer::{BLOOM_MARKER, SegmentFooter, parse_end};
+use super::mmap::MAPS;
 use super::statistics::ColumnStatistics;
-use arrow::array::ArrayRef;
+use arrow::array::{Array as _, ArrayRef};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::reader::FileDecoder;
 use arrow::ipc::{Block, MetadataVersion};
+use bytes::Bytes;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use millstream_catalog::relation::Compression;
 use serde::{Deserialize, Serialize};
@@ -81,6 +83,15 @@ struct SegmentBlock {
     is_verified: AtomicBool,
     /// Columns that point into the map; none are kept of compressed blocks.
     columns: Box<[OnceLock<ArrayRef>]>,
+}
+
+/// A block of a map.
+struct BlockBytes(Buffer);
+
+impl AsRef<[u8]> for BlockBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Segment {
@@ -402,6 +413,10 @@ impl Segment {
     pub(crate) fn read(&self, block: usize, wanted: &Wanted) -> Result<StoredBatch, StorageError> {
         let bytes = self.verified(block)?;
         let columns = self.decode(block, &bytes, &wanted.places(&self.schema))?;
+        if self.compression == Compression::None {
+            let size = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_default();
+            MAPS.read(bytes.as_ptr(), ByteSize::of(columns.iter().map(size).sum()));
+        }
         let rows = self.footer.blocks[block].rows.as_usize();
         let batch = wanted
             .rows(&self.schema, columns, rows)
@@ -418,8 +433,15 @@ impl Segment {
         }
         let place = &self.footer.blocks[block];
         let bytes = self.map.slice_with_length(place.position as usize, place.bytes as usize);
+        // A buffer of its own, or queries that hold rows of it would be counted as if they held the file.
+        let bytes = Buffer::from(Bytes::from_owner(BlockBytes(bytes)));
         let is_verified = &self.blocks[block].is_verified;
-        if !is_verified.load(Ordering::Acquire) {
+        let is_new = !is_verified.load(Ordering::Acquire);
+        // All of it, or what of it decoding takes; columns that are not decoded count when they are read.
+        if is_new || self.compression != Compression::None {
+            MAPS.read(bytes.as_ptr(), ByteSize::of(bytes.len()));
+        }
+        if is_new {
             if crc32c::crc32c(&bytes) != place.crc {
                 return Err(self.corrupt(block, "a block's checksum does not match"));
             }

@@ -300,7 +300,8 @@ impl Iterator for Blocks<'_> {
             let left = first.stored.batch.num_rows() - self.taken;
             let take = left.min(room);
             if take > 0 {
-                block.push(first.stored.slice(self.taken, take));
+                let stored = if self.taken == 0 { first.read() } else { &first.stored };
+                block.push(stored.slice(self.taken, take));
             }
             room -= take;
             self.taken += take;

@@ -14,7 +14,8 @@
 use super::batch::{RowtimeRange, StoredBatch, batch_bytes, concat, with_schema};
 use super::entries::EntryRuns;
 use super::error::StorageError;
-use arrow::array::RecordBatch;
+use super::mmap::MAPS;
+use arrow::array::{Array as _, ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, RowCount};
@@ -55,6 +56,16 @@ impl TailBatch {
     /// As [`TailBatch::new`], of rows in a mapped file.
     pub(crate) fn mapped(offset_start: Offset, batch: RecordBatch, index: EntryIndex) -> Self {
         Self { is_mapped: true, ..Self::new(offset_start, batch, index) }
+    }
+
+    /// Its rows are about to be read.
+    pub(crate) fn read(&self) -> &StoredBatch {
+        let first = |column: &ArrayRef| column.to_data().buffers().first().map(|buffer| buffer.as_ptr());
+        let address = if self.is_mapped { self.stored.batch.columns().iter().find_map(first) } else { None };
+        if let Some(address) = address {
+            MAPS.read(address, self.bytes);
+        }
+        &self.stored
     }
 
     pub(crate) fn offset_end(&self) -> Offset {

@@ -39,14 +39,14 @@ pub const STATEMENT_ROWS_BYTES_MAX: ByteSize = ByteSize::new(512 << 20);
 pub const ARROW_METADATA_BYTES_MAX: usize = 16 << 20;
 /// Bytes of rows that a statement or transaction keeps in memory before it writes them to the log as part of itself.
 pub const STAGE_BYTES_TARGET: ByteSize = ByteSize::new(32 << 20);
-/// Bytes of rows that all statements and transactions of a node hold before they are committed.
-pub const HELD_BYTES_MAX: ByteSize = ByteSize::new(2 << 30);
+/// The least memory a node is given: beside the program itself, each share must hold what one statement needs.
+pub const MEMORY_BYTES_MIN: ByteSize = ByteSize::new(256 << 20);
+/// Bytes of rows a statement holds before it gives some up for want of memory: fewer would make entries without end.
+pub const STAGE_BYTES_MIN: ByteSize = ByteSize::new(256 << 10);
 /// Savepoints of one transaction.
 pub const SAVEPOINTS_MAX: usize = 10_000;
 /// Bytes after which an entry takes no further waiting statement; bounds latency under load.
 pub const ENTRY_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
-/// Bytes of appends waiting for one shard before writers are held back.
-pub const APPEND_QUEUE_BYTES_MAX: ByteSize = ByteSize::new(256 << 20);
 /// Statements waiting for one shard before writers are held back.
 pub const APPEND_QUEUE_STATEMENTS_MAX: usize = 65_536;
 /// Rows that may come to a partition between the reading of rows and the commit of their change; they are looked through
@@ -70,8 +70,12 @@ pub const PORTALS_MAX: usize = 1_000;
 pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(16 << 20);
 /// Rows of one step's input, for the same reason.
 pub const STEP_ROWS_TARGET: usize = 262_144;
-/// Bytes a subscription takes at once while it is behind: there may be thousands of them.
-pub const SUBSCRIPTION_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
+/// Bytes a subscription takes at once while it is behind, at least and at most: there may be thousands of them.
+pub const SUBSCRIPTION_BYTES_MIN: ByteSize = ByteSize::new(64 << 10);
+/// The most; more makes it no faster.
+pub const SUBSCRIPTION_BYTES_MAX: ByteSize = ByteSize::new(4 << 20);
+/// Bytes an idle connection takes, with its session: 27 kB were measured.
+pub const SESSION_BYTES: ByteSize = ByteSize::new(32 << 10);
 /// Words, literals and signs of one text: each takes some hundred bytes while it is parsed.
 pub const STATEMENT_TOKENS_MAX: usize = 2_000_000;
 /// Levels of an expression, counting each term of a chain such as `a + b + c`: the tree is walked and freed
@@ -81,8 +85,6 @@ pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 pub const LIST_ITEMS_MAX: usize = 100_000;
 /// Keys that one condition may look up in a table; more are found by a scan.
 pub const LOOKUP_KEYS_MAX: usize = 10_000;
-/// Bytes of the current rows of all tables with their keys: they are in memory.
-pub const TABLE_BYTES_MAX: ByteSize = ByteSize::new(4 << 30);
 /// Nesting of a JSON value: what clients and functions do with it recurses.
 pub const JSON_NESTING_MAX: usize = 1_000;
 /// STRUCT, MAP and ARRAY in one another in a type: each level is a level of every array and of every walk over it.

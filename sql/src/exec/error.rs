@@ -4,6 +4,7 @@
 //! types and crates of the engine never reach a message. Pure.
 
 use crate::error::{Near, SqlError};
+use crate::exec::memory::bound_of;
 use arrow::error::ArrowError;
 use datafusion::common::{DataFusionError, SchemaError};
 use millstream_catalog::model::SqlState;
@@ -24,9 +25,13 @@ fn of_engine(error: &DataFusionError) -> SqlError {
         }
         DataFusionError::ArrowError(inner, _) => of_arrow(inner),
         DataFusionError::SchemaError(inner, _) => of_schema(inner),
-        DataFusionError::ResourcesExhausted(_) => {
-            SqlError::new(SqlState::OutOfMemory, "out of memory: the query needs more than it may hold")
-                .hint("filter earlier, group by fewer values, or sort fewer rows")
+        DataFusionError::ResourcesExhausted(text) => {
+            let error = SqlError::new(SqlState::OutOfMemory, "out of memory: the query needs more than it may hold")
+                .hint("filter earlier, group by fewer values, sort fewer rows, or start the server with a larger --memory");
+            match bound_of(text) {
+                Some(bound) => error.detail(bound),
+                None => error,
+            }
         }
         DataFusionError::NotImplemented(text)
             if text.contains("OuterReferenceColumn") || text.contains("ScalarSubquery") =>

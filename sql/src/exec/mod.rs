@@ -6,12 +6,14 @@
 pub mod bounds;
 mod error;
 mod explain;
+mod memory;
 pub mod pruning;
 pub mod scan;
 pub(crate) mod session;
 pub mod table;
 
 pub use explain::{ExplainMode, explain};
+pub use memory::QueryMemory;
 
 /// A query that runs: its rows, and how it gets them.
 pub struct Running {

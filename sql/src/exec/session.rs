@@ -1,7 +1,7 @@
 //! The engine's settings, and its rule sets: analysis, simplification, evaluation of constants.
 //!
 //! Owns what of the engine is switched on. No catalogs, file formats, object stores or spill files. Called by `plan`
-//! and `exec`. Pure but for the memory accounting of one query.
+//! and `exec`. Pure but for the accounting of memory.
 
 use crate::error::SqlError;
 use crate::plan::PlanSettings;
@@ -12,7 +12,6 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::execution_props::ExecutionProps;
@@ -40,7 +39,7 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
     // Scans share their work among threads themselves, and give one to what is small.
     options.optimizer.enable_round_robin_repartition = false;
     let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(GreedyMemoryPool::new(settings.memory_bytes.as_usize())))
+        .with_memory_pool(settings.memory.query())
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .build_arc()?;
     // The optimizer looks up `first_value` for DISTINCT ON.

@@ -36,9 +36,10 @@ pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;
 
+use crate::exec::QueryMemory;
 use crate::ports::RelationSource;
 use datafusion::logical_expr::LogicalPlan;
-use millstream_catalog::model::{ByteSize, Span, Timestamp, TopicId};
+use millstream_catalog::model::{Span, Timestamp, TopicId};
 use millstream_catalog::{Relation, Snapshot, SqlType};
 use std::sync::Arc;
 
@@ -72,8 +73,8 @@ pub struct PlanSettings {
     pub backend_pid: i32,
     /// Threads one query may use.
     pub target_partitions: usize,
-    /// Memory one query may hold in sorts, aggregates and joins; more is 53200.
-    pub memory_bytes: ByteSize,
+    /// Memory of sorts, aggregates and joins; more is 53200.
+    pub memory: QueryMemory,
 }
 
 impl Default for PlanSettings {
@@ -86,7 +87,7 @@ impl Default for PlanSettings {
             version: "PostgreSQL 15.0 (Millstream)".to_owned(),
             backend_pid: 0,
             target_partitions: 2,
-            memory_bytes: ByteSize::new(1 << 30),
+            memory: QueryMemory::default(),
         }
     }
 }

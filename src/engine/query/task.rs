@@ -5,6 +5,7 @@
 //! output, which is committed already. Leaves out operators (sql) and which queries run (`super`).
 
 use super::Status;
+use crate::engine::held::Held;
 use crate::engine::input::{Input, Positions, Reader};
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
@@ -43,6 +44,8 @@ pub(super) struct QueryTask {
     /// When each partition last had something to read.
     active_at: HashMap<PartitionId, Instant>,
     status: Arc<Mutex<Status>>,
+    /// Bytes of the operators' state.
+    held: Held,
 }
 
 impl QueryTask {
@@ -85,6 +88,7 @@ impl QueryTask {
             reader,
             pipeline,
             status,
+            held: engine.state_room.share(),
         };
         match &progress.checkpoint {
             Some(checkpoint) => task.replay(checkpoint, &progress, stop).await?,
@@ -94,7 +98,7 @@ impl QueryTask {
                 task.save().await?;
             }
         }
-        task.report();
+        task.report()?;
         Ok(task)
     }
 
@@ -136,6 +140,7 @@ impl QueryTask {
             self.compute(input.batches, &idle, record.now)?;
             self.positions = to;
             self.step = record.step;
+            self.report()?;
             if stop.is_cancelled() {
                 return Err(SqlError::new(SqlState::QueryCanceled, "the query was stopped while it was recovered"));
             }
@@ -210,8 +215,7 @@ impl QueryTask {
         self.shard.step(step).await.map_err(replication_error)?;
         self.positions = positions;
         self.step = self.step.next();
-        self.report();
-        Ok(())
+        self.report()
     }
 
     fn compute(
@@ -267,10 +271,30 @@ impl QueryTask {
         Ok(())
     }
 
-    fn report(&self) {
-        let mut status = self.status.lock();
-        status.watermark = self.pipeline.watermark();
-        status.state_bytes = self.pipeline.state_bytes();
+    /// Tells how far it is, and counts its state.
+    ///
+    /// # Errors
+    /// 53200 when the state of all tables and queries takes too much memory.
+    fn report(&mut self) -> Result<()> {
+        let bytes = self.pipeline.state_bytes();
+        {
+            let mut status = self.status.lock();
+            status.watermark = self.pipeline.watermark();
+            status.state_bytes = bytes;
+        }
+        let before = self.held.bytes();
+        // The last checkpoint of it is in memory too.
+        self.held.put(bytes.plus(bytes));
+        if self.held.bytes() <= before || !self.held.is_over() {
+            return Ok(());
+        }
+        let most = self.held.bytes_max();
+        Err(SqlError::new(
+            SqlState::OutOfMemory,
+            format!("the state of query \"{}\" does not fit in memory", self.query.name),
+        )
+        .detail(format!("current rows of all tables and the state of continuous queries may take {most} bytes"))
+        .hint("group by fewer values, close windows earlier, or start the server with a larger --memory"))
     }
 }
 

@@ -35,6 +35,7 @@ async fn refusal(disk: &FaultDisk, shards: u32) -> String {
         node: NodeId::new(1),
         shards,
         seal_bytes: ByteSize::new(64 << 20),
+        writes_bytes: ByteSize::new(64 << 20),
     };
     let wal_options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
     match Replication::start_on(config, Arc::new(disk.clone()), wal_options).await {

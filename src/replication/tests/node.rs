@@ -38,6 +38,7 @@ pub(super) async fn start_sealing(disk: &FaultDisk, seal_bytes: u64) -> Replicat
         node: NodeId::new(1),
         shards: 1,
         seal_bytes: ByteSize::new(seal_bytes),
+        writes_bytes: ByteSize::new(64 << 20),
     };
     // Small files, so that the log moves from one to the next.
     let wal_options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
@@ -441,6 +442,7 @@ async fn a_data_directory_is_used_by_one_node_at_a_time() {
         node: NodeId::new(1),
         shards: 1,
         seal_bytes: ByteSize::new(1),
+        writes_bytes: ByteSize::new(64 << 20),
     };
     let second = Replication::start(config, Arc::new(disk.clone()), system_clock()).await;
     assert!(matches!(second.err(), Some(ReplicationError::Storage(StorageError::Locked))));

@@ -24,8 +24,13 @@ const SECONDS: &[f64] = &[0.000_25, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.
 /// Rows of a view that become gauges; a scrape must stay small even on a node of many topics.
 const VIEW_ROWS_MAX: usize = 10_000;
 /// The views whose numbers are gauges, with the columns that name a row.
-const VIEWS: &[(&str, &[&str])] =
-    &[("topics", &["name"]), ("partitions", &["topic", "partition"]), ("queries", &["name"]), ("shards", &["shard"])];
+const VIEWS: &[(&str, &[&str])] = &[
+    ("topics", &["name"]),
+    ("partitions", &["topic", "partition"]),
+    ("queries", &["name"]),
+    ("shards", &["shard"]),
+    ("memory", &["share"]),
+];
 
 /// Columns of the views that only grow, with the names of their counters.
 const COUNTERS: &[(&str, &str, &str)] = &[

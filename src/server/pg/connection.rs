@@ -113,6 +113,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frame::CopyData(_) | Frame::Whole(b'c' | b'f', _) => return Ok(None),
             Frame::Whole(tag, body) => (tag, message::decode(tag, body).map_err(Stop::from)),
             Frame::TooLarge { tag, bytes, bytes_max } => (tag, Err(Stop::Statement(too_large(tag, bytes, bytes_max)))),
+            Frame::NoRoom { tag } => (tag, Err(Stop::Statement(no_room()))),
         };
         if self.is_skipping && !matches!(tag, b'S' | b'X') {
             return Ok(None);
@@ -260,6 +261,13 @@ where
         interrupt = signals.interrupted() => Err(interrupt.into()),
         frame = wire.next_frame() => frame.map_err(|error: WireError| error.into()),
     }
+}
+
+/// 53200 for a message that there is no memory for.
+fn no_room() -> SqlError {
+    SqlError::new(SqlState::OutOfMemory, "out of memory: no room for the message")
+        .detail("messages, statements and transactions of all sessions share the bytes that millstream.memory shows as rows")
+        .hint("try again later, send smaller messages, or start the server with a larger --memory")
 }
 
 fn too_large(tag: u8, bytes: usize, bytes_max: usize) -> SqlError {

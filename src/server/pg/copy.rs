@@ -86,7 +86,7 @@ where
                     _ => Ok(None),
                 };
             }
-            Frame::Whole(tag, _) | Frame::TooLarge { tag, .. } => {
+            Frame::Whole(tag, _) | Frame::TooLarge { tag, .. } | Frame::NoRoom { tag } => {
                 return Err(Stop::Fatal(violation(format!(
                     "unexpected message type 0x{tag:02X} during COPY from stdin"
                 ))));

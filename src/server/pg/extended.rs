@@ -14,6 +14,8 @@ use crate::server::pg::portal::{self, Portal, State};
 use crate::server::pg::pump::{Goal, Reached, Source};
 use crate::server::pg::reply::{self, Bare};
 use crate::server::pg::rows::{self, Formats};
+use crate::server::pg::wire::UNCOUNTED_BYTES_MAX;
+use millstream_catalog::model::ByteSize;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,8 +112,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         let param_formats = Formats::new(bind.param_formats);
         let param = |(index, value)| Param { is_binary: param_formats.of(index) == Format::Binary, value };
+        let bytes: usize = bind.params.iter().flatten().map(|value| value.len()).sum();
+        let mut held = (bytes > UNCOUNTED_BYTES_MAX).then(|| self.session.room());
+        if let Some(held) = &mut held {
+            held.set(ByteSize::of(bytes))?;
+        }
         let params = bind.params.into_iter().enumerate().map(param).collect();
-        self.portals.open(&bind.portal, Portal { prepared, formats, state: State::Bound(params) })?;
+        self.portals.open(&bind.portal, Portal { prepared, formats, state: State::Bound(params), _held: held })?;
         reply::bare(self.wire.out(), Bare::BindComplete);
         Ok(())
     }
@@ -203,7 +210,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     }
                     let queued = step(self.wire, &signals, self.session.insert_ahead(&prepared, params)).await??;
                     self.run_ahead(shard, queued, timer);
-                    let portal = Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done };
+                    let portal =
+                        Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done, _held: None };
                     self.portals.put_back(name, portal);
                     return Ok(());
                 }
@@ -228,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         if is_first {
             timer.succeeded();
         }
-        self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state });
+        self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state, _held: None });
         Ok(())
     }
 

@@ -148,6 +148,7 @@ impl Acceptor {
             Ok(Opening::Session(options)) => match self.engine.session(options) {
                 Ok(session) => {
                     let _open = self.meters.session();
+                    wire.set_room(self.engine.room());
                     let connection =
                         Connection::new(&mut wire, session, self.stopping.clone(), Arc::clone(&self.meters));
                     Box::pin(connection.run()).await

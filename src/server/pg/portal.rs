@@ -3,7 +3,7 @@
 //! Owns the portals of one connection and their number. Leaves out SQL cursors, which the session has; to a
 //! client the two share their names. Portals end with the transaction, or with Sync outside of one.
 
-use crate::engine::{Param, Prepared, SqlError, SqlState};
+use crate::engine::{Held, Param, Prepared, SqlError, SqlState};
 use crate::server::pg::pump::Source;
 use crate::server::pg::rows::Formats;
 use millstream_catalog::model::limit::PORTALS_MAX;
@@ -17,6 +17,8 @@ pub(super) struct Portal {
     pub(super) prepared: Option<Arc<Prepared>>,
     pub(super) formats: Formats,
     pub(super) state: State,
+    /// Memory of its parameters, if they are large.
+    pub(super) _held: Option<Held>,
 }
 
 /// How far a portal was executed.
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     fn portal() -> Portal {
-        Portal { prepared: None, formats: Formats::default(), state: State::Done }
+        Portal { prepared: None, formats: Formats::default(), state: State::Done, _held: None }
     }
 
     #[test]

@@ -9,9 +9,10 @@
 //! frames over their limit are skipped as they come, so neither is ever held whole. Output is bounded by
 //! what its writers add between two calls of `make_room`.
 
+use crate::engine::Held;
 use crate::server::pg::cancel::{Interrupt, Signals};
 use bytes::{Buf, Bytes, BytesMut};
-use millstream_catalog::model::limit;
+use millstream_catalog::model::{ByteSize, limit};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -30,6 +31,8 @@ const READ_BYTES_FIRST: usize = 8 << 10;
 const READ_BYTES_MAX: usize = 128 << 10;
 /// Frames longer than PostgreSQL's own limit come from something that does not speak the protocol.
 const FRAME_BYTES_MAX: usize = (1 << 30) - 1;
+/// Bytes of a message that count as the connection's own.
+pub(super) const UNCOUNTED_BYTES_MAX: usize = 128 << 10;
 /// Bytes of a message that carries a name or nothing.
 const SMALL_BYTES_MAX: usize = 10_000;
 /// Output that is not of a subscription waits for more of it at most this long.
@@ -46,6 +49,8 @@ pub(super) enum Frame {
     CopyData(Bytes),
     /// A message over its limit of bytes was skipped.
     TooLarge { tag: u8, bytes: usize, bytes_max: usize },
+    /// A message was skipped for which the node has no memory.
+    NoRoom { tag: u8 },
 }
 
 /// Why no further frame comes.
@@ -95,6 +100,8 @@ pub(super) struct Wire<S> {
     skipping: Option<(Frame, usize)>,
     output: Vec<u8>,
     written: usize,
+    /// Memory for a message on its way in, and until the next one is asked for; not bounded before there is a session.
+    room: Option<Held>,
     /// Output that waits for something before it; while there is some, more goes behind it.
     held: Option<Vec<u8>>,
 }
@@ -111,8 +118,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             skipping: None,
             output: Vec::new(),
             written: 0,
+            room: None,
             held: None,
         }
+    }
+
+    /// Counts large messages there from now on.
+    pub(super) fn set_room(&mut self, room: Held) {
+        self.room = Some(room);
+    }
+
+    /// Counts the input, if it is large; false when there is no room for it. Buffers grow by doubling.
+    fn has_room(&mut self) -> bool {
+        let bytes = if self.input.len() > UNCOUNTED_BYTES_MAX { 2 * self.input.len() } else { 0 };
+        self.room.as_mut().is_none_or(|room| room.set(ByteSize::of(bytes)).is_ok())
     }
 
     /// The socket alone, to close it.
@@ -184,6 +203,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// # Cancellation
     /// Safe: no byte is lost.
     pub(super) async fn next_frame(&mut self) -> Result<Frame, WireError> {
+        // The message before is done with. What it was counts again if it is still on its way.
+        let _ = self.has_room();
         loop {
             if let Some(frame) = self.buffered_frame()? {
                 return Ok(frame);
@@ -207,6 +228,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 let here = left.min(self.input.len());
                 self.input.advance(here);
                 if here == left {
+                    // Without the room the message took before it was refused.
+                    self.input = BytesMut::from(&self.input[..]);
                     return Ok(Some(frame));
                 }
                 self.skipping = Some((frame, left - here));
@@ -231,7 +254,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             } else if len > bytes_max {
                 return Err(WireError::Violation(format!("invalid message length: {len} bytes of body")));
             } else if self.input.len() < 5 + len {
-                return Ok(None);
+                if self.has_room() {
+                    return Ok(None);
+                }
+                self.room.iter_mut().for_each(|room| room.put(ByteSize::ZERO));
+                self.input.advance(5);
+                self.skipping = Some((Frame::NoRoom { tag }, len));
             } else {
                 self.input.advance(5);
                 return Ok(Some(Frame::Whole(tag, self.input.split_to(len).freeze())));
@@ -415,6 +443,30 @@ mod tests {
         let (cancel, stopping) = (CancellationToken::new(), Stopping::default());
         let signals = Signals::finite(cancel.clone(), &stopping);
         (cancel, stopping, signals)
+    }
+
+    #[tokio::test]
+    async fn a_message_without_room_is_skipped_and_its_bytes_are_not_kept() {
+        let room = crate::engine::HoldingRoom::new(ByteSize::new(4 << 20));
+        let (mut client, mut wire) = pair(64 << 10);
+        wire.set_room(room.share());
+        let large = frame(b'Q', &vec![b'x'; 3 << 20]);
+        let sending = async {
+            for bytes in [&large[..], &frame(b'S', b""), &frame(b'Q', &vec![b'y'; 1 << 20]), &frame(b'S', b"")] {
+                client.write_all(bytes).await.unwrap();
+            }
+        };
+        let reading = async {
+            assert_eq!(wire.next_frame().await.unwrap(), Frame::NoRoom { tag: b'Q' });
+            assert_eq!(room.used(), ByteSize::ZERO);
+            assert_eq!(wire.next_frame().await.unwrap(), Frame::Whole(b'S', Bytes::new()));
+            // One that fits counts until the next is asked for.
+            assert!(matches!(wire.next_frame().await.unwrap(), Frame::Whole(b'Q', _)));
+            assert!(room.used() > ByteSize::new(1 << 20));
+            assert_eq!(wire.next_frame().await.unwrap(), Frame::Whole(b'S', Bytes::new()));
+            assert_eq!(room.used(), ByteSize::ZERO);
+        };
+        tokio::join!(sending, reading);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::Options;
 use crate::kit::events::Events;
-use crate::kit::process::{own_mebibytes, peak_mebibytes, resident_mebibytes};
+use crate::kit::process::{mapped_mebibytes, own_mebibytes, peak_mebibytes, resident_mebibytes};
 use crate::kit::report::{Aim, Report, Unit};
 use crate::kit::server::{Server, directory};
 use anyhow::Context as _;
@@ -54,8 +54,8 @@ pub(crate) async fn run(report: &mut Report, options: &Options) -> anyhow::Resul
         anyhow::Ok(begin.elapsed())
     };
     let reading = try_join_all(lively.iter_mut().map(Subscriber::read));
-    let (mut own_peak, process) = (0.0_f64, server.process_id());
-    let watching = watch(process, &mut own_peak);
+    let (mut peaks, process) = (Peaks::default(), server.process_id());
+    let watching = watch(process, &mut peaks);
     let both = async { tokio::try_join!(writing, reading) };
     let (written, _) = tokio::select! {
         done = both => done?,
@@ -66,7 +66,11 @@ pub(crate) async fn run(report: &mut Report, options: &Options) -> anyhow::Resul
     let all = (count * LIVELY) as f64 / begin.elapsed().as_secs_f64();
     report.plain(format!("  {LIVELY} subscribers got every event, in order: in all"), all, Unit::PerSecond("rows"));
     let begin = Instant::now();
-    try_join_all(stalled.iter_mut().map(Subscriber::read)).await?;
+    let watching = watch(process, &mut peaks);
+    tokio::select! {
+        done = try_join_all(stalled.iter_mut().map(Subscriber::read)) => drop(done?),
+        failed = watching => match failed? {},
+    }
     let all = (count * STALLED) as f64 / begin.elapsed().as_secs_f64();
     report.plain(format!("  {STALLED} read again, and got every event: in all"), all, Unit::PerSecond("rows"));
     let peak = peak_mebibytes(server.process_id())?;
@@ -77,17 +81,28 @@ pub(crate) async fn run(report: &mut Report, options: &Options) -> anyhow::Resul
         }
         None => report.plain("  memory at its peak", peak, Unit::Mebibytes),
     }
-    report.plain("  its own at its peak, mapped segments left out", own_peak, Unit::Mebibytes);
+    report.plain("  its own at its peak, mapped files left out", peaks.own, Unit::Mebibytes);
+    report.plain("  mapped files at their peak, the program among them", peaks.mapped, Unit::Mebibytes);
     report.plain("  memory at the end", resident_mebibytes(server.process_id())?, Unit::Mebibytes);
     let stored: i64 = client.query_one("SELECT count(*) FROM events", &[]).await?.try_get(0)?;
     anyhow::ensure!(stored as usize == count, "{stored} of {count} events are stored");
+    let most = budget.map(mebibytes).transpose()?;
+    anyhow::ensure!(most.is_none_or(|most| peak < most), "its peak of {peak:.0} MiB is above --memory");
     Ok(())
 }
 
-/// Looks at the process's own memory again and again.
-async fn watch(process: u32, peak: &mut f64) -> anyhow::Result<Infallible> {
+/// The most the process has had.
+#[derive(Debug, Default)]
+struct Peaks {
+    own: f64,
+    mapped: f64,
+}
+
+/// Looks at the process's memory again and again.
+async fn watch(process: u32, peaks: &mut Peaks) -> anyhow::Result<Infallible> {
     loop {
-        *peak = peak.max(own_mebibytes(process)?);
+        peaks.own = peaks.own.max(own_mebibytes(process)?);
+        peaks.mapped = peaks.mapped.max(mapped_mebibytes(process)?);
         sleep(WATCH_INTERVAL).await;
     }
 }
@@ -99,9 +114,9 @@ fn has_budget() -> anyhow::Result<bool> {
 }
 
 fn mebibytes(size: &str) -> anyhow::Result<f64> {
-    let units = [("GiB", 1024.0), ("MiB", 1.0)];
+    let units = [("GB", 1024.0), ("MB", 1.0)];
     let found = units.iter().find_map(|(unit, factor)| Some((size.strip_suffix(unit)?.trim(), factor)));
-    let (number, factor) = found.context("--memory takes a number of GiB or MiB")?;
+    let (number, factor) = found.context("--memory takes a number of GB or MB")?;
     Ok(number.parse::<f64>()? * factor)
 }
 

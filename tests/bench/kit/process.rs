@@ -75,6 +75,11 @@ pub(crate) fn own_mebibytes(process: u32) -> anyhow::Result<f64> {
     memory_mebibytes(process, "RssAnon:")
 }
 
+/// Resident pages of files that a process has mapped.
+pub(crate) fn mapped_mebibytes(process: u32) -> anyhow::Result<f64> {
+    memory_mebibytes(process, "RssFile:")
+}
+
 fn memory_mebibytes(process: u32, field: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;

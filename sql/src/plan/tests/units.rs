@@ -2,6 +2,7 @@
 
 use super::source::{self, Memory};
 use super::{parsed, run};
+use crate::exec::QueryMemory;
 use crate::exec::{ExplainMode, explain};
 use crate::plan::{PlanContext, PlanSettings, eval_constant, plan_select};
 use crate::ports::ScanRequest;
@@ -147,11 +148,17 @@ async fn explain_names_the_relation_and_what_was_pushed_down() {
 
 #[tokio::test]
 async fn memory_is_bounded() {
-    let settings = PlanSettings { memory_bytes: ByteSize::new(100_000), ..PlanSettings::default() };
-    let context = PlanContext { settings: Arc::new(settings), ..source::context() };
     let sql = "SELECT a.n, count(*) FROM generate_series(1, 100000) AS a(n) GROUP BY a.n ORDER BY 1";
-    let error = run(&context, sql, Vec::new(), &[]).await.unwrap_err();
-    assert_eq!(error.sqlstate.code(), "53200", "{error:?}");
+    for (node, query, which) in [(200_000, 100_000, "one query"), (100_000, 1 << 30, "all queries together")] {
+        let memory = QueryMemory::new(ByteSize::new(node), ByteSize::new(query));
+        let settings = PlanSettings { memory: memory.clone(), ..PlanSettings::default() };
+        let context = PlanContext { settings: Arc::new(settings), ..source::context() };
+        let error = run(&context, sql, Vec::new(), &[]).await.unwrap_err();
+        assert_eq!(error.sqlstate.code(), "53200", "{error:?}");
+        assert_eq!(error.detail.unwrap(), format!("{which} may hold 100000 bytes"));
+        assert!(error.hint.unwrap().contains("--memory"));
+        assert_eq!(memory.used(), ByteSize::ZERO);
+    }
 }
 
 #[test]
