@@ -25,7 +25,13 @@ struct Told {
 
 async fn open(disk: &FaultDisk) -> Result<Replication, ReplicationError> {
     let (data_dir, node, shards) = (PathBuf::from("/data"), NodeId::new(1), SHARDS);
-    let config = ReplicationConfig { data_dir, node, shards, seal_bytes: ByteSize::new(SEAL_BYTES) };
+    let config = ReplicationConfig {
+        data_dir,
+        node,
+        shards,
+        seal_bytes: ByteSize::new(SEAL_BYTES),
+        writes_bytes: ByteSize::new(64 << 20),
+    };
     let wal_options = WalOptions { file_bytes: ByteSize::new(16 << 10), ..WalOptions::default() };
     Replication::start_on(config, std::sync::Arc::new(disk.clone()), wal_options).await
 }
