@@ -647,6 +647,39 @@ fn a_synced_entry_makes_those_of_all_shards_before_it_durable() {
     assert!(kept.iter().all(|last| (5..=9).contains(last)) && kept.contains(&5), "{kept:?}");
 }
 
+#[test]
+fn a_file_is_given_back_only_when_the_votes_in_the_next_one_are_synced() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let (shard, answers) = (ShardId::new(1), Answers::default());
+    let vote = WalRecord::Vote { payload: Bytes::from_static(b"vote") };
+    driver.writer.commit(vec![append(shard, vec![vote], 0, &answers)], Marks::new());
+    let mut index = 0;
+    while driver.shared.room.load(Ordering::Relaxed) > 1_200 {
+        index += 1;
+        let record = entry(1, index, Bytes::from(vec![1; 300]));
+        driver.writer.commit(vec![append(shard, vec![record], index, &answers)], Marks::new());
+    }
+    let purge = WalRecord::Purge { upto: EntryIndex::new(index), payload: Bytes::from_static(b"purged") };
+    driver.writer.commit(vec![append(shard, vec![purge], 0, &answers)], Marks::new());
+    let (first, large) = (driver.writer.sequence(), entry(1, index + 1, Bytes::from(vec![2; 1_500])));
+    driver.writer.commit(vec![append_as(Durability::Async, shard, vec![large], (0, &answers))], Marks::new());
+    assert_eq!(driver.writer.sequence(), first + 1);
+    assert!(answers.lock().iter().all(|(_, result)| result.is_ok()));
+    for seed in 0..60 {
+        let (_, recovered) = Driver::open(&disk.crash(seed)).unwrap();
+        let found = &recovered[&shard];
+        assert_eq!(found.vote.as_deref(), Some(b"vote".as_slice()), "seed {seed}");
+        assert_eq!(found.purged, Some((EntryIndex::new(index), Bytes::from_static(b"purged"))), "seed {seed}");
+        assert!(found.corrupt.is_none(), "seed {seed}");
+    }
+    // Then it is.
+    driver.shared.syncer.sync(&driver.shared).unwrap();
+    let next = entry(1, index + 2, Bytes::new());
+    driver.writer.commit(vec![append_as(Durability::Async, shard, vec![next], (0, &answers))], Marks::new());
+    assert!(!disk.exists(&dir().join(log_name(first))).unwrap());
+}
+
 /// Waits for something another thread does.
 fn in_time(what: &str, mut is_done: impl FnMut() -> bool) {
     let begin = env::instant();
