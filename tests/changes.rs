@@ -223,3 +223,77 @@ async fn changed_rows_are_found_by_the_index() {
     assert_eq!(number(&client, "SELECT n FROM t WHERE k = 7000").await, 1);
     server.node.stop().await;
 }
+
+/// Amounts move between rows of one table, between two tables, and out to a stream: each statement sees all of a move or
+/// nothing of it, however it reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sums_over_several_tables_are_never_torn() {
+    const READS: usize = 40;
+    let server = Server::start().await;
+    let address = server.node.pg_address();
+    let client = server.client().await;
+    let setup = "CREATE TABLE a (k integer PRIMARY KEY, n bigint) WITH (partitions = 3); CREATE STREAM s (n bigint);
+                 CREATE TABLE b (k integer PRIMARY KEY, n bigint);
+                 INSERT INTO a SELECT k, 100 FROM generate_series(0, 7) AS g(k);
+                 INSERT INTO b SELECT k, 100 FROM generate_series(0, 7) AS g(k)";
+    client.batch_execute(setup).await.unwrap();
+    let reading = Arc::new(AtomicI64::new(4));
+    let write = |writer: i64| {
+        let reading = Arc::clone(&reading);
+        async move {
+            let (client, other) = (connect(address).await, writer + 4);
+            let moves = [
+                format!("UPDATE a SET n = n + CASE k WHEN {writer} THEN -7 ELSE 7 END WHERE k IN ({writer}, {other})"),
+                format!("BEGIN; INSERT INTO s VALUES (1); UPDATE b SET n = n - 1 WHERE k = {other}; COMMIT"),
+                format!(
+                    "BEGIN; UPDATE a SET n = n - 10 WHERE k = {writer}; UPDATE b SET n = n + 10 WHERE k = {writer}; COMMIT"
+                ),
+                format!(
+                    "BEGIN; UPDATE a SET n = n + 10 WHERE k = {writer}; UPDATE b SET n = n - 10 WHERE k = {writer}; COMMIT"
+                ),
+                // Row `writer` of b has 100 again; it goes away and comes back.
+                format!(
+                    "BEGIN; DELETE FROM b WHERE k = {writer}; UPDATE a SET n = n + 100 WHERE k = {writer}; \
+                     INSERT INTO b VALUES ({writer}, 0); COMMIT"
+                ),
+                format!(
+                    "BEGIN; UPDATE b SET n = 100 WHERE k = {writer}; UPDATE a SET n = n - 100 WHERE k = {writer}; COMMIT"
+                ),
+            ];
+            while reading.load(Ordering::Relaxed) > 0 {
+                for sql in &moves {
+                    client.batch_execute(sql).await.unwrap();
+                }
+            }
+        }
+    };
+    let read = |_| {
+        let reading = Arc::clone(&reading);
+        async move {
+            let client = connect(address).await;
+            let sums = [
+                "SELECT (SELECT sum(n) FROM a)::bigint + (SELECT sum(n) FROM b)::bigint + (SELECT count(*) FROM s)",
+                "SELECT (SELECT count(*) FROM s) + (SELECT sum(n) FROM b)::bigint
+                        + (SELECT sum(n) FROM a WHERE k < 4)::bigint + (SELECT sum(n) FROM a WHERE k IN (4, 5, 6, 7))::bigint",
+                "SELECT (SELECT sum(a.n + b.n) FROM a JOIN b USING (k))::bigint + (SELECT count(*) FROM s)",
+                "SELECT (SELECT sum(x.n + y.n) FROM a AS x JOIN a AS y USING (k))::bigint
+                        - (SELECT sum(n) FROM a)::bigint + (SELECT sum(n) FROM b)::bigint + (SELECT count(*) FROM s)",
+            ];
+            for round in 0..READS {
+                for sql in sums {
+                    assert_eq!(number(&client, sql).await, 1_600, "round {round}: {sql}");
+                }
+            }
+            reading.fetch_sub(1, Ordering::Relaxed);
+        }
+    };
+    let writers: Vec<_> = (0..4).map(|writer| tokio::spawn(write(writer))).collect();
+    let readers: Vec<_> = (0..4).map(|reader| tokio::spawn(read(reader))).collect();
+    let all = futures::future::join_all(readers).await;
+    // Writers end also when a reader failed.
+    reading.store(0, Ordering::Relaxed);
+    for ended in all.into_iter().chain(futures::future::join_all(writers).await) {
+        ended.unwrap();
+    }
+    server.node.stop().await;
+}

@@ -440,6 +440,18 @@ async fn offsets_are_given_within_a_pipeline() {
     let rows = raw.messages().await.into_iter().filter(|(tag, _)| *tag == 'D').map(|(_, body)| body);
     let offsets: Vec<String> = rows.map(|row| row.chars().last().unwrap().to_string()).collect();
     assert_eq!(offsets, ["1", "3"]);
+    // Of changed rows, whether something stands behind them or not.
+    raw.run("CREATE TABLE t (k INT PRIMARY KEY, v INT); INSERT INTO t VALUES (1, 1), (2, 2)").await;
+    let run = |sql: &str| [parse("", sql), bind("", ""), execute("", 0)].concat();
+    let changes = [
+        run("UPDATE t SET v = 2 WHERE k = 1 RETURNING rowpartition, rowoffset"),
+        run("INSERT INTO t VALUES (2, 0) ON CONFLICT (k) DO UPDATE SET v = 3 RETURNING rowpartition, rowoffset"),
+        run("UPDATE t SET v = 4 WHERE k = 2 RETURNING rowpartition, rowoffset"),
+    ];
+    raw.send(&[&changes.concat(), &sync()]).await;
+    let rows = raw.messages().await.into_iter().filter(|(tag, _)| *tag == 'D').map(|(_, body)| body);
+    let offsets: Vec<String> = rows.map(|row| row.chars().last().unwrap().to_string()).collect();
+    assert_eq!(offsets, ["2", "3", "4"]);
 }
 
 #[tokio::test]

@@ -6,14 +6,15 @@
 //! Rows are kept in chunks as they came; a row that is replaced is marked dead in its chunk. Sixteen chunks of one size
 //! in a row become one, so rows are copied a few times and a table that is written row by row has few chunks.
 
+use crate::engine::undo::{Change, Step, Undo};
 use crate::storage::batch::{StoredBatch, batch_bytes};
 use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
 use arrow::buffer::BooleanBuffer;
-use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::row::{RowConverter, Rows, SortField};
+use arrow::compute::{concat_batches, filter_record_batch, interleave_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow::row::{Row, RowConverter, Rows, SortField};
 use millstream_catalog::Relation;
-use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::model::limit::{BATCH_ROWS_MAX, TABLE_UNDO_BYTES_MAX};
 use millstream_catalog::model::{Offset, SqlState};
 use millstream_catalog::schema::{ROWOFFSET, ROWTOMBSTONE};
 use millstream_sql::SqlError;
@@ -59,6 +60,9 @@ pub(super) struct Fold {
     rows_live: usize,
     rows_dead: usize,
     bytes: u64,
+    undo: Undo,
+    /// Former rows are kept that somebody may read who is as far as this.
+    reader: Option<Offset>,
 }
 
 #[derive(Debug)]
@@ -111,14 +115,28 @@ impl Fold {
         Self { start, position: start, ..Self::default() }
     }
 
-    /// Bytes of rows and index.
+    /// Bytes of rows, former rows and index.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes + self.undo.bytes()
     }
 
-    /// The number of rows.
-    pub(super) fn rows(&self) -> usize {
-        self.rows_live
+    /// The state at any offset from this one to `position` can be read.
+    pub(super) fn first(&self) -> Offset {
+        self.undo.start()
+    }
+
+    /// From now on keeps what `reader` may want, the one who is least far, and forgets the rest. What there was before
+    /// `first` is not known.
+    pub(super) fn keep_for(&mut self, reader: Option<Offset>, first: Offset) {
+        self.reader = reader;
+        self.undo.forget(reader.unwrap_or(self.position).max(first));
+    }
+
+    /// The number of rows at `end`.
+    pub(super) fn rows(&self, end: Offset) -> usize {
+        let former = self.undo.at(end);
+        let later = former.keys().filter(|key| self.index.contains_key(**key)).count();
+        self.rows_live - later + former.values().flatten().count()
     }
 
     /// Takes the next batch of the changelog in, and moves `position` behind it.
@@ -133,6 +151,10 @@ impl Fold {
         }
         let keys = keyed.keys(&batch)?;
         let tombstones = keyed.tombstone.map(|column| batch.column(column).as_boolean().clone());
+        let step = match (&keys, self.reader) {
+            (Some(keys), Some(_)) => Some(self.step(&batch, keys, tombstones.as_ref())?),
+            _ => None,
+        };
         // From here on nothing fails: a batch is taken in as a whole or not at all.
         let chunk = self.push(batch);
         for (row, key) in keys.iter().flat_map(|keys| keys.iter()).enumerate() {
@@ -156,7 +178,36 @@ impl Fold {
             }
         }
         self.position = stored.offset_end();
+        match step {
+            Some(step) => self.undo.push(step),
+            None => self.reader = None,
+        }
+        if self.reader.is_none() || self.undo.bytes() > TABLE_UNDO_BYTES_MAX.value() {
+            self.keep_for(None, self.position);
+        }
         Ok(())
+    }
+
+    /// What rows are before the changes of `batch`, which is not taken in yet.
+    fn step(&self, batch: &RecordBatch, keys: &Rows, tombstones: Option<&BooleanArray>) -> Result<Step, SqlError> {
+        let offsets = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
+        let chunk = self.chunks.len();
+        let mut within: HashMap<Row<'_>, Option<(usize, usize)>> = HashMap::new();
+        let (mut changes, mut former) = (Vec::with_capacity(batch.num_rows()), Vec::new());
+        for (row, key) in keys.iter().enumerate() {
+            let is_deleted = tombstones.is_some_and(|flags| flags.value(row));
+            let before = match within.insert(key, (!is_deleted).then_some((chunk, row))) {
+                Some(before) => before,
+                None => self.index.get(key.as_ref()).map(|at| (at.chunk as usize, at.row as usize)),
+            };
+            let before = before.map(|before| {
+                former.push(before);
+                former.len() as u32 - 1
+            });
+            changes.push(Change { offset: Offset::new(offsets.value(row) as u64), key: key.as_ref().into(), before });
+        }
+        let chunks: Vec<&RecordBatch> = self.chunks.iter().map(|chunk| &chunk.batch).chain([batch]).collect();
+        Ok(Step::new(changes, interleave_record_batch(&chunks, &former).map_err(internal)?))
     }
 
     /// Copies rows together where chunks are too many or too much of them is dead.
@@ -177,7 +228,7 @@ impl Fold {
     /// Makes the live rows of the chunks from `at` on as few chunks as may be. Fails with everything as it was.
     fn merge_from(&mut self, keyed: &Keyed, at: usize) -> Result<(), SqlError> {
         let merged = self.chunks.get(at..).unwrap_or_default();
-        let live: Vec<RecordBatch> = merged.iter().map(Chunk::rows).collect::<Result<_, _>>()?;
+        let live: Vec<RecordBatch> = merged.iter().map(|chunk| chunk.rows(&[])).collect::<Result<_, _>>()?;
         let batch = concat_batches(&keyed.schema, &live).map_err(internal)?;
         let keys = keyed.keys(&batch)?;
         let freed: u64 = merged.iter().map(|chunk| chunk.bytes).sum();
@@ -200,17 +251,37 @@ impl Fold {
         Ok(())
     }
 
-    /// The rows with these keys.
-    pub(super) fn find(&self, keys: &HashSet<Box<[u8]>>) -> Vec<RecordBatch> {
-        let locations = keys.iter().filter_map(|key| self.index.get(key));
-        let row =
-            |location: &Location| Some(self.chunks.get(location.chunk as usize)?.batch.slice(location.row as usize, 1));
-        locations.filter_map(row).collect()
+    /// The rows with these keys at `end`.
+    pub(super) fn find(&self, keys: &HashSet<Box<[u8]>>, end: Offset) -> Result<Vec<RecordBatch>, SqlError> {
+        let former = self.undo.at(end);
+        let (mut found, mut old) = (Vec::new(), Vec::new());
+        for key in keys {
+            match (former.get(key.as_ref()), self.index.get(key)) {
+                (Some(before), _) => old.extend(*before),
+                (None, Some(at)) => {
+                    let chunk = self.chunks.get(at.chunk as usize);
+                    found.extend(chunk.map(|chunk| chunk.batch.slice(at.row as usize, 1)));
+                }
+                (None, None) => {}
+            }
+        }
+        found.extend(self.undo.rows(&old).map_err(internal)?);
+        Ok(found)
     }
 
-    /// All rows.
-    pub(super) fn batches(&self) -> Result<Vec<RecordBatch>, SqlError> {
-        self.chunks.iter().filter(|chunk| chunk.rows_live > 0).map(Chunk::rows).collect()
+    /// All rows at `end`.
+    pub(super) fn batches(&self, end: Offset) -> Result<Vec<RecordBatch>, SqlError> {
+        let former = self.undo.at(end);
+        let mut later: HashMap<u32, Vec<u32>> = HashMap::new();
+        for at in former.keys().filter_map(|key| self.index.get(*key)) {
+            later.entry(at.chunk).or_default().push(at.row);
+        }
+        let chunks = (0..).zip(&self.chunks).filter(|(_, chunk)| chunk.rows_live > 0);
+        let rows = chunks.map(|(at, chunk)| chunk.rows(later.get(&at).map(Vec::as_slice).unwrap_or_default()));
+        let mut batches = rows.collect::<Result<Vec<_>, _>>()?;
+        let old: Vec<_> = former.into_values().flatten().collect();
+        batches.extend(self.undo.rows(&old).map_err(internal)?);
+        Ok(batches)
     }
 
     fn push(&mut self, batch: RecordBatch) -> u32 {
@@ -250,11 +321,14 @@ impl Chunk {
         self.rows_live.max(1).ilog(FAN).min(Self::LEVEL_FULL)
     }
 
-    fn rows(&self) -> Result<RecordBatch, SqlError> {
-        if self.rows_live == self.batch.num_rows() {
+    /// The live rows without those at `later`.
+    fn rows(&self, later: &[u32]) -> Result<RecordBatch, SqlError> {
+        if self.rows_live == self.batch.num_rows() && later.is_empty() {
             return Ok(self.batch.clone());
         }
-        let mask = BooleanArray::new(BooleanBuffer::from(self.live.as_slice()), None);
+        let mut live = self.live.clone();
+        later.iter().for_each(|row| live[*row as usize] = false);
+        let mask = BooleanArray::new(BooleanBuffer::from(live.as_slice()), None);
         filter_record_batch(&self.batch, &mask).map_err(internal)
     }
 }
@@ -264,7 +338,6 @@ mod tests {
     use super::*;
     use crate::storage::EntryRuns;
     use arrow::array::{Int64Array, StringArray};
-    use arrow::datatypes::Int64Type;
     use millstream_catalog::RelationKind;
     use millstream_catalog::model::{EntryIndex, Name, RowCount, ShardId, Timestamp, TopicId};
     use millstream_catalog::relation::TopicOptions;
@@ -337,13 +410,13 @@ mod tests {
             fold.tidy(&keyed).unwrap();
             assert!(fold.chunks.len() < 64, "{}", fold.chunks.len());
         }
-        assert_eq!(rows(&fold.batches().unwrap()).len(), 5_000);
+        assert_eq!(rows(&fold.batches(fold.position).unwrap()).len(), 5_000);
         for turn in 0..5_000u64 {
             fold.take(&keyed, &changes(&keyed, 5_000 + turn, &[(7, Some(turn.to_string()))])).unwrap();
             fold.tidy(&keyed).unwrap();
         }
         assert!(fold.chunks.len() < 64, "{}", fold.chunks.len());
-        assert_eq!(rows(&fold.batches().unwrap())[&7], ("4999".to_owned(), 9_999));
+        assert_eq!(rows(&fold.batches(fold.position).unwrap())[&7], ("4999".to_owned(), 9_999));
     }
 
     proptest! {
@@ -356,27 +429,49 @@ mod tests {
             let mut fold = Fold::starting(Offset::ZERO);
             let mut model: BTreeMap<i64, (String, i64)> = BTreeMap::new();
             let mut offset = 0i64;
-            for batch in &batches {
+            // The same with a reader at each offset from that of the third batch on.
+            let mut watched = Fold::starting(Offset::ZERO);
+            let mut states = Vec::new();
+            for (at, batch) in batches.iter().enumerate() {
                 let start = offset as u64;
+                if at >= 2 {
+                    watched.keep_for(Some(states.first().map_or(Offset::new(start), |(at, _)| *at)), Offset::ZERO);
+                }
                 for (id, value) in batch {
+                    if at >= 2 && offset % 17 == 0 {
+                        states.push((Offset::new(offset as u64), model.clone()));
+                    }
                     match value {
                         Some(value) => drop(model.insert(*id, (value.clone(), offset))),
                         None => drop(model.remove(id)),
                     }
                     offset += 1;
                 }
+                watched.take(&keyed, &changes(&keyed, start, batch)).unwrap();
+                watched.tidy(&keyed).unwrap();
                 fold.take(&keyed, &changes(&keyed, start, batch)).unwrap();
                 fold.tidy(&keyed).unwrap();
             }
-            prop_assert_eq!(&rows(&fold.batches().unwrap()), &model);
-            prop_assert_eq!(fold.rows(), model.len());
+            prop_assert_eq!(&rows(&fold.batches(fold.position).unwrap()), &model);
+            prop_assert_eq!(fold.rows(fold.position), model.len());
             for id in 0..40i64 {
                 let key: ArrayRef = Arc::new(Int64Array::from(vec![id, id]));
-                let found = rows(&fold.find(&keyed.encoded(&[key]).unwrap()));
+                let found = rows(&fold.find(&keyed.encoded(&[key]).unwrap(), fold.position).unwrap());
                 prop_assert_eq!(found.get(&id), model.get(&id));
             }
+            for (at, state) in states {
+                prop_assert_eq!(&rows(&watched.batches(at).unwrap()), &state);
+                prop_assert_eq!(watched.rows(at), state.len());
+                for id in [0i64, 7, 23, 39] {
+                    let key: ArrayRef = Arc::new(Int64Array::from(vec![id]));
+                    let found = rows(&watched.find(&keyed.encoded(&[key]).unwrap(), at).unwrap());
+                    prop_assert_eq!(found.get(&id), state.get(&id));
+                }
+            }
+            watched.keep_for(None, Offset::ZERO);
+            prop_assert_eq!((watched.first(), watched.bytes()), (watched.position, watched.bytes));
             fold.merge_from(&keyed, 0).unwrap();
-            prop_assert_eq!(&rows(&fold.batches().unwrap()), &model);
+            prop_assert_eq!(&rows(&fold.batches(fold.position).unwrap()), &model);
             let chunks: u64 = fold.chunks.iter().map(|chunk| chunk.bytes).sum();
             let index: u64 = fold.index.keys().map(|key| entry_bytes(key)).sum();
             prop_assert_eq!(fold.bytes(), chunks + index);

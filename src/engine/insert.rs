@@ -282,7 +282,7 @@ impl Session {
         self.append_now(relation, parts, claim).await
     }
 
-    async fn append_now(
+    pub(super) async fn append_now(
         &self,
         relation: &Relation,
         parts: Vec<PartitionWrite>,

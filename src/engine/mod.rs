@@ -19,6 +19,7 @@ mod held;
 mod input;
 mod insert;
 mod outcome;
+mod pin;
 mod prepare;
 mod producer;
 mod pull;
@@ -35,6 +36,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod undo;
 mod upkeep;
 mod write;
 

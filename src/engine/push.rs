@@ -139,6 +139,7 @@ impl Session {
         self.engine
             .compute
             .run(async move {
+                let _pin = engine.pin();
                 let rows = engine.tables().rows(&relation, &partitions, partitions.applied())?;
                 let mut first = VecDeque::new();
                 for (partition, batches) in rows.partitions {

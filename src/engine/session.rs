@@ -5,6 +5,7 @@
 //! with it.
 
 use crate::engine::cursor::Cursors;
+use crate::engine::pin::Pin;
 use crate::engine::registry::{SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
@@ -49,6 +50,8 @@ pub struct Session {
     statements: HashMap<String, Arc<Prepared>>,
     notices: Vec<Notice>,
     reported: Vec<(String, String)>,
+    /// How far back the statement at hand reads.
+    pin: Option<Pin>,
 }
 
 impl Drop for Session {
@@ -80,6 +83,7 @@ impl Session {
             statements: HashMap::new(),
             notices: Vec::new(),
             reported: Vec::new(),
+            pin: None,
         })
     }
 
@@ -100,8 +104,9 @@ impl Session {
     }
 
     /// Marks the end of a statement: its last row is delivered.
-    pub fn end_statement(&self) {
+    pub fn end_statement(&mut self) {
         self.entry.end();
+        self.pin = None;
     }
 
     /// `statement_timeout`; `None` is no limit. The server applies it to everything but waiting for copy data.
@@ -232,10 +237,16 @@ impl Session {
     /// # Cancellation
     /// Dropping the future stops the statement. A write that was under way may or may not happen.
     pub async fn execute(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
+        // Before any cut is taken.
+        self.pin = Some(self.engine.pin());
         let result = match self.check_not_failed(&prepared.parsed.statement) {
             Ok(()) => self.dispatch(prepared, params, via).await,
             Err(error) => Err(error),
         };
+        // Subscriptions do not end, and have read what they read as of now.
+        if !matches!(&result, Ok(Outcome::Rows(rows)) if !rows.is_push) {
+            self.pin = None;
+        }
         let result = result.map_err(|error| dialect::locate(error, &prepared.parsed));
         if result.is_err() {
             self.transaction.fail();

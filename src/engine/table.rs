@@ -6,7 +6,8 @@
 
 use crate::engine::fold::{Fold, Keyed};
 use crate::engine::held::{Held, HoldingRoom};
-use crate::storage::{Partitions, ScanRequest};
+use crate::engine::pin::Pins;
+use crate::storage::{PartitionView, Partitions, ScanRequest};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, SqlState, TopicId};
@@ -20,6 +21,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Tables {
     tables: Mutex<HashMap<TopicId, Arc<Mutex<Table>>>>,
+    /// How far back statements read.
+    pub(crate) pins: Arc<Pins>,
     /// For the rows of all of them.
     room: HoldingRoom,
 }
@@ -27,27 +30,28 @@ pub(crate) struct Tables {
 impl Tables {
     /// No table read yet.
     pub(crate) fn new(room: HoldingRoom) -> Self {
-        Self { tables: Mutex::default(), room }
+        Self { tables: Mutex::default(), pins: Arc::default(), room }
     }
 
-    /// The rows of `relation` as of `cut` or a little later: batches of the stored columns, then `rowoffset`
-    /// as `Int64`, one list per partition, tombstoned rows left out.
+    /// The rows of `relation` as of `cut`, which whoever reads took while holding a pin: batches of the stored columns, then
+    /// `rowoffset` as `Int64`, one list per partition, tombstoned rows left out.
     ///
     /// Also gives the positions up to which the changelog is folded in.
     ///
     /// # Errors
-    /// When the log cannot be read; 53200 when the rows of all tables take too much memory.
+    /// When the log cannot be read; 53200 when the rows of all tables take too much memory; 40001 when the changelog was
+    /// compacted beyond `cut` meanwhile.
     pub(crate) fn rows(
         &self,
         relation: &Arc<Relation>,
         partitions: &Partitions,
         cut: EntryIndex,
     ) -> Result<TableRows, SqlError> {
-        self.with(relation, partitions, cut, |table| {
+        self.with(relation, partitions, cut, |_, table| {
             let mut rows = TableRows { partitions: Vec::new(), positions: Vec::new() };
-            for (id, fold) in table.folds() {
-                rows.partitions.push((id, fold.batches()?));
-                rows.positions.push((id, fold.position));
+            for (id, fold, end) in table {
+                rows.partitions.push((*id, fold.batches(*end)?));
+                rows.positions.push((*id, *end));
             }
             Ok(rows)
         })
@@ -64,9 +68,9 @@ impl Tables {
         cut: EntryIndex,
         keys: &[ArrayRef],
     ) -> Result<Vec<(PartitionId, Vec<RecordBatch>)>, SqlError> {
-        self.with(relation, partitions, cut, |table| {
-            let keys = table.keyed.encoded(keys)?;
-            Ok(table.folds().map(|(id, fold)| (id, fold.find(&keys))).filter(|(_, rows)| !rows.is_empty()).collect())
+        self.with(relation, partitions, cut, |keyed, table| {
+            let keys = keyed.encoded(keys)?;
+            table.iter().map(|(id, fold, end)| Ok((*id, fold.find(&keys, *end)?))).collect()
         })
     }
 
@@ -80,7 +84,9 @@ impl Tables {
         partitions: &Partitions,
         cut: EntryIndex,
     ) -> Result<Vec<(PartitionId, usize)>, SqlError> {
-        self.with(relation, partitions, cut, |table| Ok(table.folds().map(|(id, fold)| (id, fold.rows())).collect()))
+        self.with(relation, partitions, cut, |_, table| {
+            Ok(table.iter().map(|(id, fold, end)| (*id, fold.rows(*end))).collect())
+        })
     }
 
     /// Forgets tables that are no longer in the catalog.
@@ -88,13 +94,13 @@ impl Tables {
         self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
     }
 
-    /// What `read` makes of the table, caught up to `cut`.
+    /// What `read` makes of the table as of `cut`.
     fn with<T>(
         &self,
         relation: &Arc<Relation>,
         partitions: &Partitions,
         cut: EntryIndex,
-        read: impl FnOnce(&Table) -> Result<T, SqlError>,
+        read: impl FnOnce(&Keyed, &[State<'_>]) -> Result<T, SqlError>,
     ) -> Result<T, SqlError> {
         let table = {
             let mut tables = self.tables.lock();
@@ -112,12 +118,26 @@ impl Tables {
             // Columns or partitions were added since, or the statement was planned before.
             *table = Table::new(relation, &self.room)?;
         }
-        for partition in relation.partitions() {
-            table.catch_up(relation, partition, partitions, cut)?;
+        let (from, pins) = ((&**relation, partitions), self.pins.of(relation.shard));
+        if let Some(ends) = table.catch_up_all(from, cut, &pins)? {
+            return read(&table.keyed, &table.at(&ends));
         }
-        read(&table)
+        drop(table);
+        // Others read on, and what was before them is not kept: the log has it, more slowly.
+        let mut own = Table::new(relation, &self.room)?;
+        match own.catch_up_all(from, cut, &[])? {
+            Some(ends) => read(&own.keyed, &own.at(&ends)),
+            None => Err(SqlError::new(
+                SqlState::SerializationFailure,
+                format!("table \"{}\" was compacted while the statement began", relation.name),
+            )
+            .hint("try again")),
+        }
     }
 }
+
+/// A partition of a table, and the offset its rows are read at.
+type State<'a> = (PartitionId, &'a Fold, Offset);
 
 /// A table's rows at a moment.
 #[derive(Debug)]
@@ -145,8 +165,34 @@ impl Table {
         Ok(Self { known, keyed, partitions, held: room.share() })
     }
 
-    fn folds(&self) -> impl Iterator<Item = (PartitionId, &Fold)> {
-        (0..).map(PartitionId::new).zip(&self.partitions)
+    fn at(&self, ends: &[Offset]) -> Vec<State<'_>> {
+        let folds = (0..).map(PartitionId::new).zip(&self.partitions);
+        folds.zip(ends).map(|((id, fold), end)| (id, fold, *end)).collect()
+    }
+
+    /// Folds every partition up to `cut`; the offsets its rows are to be read at, `None` when those can no longer be told.
+    fn catch_up_all(
+        &mut self,
+        (relation, partitions): (&Relation, &Partitions),
+        cut: EntryIndex,
+        pins: &[EntryIndex],
+    ) -> Result<Option<Vec<Offset>>, SqlError> {
+        let mut ends = Vec::with_capacity(self.partitions.len());
+        for id in relation.partitions() {
+            let Some(source) = partitions.get(relation.id, id) else {
+                ends.push(Offset::ZERO);
+                continue;
+            };
+            let view = source.view();
+            self.catch_up((relation, id), &view, (cut, pins))?;
+            let end = view.offset_end_at(cut);
+            let first = self.partitions.get(id.value() as usize).map_or(Offset::ZERO, Fold::first);
+            if end < first {
+                return Ok(None);
+            }
+            ends.push(end);
+        }
+        Ok(Some(ends))
     }
 
     fn is_of(&self, relation: &Relation) -> bool {
@@ -156,22 +202,27 @@ impl Table {
 
     fn catch_up(
         &mut self,
-        relation: &Relation,
-        id: PartitionId,
-        partitions: &Partitions,
-        cut: EntryIndex,
+        (relation, id): (&Relation, PartitionId),
+        view: &PartitionView,
+        (cut, pins): (EntryIndex, &[EntryIndex]),
     ) -> Result<(), SqlError> {
-        let Some(source) = partitions.get(relation.id, id) else { return Ok(()) };
-        let view = source.view();
         let Some(fold) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
+        let before = fold.bytes();
         // Rows whose events were removed are gone; and of those deleted, the tombstone may have been removed.
         let has_missed = fold.position < view.upkeep().tombstones_upto && fold.position > fold.start;
         if fold.start < view.offset_start() || has_missed {
-            let before = std::mem::replace(fold, Fold::starting(view.offset_start())).bytes();
-            self.count(before, 0);
+            *fold = Fold::starting(view.offset_start());
         }
-        let Some(fold) = self.partitions.get(id.value() as usize) else { return Ok(()) };
-        let (position, end) = (fold.position, view.state_end_at(cut));
+        let (position, exact) = (fold.position, view.offset_end_at(cut));
+        let is_there = fold.first() <= exact && exact <= position;
+        let end = if is_there { position } else { view.state_end_at(cut) };
+        // Among rows that were compacted there are no states but the last one.
+        let compacted = view.upkeep().compacted_upto.min(end);
+        let first = fold.first().max(if position < compacted { compacted } else { Offset::ZERO });
+        let reach = pins.iter().map(|pin| view.offset_end_at(*pin));
+        fold.keep_for(reach.filter(|reach| *reach >= first && *reach < end.max(position)).min(), first);
+        let after = fold.bytes();
+        self.count(before, after);
         if end <= position {
             return Ok(());
         }

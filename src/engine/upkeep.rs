@@ -187,7 +187,15 @@ impl Keeper {
         facts: &PartitionFacts,
         work: &mut Work,
     ) {
-        let hold = if policy == UpkeepPolicy::default() { None } else { shard.hold(relation.id, id) };
+        // Statements that run read a table as it was when they began.
+        let read_at = || {
+            let oldest = self.engine.tables().pins.of(shard.id()).into_iter().next()?;
+            Some(shard.partitions().get(relation.id, id)?.view().offset_end_at(oldest))
+        };
+        let hold = match policy == UpkeepPolicy::default() {
+            true => None,
+            false => shard.hold(relation.id, id).into_iter().chain(read_at()).min(),
+        };
         let now = self.engine.clock().now();
         let free = decide(facts, &policy, Offset::new(u64::MAX), now);
         let actions = hold.map_or_else(|| free.clone(), |hold| decide(facts, &policy, hold, now));

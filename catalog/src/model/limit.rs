@@ -85,6 +85,9 @@ pub const EXPRESSION_DEPTH_MAX: usize = 1_000;
 pub const LIST_ITEMS_MAX: usize = 100_000;
 /// Keys that one condition may look up in a table; more are found by a scan.
 pub const LOOKUP_KEYS_MAX: usize = 10_000;
+/// Bytes of former rows that a partition of a table keeps for statements that run: beyond, a statement that wants them
+/// folds the table anew for itself.
+pub const TABLE_UNDO_BYTES_MAX: ByteSize = ByteSize::new(32 << 20);
 /// Nesting of a JSON value: what clients and functions do with it recurses.
 pub const JSON_NESTING_MAX: usize = 1_000;
 /// STRUCT, MAP and ARRAY in one another in a type: each level is a level of every array and of every walk over it.

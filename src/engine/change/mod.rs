@@ -71,6 +71,15 @@ impl Computed {
     }
 }
 
+/// What RETURNING shows, and when that is known.
+enum Shows<'a> {
+    Nothing,
+    /// Columns: before rows are written, so that an error leaves nothing written.
+    Columns(&'a Returning),
+    /// Places too: once rows are written.
+    Places(&'a Returning),
+}
+
 /// What a statement did.
 struct Done {
     count: usize,
@@ -241,8 +250,15 @@ impl Session {
         returning: Option<&Returning>,
     ) -> Result<Done> {
         let relation = source.relation();
-        let shows_places = returning.is_some_and(|returning| returning.shows_places && work.gives_places());
-        self.check_places(shows_places).await?;
+        let shows = match returning {
+            None => Shows::Nothing,
+            Some(returning) if returning.shows_places && work.gives_places() => Shows::Places(returning),
+            Some(returning) => Shows::Columns(returning),
+        };
+        if let Shows::Places(_) = shows {
+            self.commit_before_places().await?;
+        }
+        let is_by_itself = !self.transaction.is_open() || matches!(shows, Shows::Places(_));
         let owner = self.transaction.lock_owner(&self.engine.row_locks);
         let mut barrier = None;
         for attempt in 0..CHANGE_ATTEMPTS_MAX {
@@ -257,15 +273,9 @@ impl Session {
             if lock_and_look(relation, &owner, source, &mut computed).await? {
                 continue;
             }
-            match self.write_computed(relation, computed, returning.filter(|_| !shows_places), values).await {
-                Err(error) if error.sqlstate == SqlState::SerializationFailure && !self.transaction.is_open() => {}
-                Err(error) => return Err(error),
-                Ok((done, _)) if !shows_places => return Ok(done),
-                Ok((done, shown)) => {
-                    let Some(returning) = returning else { return Ok(done) };
-                    let rows = Some(returning.rows(self, shown, values).await?);
-                    return Ok(Done { rows, ..done });
-                }
+            match self.write_computed(relation, computed, &shows, values).await {
+                Err(error) if error.sqlstate == SqlState::SerializationFailure && is_by_itself => {}
+                done => return done,
             }
         }
         drop(barrier);
@@ -274,9 +284,9 @@ impl Session {
             .hint("try again"))
     }
 
-    /// Offsets are known once rows are written: within a block they are not.
-    async fn check_places(&mut self, shows_places: bool) -> Result<()> {
-        if !shows_places || !self.transaction.is_open() {
+    /// Offsets are known once rows are written: within a block they are not; in a pipeline what came before is written too.
+    async fn commit_before_places(&mut self) -> Result<()> {
+        if !self.transaction.is_open() {
             return Ok(());
         }
         if !self.transaction.is_pipeline() {
@@ -291,28 +301,32 @@ impl Session {
         }
     }
 
-    /// Appends, or holds back within a transaction; also gives what RETURNING is to show, with its places.
+    /// Appends, or holds back within a transaction.
     async fn write_computed(
         &mut self,
         relation: &Relation,
         computed: Computed,
-        returning: Option<&Returning>,
+        shows: &Shows<'_>,
         values: &[ScalarValue],
-    ) -> Result<(Done, RecordBatch)> {
+    ) -> Result<Done> {
         let Computed { tombstones, new, mut shown } = computed;
         let count = shown.num_rows();
-        // Before the append: an error there must leave nothing written.
-        let rows = match returning {
-            Some(returning) => Some(returning.rows(self, shown.clone(), values).await?),
-            None => None,
-        };
         let parts: Vec<PartitionWrite> = tombstones.parts.iter().chain(&new.parts).cloned().collect();
-        let bases = self.append(relation, parts, None).await?;
-        if new.row_count > 0 && !bases.is_empty() {
-            let of_new: Vec<Offset> = bases.into_iter().skip(tombstones.parts.len()).collect();
-            shown = returning::with_places(shown, new.places(&of_new))?;
-        }
-        Ok((Done { count, rows }, shown))
+        let rows = match shows {
+            Shows::Nothing => None,
+            Shows::Columns(returning) => Some(returning.rows(self, shown, values).await?),
+            Shows::Places(returning) => {
+                let bases = self.append_now(relation, parts, None).await?;
+                if new.row_count > 0 {
+                    let of_new: Vec<Offset> = bases.into_iter().skip(tombstones.parts.len()).collect();
+                    shown = returning::with_places(shown, new.places(&of_new))?;
+                }
+                let rows = Some(returning.rows(self, shown, values).await?);
+                return Ok(Done { count, rows });
+            }
+        };
+        self.append(relation, parts, None).await?;
+        Ok(Done { count, rows })
     }
 
     /// Runs a query to its end.

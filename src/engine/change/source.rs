@@ -8,6 +8,7 @@ use crate::engine::Result;
 use crate::engine::pull::LogSource;
 use crate::replication::{Guard, PartitionWrite};
 use crate::storage::KeySet;
+use crate::storage::fit::Wanted;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::SchemaRef;
@@ -163,18 +164,21 @@ impl TargetRows {
 impl OwnRows {
     fn of(relation: &Relation, writes: &[&PartitionWrite]) -> Result<Self> {
         let schema = scan_schema(relation);
+        let wanted = Wanted::new(&relation.topic_schema(), None).map_err(internal)?;
         let mut batches = Vec::new();
         let mut deleted = Vec::new();
         let mut next = -1;
         for write in writes {
             let rows = write.batch.num_rows();
+            // Columns may have been added since.
+            let batch = wanted.of(&write.batch).map_err(internal)?;
             let mut columns: Vec<ArrayRef> =
-                write.batch.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
+                batch.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
             columns.push(Arc::new(Int32Array::from_value(write.partition.value() as i32, rows)));
             columns.push(Arc::new(Int64Array::from_iter_values((0..rows as i64).map(|row| next - row))));
             next -= rows as i64;
             batches.push(RecordBatch::try_new(Arc::clone(&schema), columns).map_err(internal)?);
-            let tombstones = write.batch.columns().last().ok_or_else(|| internal("a row has no columns"))?;
+            let tombstones = batch.columns().last().ok_or_else(|| internal("a row has no columns"))?;
             deleted.extend(tombstones.as_boolean().iter().map(|is| is == Some(true)));
         }
         let all = concat_batches(&schema, &batches).map_err(internal)?;

@@ -15,14 +15,14 @@ use crate::engine::write::{self, Routed};
 use crate::engine::{Outcome, Param, Result};
 use crate::storage::KeySet;
 use crate::storage::batch::batch_bytes;
-use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, UInt32Array};
+use arrow::array::{AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{Int32Type, Int64Type};
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::model::{ByteSize, Name, SqlState, TopicId};
-use millstream_catalog::schema::ROWOFFSET;
+use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION};
 use millstream_catalog::{Relation, Snapshot, SqlType, State};
 use millstream_sql::SqlError;
 use millstream_sql::bind::change::{ChangePlan, column};
@@ -275,8 +275,13 @@ impl<'a> Pairs<'a> {
         has_conflicts(relation, conflict)?;
         let ConflictAction::Update(assignments, selection) = &conflict.action else { return Ok(None) };
         let values = assignments.iter().filter_map(|assignment| assignment.value.as_ref());
-        if values.chain(selection.as_deref()).any(has_query) {
+        if values.clone().chain(selection.as_deref()).any(has_query) {
             return Err(SqlError::unsupported("a sub-query in ON CONFLICT", "use UPDATE … FROM").at(conflict.position));
+        }
+        if let Some(place) = values.chain(selection.as_deref()).find_map(place_of_excluded) {
+            let fact = format!("column {EXCLUDED}.{place} does not exist");
+            let error = SqlError::new(SqlState::UndefinedColumn, fact).hint("a proposed row has no place yet");
+            return Err(error.at(conflict.position));
         }
         let is_key = |name: &str| relation.schema.find(name).is_some_and(|(_, column)| column.is_key);
         if let Some(assignment) = assignments.iter().find(|assignment| is_key(assignment.column.as_str())) {
@@ -309,15 +314,20 @@ impl<'a> Pairs<'a> {
     ) -> Result<(PlanContext, Select)> {
         let name = QualifiedName { schema: None, name: self.excluded.name.clone(), position: Default::default() };
         let excluded = Target { name, alias: None };
-        let number = |target: &Target| Box::new(column(target, ROWOFFSET));
-        let equal = Expr::BinaryOp { left: number(&self.target), op: BinaryOperator::Eq, right: number(&excluded) };
+        // A proposed row has the place of the row it meets.
+        let is_same = |place: &str| {
+            let of = |target: &Target| Box::new(column(target, place));
+            Expr::BinaryOp { left: of(&self.target), op: BinaryOperator::Eq, right: of(&excluded) }
+        };
+        let both = |left: Expr, right: Expr| Expr::BinaryOp {
+            left: Box::new(left),
+            op: BinaryOperator::And,
+            right: Box::new(right),
+        };
+        let equal = both(is_same(ROWPARTITION), is_same(ROWOFFSET));
         let selection = match self.selection {
             None => equal,
-            Some(more) => Expr::BinaryOp {
-                left: Box::new(equal),
-                op: BinaryOperator::And,
-                right: Box::new(Expr::Nested(Box::new(more.clone()))),
-            },
+            Some(more) => both(equal, Expr::Nested(Box::new(more.clone()))),
         };
         let from = from_items(&excluded);
         let select = self.plan.select(&self.target, from, Some(selection));
@@ -397,14 +407,16 @@ impl Upsert<'_> {
     ) -> Result<(RecordBatch, Vec<u32>)> {
         let rows = RowsSource::new(Arc::clone(source));
         let there = UInt32Array::from_iter_values(pairs.iter().map(|(there, _)| *there));
-        rows.set(self.relation.id, numbered(&self.relation, existing, &there)?);
+        let there = take_record_batch(existing, &there).map_err(internal)?;
         let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
-        rows.set(EXCLUDED_ID, numbered(&self.relation, &self.proposed, &proposed)?);
+        let placed = placed(&self.relation, &take_record_batch(&self.proposed, &proposed).map_err(internal)?, &there)?;
+        let at: HashMap<_, _> = places(&there).zip(pairs.iter().map(|(_, proposed)| *proposed)).collect();
+        rows.set(EXCLUDED_ID, placed);
+        rows.set(self.relation.id, there);
         let (context, select) = update.query_over(session, &self.relation, &Arc::new(rows))?;
         let found = session.run_whole(context, select, arguments, held).await?;
-        let number = found.rows.column(update.plan.found_columns() - 1).as_primitive::<Int64Type>();
-        let place = |number: &i64| usize::try_from(*number).ok().and_then(|number| pairs.get(number));
-        let places = number.values().iter().filter_map(place).map(|(_, proposed)| *proposed).collect();
+        let own = found.rows.project(&(0..update.plan.found_columns()).collect::<Vec<_>>()).map_err(internal)?;
+        let places = places(&own).filter_map(|place| at.get(&place).copied()).collect();
         let rows = update.plan.rows(&found.rows, &found.columns)?;
         let routed = write::route(&session.engine, &self.relation, rows, session.engine.clock().now())?;
         let empty = || RecordBatch::new_empty(self.proposed.schema());
@@ -412,12 +424,36 @@ impl Upsert<'_> {
     }
 }
 
-/// Rows of `from`, whose first columns are the relation's and `rowtime`, as a scan has them, numbered by their offset.
-fn numbered(relation: &Relation, from: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch> {
-    let taken = take_record_batch(from, rows).map_err(internal)?;
-    let count = taken.num_rows();
-    let mut columns: Vec<ArrayRef> = taken.columns().iter().take(relation.schema.columns.len() + 1).cloned().collect();
-    columns.push(Arc::new(Int32Array::from_value(0, count)));
-    columns.push(Arc::new(Int64Array::from_iter_values(0..count as i64)));
+/// Stored rows as a scan has them, at the places of `others`.
+fn placed(relation: &Relation, stored: &RecordBatch, others: &RecordBatch) -> Result<RecordBatch> {
+    let own = relation.schema.columns.len() + 1;
+    let places = others.columns().iter().skip(own);
+    let columns = stored.columns().iter().take(own).chain(places).cloned().collect();
     RecordBatch::try_new(scan_schema(relation), columns).map_err(internal)
+}
+
+/// Partition and offset of each row, which are its last columns.
+fn places(rows: &RecordBatch) -> impl Iterator<Item = (i32, i64)> + '_ {
+    let last = rows.num_columns();
+    let partitions = rows.column(last - 2).as_primitive::<Int32Type>().values();
+    let offsets = rows.column(last - 1).as_primitive::<Int64Type>().values();
+    partitions.iter().copied().zip(offsets.iter().copied())
+}
+
+/// The place of `excluded` that an expression names.
+fn place_of_excluded(expr: &impl Visit) -> Option<&'static str> {
+    struct Find;
+    impl Visitor for Find {
+        type Break = &'static str;
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<&'static str> {
+            let Expr::CompoundIdentifier(idents) = expr else { return ControlFlow::Continue(()) };
+            let [.., table, column] = idents.as_slice() else { return ControlFlow::Continue(()) };
+            let place = [ROWPARTITION, ROWOFFSET].into_iter().find(|place| *place == column.value);
+            match place.filter(|_| table.value == EXCLUDED) {
+                Some(place) => ControlFlow::Break(place),
+                None => ControlFlow::Continue(()),
+            }
+        }
+    }
+    expr.visit(&mut Find).break_value()
 }
