@@ -47,7 +47,7 @@ impl Engine {
             }
             self.end_if_terminated(query.id).await?;
         }
-        for shard in self.replication().shards() {
+        for shard in self.replication().shards().iter().filter(|shard| shard.damage().is_none()) {
             for topic in shard.partitions().topics() {
                 if catalog.relation_by_id(topic).is_none() {
                     shard.drop_topic(topic).await.map_err(replication_error)?;
@@ -125,11 +125,12 @@ impl Engine {
 
     /// Spreads topics over the data shards.
     fn place(&self) -> ShardId {
-        let shards = self.replication().shards();
+        let shards = self.replication().shards().iter().filter(|shard| shard.damage().is_none());
         let catalog = self.catalog();
-        let mut load: BTreeMap<ShardId, usize> = shards.iter().map(|shard| (shard.id(), 0)).collect();
+        let mut load: BTreeMap<ShardId, usize> = shards.map(|shard| (shard.id(), 0)).collect();
         for relation in catalog.relations() {
-            *load.entry(relation.shard).or_default() += 1;
+            // Those of damaged shards are no load of others.
+            load.entry(relation.shard).and_modify(|count| *count += 1);
         }
         load.into_iter().min_by_key(|(id, count)| (*count, *id)).map_or(ShardId::new(1), |(id, _)| id)
     }
@@ -168,7 +169,7 @@ async fn abolish(engine: Arc<Engine>, id: TopicId, cascade: bool) -> Result<()> 
         return Err(SqlError::internal("unexpected reply of the catalog"));
     };
     crate::engine::query::refresh(&engine).await?;
-    for shard in engine.replication().shards() {
+    for shard in engine.replication().shards().iter().filter(|shard| shard.damage().is_none()) {
         for query in &queries {
             if shard.progress(*query).is_some() {
                 shard.drop_query(*query).await.map_err(replication_error)?;

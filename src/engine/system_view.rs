@@ -445,7 +445,7 @@ fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             status.purged.map_or(Long(None), |index| long(index.value())),
             long(status.waiting_bytes.value()),
             long(status.bytes_rewritten.value()),
-            Text(None),
+            Text(shard.damage().map(ToString::to_string)),
         ]
     };
     let damaged = engine.replication().damaged().iter().map(|(id, damage)| {

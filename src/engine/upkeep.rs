@@ -100,7 +100,7 @@ impl Keeper {
             }
             self.looks += 1;
             let engine = Arc::clone(&self.engine);
-            for shard in engine.replication().shards() {
+            for shard in engine.replication().shards().iter().filter(|shard| shard.damage().is_none()) {
                 if let Err(error) = self.look_after(shard).await
                     && !shutdown.is_cancelled()
                 {

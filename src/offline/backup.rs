@@ -12,10 +12,11 @@ use super::check::{self, CheckError};
 use super::log::{Piece, pieces};
 use super::report::Report;
 use super::{list, read_file};
-use crate::replication::inspect::{IDENTITY, UNFINISHED};
+use crate::replication::inspect::{self, IDENTITY, UNFINISHED};
 use crate::storage::frame::FrameKind;
-use crate::storage::manifest::{MANIFEST, Manifest, SegmentManifest};
+use crate::storage::manifest::{MANIFEST, Manifest};
 use crate::storage::seal::SEGMENTS;
+use crate::storage::staging::STAGED;
 use crate::storage::wal::file::{DATA_START, FileName, log_name};
 use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
@@ -141,8 +142,8 @@ fn unpin(disk: &dyn Disk, pins: &Path) -> Result<(), StorageError> {
 struct Pinned {
     /// By shard, the manifest as read.
     manifests: BTreeMap<u32, Bytes>,
-    /// The names of segments there.
-    segments: BTreeSet<String>,
+    /// The names there of files that manifests list.
+    files: BTreeSet<String>,
     /// Files of the log, oldest first.
     log: Vec<u64>,
     /// Where the frames of the last one end.
@@ -155,9 +156,30 @@ struct Pinning<'a> {
     pins: &'a Path,
 }
 
-/// The name under which a segment is pinned: a rewritten one may have the name of the one before, never its checksum.
-fn pin_name(shard: u32, segment: &SegmentManifest) -> String {
-    format!("{shard}-{:08x}-{}-{}", segment.end.crc, segment.bytes, segment.file)
+/// A file that a manifest lists.
+struct Listed {
+    /// Its directory within the shard's.
+    dir: &'static str,
+    file: String,
+    /// The name under which it is pinned: another file may have the name of the one before, never its checksum.
+    pin: String,
+}
+
+/// The files that a shard's manifest lists, but for those that are known to be lost.
+fn listed(shard: u32, manifest: &Bytes) -> Result<Vec<Listed>, BackupError> {
+    let manifest = Manifest::decode(manifest)?;
+    let of = |dir, file: &str, (bytes, crc): (u64, u32)| {
+        let pin = format!("{shard}-{dir}-{crc:08x}-{bytes}-{file}");
+        Listed { dir, file: file.to_owned(), pin }
+    };
+    let partitions = manifest.index.topics.iter().flat_map(|topic| &topic.partitions);
+    let segments = partitions.flat_map(|partition| &partition.segments).filter(|segment| segment.lost.is_none());
+    let segments = segments.map(|segment| of(SEGMENTS, &segment.file, (segment.bytes, segment.end.crc)));
+    // What else the manifest says of one that cannot be read, the check of the copy names.
+    let staged = inspect::read_manifest(manifest.applied.clone(), manifest.extra.clone());
+    let staged = staged.map_or_else(|_| Vec::new(), |content| content.staged);
+    let staged = staged.iter().map(|(_, staged)| of(STAGED, staged.file(), staged.identity()));
+    Ok(segments.chain(staged).collect())
 }
 
 impl Pinning<'_> {
@@ -195,13 +217,12 @@ impl Pinning<'_> {
     }
 
     fn pin(&self, manifests: &BTreeMap<u32, Bytes>) -> Result<Pinned, BackupError> {
-        let mut segments = BTreeSet::new();
+        let mut files = BTreeSet::new();
         for (shard, bytes) in manifests {
-            let from = self.dir.join("shards").join(shard.to_string()).join(SEGMENTS);
-            for segment in listed(bytes)? {
-                let name = pin_name(*shard, &segment);
-                if self.link(&from.join(&segment.file), &name)? {
-                    segments.insert(name);
+            let from = self.dir.join("shards").join(shard.to_string());
+            for Listed { dir, file, pin } in listed(*shard, bytes)? {
+                if self.link(&from.join(dir).join(file), &pin)? {
+                    files.insert(pin);
                 }
             }
         }
@@ -221,7 +242,7 @@ impl Pinning<'_> {
                 None => log.pop(),
             };
         };
-        Ok(Pinned { manifests: manifests.clone(), segments, log, log_end })
+        Ok(Pinned { manifests: manifests.clone(), files, log, log_end })
     }
 
     /// Gives a file a second name; whether it is there.
@@ -234,13 +255,6 @@ impl Pinning<'_> {
             Err(error) => Err(failed(error)),
         }
     }
-}
-
-/// Segments of a manifest that have a file.
-fn listed(manifest: &Bytes) -> Result<Vec<SegmentManifest>, BackupError> {
-    let topics = Manifest::decode(manifest)?.index.topics.into_iter();
-    let segments = topics.flat_map(|topic| topic.partitions).flat_map(|partition| partition.segments);
-    Ok(segments.filter(|segment| segment.lost.is_none()).collect())
 }
 
 /// Where the whole frames of a file end, its end mark left out: the copy goes on in this file. `None` without frames.
@@ -274,26 +288,28 @@ impl Copy<'_> {
         }
         self.disk.sync_dir(&wal).map_err(failed)?;
         for (shard, manifest) in &pinned.manifests {
-            let known = base.map_or_else(Vec::new, |base| known(self.disk, base, *shard));
+            let known = base.map_or_else(BTreeSet::new, |base| known(self.disk, base, *shard));
             let dir = self.to.join("shards").join(shard.to_string());
-            let segments = dir.join(SEGMENTS);
-            self.disk.create_dir_durable(&segments).map_err(failed)?;
-            for segment in listed(manifest)? {
-                let to = segments.join(&segment.file);
-                if let Some(base) = base.filter(|_| known.contains(&segment)) {
-                    let from = base.join("shards").join(shard.to_string()).join(SEGMENTS).join(&segment.file);
+            for part in [SEGMENTS, STAGED] {
+                self.disk.create_dir_durable(&dir.join(part)).map_err(failed)?;
+            }
+            for Listed { dir: part, file, pin } in listed(*shard, manifest)? {
+                let to = dir.join(part).join(&file);
+                if let Some(base) = base.filter(|_| known.contains(&pin)) {
+                    let from = base.join("shards").join(shard.to_string()).join(part).join(&file);
                     if self.disk.link(&from, &to).is_ok() {
                         self.linked += 1;
                         continue;
                     }
                 }
                 // One that is missing is for the check of the copy to name.
-                let name = pin_name(*shard, &segment);
-                if pinned.segments.contains(&name) {
-                    self.file(&pins.join(name), &to, None)?;
+                if pinned.files.contains(&pin) {
+                    self.file(&pins.join(pin), &to, None)?;
                 }
             }
-            self.disk.sync_dir(&segments).map_err(failed)?;
+            for part in [SEGMENTS, STAGED] {
+                self.disk.sync_dir(&dir.join(part)).map_err(failed)?;
+            }
             self.write(&dir.join(MANIFEST), manifest)?;
             self.disk.sync_dir(&dir).map_err(failed)?;
         }
@@ -356,8 +372,9 @@ impl Copy<'_> {
     }
 }
 
-/// Segments that a backup has; none when it cannot be read.
-fn known(disk: &dyn Disk, base: &Path, shard: u32) -> Vec<SegmentManifest> {
+/// By what files are pinned, those that a backup has; none when it cannot be read.
+fn known(disk: &dyn Disk, base: &Path, shard: u32) -> BTreeSet<String> {
     let manifest = read_file(disk, &base.join("shards").join(shard.to_string()).join(MANIFEST)).ok();
-    manifest.and_then(|manifest| listed(&manifest).ok()).unwrap_or_default()
+    let listed = manifest.and_then(|manifest| listed(shard, &manifest).ok()).unwrap_or_default();
+    listed.into_iter().map(|listed| listed.pin).collect()
 }

@@ -10,6 +10,7 @@ use crate::replication::inspect;
 use crate::storage::manifest::Manifest;
 use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
+use millstream_catalog::model::StageId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub(crate) struct Check {
     pub(crate) patches: Vec<Patch>,
     /// By shard and file.
     pub(crate) broken: BTreeMap<(u32, String), Broken>,
+    /// Open transactions of which not all rows can be read, by shard.
+    pub(crate) broken_stages: BTreeMap<u32, BTreeSet<StageId>>,
     pub(crate) manifests: BTreeMap<u32, Manifest>,
     /// The data shards that a new file `node` must name.
     pub(crate) identity: Option<u32>,
@@ -102,19 +105,21 @@ fn run(disk: Arc<dyn Disk>, dir: &Path) -> Result<Check, StorageError> {
         report: Report::default(),
         patches: Vec::new(),
         broken: BTreeMap::new(),
+        broken_stages: BTreeMap::new(),
         manifests: BTreeMap::new(),
         identity: None,
     };
     let ids = shards::read_manifests(&mut check)?;
     check_identity(&mut check, &ids)?;
     let mut covered = BTreeMap::new();
-    let mut catalog = None;
+    let (mut catalog, mut staged) = (None, BTreeMap::new());
     let manifests = std::mem::take(&mut check.manifests);
     for (id, manifest) in &manifests {
         match inspect::read_manifest(manifest.applied.clone(), manifest.extra.clone()) {
             Ok(content) => {
                 covered.insert(*id, content.applied.value() + 1);
                 catalog = catalog.or(content.catalog);
+                staged.insert(*id, content.staged);
             }
             Err(error) => {
                 let finding = Finding::damage(shards::manifest_name(*id), error).of_shard(*id);
@@ -126,6 +131,7 @@ fn run(disk: Arc<dyn Disk>, dir: &Path) -> Result<Check, StorageError> {
     shards::check_places(&mut check, &ids, &covered, &log);
     for (id, manifest) in &manifests {
         shards::check_segments(&mut check, *id, manifest, log.catalog.as_ref())?;
+        shards::check_staged(&mut check, *id, manifest, &staged.remove(id).unwrap_or_default())?;
     }
     check.manifests = manifests;
     note_unknown(&mut check)?;

@@ -8,7 +8,7 @@
 use super::check::{Broken, Check};
 use crate::replication::inspect;
 use crate::storage::fit::Wanted;
-use crate::storage::manifest::{Manifest, SegmentManifest, TopicManifest};
+use crate::storage::manifest::{MANIFEST, Manifest, SegmentManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
 use crate::storage::segment_writer::SegmentWriter;
 use crate::storage::{Disk, Segment, StorageError, TopicStorage};
@@ -41,7 +41,7 @@ pub(crate) fn repair(check: &Check) -> Result<(), StorageError> {
         let partitions = manifest.index.topics.iter().flat_map(|topic| &topic.partitions);
         let broken: Vec<String> =
             partitions.flat_map(|p| &p.segments).filter(is_broken).map(|segment| segment.file.clone()).collect();
-        if !broken.is_empty() {
+        if !broken.is_empty() || check.broken_stages.contains_key(id) {
             let shard = Shard { check, id: *id, dir: check.dir.join("shards").join(id.to_string()) };
             shard.give_up(manifest.clone(), &broken)?;
         }
@@ -59,6 +59,11 @@ impl Shard<'_> {
     fn give_up(&self, mut manifest: Manifest, broken: &[String]) -> Result<(), StorageError> {
         for topic in &mut manifest.index.topics {
             self.split_topic(topic)?;
+        }
+        if let Some(stages) = self.check.broken_stages.get(&self.id) {
+            let unreadable =
+                |_| StorageError::Corrupt { file: MANIFEST.to_owned(), position: 0, what: "it does not decode" };
+            manifest.extra = inspect::without_stages(manifest.extra, stages).map_err(unreadable)?;
         }
         let segments = self.dir.join(SEGMENTS);
         self.disk().sync_dir(&segments).map_err(failed)?;

@@ -30,6 +30,8 @@ pub(crate) struct Place<'a> {
     pub(crate) published: EntryIndex,
     /// The last entry of the segment before.
     pub(crate) entry: EntryIndex,
+    /// What a repair does about what cannot be made good.
+    pub(crate) given_up: &'static str,
 }
 
 impl Place<'_> {
@@ -61,7 +63,7 @@ pub(crate) fn check(
     let Some(bytes) = check.read(file) else {
         let reason = check.report.findings.pop().map_or_else(String::new, |finding| finding.what);
         check.report.findings.truncate(findings);
-        let finding = Finding::damage(file, reason.as_str()).repaired_by(GIVEN_UP);
+        let finding = Finding::damage(file, reason.as_str()).repaired_by(place.given_up);
         check.report.findings.push(place.lost(finding, offsets));
         return Ok(Some(Broken::whole(reason)));
     };
@@ -80,12 +82,14 @@ pub(crate) fn check(
         check_blocks(check, file, &bytes, &segment, place);
         return Ok(None);
     }
-    check.report.findings.push(place.lost(finding.repaired_by(GIVEN_UP), offsets));
+    check.report.findings.push(place.lost(finding.repaired_by(place.given_up), offsets));
     Ok(Some(Broken::whole(error.to_string())))
 }
 
 const PUT_BACK: &str = "the flipped bit is put back; nothing is lost";
-const GIVEN_UP: &str = "the file is moved to \"damaged\"; these offsets keep their place, and reading them fails";
+/// What a repair does about a segment.
+pub(crate) const GIVEN_UP: &str =
+    "the file is moved to \"damaged\"; these offsets keep their place, and reading them fails";
 
 fn patch_bit(check: &mut Check, file: &str, bytes: &Bytes, bit: usize) {
     let byte = bytes[bit / 8] ^ (1 << (bit % 8));
@@ -144,7 +148,7 @@ fn check_blocks(
                     }
                     None => {
                         lost.insert(block, reason.clone());
-                        finding.repaired_by(GIVEN_UP)
+                        finding.repaired_by(place.given_up)
                     }
                 };
                 check.report.findings.push(place.lost(finding, segment.block_offsets(block)));

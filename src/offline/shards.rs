@@ -7,12 +7,13 @@ use super::heal::flipped_bit;
 use super::log::{Log, ShardLog};
 use super::report::Finding;
 use super::segments;
-use crate::storage::StorageError;
 use crate::storage::manifest::{CRC_POSITION, MANIFEST, MANIFEST_TMP, Manifest, PartitionManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
+use crate::storage::staging::STAGED;
+use crate::storage::{StagedFile, StorageError};
 use bytes::Bytes;
 use millstream_catalog::State;
-use millstream_catalog::model::{EntryIndex, PartitionId};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, StageId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The manifest of a shard, within the data directory.
@@ -149,7 +150,9 @@ fn check_topic(
             let what = format!("{what} (topic \"{name}\", partition {id})");
             check.report.findings.push(Finding::damage(manifest_name(shard), what).of_shard(shard));
         }
-        let mut place = segments::Place { shard, topic: name, partition: id, published, entry: EntryIndex::default() };
+        let given_up = segments::GIVEN_UP;
+        let mut place =
+            segments::Place { shard, topic: name, partition: id, published, entry: EntryIndex::default(), given_up };
         for segment in &partition.segments {
             let file = format!("shards/{shard}/{SEGMENTS}/{}", segment.file);
             let expected = segment.expected(storage.topic, id, &storage.schema);
@@ -166,10 +169,48 @@ fn check_topic(
     Ok(())
 }
 
+/// Checks the files of open transactions. A repair gives up the transaction of one that cannot be made good.
+///
+/// # Errors
+/// [`StorageError::Newer`], or when a directory cannot be read.
+pub(crate) fn check_staged(
+    check: &mut Check,
+    shard: u32,
+    manifest: &Manifest,
+    staged: &[(StageId, StagedFile)],
+) -> Result<(), StorageError> {
+    for (stage, listed) in staged {
+        // Nobody reads rows of a topic that is gone; one that cannot be read was named.
+        let topic = manifest.index.topics.iter().find(|topic| topic.topic == listed.topic());
+        let Some(storage) = topic.and_then(|topic| topic.storage().ok()) else { continue };
+        let file = format!("shards/{shard}/{STAGED}/{}", listed.file());
+        let (name, partition, published) =
+            (format!("#{}", storage.topic), listed.partition(), manifest.index.published);
+        let given_up = "the transaction that the rows are of is given up, as at the next start if it was not committed";
+        let mut place =
+            segments::Place { shard, topic: &name, partition, published, entry: EntryIndex::default(), given_up };
+        let found = check.report.findings.len();
+        if segments::check(check, &file, &listed.expected(&storage.schema), &mut place)?.is_some() {
+            check.broken_stages.entry(shard).or_default().insert(*stage);
+        }
+        // Its rows have no offsets yet.
+        check.report.findings.iter_mut().skip(found).for_each(|finding| finding.offsets = None);
+    }
+    let listed: HashSet<&str> = staged.iter().map(|(_, listed)| listed.file()).collect();
+    let dir = check.dir.join("shards").join(shard.to_string()).join(STAGED);
+    for entry in super::list(&*check.disk, &dir)?.iter().filter(|entry| !listed.contains(entry.name.as_str())) {
+        let file = format!("shards/{shard}/{STAGED}/{}", entry.name);
+        let what = "in no manifest; the next start removes it, and writes it again if the log says so";
+        check.report.findings.push(Finding::note(file, what).of_shard(shard));
+    }
+    Ok(())
+}
+
 /// What is wrong with the offsets of a partition's segments: each begins where the one before ends, up to the next
-/// offset. The first may begin before the log start; after it only where compaction left nothing.
+/// offset. The first may begin before the log start. Where compaction was, it may have left nothing.
 fn disorder(partition: &PartitionManifest) -> Option<String> {
-    let begin_max = partition.offset_start.max(partition.upkeep.compacted_upto);
+    let compacted = partition.upkeep.compacted_upto;
+    let begin_max = partition.offset_start.max(compacted);
     let mut end = None;
     for segment in &partition.segments {
         let (start, next) = (segment.offset_start, segment.end());
@@ -177,17 +218,15 @@ fn disorder(partition: &PartitionManifest) -> Option<String> {
             None if start > begin_max || next <= partition.offset_start => {
                 return Some(format!("the log start {} is not in the first segment", partition.offset_start));
             }
-            Some(end) if end != start => {
+            Some(end) if end > start || (end < start && start > compacted) => {
                 return Some(format!("after offset {end} segments go on with {start}"));
             }
             _ => end = Some(next),
         }
     }
-    match end {
-        None if partition.offset_next <= begin_max => None,
-        Some(end) if end == partition.offset_next => None,
-        end => Some(format!("segments end at {}, not at {}", end.unwrap_or(begin_max), partition.offset_next)),
-    }
+    let (end, gap_max) = end.map_or((Offset::ZERO, begin_max), |end| (end, compacted.max(end)));
+    let is_right = (end..=gap_max).contains(&partition.offset_next);
+    (!is_right).then(|| format!("segments end at {end}, not at {}", partition.offset_next))
 }
 
 fn note_unlisted(check: &mut Check, shard: u32, manifest: &Manifest) -> Result<(), StorageError> {
@@ -208,7 +247,7 @@ fn note_unlisted(check: &mut Check, shard: u32, manifest: &Manifest) -> Result<(
         }
     }
     for entry in super::list(&*check.disk, &dir)? {
-        if ![MANIFEST, MANIFEST_TMP, SEGMENTS].contains(&entry.name.as_str()) {
+        if ![MANIFEST, MANIFEST_TMP, SEGMENTS, STAGED].contains(&entry.name.as_str()) {
             let file = format!("shards/{shard}/{}", entry.name);
             check.report.findings.push(Finding::note(file, "nothing reads it").of_shard(shard));
         }
@@ -220,5 +259,64 @@ fn note_unlisted(check: &mut Check, shard: u32, manifest: &Manifest) -> Result<(
 impl Broken {
     pub(crate) fn whole(reason: String) -> Self {
         Self { blocks: BTreeMap::new(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::PartitionUpkeep;
+    use crate::storage::seal::is_dense;
+    use crate::storage::segment::SegmentEnd;
+    use millstream_catalog::Compression;
+    use millstream_catalog::model::RowCount;
+
+    fn partition(start: u64, segments: &[(u64, u64)], compacted: u64, next: u64) -> PartitionManifest {
+        let segment = |(start, end): &(u64, u64)| crate::storage::manifest::SegmentManifest {
+            file: format!("{start}"),
+            offset_start: Offset::new(*start),
+            offset_end: None,
+            rows: RowCount::new(end - start),
+            bytes: 1,
+            compression: Compression::None,
+            end: SegmentEnd { bytes: 1, crc: 1 },
+            rowtime: None,
+            lost: None,
+        };
+        PartitionManifest {
+            offset_start: Offset::new(start),
+            offset_next: Offset::new(next),
+            segments: segments.iter().map(segment).collect(),
+            upkeep: PartitionUpkeep { compacted_upto: Offset::new(compacted), ..PartitionUpkeep::default() },
+        }
+    }
+
+    /// What the check says, and what a start would, are two programs.
+    #[test]
+    fn gaps_are_in_order_where_compaction_was_and_nowhere_else() {
+        for (start, segments, compacted, next, is_right) in [
+            (0, &[][..], 0, 0, true),
+            (0, &[], 0, 1, false),
+            (0, &[], 4, 4, true),
+            (0, &[], 4, 5, false),
+            (3, &[], 0, 3, true),
+            (0, &[(0, 5), (5, 9)], 0, 9, true),
+            (0, &[(0, 5), (5, 9)], 0, 10, false),
+            (0, &[(0, 5), (5, 9)], 0, 8, false),
+            (0, &[(0, 5), (6, 9)], 5, 9, false),
+            (0, &[(0, 5), (6, 9)], 6, 9, true),
+            (0, &[(0, 5), (4, 9)], 9, 9, false),
+            (0, &[(2, 5)], 1, 5, false),
+            (0, &[(2, 5)], 5, 5, true),
+            (0, &[(0, 5)], 8, 8, true),
+            (0, &[(0, 5)], 8, 9, false),
+            (0, &[(0, 5)], 8, 7, true),
+            (3, &[(0, 5)], 0, 5, true),
+            (5, &[(0, 5)], 0, 5, false),
+        ] {
+            let manifest = partition(start, segments, compacted, next);
+            let said = format!("{manifest:?}: {:?}", disorder(&manifest));
+            assert_eq!((disorder(&manifest).is_none(), is_dense(&manifest)), (is_right, is_right), "{said}");
+        }
     }
 }

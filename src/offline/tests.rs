@@ -317,3 +317,6 @@ async fn a_dump_of_damaged_files_says_where_it_stops() {
     disk.flip_bit(log, DATA_START + 20, 2).unwrap();
     assert!(text(&disk, log).contains("DAMAGED: bit 162 of its header"), "{}", text(&disk, log));
 }
+
+#[path = "staged_tests.rs"]
+mod staged;

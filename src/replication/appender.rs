@@ -110,6 +110,9 @@ impl Appender {
 
     /// Why nothing more is answered.
     pub(crate) fn stopped(&self) -> ReplicationError {
+        if let Some(damage) = self.failure.damage() {
+            return damage.clone().into();
+        }
         match self.failure.reason() {
             Some(reason) => ReplicationError::Stopped { shard: self.shard, reason: reason.to_string() },
             None if self.is_shutting_down.load(Ordering::Acquire) => ReplicationError::ShuttingDown,
@@ -156,6 +159,7 @@ impl Appender {
 
     async fn propose(self: Arc<Self>, taken: Vec<Waiting>) {
         let bytes: usize = taken.iter().map(|waiting| waiting.bytes).sum();
+        let frees_space = taken.iter().all(|waiting| waiting.request.frees_space());
         let formed = if bytes > ENCODE_INLINE_BYTES {
             let forming = env::spawn_blocking(move || form(taken)).await;
             forming.unwrap_or_else(|_| Err((FormError::Encode("encoding ended early".to_owned()), Vec::new())))
@@ -163,7 +167,8 @@ impl Appender {
             form(taken)
         };
         // Asked again here, because what was proposed meanwhile took its share.
-        let formed = formed.and_then(|(data, waiters)| match self.log.check_room(data.len()) {
+        let check = if frees_space { LogStore::check_room_to_free } else { LogStore::check_room };
+        let formed = formed.and_then(|(data, waiters)| match check(&self.log, data.len()) {
             Err(StorageError::DiskFull) => Err((FormError::DiskFull, waiters)),
             Ok(()) | Err(_) => Ok((data, waiters)),
         });
@@ -173,7 +178,8 @@ impl Appender {
                 self.log.set_alone(self.flow.lock().is_alone());
                 // A core that ended drops the responder, and with it the callers' channels.
                 let proposed = self.raft.client_write_ff(data, Some(responder)).await;
-                if let (Err(fatal), false) = (proposed, self.is_shutting_down.load(Ordering::Acquire)) {
+                let is_expected = self.is_shutting_down.load(Ordering::Acquire) || self.failure.damage().is_some();
+                if let (Err(fatal), false) = (proposed, is_expected) {
                     self.failure.stop(&format!("shard {}: {fatal}", self.shard));
                 }
             }

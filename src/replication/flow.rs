@@ -9,6 +9,7 @@ use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
 use super::types::{Append, Checkpoint, PartitionWrite, Step};
+use millstream_catalog::Command;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
 use millstream_catalog::model::{Durability, StageId};
 use std::collections::VecDeque;
@@ -53,6 +54,22 @@ impl Request {
                 Durability::Sync
             }
         }
+    }
+
+    /// Whether files are not needed any more after it, from the next seal on.
+    pub(crate) fn frees_files(&self) -> bool {
+        use Change::{DropTopic, MoveStarts, Rewrite, Truncate};
+        matches!(self, Self::Abort(_) | Self::Change(DropTopic(_) | MoveStarts(_) | Rewrite(_) | Truncate(_)))
+    }
+
+    /// Whether space comes back by it, or by what follows it: it goes on when the disk is full.
+    pub(crate) fn frees_space(&self) -> bool {
+        self.frees_files()
+            || match self {
+                Self::Change(Change::Seal | Change::DropQuery(_) | Change::EndQuery(_)) => true,
+                Self::Change(Change::Catalog(command)) => matches!(**command, Command::DropRelation { .. }),
+                _ => false,
+            }
     }
 }
 

@@ -5,13 +5,15 @@
 
 use super::entry::{self, Change, EntryData, Operations};
 use super::identity::Identity;
-use super::manifest::{Extra, decode_applied, decode_extra};
+use super::manifest::{Extra, decode_applied, decode_extra, encode_extra};
 use super::raft::{decode_log_id, decode_vote, index_of, term_of};
-use crate::storage::{Disk, StorageError};
+use super::stages;
+use crate::storage::{Disk, StagedFile, StorageError};
 use bytes::Bytes;
-use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, RowCount, Term, TopicId};
+use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, RowCount, StageId, Term, TopicId};
 use millstream_catalog::{Command, State};
 use openraft::EntryPayload;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The only node there is.
@@ -49,6 +51,8 @@ pub(crate) struct ManifestContent {
     /// The catalog, of shard 0.
     pub(crate) catalog: Option<State>,
     pub(crate) queries: usize,
+    /// The files of open transactions.
+    pub(crate) staged: Vec<(StageId, StagedFile)>,
 }
 
 /// Writes the file "node" anew.
@@ -89,9 +93,20 @@ fn read_data(data: &EntryData) -> Result<EntryContent, String> {
 /// Why it cannot be read.
 pub(crate) fn read_manifest(applied: Bytes, extra: Bytes) -> Result<ManifestContent, String> {
     let meta = decode_applied(applied).map_err(|error| error.to_string())?;
-    let Extra { catalog, queries, .. } = decode_extra(extra).map_err(|error| error.to_string())?;
+    let Extra { catalog, queries, stages, .. } = decode_extra(extra).map_err(|error| error.to_string())?;
     let last = meta.last_log_id.ok_or_else(|| "it covers no entry".to_owned())?;
-    Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries: queries.len() })
+    let staged = stages::listed(&stages).map_err(|error| error.to_string())?;
+    Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries: queries.len(), staged })
+}
+
+/// What a manifest keeps beside segments, without the transactions `given_up`.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn without_stages(extra: Bytes, given_up: &BTreeSet<StageId>) -> Result<Bytes, String> {
+    let Extra { catalog, queries, producers, stages } = decode_extra(extra).map_err(|error| error.to_string())?;
+    let stages = stages::without(&stages, given_up).map_err(|error| error.to_string())?;
+    Ok(encode_extra(catalog.as_ref(), &queries, &producers, &stages))
 }
 
 /// Reads a vote: its term, the node voted for, and whether it was committed.

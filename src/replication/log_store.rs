@@ -131,6 +131,19 @@ impl LogStore {
         self.wal.sync()
     }
 
+    /// As [`LogStore::check_room`], of entries by which space comes back.
+    pub(crate) fn check_room_to_free(&self, bytes: usize) -> Result<(), StorageError> {
+        if self.stall.is_stalled() {
+            return Err(StorageError::DiskFull);
+        }
+        self.wal.check_room_to_free(ByteSize::of(bytes))
+    }
+
+    /// Whether the log cannot grow.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.wal.is_disk_full()
+    }
+
     /// Appends again what the WAL had no room for, whenever it has some. Runs until it is aborted.
     pub(crate) async fn retry_stalled(self) {
         self.stall.run(self.wal, self.shard, self.failure).await;

@@ -272,7 +272,9 @@ impl Machine {
                 return Ok(applied.map(Reply::Catalog).map_err(Refused::Catalog));
             }
             Change::Seal => self.is_seal_asked = true,
-            Change::Rewrite(_) => upkeep::install(&mut self.store, &self.read, std::mem::take(&mut self.rewritten)),
+            Change::Rewrite(rewrites) => {
+                upkeep::install(&mut self.store, &self.read, rewrites, std::mem::take(&mut self.rewritten));
+            }
             Change::EndQuery(query) => progress::end(&mut self.read.queries.write(), *query),
             Change::MoveStarts(positions) => self.move_starts(positions)?,
             Change::Truncate(topics) => {
@@ -287,20 +289,22 @@ impl Machine {
                     let topic = *topic;
                     (0..partitions).map(move |id| (topic, PartitionId::new(id), Offset::new(u64::MAX)))
                 };
-                self.move_starts(&topics.iter().flat_map(end).collect::<Vec<_>>())?;
+                for (topic, partition, to) in topics.iter().flat_map(end).collect::<Vec<_>>() {
+                    self.store.move_start(topic, partition, to)?;
+                }
             }
         }
         Ok(Ok(Reply::Done(index)))
     }
 
-    /// Moves log starts; those of partitions that were dropped meanwhile are no more.
+    /// Moves log starts as far as queries let them; those of partitions that were dropped meanwhile are no more.
     fn move_starts(&mut self, positions: &[PartitionPosition]) -> Result<(), Fatal> {
         for (topic, partition, to) in positions {
             if self.store.topic(*topic).is_none_or(|topic| partition.value() >= topic.partitions) {
                 continue;
             }
-            let needed = progress::first_read_again(&self.read.queries.read(), *topic, *partition);
-            self.store.move_start(*topic, *partition, needed.map_or(*to, |first| first.min(*to)))?;
+            let hold = progress::hold(&self.read.queries.read(), *topic, *partition);
+            self.store.move_start(*topic, *partition, hold.map_or(*to, |first| first.min(*to)))?;
         }
         Ok(())
     }
@@ -428,6 +432,9 @@ impl Machine {
             if let Err(refused) = rows.try_for_each(|rows| stages::fits(rows, &self.store)) {
                 return Ok(Err(refused));
             }
+            if let Some(damage) = self.stages.damage(stage) {
+                return Err(damage.clone().into());
+            }
         }
         let mut producers = self.read.producers.write();
         let novelty = match producers.check(&append.claims, append.now) {
@@ -530,6 +537,7 @@ impl Machine {
         (meta, unstaged): (SnapshotMeta, usize),
         result: Result<Sealed, StorageError>,
     ) -> Result<(), Fatal> {
+        self.read.is_disk_full.store(matches!(result, Err(StorageError::DiskFull)), Ordering::Relaxed);
         match result {
             Ok(sealed) => {
                 self.store.install(sealed);
@@ -574,8 +582,13 @@ impl Machine {
 
     fn stop(&self, fatal: &Fatal) -> io::Error {
         let text = format!("shard {}: {fatal}", self.shard);
-        if !matches!(fatal, Fatal::Storage(StorageError::Closed)) {
-            self.failure.stop(&text);
+        match fatal {
+            Fatal::Storage(StorageError::Closed) => {}
+            // Nothing works without the catalog.
+            Fatal::Storage(damage) if damage.is_damage() && self.catalog.is_none() => {
+                self.failure.give_up(self.shard, damage);
+            }
+            _ => self.failure.stop(&text),
         }
         io::Error::other(text)
     }

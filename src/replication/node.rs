@@ -10,7 +10,7 @@ use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
 use super::write_room::WriteRoom;
-use crate::env::{self, Clock};
+use crate::env;
 use crate::storage::wal::{ShardRecovered, Wal, WalOptions, WalStats};
 use crate::storage::{Disk, StorageError};
 use futures::future::{join_all, try_join_all};
@@ -57,15 +57,6 @@ impl Replication {
     ///
     /// # Errors
     /// [`ReplicationError::Storage`] when files are damaged, newer than this program, or in use.
-    pub async fn start(
-        config: ReplicationConfig,
-        disk: Arc<dyn Disk>,
-        _clock: Arc<dyn Clock>,
-    ) -> Result<Self, ReplicationError> {
-        Self::start_on(config, disk, WalOptions::default()).await
-    }
-
-    /// As [`Replication::start`], on a log of another layout.
     pub(crate) async fn start_on(
         config: ReplicationConfig,
         disk: Arc<dyn Disk>,
@@ -103,7 +94,7 @@ impl Replication {
             started => started,
         };
         let (cores, damaged): (Arc<[Arc<Core>]>, _) = match started {
-            Ok((cores, damaged)) => (cores.into_iter().map(Arc::new).collect(), damaged),
+            Ok((cores, damaged)) => (cores.into(), damaged),
             Err(error) => {
                 wal.close();
                 return Err(error);
@@ -131,22 +122,23 @@ impl Replication {
         &self.catalog
     }
 
-    /// The shard of partitions with this id.
+    /// The shard of partitions with this id, if it is in service.
     pub fn shard(&self, id: ShardId) -> Option<&Arc<Shard>> {
-        self.shards.iter().find(|shard| shard.id() == id)
+        self.shards.iter().find(|shard| shard.id() == id && shard.damage().is_none())
     }
 
     /// Why a shard is out of service here; `None` of one that is not.
     pub fn damage(&self, id: ShardId) -> Option<&StorageError> {
-        self.damaged.get(&id)
+        let since = self.shards.iter().find(|shard| shard.id() == id).and_then(|shard| shard.damage());
+        since.or_else(|| self.damaged.get(&id))
     }
 
-    /// The shards that are out of service, and why.
+    /// The shards that were out of service from the start on, and why.
     pub fn damaged(&self) -> &BTreeMap<ShardId, StorageError> {
         &self.damaged
     }
 
-    /// The shards of partitions that are in service, by id from 1.
+    /// The shards of partitions that were in service at the start, by id from 1; see [`Shard::damage`].
     pub fn shards(&self) -> &[Arc<Shard>] {
         &self.shards
     }
@@ -196,7 +188,7 @@ async fn start_shards(
     config: &ReplicationConfig,
     shared: &Shared,
     mut recovered: HashMap<ShardId, ShardRecovered>,
-) -> Result<(Vec<Core>, BTreeMap<ShardId, StorageError>), ReplicationError> {
+) -> Result<(Vec<Arc<Core>>, BTreeMap<ShardId, StorageError>), ReplicationError> {
     let shards = config.shards.clamp(1, SHARDS_MAX);
     let starts = (0..=shards).map(|number| {
         let id = ShardId::new(number);

@@ -81,27 +81,18 @@ pub(crate) fn end(queries: &mut Queries, query: QueryId) {
     }
 }
 
-/// The oldest position in a partition at the checkpoints of the queries that read its topic. A partition that came later
-/// than a checkpoint was read from its beginning on.
+/// The first event of a partition that a query which reads its topic may need as it is: what follows its checkpoint. After
+/// a restart it takes its steps from there on again, also one that was computed and was not committed when this is asked.
+/// A partition that came later than the checkpoint was read from its beginning on.
 pub(crate) fn hold(queries: &Queries, topic: TopicId, partition: PartitionId) -> Option<Offset> {
     let position = |progress: &QueryProgress| {
-        let positions = &progress.checkpoint.as_ref()?.positions;
-        let is_read = positions.keys().any(|(read, _)| *read == topic);
-        is_read.then(|| positions.get(&(topic, partition)).copied().unwrap_or(Offset::ZERO))
+        let kept = progress.checkpoint.as_ref().map(|checkpoint| &checkpoint.positions);
+        let at_checkpoint = kept.into_iter().flatten().map(|((read, _), _)| *read);
+        let since = progress.since_checkpoint.iter().flat_map(|record| &record.positions).map(|(read, ..)| *read);
+        let is_read = at_checkpoint.chain(since).any(|read| read == topic);
+        is_read.then(|| kept.and_then(|kept| kept.get(&(topic, partition))).copied().unwrap_or(Offset::ZERO))
     };
     queries.values().filter_map(position).min()
-}
-
-/// The first event of a partition that some query would read again after a restart.
-pub(crate) fn first_read_again(queries: &Queries, topic: TopicId, partition: PartitionId) -> Option<Offset> {
-    let first = |progress: &QueryProgress| {
-        let mut moves = progress.since_checkpoint.iter().flat_map(|record| &record.positions);
-        moves.any(|(read, id, _)| (*read, *id) == (topic, partition)).then(|| {
-            let checkpoint = progress.checkpoint.as_ref();
-            checkpoint.and_then(|at| at.positions.get(&(topic, partition))).copied().unwrap_or(Offset::ZERO)
-        })
-    };
-    queries.values().filter_map(first).min()
 }
 
 impl Step {

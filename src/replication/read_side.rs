@@ -8,11 +8,11 @@ use super::types::QueryProgress;
 use crate::storage::{Rewrite, Rewritten, StorageError, TopicStorage};
 use arc_swap::ArcSwap;
 use millstream_catalog::Snapshot;
-use millstream_catalog::model::{EntryIndex, QueryId, TopicId};
+use millstream_catalog::model::{EntryIndex, QueryId, ShardId, TopicId};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -26,6 +26,10 @@ pub(crate) struct ReadSide {
     pub(crate) catalog: ArcSwap<Snapshot>,
     pub(crate) catalog_version: watch::Sender<u64>,
     pub(crate) is_sealing: AtomicBool,
+    /// The last seal found no space.
+    pub(crate) is_disk_full: AtomicBool,
+    /// A seal was asked for by which space comes back.
+    pub(crate) is_seal_asked: AtomicBool,
     /// One more than the index of the last entry in the manifest; 0 for none.
     sealed_end: AtomicU64,
     /// New segments that the leader's task wrote and that no entry has taken into use yet.
@@ -49,6 +53,8 @@ impl ReadSide {
             catalog: ArcSwap::from_pointee(Snapshot::default()),
             catalog_version: watch::Sender::new(0),
             is_sealing: AtomicBool::new(false),
+            is_disk_full: AtomicBool::new(false),
+            is_seal_asked: AtomicBool::new(false),
             sealed_end: AtomicU64::new(0),
             rewritten: Mutex::default(),
             unsealed_bytes: AtomicU64::new(0),
@@ -67,15 +73,33 @@ impl ReadSide {
     }
 }
 
-/// The node's fatal failure, once there is one.
+/// The node's fatal failure, once there is one; or the damage that ends one shard and leaves the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     reason: watch::Sender<Option<Arc<str>>>,
+    damage: Arc<OnceLock<StorageError>>,
 }
 
 impl Failure {
     pub(crate) fn new() -> Self {
-        Self { reason: watch::Sender::new(None) }
+        Self { reason: watch::Sender::new(None), damage: Arc::default() }
+    }
+
+    /// The node's, for a shard with damage of its own.
+    pub(crate) fn of_shard(&self) -> Self {
+        Self { reason: self.reason.clone(), damage: Arc::default() }
+    }
+
+    /// The shard is out of service until its files were repaired.
+    pub(crate) fn give_up(&self, shard: ShardId, damage: &StorageError) {
+        if self.damage.set(damage.clone()).is_ok() {
+            tracing::error!(shard = shard.value(), error = %damage, "an entry needs what is damaged, the shard ends");
+        }
+    }
+
+    /// Why the shard is out of service.
+    pub(crate) fn damage(&self) -> Option<&StorageError> {
+        self.damage.get()
     }
 
     /// Keeps and logs the first fatal storage error; a log that was closed on purpose is none.

@@ -5,6 +5,7 @@
 //! other on the thread that proposed the entry. Owns that grouping; leaves everything else to [`TokioRuntime`].
 //! Tasks that openraft starts later, for peers and snapshots, are tasks of their own.
 
+use super::read_side::Failure;
 use crate::env;
 use futures::task::AtomicWaker;
 use openraft::TokioRuntime;
@@ -33,8 +34,9 @@ thread_local! {
 }
 
 /// What a group and the wakers of its parts share.
-#[derive(Default)]
 struct Group {
+    /// Told of a part that panics: the others would wait for it for ever.
+    failure: Failure,
     /// One bit for each part that was woken.
     ready: AtomicU64,
     /// The group's task looks at `ready` again by itself.
@@ -110,9 +112,15 @@ impl Future for GroupTask {
     }
 }
 
-/// Runs `founding`, and makes one task of all those that openraft starts in it.
-pub(crate) async fn as_group<F: Future>(founding: F) -> F::Output {
-    let group = Arc::new(Group::default());
+/// Runs `founding`, and makes one task of all those that openraft starts in it. If one of them panics, the node fails.
+pub(crate) async fn as_group<F: Future>(failure: &Failure, founding: F) -> F::Output {
+    let group = Arc::new(Group {
+        failure: failure.clone(),
+        ready: AtomicU64::default(),
+        is_running: AtomicBool::default(),
+        task: AtomicWaker::default(),
+        founded: Mutex::default(),
+    });
     let mut founding = Box::pin(founding);
     let output = std::future::poll_fn(|cx| {
         let before = FOUNDING.replace(Some(Arc::clone(&group)));
@@ -155,14 +163,25 @@ impl<T> Future for JoinHandle<T> {
     }
 }
 
-/// Runs `future` to its end or panic, and tells its handle.
-async fn reporting<T: Future>(future: T, outcome: oneshot::Sender<Result<T::Output, JoinError>>) {
+/// Runs `future` to its end or panic, and tells its handle; of a panic also `failure`.
+async fn reporting<T: Future>(
+    future: T,
+    failure: Option<Failure>,
+    outcome: oneshot::Sender<Result<T::Output, JoinError>>,
+) {
     let mut future = Box::pin(future);
     let ended = std::future::poll_fn(|cx| {
         let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         match polled {
             Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(JoinError::Panicked)),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+                if let Some(failure) = &failure {
+                    failure.stop(&format!("a task of a shard panicked: {text}"));
+                }
+                Poll::Ready(Err(JoinError::Panicked))
+            }
         }
     });
     // Nobody need want to know.
@@ -192,7 +211,8 @@ impl AsyncRuntime for Runtime {
         T::Output: OptionalSend + 'static,
     {
         let (outcome, handle) = oneshot::channel();
-        let part: Part = Box::pin(reporting(future, outcome));
+        let failure = FOUNDING.with_borrow(|group| group.as_ref().map(|group| group.failure.clone()));
+        let part: Part = Box::pin(reporting(future, failure, outcome));
         let alone = FOUNDING.with_borrow(|group| match group {
             Some(group) => {
                 let mut founded = group.founded.lock();
@@ -272,7 +292,7 @@ mod tests {
             });
             (first, second)
         };
-        let (first, second) = as_group(founding).await;
+        let (first, second) = as_group(&Failure::new(), founding).await;
         // From another task, with pauses in which the group may sleep.
         let sender = env::spawn("sender", async move {
             for value in 0..2_000 {
@@ -288,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_panics_takes_no_other_with_it() {
+    async fn a_part_that_panics_is_reported_and_takes_no_other_with_it() {
         let founding = async {
             let other = Runtime::spawn(async {
                 tokio::task::yield_now().await;
@@ -296,9 +316,12 @@ mod tests {
             });
             (Runtime::spawn(async { assert_eq!(1, 2) }), other)
         };
-        let (panicking, other) = as_group(founding).await;
+        let failure = Failure::new();
+        let (panicking, other) = as_group(&failure, founding).await;
         let error = panicking.await.unwrap_err();
         assert!(Runtime::is_panic(&error));
+        let reason = failure.reason().expect("the node must stop");
+        assert!(reason.contains("left: 1"), "{reason}");
         assert_eq!(other.await, Ok(7));
         assert_eq!(Runtime::spawn(async { 3 }).await, Ok(3));
     }

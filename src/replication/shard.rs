@@ -9,7 +9,7 @@ use super::entry::Change;
 use super::error::ReplicationError;
 use super::flow::Request;
 use super::log_store::LogStore;
-use super::machine::Machine;
+use super::machine::{Fatal, Machine};
 use super::manifest::decode_applied;
 use super::network::NoPeers;
 use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
@@ -23,6 +23,7 @@ use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
 use crate::storage::wal::{ShardRecovered, Wal};
 use crate::storage::{Disk, Partitions, Rewrite, RewriteJob, ShardStore, StorageError, TopicStorage};
+use futures::future::join_all;
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{
     ByteSize, EntryIndex, NodeId, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, Term, TopicId,
@@ -34,11 +35,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// Bytes a change of definitions is counted as in the queue.
 pub(super) const CHANGE_BYTES: usize = 4 << 10;
+
+/// How long a start waits for transactions to be given up.
+const START_ABORTS_WAIT: Duration = Duration::from_secs(5);
 
 /// What all shards of a node share.
 #[derive(Debug, Clone)]
@@ -92,12 +97,12 @@ impl Core {
         dir: &Path,
         id: ShardId,
         recovered: ShardRecovered,
-    ) -> Result<Self, ReplicationError> {
+    ) -> Result<Arc<Self>, ReplicationError> {
         let fail = |reason: String| ReplicationError::Start { shard: id, reason };
         if let Some(damage) = recovered.corrupt {
             return Err(damage.into());
         }
-        let failure = shared.failure.clone();
+        let failure = shared.failure.of_shard();
         let log =
             LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
         if log.has_lost_all() {
@@ -110,32 +115,59 @@ impl Core {
         let partitions = opened.0.partitions();
         let read = ReadSide::new();
         let machine = Machine::open(opened, log.clone(), Arc::clone(&read), failure.clone(), (id, shared.seal_bytes));
-        let machine = machine.map_err(|e| fail(e.to_string()))?;
+        let machine = machine.map_err(|fatal| match fatal {
+            Fatal::Storage(error) => error.into(),
+            fatal => fail(fatal.to_string()),
+        })?;
+        // What an entry met while the log was applied is damage of this shard alone.
+        let ended = |reason: String| failure.damage().map_or_else(|| fail(reason), |damage| damage.clone().into());
         let node = shared.node;
         let config = Arc::clone(&shared.raft_config);
-        let raft = as_group(Raft::new(node.value(), config, NoPeers, log.clone(), machine)).await;
-        let raft = raft.map_err(|e| fail(e.to_string()))?;
-        lead(&raft, node, &shared.failure).await.map_err(fail)?;
+        let raft = as_group(&failure, Raft::new(node.value(), config, NoPeers, log.clone(), machine)).await;
+        let raft = raft.map_err(|e| ended(e.to_string()))?;
+        lead(&raft, node, &shared.failure).await.map_err(ended)?;
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone(), shared.room.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
         let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
-        let core = Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks };
+        let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks });
         core.abort_stages().await;
         Ok(core)
     }
 
     pub(super) async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
-        self.check_writable(bytes)?;
-        self.appender.submit(request, bytes).await
+        let check = if request.frees_space() { LogStore::check_room_to_free } else { LogStore::check_room };
+        self.check_writable(check(&self.log, bytes))?;
+        let frees_files = request.frees_files();
+        let reply = self.appender.submit(request, bytes).await?;
+        if frees_files && (self.log.is_disk_full() || self.read.is_disk_full.load(Ordering::Relaxed)) {
+            self.seal_for_space();
+        }
+        Ok(reply)
     }
 
-    /// Whether the node runs, and has room for `bytes` of log.
-    fn check_writable(&self, bytes: usize) -> Result<(), ReplicationError> {
-        if self.failure.reason().is_some() {
+    /// Has a manifest written that no longer lists files which are not needed: only then they go.
+    fn seal_for_space(&self) {
+        if self.read.is_seal_asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (appender, read, shard) = (Arc::clone(&self.appender), Arc::clone(&self.read), self.id.value());
+        // Not awaited: who gave the files up need not wait until they are gone.
+        let _task = env::spawn("seal", async move {
+            let sealed = appender.submit(Request::Change(Change::Seal), CHANGE_BYTES).await;
+            read.is_seal_asked.store(false, Ordering::Release);
+            if let Err(error) = sealed {
+                tracing::debug!(shard, %error, "files that are not needed wait for the next seal");
+            }
+        });
+    }
+
+    /// Whether the node runs, and has the room in its log that was asked for.
+    fn check_writable(&self, room: Result<(), StorageError>) -> Result<(), ReplicationError> {
+        if self.failure.reason().is_some() || self.failure.damage().is_some() {
             return Err(self.appender.stopped());
         }
-        match self.log.check_room(bytes) {
+        match room {
             Ok(()) => Ok(()),
             Err(StorageError::DiskFull) => Err(ReplicationError::DiskFull),
             Err(_) => Err(self.appender.stopped()),
@@ -182,12 +214,15 @@ impl Core {
         self.appender.stopped()
     }
 
-    /// Gives up the transactions that a crash left.
-    async fn abort_stages(&self) {
+    /// Gives up the transactions that a crash left. On a full disk that goes on after the start.
+    async fn abort_stages(self: &Arc<Self>) {
         let ids = self.raft.with_state_machine(|machine| Box::pin(std::future::ready(machine.stages())));
-        for stage in ids.await.unwrap_or_default() {
-            staging::abort(self, stage).await;
-        }
+        let abort = |stage| {
+            let core = Arc::clone(self);
+            env::spawn("abort", async move { staging::abort(&core, stage).await })
+        };
+        let aborted = join_all(ids.await.unwrap_or_default().into_iter().map(abort));
+        let _ = tokio::time::timeout(START_ABORTS_WAIT, aborted).await;
     }
 
     /// Writes segments and the manifest now, unless nothing came since the last time.
@@ -247,7 +282,12 @@ async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String
             && metrics.last_applied.is_some()
             && metrics.last_applied.as_ref().map(|id| id.index()) >= metrics.last_log_index
     };
-    let waited = raft.wait(None).metrics(is_ready, "leads and has applied its log").await;
+    let wait = raft.wait(None);
+    let mut failed = failure.subscribe();
+    let waited = tokio::select! {
+        waited = wait.metrics(is_ready, "leads and has applied its log") => waited,
+        _ = failed.wait_for(Option::is_some) => return Err(failure.reason().unwrap_or_default().to_string()),
+    };
     waited.map(|_| ()).map_err(|e| failure.reason().map_or_else(|| e.to_string(), |reason| reason.to_string()))
 }
 
@@ -332,6 +372,11 @@ impl Shard {
         self.core.id
     }
 
+    /// Why it is out of service, though it was in service when the node started.
+    pub fn damage(&self) -> Option<&StorageError> {
+        self.core.failure.damage()
+    }
+
     /// The stored partitions, for reading.
     pub fn partitions(&self) -> Arc<Partitions> {
         Arc::clone(&self.core.partitions)
@@ -380,7 +425,7 @@ impl Shard {
         let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
         append.parts = split_empty(parts).0;
         let bytes = bytes + append.overhead_bytes();
-        self.core.check_writable(bytes)?;
+        self.core.check_writable(self.core.log.check_room(bytes))?;
         let answer = self.core.appender.queue(Request::Append(append), bytes).await?;
         let core = Arc::clone(&self.core);
         Ok(async move { core.appender.answer(answer).await.map(drop) })
@@ -422,7 +467,7 @@ impl Shard {
     }
 
     /// Moves log starts forward: the events before are no longer read, and their files go with the next seals. Each
-    /// moves at most to the first event that a continuous query would read again after a restart.
+    /// moves at most to the first event that a continuous query may need: see [`Shard::hold`].
     ///
     /// # Errors
     /// [`ReplicationError`].
@@ -485,9 +530,12 @@ impl Shard {
         let failed = rewrites.into_iter().filter(|rewrite| !made.contains(rewrite)).collect();
         if !made.is_empty() {
             let bytes = CHANGE_BYTES + 64 * made.len();
+            let unused = made.clone();
             let submitted = self.core.submit(Request::Change(Change::Rewrite(made)), bytes).await;
             if let Err(error) = submitted {
-                let unused = std::mem::take(&mut *self.core.read.rewritten.lock());
+                let mut stash = self.core.read.rewritten.lock();
+                let unused: Vec<_> = stash.extract_if(.., |(rewrite, _)| unused.contains(rewrite)).collect();
+                drop(stash);
                 unused.into_iter().for_each(|(_, rewritten)| rewritten.discard(&*self.core.disk));
                 return Err(error);
             }

@@ -7,7 +7,7 @@
 use super::codec::DecodeError;
 use crate::storage::{Disk, ShardStore, StagedFile, StagedRows, StorageError};
 use millstream_catalog::model::{EntryIndex, StageId, TopicId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -28,10 +28,12 @@ struct StagedPart {
     entry: EntryIndex,
     /// Where they are; nowhere when the disk was full.
     file: Option<StagedFile>,
+    /// Why they cannot be read.
+    damage: Option<StorageError>,
 }
 
-/// Open transactions as a manifest has them.
-type Listed = Vec<(StageId, Vec<(EntryIndex, StagedFile)>)>;
+/// Open transactions as a manifest has them, after the last one begun.
+type Listed = (StageId, Vec<(StageId, Vec<(EntryIndex, StagedFile)>)>);
 
 impl Stages {
     /// Takes in rows; `None` begins a transaction. False when there is no such transaction.
@@ -50,13 +52,18 @@ impl Stages {
             }
         };
         let parts = self.open.get_mut(&stage)?;
-        parts.extend(rows.into_iter().map(|rows| StagedPart { rows, entry, file: None }));
+        parts.extend(rows.into_iter().map(|rows| StagedPart { rows, entry, file: None, damage: None }));
         Some(stage)
     }
 
     /// The rows of a transaction, in order.
     pub(crate) fn rows(&self, stage: StageId) -> Option<impl Iterator<Item = &StagedRows>> {
         self.open.get(&stage).map(|parts| parts.iter().map(|part| &part.rows))
+    }
+
+    /// Why a transaction cannot be committed, though the log may say so: its rows cannot be read.
+    pub(crate) fn damage(&self, stage: StageId) -> Option<&StorageError> {
+        self.open.get(&stage)?.iter().find_map(|part| part.damage.as_ref())
     }
 
     /// Forgets a transaction, which was committed or given up.
@@ -91,9 +98,11 @@ impl Stages {
         }
     }
 
-    /// The files of open transactions, and the names of those that ended; `None` while some rows are in memory only.
+    /// The files of open transactions, but for damaged ones, and the names of those that ended; `None` while some rows are
+    /// in memory only.
     pub(crate) fn files(&self) -> Option<(Vec<StagedFile>, Vec<String>)> {
-        let files = self.open.values().flatten().map(|part| part.file.clone()).collect::<Option<_>>()?;
+        let whole = self.open.values().flatten().filter(|part| part.damage.is_none());
+        let files = whole.map(|part| part.file.clone()).collect::<Option<_>>()?;
         Some((files, self.ended.clone()))
     }
 
@@ -107,34 +116,66 @@ impl Stages {
         let parts = |parts: &Vec<StagedPart>| -> Vec<_> {
             parts.iter().filter_map(|part| Some((part.entry, part.file.clone()?))).collect()
         };
-        let open: Listed = self.open.iter().map(|(stage, all)| (*stage, parts(all))).collect();
-        // Numbers and names only: it cannot fail.
-        serde_json::to_vec(&(self.last, open)).unwrap_or_default()
+        encode(&(self.last, self.open.iter().map(|(stage, all)| (*stage, parts(all))).collect()))
     }
 
-    /// What a manifest kept; files of no open transaction are removed.
+    /// What a manifest kept; files of no open transaction are removed. Damaged ones are missed when their transaction
+    /// commits: most are given up.
     ///
     /// # Errors
-    /// [`StagesError`] when bytes or files are not what was written.
+    /// [`StagesError`] when bytes are not what was written, or of the disk.
     pub(crate) fn restore(bytes: &[u8], store: &ShardStore) -> Result<Self, StagesError> {
         let (disk, dir) = (&**store.disk(), store.dir());
-        let mut stages = Self::default();
-        if !bytes.is_empty() {
-            let listed: (StageId, Listed) =
-                serde_json::from_slice(bytes).map_err(|error| DecodeError::Damaged(error.to_string()))?;
-            stages.last = listed.0;
-            for (stage, files) in listed.1 {
-                let mut parts = Vec::with_capacity(files.len());
-                for (entry, file) in files {
-                    let rows = file.read(disk, dir, store.topic(file.topic()))?;
-                    parts.push(StagedPart { rows, entry, file: Some(file) });
-                }
-                stages.open.insert(stage, parts);
+        let (last, listed) = decode(bytes)?;
+        let mut stages = Self { last, ..Self::default() };
+        let mut kept = Vec::new();
+        for (stage, files) in listed {
+            let mut parts = Vec::with_capacity(files.len());
+            for (entry, file) in files {
+                let (rows, damage) = match file.read(disk, dir, store.topic(file.topic())) {
+                    Ok(rows) => (rows, None),
+                    Err(damage) if damage.is_damage() => (file.no_rows(), Some(damage)),
+                    Err(error) => return Err(error.into()),
+                };
+                kept.push(file.clone());
+                parts.push(StagedPart { rows, entry, file: Some(file), damage });
             }
+            stages.open.insert(stage, parts);
         }
-        StagedFile::tidy(&stages.files().unwrap_or_default().0, disk, dir)?;
+        StagedFile::tidy(&kept, disk, dir)?;
         Ok(stages)
     }
+}
+
+fn encode(listed: &Listed) -> Vec<u8> {
+    // Numbers and names only: it cannot fail.
+    serde_json::to_vec(listed).unwrap_or_default()
+}
+
+fn decode(bytes: &[u8]) -> Result<Listed, DecodeError> {
+    if bytes.is_empty() {
+        return Ok(Listed::default());
+    }
+    serde_json::from_slice(bytes).map_err(|error| DecodeError::Damaged(error.to_string()))
+}
+
+/// The files of open transactions that a manifest lists.
+///
+/// # Errors
+/// When the bytes are not what was written.
+pub(crate) fn listed(bytes: &[u8]) -> Result<Vec<(StageId, StagedFile)>, DecodeError> {
+    let open = decode(bytes)?.1.into_iter();
+    Ok(open.flat_map(|(stage, files)| files.into_iter().map(move |(_, file)| (stage, file))).collect())
+}
+
+/// What a manifest keeps, without the transactions `given_up`: their ids are not used again.
+///
+/// # Errors
+/// When the bytes are not what was written.
+pub(crate) fn without(bytes: &[u8], given_up: &BTreeSet<StageId>) -> Result<Vec<u8>, DecodeError> {
+    let (last, mut open) = decode(bytes)?;
+    open.retain(|(stage, _)| !given_up.contains(stage));
+    Ok(encode(&(last, open)))
 }
 
 /// Why the transactions of a manifest cannot be opened.

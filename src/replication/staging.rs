@@ -13,7 +13,11 @@ use crate::env;
 use millstream_catalog::model::StageId;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// How long until a transaction is given up again.
+const ABORT_RETRY: Duration = Duration::from_millis(200);
 
 /// The rows of one transaction that are in the log of a shard and not committed.
 pub struct Staging {
@@ -91,9 +95,13 @@ impl Drop for Staging {
     }
 }
 
-/// Gives a transaction up.
+/// Gives a transaction up; on a full disk as soon as the log has room for that.
 pub(super) async fn abort(core: &Core, stage: StageId) {
-    if let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
-        tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
+    while let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
+        if !error.is_retryable() {
+            tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
+            return;
+        }
+        tokio::time::sleep(ABORT_RETRY).await;
     }
 }

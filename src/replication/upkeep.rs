@@ -98,7 +98,7 @@ pub(crate) async fn rewritten(
     read: &ReadSide,
     rewrites: &[Rewrite],
 ) -> Result<Vec<(Rewrite, Rewritten)>, StorageError> {
-    let mut done = std::mem::take(&mut *read.rewritten.lock());
+    let mut done: Vec<_> = read.rewritten.lock().extract_if(.., |(made, _)| rewrites.contains(made)).collect();
     let missing = rewrites.iter().filter(|rewrite| !done.iter().any(|(made, _)| made == *rewrite));
     let missing: Vec<_> = missing.filter_map(|rewrite| Some((rewrite.clone(), store.rewrite_job(rewrite)?))).collect();
     if !missing.is_empty() {
@@ -110,9 +110,9 @@ pub(crate) async fn rewritten(
 }
 
 /// Takes new files into use, where nothing changed since they were decided on.
-pub(crate) fn install(store: &mut ShardStore, read: &ReadSide, done: Vec<(Rewrite, Rewritten)>) {
+pub(crate) fn install(store: &mut ShardStore, read: &ReadSide, rewrites: &[Rewrite], done: Vec<(Rewrite, Rewritten)>) {
     for (rewrite, rewritten) in done {
-        let is_needed = rewrite.compaction.is_some() && is_read_again(&read.queries.read(), &rewrite);
+        let is_needed = rewrite.compaction.is_some() && is_held(&read.queries.read(), &rewrite);
         if is_needed {
             store.discard_rewrite(rewritten);
             continue;
@@ -121,15 +121,62 @@ pub(crate) fn install(store: &mut ShardStore, read: &ReadSide, done: Vec<(Rewrit
             read.bytes_rewritten.fetch_add(bytes.value(), Ordering::Relaxed);
         }
     }
+    rewrites.iter().for_each(|rewrite| store.forget_tombstones(rewrite));
 }
 
-/// Whether a query would read rows of the range again after a restart: it must find them as they were.
-fn is_read_again(queries: &Queries, rewrite: &Rewrite) -> bool {
-    let first = progress::first_read_again(queries, rewrite.topic, rewrite.partition);
-    first.is_some_and(|first| first < rewrite.offsets.end)
+/// Whether a query needs rows of the range as they were.
+fn is_held(queries: &Queries, rewrite: &Rewrite) -> bool {
+    let hold = progress::hold(queries, rewrite.topic, rewrite.partition);
+    hold.is_some_and(|first| first < rewrite.offsets.end)
 }
 
 /// What the leader's task has written, for the entry that is about to be applied.
 pub(crate) fn stash(read: &Arc<ReadSide>, done: Vec<(Rewrite, Rewritten)>) {
     read.rewritten.lock().extend(done);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{FaultDisk, TopicStorage};
+    use arrow::array::{ArrayRef, RecordBatch, TimestampMicrosecondArray};
+    use bytes::Bytes;
+    use millstream_catalog::Compression;
+    use millstream_catalog::model::{EntryIndex, PartitionId, ShardId, TopicId};
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn an_entry_takes_the_files_it_names_and_leaves_the_others() {
+        let (mut store, _) =
+            ShardStore::open(Arc::new(FaultDisk::new()), Path::new("/data/shards/1"), ShardId::new(1)).expect("opens");
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![1, 2]).with_timezone("UTC"));
+        let rows = RecordBatch::try_from_iter([("rowtime", times)]).expect("fits");
+        let topic = TopicId::new(1);
+        let storage = TopicStorage { topic, partitions: 2, schema: rows.schema(), compression: Compression::None };
+        store.create_topic(storage);
+        for partition in [0, 1].map(PartitionId::new) {
+            store.append(EntryIndex::new(1), topic, partition, rows.clone()).expect("appended");
+        }
+        store.publish(EntryIndex::new(1));
+        let sealed = store.seal(Bytes::new(), Bytes::new()).run().expect("sealed");
+        store.install(sealed);
+        let rewrites: Vec<Rewrite> = [0, 1]
+            .map(|partition| Rewrite {
+                topic,
+                partition: PartitionId::new(partition),
+                offsets: Offset::new(0)..Offset::new(2),
+                number: 1,
+                compression: Compression::None,
+                compaction: None,
+            })
+            .into();
+        let jobs = rewrites.iter().filter_map(|rewrite| Some((rewrite.clone(), store.rewrite_job(rewrite)?))).collect();
+        let read = ReadSide::new();
+        stash(&read, run_jobs(jobs, &AtomicBool::new(false)).expect("written"));
+        for (left, rewrite) in [1, 0].into_iter().zip(&rewrites) {
+            let done = rewritten(&store, &read, std::slice::from_ref(rewrite)).await.expect("there");
+            assert!(matches!(&done[..], [(made, _)] if made == rewrite));
+            assert_eq!(read.rewritten.lock().len(), left);
+        }
+    }
 }

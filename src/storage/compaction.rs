@@ -13,7 +13,7 @@ const MARKS_MAX: usize = 16;
 /// What upkeep did to one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PartitionUpkeep {
-    /// Rewrites so far; numbers the files they make.
+    /// The number of the last rewrite; it names the files that made.
     pub rewrites: u64,
     /// Below it, rows were compacted among themselves.
     pub compacted_upto: Offset,
@@ -21,6 +21,9 @@ pub struct PartitionUpkeep {
     pub tombstones: u64,
     /// Below it, tombstones were removed: a reader that stands there may have missed a deletion.
     pub tombstones_upto: Offset,
+    /// Below it, the log said that tombstones go: so it is where their segments could not be written, too.
+    #[serde(default)]
+    pub tombstones_forgotten: Offset,
     /// Offsets, ascending, and when what is below each was first compacted.
     pub marks: Vec<(Offset, Timestamp)>,
 }
@@ -56,10 +59,11 @@ impl PartitionUpkeep {
             }
         }
         Self {
-            rewrites: self.rewrites + 1,
+            rewrites: self.rewrites,
             compacted_upto: self.compacted_upto.max(upto),
             tombstones,
             tombstones_upto: self.tombstones_upto.max(tombstones_upto),
+            tombstones_forgotten: self.tombstones_forgotten,
             marks,
         }
     }
@@ -83,7 +87,7 @@ mod tests {
         assert_eq!([due(-9), due(0), due(23), due(24), due(28), due(29)], [0, 0, 0, 10, 10, 20]);
         let later = twice.compacted(at(20), hour(25), 1, at(10));
         assert_eq!(later.marks, [(at(20), hour(5))]);
-        assert_eq!((later.tombstones, later.tombstones_upto, later.rewrites), (1, at(10), 3));
+        assert_eq!((later.tombstones, later.tombstones_upto), (1, at(10)));
         assert_eq!(later.tombstones_due(hour(0), day), at(10), "what is gone stays gone");
     }
 

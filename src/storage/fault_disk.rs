@@ -68,6 +68,7 @@ struct State {
     steps: u64,
     steps_max: Option<u64>,
     syncs_until_failure: Option<u64>,
+    panics_at_create: bool,
     capacity: Option<u64>,
 }
 
@@ -115,6 +116,11 @@ impl FaultDisk {
     pub fn fail_after(&self, steps: u64) {
         let mut state = self.state.lock();
         state.steps_max = Some(state.steps + steps);
+    }
+
+    /// The next file that is created panics.
+    pub fn panic_at_create(&self) {
+        self.state.lock().panics_at_create = true;
     }
 
     /// Lets `syncs` more file syncs succeed and fails the one after; what it should have made durable never will be.
@@ -412,6 +418,7 @@ impl Disk for FaultDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state.lock();
         state.step()?;
+        assert!(!std::mem::take(&mut state.panics_at_create), "a panic on purpose");
         state.check_parent(path)?;
         let id = match state.names.get(path).copied() {
             Some(id) => {

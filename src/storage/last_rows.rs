@@ -59,7 +59,7 @@ impl LastRows {
         let mut rows = Self { converter, columns, keys, wanted, last, tombstones_upto, tombstones: 0 };
         for segment in segments.iter().filter(|segment| segment.offset_end() > dirty_start) {
             for block in 0..segment.blocks() {
-                let stored = segment.read(block, &rows.wanted)?;
+                let stored = segment.read_anew(block, &rows.wanted)?;
                 let hashes = rows.hashes(&stored.batch)?;
                 for (hash, offset) in hashes.into_iter().zip(stored.row_offsets().values()) {
                     if let Some(hash) = hash {

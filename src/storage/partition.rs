@@ -207,16 +207,21 @@ impl PartitionView {
         self.offset_end_at(cut).max(self.upkeep.compacted_upto.min(self.offset_end))
     }
 
-    /// Whether a row from `position` on has one of `keys`. Also when rows from there on are no longer stored: what they
-    /// were is not known.
+    /// Whether a row from `position` on has one of `keys`. Also when rows from there on are no longer stored, or a repair
+    /// gave them up: what they were is not known.
     ///
     /// # Errors
-    /// When the rows cannot be read.
+    /// When the rows cannot be read. That says nothing of other replicas' rows, so the caller must not go on.
     pub fn is_touched(&self, position: Offset, keys: &KeySet) -> Result<bool, StorageError> {
         if position >= self.offset_end {
             return Ok(false);
         }
-        if position < self.offset_start || self.offset_end.since(position) > GUARD_ROWS_MAX {
+        let first = self.offset_start.max(self.upkeep.tombstones_forgotten);
+        let is_lost = |segment: &Arc<Segment>| segment.lost().is_some() && segment.offset_end() > position;
+        if position < first
+            || self.offset_end.since(position) > GUARD_ROWS_MAX
+            || self.segments.iter().rev().any(is_lost)
+        {
             return Ok(true);
         }
         let request = ScanRequest {

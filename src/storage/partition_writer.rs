@@ -4,7 +4,7 @@
 //! when to seal ([`ShardStore`](super::shard_store::ShardStore), the only caller). A crash loses what is not in a segment;
 //! the log brings it back.
 
-use super::batch::{TopicStorage, with_schema};
+use super::batch::{TopicStorage, batch_bytes, with_schema};
 use super::compaction::PartitionUpkeep;
 use super::error::StorageError;
 use super::key_set::KeySet;
@@ -29,6 +29,8 @@ pub(crate) struct PartitionWriter {
     pending: Vec<TailBatch>,
     /// The offset of the next row appended.
     offset_next: Offset,
+    /// Bytes of rows that are not being sealed: a function of the log, however its entries were published and merged.
+    tail_bytes: ByteSize,
 }
 
 impl PartitionWriter {
@@ -44,7 +46,8 @@ impl PartitionWriter {
         let (offset_start, offset_end, upkeep) = (offsets.start, offsets.end, Arc::new(upkeep));
         let view = PartitionView { segments: segments.into(), offset_start, offset_end, upkeep, ..empty };
         let partition = Arc::new(Partition::new(topic.topic, id, view.clone()));
-        Self { partition, view, tail: Tail::default(), pending: Vec::new(), offset_next: offset_end }
+        let (tail, pending, tail_bytes) = (Tail::default(), Vec::new(), ByteSize::ZERO);
+        Self { partition, view, tail, pending, offset_next: offset_end, tail_bytes }
     }
 
     pub(crate) fn partition(&self) -> &Arc<Partition> {
@@ -78,6 +81,7 @@ impl PartitionWriter {
             self.pending.push(batch);
             start += take;
         }
+        self.tail_bytes = self.tail_bytes.plus(bytes);
         Ok((base, bytes))
     }
 
@@ -109,6 +113,7 @@ impl PartitionWriter {
 
     /// Moves the tail to what is being sealed. Readers see the same rows before and after.
     pub(crate) fn freeze(&mut self) {
+        self.tail_bytes = ByteSize::ZERO;
         let tail = self.tail.take();
         if tail.is_empty() {
             return;
@@ -145,13 +150,31 @@ impl PartitionWriter {
         let fit = |batches: &[Arc<TailBatch>]| -> Result<Vec<Arc<TailBatch>>, StorageError> {
             batches.iter().map(|batch| Ok(Arc::new(batch.with_schema(schema)?))).collect()
         };
+        let more = self.more_bytes(schema)?;
         self.pending = self.pending.iter().map(|batch| batch.with_schema(schema)).collect::<Result<_, _>>()?;
         self.view.frozen = fit(&self.view.frozen)?.into();
         self.tail = Tail::of(fit(self.tail.batches())?);
         self.view.tail = self.tail.batches().into();
         self.view.schema = schema.clone();
         self.partition.publish(self.view.clone());
+        self.tail_bytes = self.tail_bytes.plus(more);
         Ok(())
+    }
+
+    /// Bytes of the columns that `schema` has more, which are the same in each row.
+    fn more_bytes(&self, schema: &SchemaRef) -> Result<ByteSize, StorageError> {
+        let Some(first) = self.tail.batches().first().map(|batch| &**batch).or(self.pending.first()) else {
+            return Ok(ByteSize::ZERO);
+        };
+        let row = first.stored.batch.slice(0, 1);
+        let before = batch_bytes(&row).value();
+        let more = batch_bytes(&with_schema(row, schema)?).value().saturating_sub(before);
+        Ok(ByteSize::new(more * self.tail_rows()))
+    }
+
+    fn tail_rows(&self) -> u64 {
+        let rows = self.tail.batches().iter().map(|batch| &**batch).chain(&self.pending);
+        rows.map(|batch| batch.stored.rows().value()).sum()
     }
 
     /// Forgets the published rows before `to`, which lies between the log start and the end; gives the segments of
@@ -162,7 +185,11 @@ impl PartitionWriter {
         let (gone, kept) = (gone.to_vec(), kept.into());
         self.view.segments = kept;
         self.view.frozen = after(&self.view.frozen, to).into();
+        let before = self.tail_rows();
         self.tail = Tail::of(after(self.tail.batches(), to));
+        // By rows: which rows are in one batch is not the same everywhere.
+        let bytes = u128::from(self.tail_bytes.value()) * u128::from(self.tail_rows()) / u128::from(before.max(1));
+        self.tail_bytes = ByteSize::new(u64::try_from(bytes).unwrap_or(u64::MAX));
         self.view.tail = self.tail.batches().into();
         self.view.offset_start = to;
         self.partition.publish(self.view.clone());
@@ -185,10 +212,18 @@ impl PartitionWriter {
         gone
     }
 
+    /// Tombstones below `upto` go, or would if their segments could be written.
+    pub(crate) fn forget_tombstones(&mut self, upto: Offset) {
+        if upto > self.view.upkeep.tombstones_forgotten {
+            let upkeep = PartitionUpkeep { tombstones_forgotten: upto, ..PartitionUpkeep::clone(&self.view.upkeep) };
+            self.view.upkeep = Arc::new(upkeep);
+            self.partition.publish(self.view.clone());
+        }
+    }
+
     /// Bytes of rows that are not being sealed, pending ones included.
     pub(crate) fn tail_bytes(&self) -> ByteSize {
-        let pending = self.pending.iter().fold(ByteSize::ZERO, |sum, batch| sum.plus(batch.bytes));
-        self.tail.batches().iter().fold(pending, |sum, batch| sum.plus(batch.bytes))
+        self.tail_bytes
     }
 
     /// Bytes of rows that are being sealed.

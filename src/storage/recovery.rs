@@ -12,7 +12,7 @@ use super::disk::Disk;
 use super::error::StorageError;
 use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest, ManifestIndex, SegmentManifest, TopicManifest};
 use super::partition_writer::PartitionWriter;
-use super::seal::{SEGMENTS, TMP, dense_end};
+use super::seal::{SEGMENTS, TMP, is_dense};
 use super::segment::Segment;
 use super::shard_store::TopicState;
 use millstream_catalog::model::{EntryIndex, PartitionId, ShardId};
@@ -62,7 +62,7 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
     let storage = listed.storage()?;
     let mut partitions = Vec::with_capacity(listed.partitions.len());
     for (id, partition) in (0u32..).map(PartitionId::new).zip(&listed.partitions) {
-        if dense_end(partition) != Some(partition.offset_next) {
+        if !is_dense(partition) {
             return Err(corrupt("the offsets of a partition's segments do not follow each other"));
         }
         let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(partition.segments.len());

@@ -39,7 +39,7 @@ pub struct Rewrite {
     pub partition: PartitionId,
     /// The offsets of the segments, all of them whole.
     pub offsets: Range<Offset>,
-    /// One more than the rewrites the partition had before; it names the files.
+    /// More than that of any rewrite of the partition before; it names the files.
     pub number: u64,
     /// How the new files are compressed.
     pub compression: Compression,
@@ -67,6 +67,8 @@ pub struct RewriteJob {
     schema: SchemaRef,
     inputs: Vec<Arc<Segment>>,
     upkeep: PartitionUpkeep,
+    /// Bytes after which compaction begins a new file.
+    target_bytes: u64,
 }
 
 /// New segments, which no manifest lists yet.
@@ -95,7 +97,8 @@ impl RewriteJob {
     pub fn plan(disk: Arc<dyn Disk>, dir: &Path, view: &PartitionView, rewrite: &Rewrite) -> Option<Self> {
         let inputs = inputs_of(view, rewrite)?.to_vec();
         let (schema, upkeep) = (view.schema().clone(), view.upkeep().clone());
-        Some(Self { disk, dir: dir.join(SEGMENTS), rewrite: rewrite.clone(), schema, inputs, upkeep })
+        let (dir, rewrite, target_bytes) = (dir.join(SEGMENTS), rewrite.clone(), SEGMENT_BYTES_TARGET.value());
+        Some(Self { disk, dir, rewrite, schema, inputs, upkeep, target_bytes })
     }
 
     /// Writes and syncs the new segments; blocks. `stop` ends it early, with [`StorageError::Closed`].
@@ -127,7 +130,7 @@ impl RewriteJob {
             None => None,
         };
         for segment in &self.inputs {
-            let is_large = segment.offset_end() <= dirty_start && segment.bytes().value() * 2 >= target();
+            let is_large = segment.offset_end() <= dirty_start && segment.bytes().value() * 2 >= self.target_bytes;
             if let Some(last) = &mut last
                 && is_large
                 && last.keeps_all(segment)?
@@ -139,7 +142,7 @@ impl RewriteJob {
                 if stop.load(Ordering::Relaxed) {
                     return Err(StorageError::Closed);
                 }
-                let stored = segment.read(block, &wanted)?;
+                let stored = segment.read_anew(block, &wanted)?;
                 output.push(match &mut last {
                     Some(last) => last.filter(&stored)?,
                     None => stored,
@@ -149,13 +152,14 @@ impl RewriteJob {
         output.flush()?;
         output.close(self.rewrite.offsets.end)?;
         self.disk.sync_dir(&self.dir).map_err(|_| StorageError::SyncFailed)?;
-        Ok(match (&self.rewrite.compaction, last) {
+        let upkeep = match (&self.rewrite.compaction, last) {
             (Some(plan), Some(last)) => {
                 let upto = self.rewrite.offsets.end;
                 self.upkeep.compacted(upto, plan.now, last.tombstones(), plan.tombstones_upto)
             }
-            _ => PartitionUpkeep { rewrites: self.upkeep.rewrites + 1, ..self.upkeep.clone() },
-        })
+            _ => self.upkeep.clone(),
+        };
+        Ok(PartitionUpkeep { rewrites: self.rewrite.number, ..upkeep })
     }
 }
 
@@ -167,14 +171,9 @@ pub(crate) fn inputs_of<'a>(view: &'a PartitionView, rewrite: &Rewrite) -> Optio
     let inputs = segments.get(start..end)?;
     let is_exact = inputs.first()?.offset_start() == rewrite.offsets.start
         && inputs.last()?.offset_end() == rewrite.offsets.end
-        && rewrite.number == view.upkeep().rewrites + 1
+        && rewrite.number > view.upkeep().rewrites
         && inputs.iter().all(|segment| segment.damage().is_none());
     is_exact.then_some(inputs)
-}
-
-/// Bytes after which compaction begins a new file.
-fn target() -> u64 {
-    SEGMENT_BYTES_TARGET.value()
 }
 
 /// The new segments, one of them being written.
@@ -217,7 +216,8 @@ impl<'a> Output<'a> {
         if stored.batch.num_rows() == 0 {
             return Ok(());
         }
-        if self.pending.is_empty() && self.open.as_mut().is_some_and(|open| open.writer.position() >= target()) {
+        let target_bytes = self.job.target_bytes;
+        if self.pending.is_empty() && self.open.as_mut().is_some_and(|open| open.writer.position() >= target_bytes) {
             self.close(stored.offset_start)?;
         }
         let room = BATCH_ROWS_MAX - self.pending_rows;

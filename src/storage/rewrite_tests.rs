@@ -4,7 +4,7 @@ use super::super::fault_disk::FaultDisk;
 use super::super::scan::ScanRequest;
 use super::super::shard_store::{ManifestState, ShardStore};
 use super::super::testing::{dense, rows, topic};
-use super::super::{PartitionFacts, TopicStorage};
+use super::super::{KeySet, PartitionFacts, RealDisk, TopicStorage};
 use super::*;
 use arrow::array::{AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit};
@@ -353,4 +353,101 @@ fn a_range_that_compaction_emptied_is_a_gap_that_opens_again() {
     seal(&mut store, "3").unwrap();
     let (store, _) = open(&disk);
     assert_eq!((seen(&store, 0), view(&store).rows().value()), (vec![(4, (Some(3), Some(7)))], 1));
+}
+
+#[test]
+fn a_partition_whose_newest_rows_were_compacted_away_opens_again() {
+    let disk = FaultDisk::new();
+    let (mut store, _) = open(&disk);
+    store.create_topic(changelog());
+    // Every file counts as large: a clean one is kept.
+    let compact = |store: &mut ShardStore, upto: u64, tombstones_upto: u64| {
+        let request = request(store, 0..upto, plan(tombstones_upto));
+        let mut job = store.rewrite_job(&request).unwrap();
+        job.target_bytes = 1;
+        let rewritten = job.run(&AtomicBool::new(false)).unwrap();
+        store.install_rewrite(&request, rewritten).unwrap();
+    };
+    append(&mut store, 1, changes(&[(Some(1), Some(5)), (Some(2), Some(6))]));
+    seal(&mut store, "1").unwrap();
+    compact(&mut store, 2, 0);
+    append(&mut store, 2, changes(&[(Some(3), Some(7)), (Some(3), None)]));
+    seal(&mut store, "1").unwrap();
+    compact(&mut store, 4, 0);
+    assert_eq!(view(&store).segments().len(), 2);
+    compact(&mut store, 4, 4);
+    let kept = [(0, (Some(1), Some(5))), (1, (Some(2), Some(6)))];
+    let check = |store: &ShardStore| {
+        let view = view(store);
+        assert_eq!((view.segments().len(), view.offset_end().value()), (1, 4));
+        assert_eq!(seen(store, 0), kept);
+    };
+    check(&store);
+    seal(&mut store, "2").unwrap();
+    let (mut store, _) = open(&disk);
+    check(&store);
+    append(&mut store, 3, changes(&[(Some(4), Some(8))]));
+    seal(&mut store, "3").unwrap();
+    let (store, _) = open(&disk);
+    assert_eq!(seen(&store, 0), [kept[0], kept[1], (4, (Some(4), Some(8)))]);
+}
+
+#[test]
+fn a_bit_that_flips_after_a_block_was_read_is_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (mut store, _) = ShardStore::open(Arc::clone(&disk), dir.path(), ShardId::new(1)).unwrap();
+    store.create_topic(topic(1, 1, Compression::None));
+    for part in 0..2 {
+        append(&mut store, part + 1, rows(part * 10..part * 10 + 10));
+        seal(&mut store, "1").unwrap();
+    }
+    assert_eq!(read(&store), (0..20).collect::<Vec<_>>());
+    let segment = Arc::clone(&view(&store).segments()[0]);
+    let file = disk.open(&dir.path().join(SEGMENTS).join(segment.file())).unwrap();
+    let position = segment.block_bytes(0).end - 20;
+    let mut byte = [0];
+    file.read_at(&mut byte, position).unwrap();
+    file.write_at(&[byte[0] ^ 4], position).unwrap();
+    let merge = request(&store, 0..20, None);
+    let merged = store.rewrite_job(&merge).unwrap().run(&AtomicBool::new(false));
+    assert!(matches!(merged, Err(StorageError::DamagedRows { .. })), "{merged:?}");
+}
+
+#[test]
+fn a_key_whose_deletion_was_compacted_away_counts_as_touched() {
+    let disk = FaultDisk::new();
+    let (mut store, _) = open(&disk);
+    store.create_topic(changelog());
+    for (index, update) in [(1, (Some(1), Some(5))), (2, (Some(1), None)), (3, (Some(2), Some(6)))] {
+        append(&mut store, index, changes(&[update]));
+    }
+    seal(&mut store, "1").unwrap();
+    let keys = KeySet::new(&changes(&[(Some(1), Some(9))]), &[0]).unwrap();
+    let touched = |store: &ShardStore| {
+        [0, 1, 2, 3].map(|from| store.is_touched(TOPIC, PARTITION, Offset::new(from), &keys).unwrap())
+    };
+    assert_eq!(touched(&store), [true, true, false, false]);
+    let compact = request(&store, 0..3, plan(2));
+    // Here its files could not be written; elsewhere they are: the answer must be the same.
+    store.forget_tombstones(&compact);
+    assert_eq!(touched(&store), [true, true, false, false]);
+    rewrite(&mut store, &compact).unwrap();
+    store.forget_tombstones(&compact);
+    assert_eq!(touched(&store), [true, true, false, false]);
+    seal(&mut store, "2").unwrap();
+    assert_eq!(touched(&open(&disk).0), [true, true, false, false]);
+}
+
+#[test]
+fn a_replica_that_missed_rewrites_takes_the_next_ones() {
+    let disk = FaultDisk::new();
+    let mut store = five(&disk);
+    let fifth = Rewrite { number: 5, ..request(&store, 0..20, None) };
+    rewrite(&mut store, &fifth).unwrap();
+    assert_eq!(PartitionFacts::of(&view(&store)).rewrites(), 5);
+    let again = Rewrite { offsets: Offset::new(20)..Offset::new(40), ..fifth };
+    assert!(store.rewrite_job(&again).is_none(), "numbers ascend");
+    rewrite(&mut store, &Rewrite { number: 9, ..again }).unwrap();
+    assert_eq!((read(&store), view(&store).segments().len()), ((0..50).collect::<Vec<_>>(), 3));
 }

@@ -233,21 +233,20 @@ fn list(segment: &Segment) -> SegmentManifest {
     }
 }
 
-/// The offset where a partition's segments end, if they follow each other. The first may begin before the log start
-/// `offset_start`, but does not end before it; only where compaction left nothing does it begin after it, and is there
-/// room between two.
-pub(crate) fn dense_end(partition: &PartitionManifest) -> Option<Offset> {
+/// Whether a partition's segments follow each other up to the next offset. The first may begin before the log start
+/// `offset_start`, but does not end before it; only below what was compacted does it begin after it, is there room between
+/// two, or after the last.
+pub(crate) fn is_dense(partition: &PartitionManifest) -> bool {
     let compacted = partition.upkeep.compacted_upto;
+    let follows = |before: Offset, next: Offset| next == before || (next > before && next <= compacted);
     let Some(first) = partition.segments.first() else {
-        let is_empty = partition.offset_next <= partition.offset_start.max(compacted);
-        return is_empty.then_some(partition.offset_next);
+        return partition.offset_next <= partition.offset_start.max(compacted);
     };
-    let end = |segment: &SegmentManifest| segment.offset_end.unwrap_or(segment.offset_start.plus(segment.rows));
-    if first.offset_start > partition.offset_start.max(compacted) || end(first) <= partition.offset_start {
-        return None;
-    }
-    partition.segments.iter().try_fold(first.offset_start, |before, segment| {
-        let start = segment.offset_start;
-        (start == before || (start > before && start <= compacted)).then(|| end(segment))
-    })
+    let end = partition
+        .segments
+        .iter()
+        .try_fold(first.offset_start, |before, segment| follows(before, segment.offset_start).then(|| segment.end()));
+    first.offset_start <= partition.offset_start.max(compacted)
+        && first.end() > partition.offset_start
+        && end.is_some_and(|end| follows(end, partition.offset_next))
 }

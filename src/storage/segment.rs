@@ -426,6 +426,15 @@ impl Segment {
         Ok(StoredBatch { offset_start, offsets, batch, entries: self.entries(block) })
     }
 
+    /// As [`Segment::read`], of bytes that are checked anew: what gets a new checksum must be what was written.
+    ///
+    /// # Errors
+    /// As [`Segment::read`].
+    pub(crate) fn read_anew(&self, block: usize, wanted: &Wanted) -> Result<StoredBatch, StorageError> {
+        self.blocks[block].is_verified.store(false, Ordering::Release);
+        self.read(block, wanted)
+    }
+
     /// The bytes of a block, checked against its checksum once since the file was mapped.
     fn verified(&self, block: usize) -> Result<Buffer, StorageError> {
         if let Some(damage) = &self.damage {

@@ -327,6 +327,15 @@ impl ShardStore {
         RewriteJob::plan(self.disk.clone(), &self.dir, writer.view(), rewrite)
     }
 
+    /// Keeps from `rewrite`, carried out or not, which deletions may no longer be found: a function of the log alone.
+    pub fn forget_tombstones(&mut self, rewrite: &Rewrite) {
+        let state = self.topics.get_mut(&rewrite.topic);
+        let writer = state.and_then(|state| state.partitions.get_mut(rewrite.partition.value() as usize));
+        if let (Some(writer), Some(plan)) = (writer, &rewrite.compaction) {
+            writer.forget_tombstones(plan.tombstones_upto);
+        }
+    }
+
     /// Removes new files that are not to be used.
     pub fn discard_rewrite(&self, rewritten: Rewritten) {
         rewritten.discard(&*self.disk);
@@ -376,10 +385,11 @@ impl ShardStore {
         for (topic, partition) in std::mem::take(&mut self.unsealed) {
             let state = self.topics.get_mut(&topic);
             if let Some(writer) = state.and_then(|state| state.partitions.get_mut(partition.value() as usize)) {
+                self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
                 writer.freeze();
+                self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
             }
         }
-        self.frozen_bytes = self.frozen_bytes.plus(self.tail_bytes);
         self.tail_bytes = ByteSize::ZERO;
         let plan = |state: &TopicState| TopicPlan {
             storage: state.storage.clone(),
@@ -408,11 +418,9 @@ impl ShardStore {
             let state = self.topics.get_mut(&segment.topic());
             match state.and_then(|state| state.partitions.get_mut(segment.partition().value() as usize)) {
                 Some(writer) => {
-                    let frozen = writer.frozen_bytes();
-                    match writer.install(segment) {
-                        None => self.frozen_bytes = less(self.frozen_bytes, frozen),
-                        Some(gone) => self.removing.push(gone.file().to_owned()),
-                    }
+                    self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
+                    self.removing.extend(writer.install(segment).map(|gone| gone.file().to_owned()));
+                    self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
                 }
                 // Dropped while it was being sealed: the manifest lists the file, so the next one removes it.
                 None => self.removing.push(segment.file().to_owned()),

@@ -85,12 +85,18 @@ impl StagedFile {
     pub fn read(&self, disk: &dyn Disk, dir: &Path, topic: Option<&TopicStorage>) -> Result<StagedRows, StorageError> {
         match topic {
             Some(topic) => self.open(disk, &dir.join(STAGED), &topic.schema),
-            None => Ok(StagedRows { topic: self.topic, partition: self.partition, batches: Vec::new() }),
+            None => Ok(self.no_rows()),
         }
     }
 
-    fn open(&self, disk: &dyn Disk, dir: &Path, schema: &SchemaRef) -> Result<StagedRows, StorageError> {
-        let expected = SegmentExpected {
+    /// Its place, and no rows.
+    pub fn no_rows(&self) -> StagedRows {
+        StagedRows { topic: self.topic, partition: self.partition, batches: Vec::new() }
+    }
+
+    /// What the file must hold.
+    pub(crate) fn expected<'a>(&self, schema: &'a SchemaRef) -> SegmentExpected<'a> {
+        SegmentExpected {
             topic: self.topic,
             partition: self.partition,
             offset_start: Offset::ZERO,
@@ -101,17 +107,30 @@ impl StagedFile {
             compression: Compression::None,
             schema,
             rowtime: None,
-        };
-        let segment = Segment::open(disk, dir, self.file.clone(), &expected)?;
+        }
+    }
+
+    fn open(&self, disk: &dyn Disk, dir: &Path, schema: &SchemaRef) -> Result<StagedRows, StorageError> {
+        let segment = Segment::open(disk, dir, self.file.clone(), &self.expected(schema))?;
         let wanted = Wanted::new(schema, None)?;
         let read = |block| segment.read(block, &wanted).map(|stored| stored.batch);
         let batches = (0..segment.blocks()).map(read).collect::<Result<_, _>>()?;
-        Ok(StagedRows { topic: self.topic, partition: self.partition, batches })
+        Ok(StagedRows { batches, ..self.no_rows() })
     }
 
     /// The topic of its rows.
     pub fn topic(&self) -> TopicId {
         self.topic
+    }
+
+    /// The partition of its rows.
+    pub fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    /// The bytes and checksum by which it is known.
+    pub(crate) fn identity(&self) -> (u64, u32) {
+        (self.bytes, self.end.crc)
     }
 
     /// Its name in the directory of staged rows.

@@ -36,6 +36,7 @@ use millstream_catalog::model::{ByteSize, Durability, EntryIndex, ShardId, Term}
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -260,7 +261,16 @@ impl Shared {
             let batch = queue.take_batch(batch_bytes_max);
             drop(queue);
             self.drained.notify_all();
-            writer.lock().commit(batch, marks);
+            Self::commit(writer, batch, marks);
+        }
+    }
+
+    /// Writes a batch. After a panic everything is answered with [`StorageError::SyncFailed`].
+    fn commit(writer: &Mutex<Writer>, batch: Vec<Append>, marks: Marks) {
+        let mut committed = catch_unwind(AssertUnwindSafe(|| writer.lock().commit(batch, marks)));
+        // An answer may panic: the next one has its turn.
+        while committed.is_err() {
+            committed = catch_unwind(AssertUnwindSafe(|| writer.lock().fail()));
         }
     }
 
@@ -341,7 +351,11 @@ impl Wal {
         let started = env::thread("wal-writer", move || writing.write(&writes, batch_bytes_max));
         let syncing = shared.clone();
         let started = started.and_then(|thread| {
-            let syncer = env::thread("wal-sync", move || syncing.syncer.run(&syncing));
+            let syncer = env::thread("wal-sync", move || {
+                if catch_unwind(AssertUnwindSafe(|| syncing.syncer.run(&syncing))).is_err() {
+                    syncing.fail(&std::io::Error::other("its syncer panicked"));
+                }
+            });
             syncer.map(|syncer| (thread, syncer))
         });
         let (thread, syncer) = started.map_err(|source| {
@@ -413,7 +427,7 @@ impl Wal {
         queue.is_inline = true;
         let marks = std::mem::take(&mut queue.marks);
         drop(queue);
-        self.inner.writer.lock().commit(vec![append], marks);
+        Shared::commit(&self.inner.writer, vec![append], marks);
         let mut queue = shared.queue.lock();
         queue.is_inline = false;
         if !queue.waiting.is_empty() || queue.is_closing {
@@ -436,7 +450,7 @@ impl Wal {
         }
         if queue.is_closing {
             drop(queue);
-            return (append.done)(Err(StorageError::Closed));
+            return append.done.answer(Err(StorageError::Closed));
         }
         queue.bytes += append.bytes;
         queue.waiting.push_back(append);
@@ -478,10 +492,26 @@ impl Wal {
     /// [`StorageError::DiskFull`] (or the system's error) when the next file could not be allocated and the current
     /// one nears its end. Allocation is tried again meanwhile.
     pub fn check_room(&self, bytes: ByteSize) -> Result<(), StorageError> {
+        self.check_room_beside(bytes, self.inner.file_bytes / 4)
+    }
+
+    /// As [`Wal::check_room`], of entries by which space comes back: they may use what others leave.
+    ///
+    /// # Errors
+    /// As [`Wal::check_room`].
+    pub fn check_room_to_free(&self, bytes: ByteSize) -> Result<(), StorageError> {
+        self.check_room_beside(bytes, 0)
+    }
+
+    /// Whether the next file could not be allocated.
+    pub fn is_disk_full(&self) -> bool {
+        self.inner.preparer.failure().is_some()
+    }
+
+    fn check_room_beside(&self, bytes: ByteSize, margin: u64) -> Result<(), StorageError> {
         let Some(failure) = self.inner.preparer.failure() else { return Ok(()) };
         let shared = &self.inner.shared;
         let queued = shared.queue.lock().bytes;
-        let margin = self.inner.file_bytes / 4;
         if queued.saturating_add(bytes.value()).saturating_add(margin) <= shared.room.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -511,7 +541,7 @@ impl Wal {
             appends: shared.counts.appends.load(Ordering::Relaxed),
             syncs: shared.counts.syncs.load(Ordering::Relaxed),
             bytes_written: ByteSize::new(shared.counts.bytes_written.load(Ordering::Relaxed)),
-            is_disk_full: self.inner.preparer.failure().is_some(),
+            is_disk_full: self.is_disk_full(),
             oldest: index.oldest().map(|(_, shard)| shard),
         }
     }

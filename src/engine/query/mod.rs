@@ -189,7 +189,9 @@ async fn live(
 /// Puts a query that cannot go on into state `error`. False when that could not be stored: then it is tried again.
 async fn fail(engine: &Engine, query: &Query, error: SqlError) -> bool {
     let current = engine.catalog();
-    if current.query_by_id(query.id).is_none_or(|now| now.state != QueryState::Running) {
+    // With a shard that is out of service it waits, and goes on when the shard does.
+    let is_here = engine.shard_of_query(query).is_ok();
+    if !is_here || current.query_by_id(query.id).is_none_or(|now| now.state != QueryState::Running) {
         return true;
     }
     tracing::warn!(query = %query.name, sqlstate = %error.sqlstate, %error, detail = error.detail, "a continuous query stopped");
@@ -220,13 +222,15 @@ pub(crate) async fn flush(engine: &Engine) -> Result<()> {
         let catalog = engine.catalog();
         let Some(query) = catalog.query_by_id(id) else { continue };
         let Ok(shard) = engine.shard_of_query(query) else { continue };
+        // Where a reader ends that begins now: the newest rows may be compacted away.
+        let applied = shard.partitions().applied();
         let ends: Vec<(TopicId, PartitionId, Offset)> = query
             .sources
             .iter()
             .filter_map(|source| catalog.relation_by_id(*source))
             .flat_map(|source| source.partitions().map(|id| (source.id, id)))
             .filter_map(|(topic, id)| {
-                shard.partitions().get(topic, id).map(|partition| (topic, id, partition.view().offset_end()))
+                shard.partitions().get(topic, id).map(|partition| (topic, id, partition.view().offset_end_at(applied)))
             })
             .collect();
         reached(engine, id, &ends).await?;

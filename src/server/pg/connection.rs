@@ -75,7 +75,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             if message == Frontend::Terminate {
                 return Ok(());
             }
-            self.handle(message).await?;
+            // Boxed: an idle connection need not hold what the largest statement needs.
+            Box::pin(self.handle(message)).await?;
             self.session.end_statement();
             if self.wire.is_full() {
                 self.settle().await?;

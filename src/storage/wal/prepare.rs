@@ -10,6 +10,7 @@ use crate::storage::error::StorageError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,6 +56,8 @@ struct State {
     /// Whether the first of them could not be put away; tried again when more come.
     is_stuck: bool,
     is_closing: bool,
+    /// A panic ended it: there will be no file.
+    is_broken: bool,
 }
 
 impl State {
@@ -86,7 +89,12 @@ impl Preparer {
             if state.is_closing {
                 return;
             }
-            self.work(state);
+            if catch_unwind(AssertUnwindSafe(|| self.work(state))).is_err() {
+                tracing::error!("the write-ahead log's helper panicked");
+                self.state.lock().is_broken = true;
+                self.changed.notify_all();
+                return;
+            }
         }
     }
 
@@ -119,6 +127,7 @@ impl Preparer {
     ///
     /// # Errors
     /// Why it failed: [`StorageError::DiskFull`], or the system's error. Asking again tries again.
+    /// [`StorageError::SyncFailed`] when the helper panicked.
     pub(super) fn take(&self, sequence: u64, bytes: u64) -> Result<Arc<WalFile>, StorageError> {
         let mut state = self.state.lock();
         let attempts_before = state.attempts;
@@ -129,6 +138,9 @@ impl Preparer {
             }
             if state.is_closing {
                 return Err(StorageError::Closed);
+            }
+            if state.is_broken {
+                return Err(StorageError::SyncFailed);
             }
             if state.attempts > attempts_before
                 && let Some(failure) = &state.failure

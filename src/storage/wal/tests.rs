@@ -798,3 +798,50 @@ fn failed_sync_and_full_disk_reach_every_handle() {
     let mark = append_and_wait(&wal, 1, vec![WalRecord::Committed { payload: Bytes::new() }]);
     assert!(matches!(mark, Err(StorageError::SyncFailed)));
 }
+
+#[test]
+fn a_panic_of_the_writer_answers_everyone_and_ends_the_log() {
+    let (wal, _) = Wal::open(Arc::new(FaultDisk::new()), &dir(), options()).unwrap();
+    let failed = wal.failed();
+    let (answer, answers) = std::sync::mpsc::sync_channel(8);
+    for urgency in [Urgency::Batched, Urgency::Inline, Urgency::Batched] {
+        for index in 1..=3 {
+            let answer = answer.clone();
+            let done = move |result: Result<(), StorageError>| {
+                assert!(index > 1, "a panic on purpose");
+                answer.send((index, result)).unwrap();
+            };
+            // The first of a shard of its own, so that it is in order.
+            let shard = ShardId::new(index);
+            let record = WalRecord::Vote { payload: Bytes::from_static(b"v") };
+            let appended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                wal.append(shard, vec![record], urgency, Box::new(done));
+            }));
+            assert!(appended.is_ok(), "a panic of the writer reached its caller");
+        }
+        for _ in 0..2 {
+            let (_, result) = answers.recv_timeout(std::time::Duration::from_secs(20)).expect("an answer");
+            assert!(result.is_ok() || matches!(result, Err(StorageError::SyncFailed)), "{result:?}");
+        }
+    }
+    assert!(*failed.borrow());
+    wal.close();
+}
+
+#[test]
+fn a_panic_of_the_helper_is_no_endless_wait() {
+    let disk = FaultDisk::new();
+    let (wal, _) = Wal::open(Arc::new(disk.clone()), &dir(), options()).unwrap();
+    let (answer, answers) = std::sync::mpsc::sync_channel(1);
+    disk.panic_at_create();
+    let shard = ShardId::new(1);
+    for index in 1.. {
+        let answer = answer.clone();
+        let record = entry(1, index, Bytes::from(vec![0; 1 << 10]));
+        wal.append(shard, vec![record], Urgency::Batched, Box::new(move |result| answer.send(result).unwrap()));
+        match answers.recv_timeout(std::time::Duration::from_secs(20)).expect("an answer") {
+            Ok(()) => assert!(index < 100),
+            Err(error) => return assert!(matches!(error, StorageError::SyncFailed), "{error}"),
+        }
+    }
+}

@@ -15,6 +15,7 @@ use crate::storage::frame::{FrameHeader, FrameKind, frame_bytes};
 use bytes::Bytes;
 use millstream_catalog::model::{Durability, EntryIndex, ShardId, Term};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,7 +33,27 @@ pub(super) struct Append {
     pub(super) bytes: u64,
     /// What `done` waits for.
     pub(super) durability: Durability,
-    pub(super) done: WalDone,
+    pub(super) done: Waiter,
+}
+
+/// Who waits for an append. Dropped without an answer, because the writer panicked, it is told
+/// [`StorageError::SyncFailed`].
+pub(super) struct Waiter(Option<WalDone>);
+
+impl Waiter {
+    pub(super) fn answer(mut self, result: Result<(), StorageError>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(StorageError::SyncFailed));
+        }
+    }
 }
 
 impl Append {
@@ -58,7 +79,8 @@ impl Append {
         };
         let is_of_entries = records.iter().all(|record| matches!(record, WalRecord::Entry { .. }));
         let durability = if is_of_entries { durability } else { Durability::Sync };
-        Ok(Self { shard, records: records.into_iter().map(sealed).collect(), bytes, durability, done })
+        let (records, done) = (records.into_iter().map(sealed).collect(), Waiter(Some(done)));
+        Ok(Self { shard, records, bytes, durability, done })
     }
 }
 
@@ -96,7 +118,7 @@ pub(super) struct Writer {
 
 /// What an append gets once its frames are where it wants them.
 struct Answer {
-    done: WalDone,
+    done: Waiter,
     result: Result<(), StorageError>,
     durability: Durability,
 }
@@ -145,6 +167,12 @@ impl Writer {
             self.answer_all();
         }
         self.purge_files();
+    }
+
+    /// It panicked: what is on disk, and who was answered, is unknown from then on.
+    pub(super) fn fail(&mut self) {
+        self.shared.fail(&io::Error::other("its writer panicked"));
+        self.answer_all();
     }
 
     /// Writes the last marks and a frame that proves everything before it was synced.
@@ -364,7 +392,7 @@ impl Writer {
     fn answer(&self, Answer { done, result, .. }: Answer) {
         let result = if self.shared.has_failed() { result.and(Err(StorageError::SyncFailed)) } else { result };
         self.shared.counts.appends.fetch_add(1, Ordering::Relaxed);
-        done(result);
+        done.answer(result);
     }
 
     fn publish_room(&self) {
