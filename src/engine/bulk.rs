@@ -22,6 +22,8 @@ pub(crate) struct Bulk {
     own: Transaction,
     parts: Vec<PartitionWrite>,
     bytes: ByteSize,
+    /// Bytes of data that is not yet rows.
+    undecoded: ByteSize,
     held: Held,
     count: u64,
 }
@@ -31,7 +33,8 @@ impl Bulk {
     pub(crate) fn new(engine: &Engine) -> Self {
         let mut own = Transaction::default();
         own.begin_implicit();
-        Self { own, parts: Vec::new(), bytes: ByteSize::ZERO, held: engine.holding.share(), count: 0 }
+        let (bytes, undecoded) = (ByteSize::ZERO, ByteSize::ZERO);
+        Self { own, parts: Vec::new(), bytes, undecoded, held: engine.holding.share(), count: 0 }
     }
 
     /// Adds rows.
@@ -43,7 +46,24 @@ impl Bulk {
                 self.parts.push(part);
             }
         }
-        self.held.put(self.bytes);
+        self.hold();
+    }
+
+    /// Holds `bytes` of data that is not yet rows besides them. Much of it needs room: it cannot leave memory.
+    ///
+    /// # Errors
+    /// 53200 when all statements together hold too much.
+    pub(crate) fn set_undecoded(&mut self, bytes: ByteSize) -> Result<()> {
+        if bytes > self.undecoded && bytes >= STAGE_BYTES_MIN {
+            self.held.set(self.bytes.plus(bytes))?;
+        }
+        self.undecoded = bytes;
+        self.hold();
+        Ok(())
+    }
+
+    fn hold(&mut self) {
+        self.held.put(self.bytes.plus(self.undecoded));
     }
 
     /// Whether [`Bulk::flush`] is due: there are many rows, or memory is short.
@@ -95,7 +115,7 @@ impl Bulk {
     ) -> Result<()> {
         let parts = std::mem::take(&mut self.parts);
         self.bytes = ByteSize::ZERO;
-        self.held.put(ByteSize::ZERO);
+        self.hold();
         let room = session.engine.holding.clone();
         self.transaction(session).hold(&room, relation.shard, (parts, leaving), claim)
     }

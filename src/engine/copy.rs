@@ -70,7 +70,8 @@ impl CopyIn {
     /// 22P04, 22P02 and others, naming line and column; 53200 when all statements together hold too many rows.
     pub fn push(&mut self, data: &[u8]) -> Result<()> {
         self.decoder.push(data)?;
-        self.drain()
+        self.drain()?;
+        self.bulk.set_undecoded(self.decoder.held_bytes())
     }
 
     /// Whether [`CopyIn::flush`] is due before more data is taken.
@@ -112,6 +113,7 @@ impl CopyIn {
     async fn write(mut self: Box<Self>, session: &mut Session) -> Result<u64> {
         self.decoder.finish()?;
         self.drain()?;
+        self.bulk.set_undecoded(self.decoder.held_bytes())?;
         let claim = self.numbered.and_then(Numbered::finish);
         self.bulk.finish(session, &self.relation, claim).await
     }

@@ -395,3 +395,27 @@ async fn the_shares_of_memory_are_shown() {
     drop(session);
     engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_data_that_is_not_yet_rows_is_held_against_the_room_of_the_node() {
+    let engine = open(&founded().await, Arc::default()).await.unwrap();
+    let mut others = engine.room();
+    others.set(ByteSize::new(others.bytes_max().value() - (1 << 20))).unwrap();
+    let mut session = session(&engine);
+    for (format, start) in
+        [("text", &b"1\t"[..]), ("csv", b"1,\""), ("binary", b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\x20\0\0")]
+    {
+        let sql = format!("COPY e FROM STDIN (FORMAT {format})");
+        let parsed = session.parse(&sql).await.unwrap().remove(0);
+        let prepared = session.prepare(parsed, &[]).await.unwrap();
+        let Outcome::CopyIn(mut copy) = session.execute(&prepared, vec![], Via::Simple).await.unwrap() else {
+            panic!("{sql} takes no data")
+        };
+        copy.push(start).unwrap();
+        let chunk = [b'7'; 1 << 16];
+        let error = (0..64).find_map(|_| copy.push(&chunk).err()).expect("half a row is not free");
+        assert_eq!(error.sqlstate.code(), "53200", "{format}: {error}");
+    }
+    others.set(others.bytes_max()).unwrap();
+    engine.shutdown().await;
+}

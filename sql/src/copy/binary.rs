@@ -133,6 +133,11 @@ impl BinaryReader {
         self.sink.close_batch()
     }
 
+    /// Bytes of what was taken and is not yet a batch.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.partial.capacity() + self.sink.held_bytes()
+    }
+
     /// The next batch of rows that is complete.
     pub(super) fn next_rows(&mut self) -> Option<InsertRows> {
         self.sink.next_rows()

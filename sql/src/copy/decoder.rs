@@ -11,6 +11,7 @@ use crate::bind::insert::{InsertRows, PlanEval};
 use crate::dialect::ast::{CopyFormat, CopyOptions, Ident};
 use crate::error::SqlError;
 use millstream_catalog::Relation;
+use millstream_catalog::model::ByteSize;
 
 /// Decodes copy data.
 #[derive(Debug)]
@@ -71,6 +72,17 @@ impl CopyDecoder {
             Reader::Binary(reader) => reader.finish(),
             Reader::Arrow(reader) => reader.finish(),
         }
+    }
+
+    /// Bytes of data that was taken and not yet given as rows: parts of a row or message, rows of a batch that is not
+    /// full, dictionaries.
+    pub fn held_bytes(&self) -> ByteSize {
+        let bytes = match &self.0 {
+            Reader::Lines(reader) => reader.held_bytes(),
+            Reader::Binary(reader) => reader.held_bytes(),
+            Reader::Arrow(reader) => reader.held_bytes(),
+        };
+        ByteSize::new(bytes as u64)
     }
 
     /// The next batch of rows that is complete, at most 65,536 of them.

@@ -5,15 +5,15 @@
 use crate::bind::insert::{InsertRows, PlanEval, Shape, Target, constant_default, repeat, resolve};
 use crate::dialect::ast::Ident;
 use crate::error::SqlError;
-use crate::types::{ColumnBuilder, ValueError};
-use arrow::array::ArrayRef;
-use millstream_catalog::Relation;
+use crate::types::{ColumnBuilder, ValueError, filled_bytes};
+use arrow::array::{Array, ArrayRef};
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, SqlState};
+use millstream_catalog::{Relation, SqlType};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
-/// Bytes of copy data after which a batch is closed whatever its rows: bounds the builders.
+/// Bytes of rows after which a batch is closed whatever their number: bounds the builders.
 const BATCH_BYTES: usize = 16 << 20;
 /// Rows the first builders have room for; small copies are common.
 const ROWS_AT_FIRST: usize = 1024;
@@ -30,6 +30,11 @@ fn shown(data: &[u8]) -> Cow<'_, str> {
     Cow::Owned(format!("{}...", String::from_utf8_lossy(&data[..end])))
 }
 
+/// The bytes that a default, a column of one row, takes in each row.
+pub(super) fn default_bytes(default: &ArrayRef) -> usize {
+    default.to_data().get_slice_memory_size().unwrap_or(usize::MAX)
+}
+
 /// Builders of the targets, and finished batches.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -40,6 +45,10 @@ pub(super) struct Sink {
     builders: Vec<ColumnBuilder>,
     /// The default of each column, as a column of one row.
     defaults: Vec<ArrayRef>,
+    /// Bytes that a row takes, however little data it is given in.
+    row_bytes: usize,
+    /// The targets whose values may take more than their data and `row_bytes`.
+    composed: Vec<usize>,
     rows: usize,
     rows_before: usize,
     bytes: usize,
@@ -53,7 +62,7 @@ impl Sink {
         let shape = Shape::of(relation);
         let targets = resolve(relation, columns)?;
         let default = |i: usize| constant_default(&shape, i, &mut *eval);
-        let defaults = (0..shape.columns.len()).map(default).collect::<Result<_, _>>()?;
+        let defaults = (0..shape.columns.len()).map(default).collect::<Result<Vec<_>, _>>()?;
         let is_not_null = targets.iter().map(|target| match target {
             Target::Column(i) => !shape.columns[*i].is_nullable,
             // A NULL event time is refused where event times are formed.
@@ -63,6 +72,16 @@ impl Sink {
         let builders = targets.iter().map(|target| ColumnBuilder::new(shape.sql_type(*target), ROWS_AT_FIRST));
         let builders = builders.collect();
         let ready = VecDeque::new();
+        let is_target = |i: usize| targets.contains(&Target::Column(i));
+        let column_bytes = |(i, default): (usize, &ArrayRef)| {
+            let filled = if is_target(i) { filled_bytes(&shape.columns[i].sql_type) } else { 0 };
+            filled.max(default_bytes(default))
+        };
+        let row_bytes = defaults.iter().enumerate().map(column_bytes).sum();
+        let is_composed = |at: &usize| {
+            matches!(shape.sql_type(targets[*at]), SqlType::Array(_) | SqlType::Struct(_) | SqlType::Map(..))
+        };
+        let composed = (0..targets.len()).filter(is_composed).collect();
         Ok(Self {
             relation: relation.name.clone(),
             shape,
@@ -70,6 +89,8 @@ impl Sink {
             is_not_null,
             builders,
             defaults,
+            row_bytes,
+            composed,
             rows: 0,
             rows_before: 0,
             bytes: 0,
@@ -196,8 +217,9 @@ impl Sink {
     #[inline]
     pub(super) fn end_row(&mut self, bytes: usize) -> Result<(), SqlError> {
         self.rows += 1;
-        self.bytes += bytes;
-        if self.rows >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES { self.close_batch() } else { Ok(()) }
+        self.bytes += bytes.max(self.row_bytes);
+        let is_full = self.rows >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES || self.element_bytes() >= BATCH_BYTES;
+        if is_full { self.close_batch() } else { Ok(()) }
     }
 
     /// Makes a batch of the rows so far.
@@ -227,6 +249,15 @@ impl Sink {
         self.ready.push_back(self.shape.finish(filled, rowtime, self.rows_before + 1)?);
         self.rows_before += rows;
         Ok(())
+    }
+
+    /// Bytes of the rows of the batch that is not finished, as far as they are alike.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes + self.element_bytes()
+    }
+
+    fn element_bytes(&self) -> usize {
+        self.composed.iter().map(|at| self.builders[*at].element_bytes()).sum()
     }
 
     /// The next finished batch.

@@ -1,5 +1,6 @@
 //! Tests of copy data: formats both ways, chunks cut anywhere, errors with line and column.
 
+use super::sink::default_bytes;
 use super::{CopyDecoder, CopyEncoder};
 use crate::bind::insert::InsertRows;
 use crate::dialect::ast::{CopyColumns, CopyFormat, CopyHeader, CopyOptions, Ident, Position};
@@ -10,6 +11,7 @@ use arrow::ipc::reader::StreamReader;
 use datafusion::common::ScalarValue;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, ShardId, SqlState, Timestamp, TopicId};
+use millstream_catalog::schema::StructField;
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType, TopicOptions};
 use proptest::prelude::*;
 use sqlparser::ast;
@@ -58,7 +60,7 @@ pub(super) fn ident(name: &str) -> Ident {
     Ident { name: Name::new(name).unwrap(), position: Position::new(7) }
 }
 
-fn no_eval(_: &ast::Expr, _: &SqlType) -> Result<ScalarValue, SqlError> {
+pub(super) fn no_eval(_: &ast::Expr, _: &SqlType) -> Result<ScalarValue, SqlError> {
     Err(SqlError::internal("no expression here"))
 }
 
@@ -512,4 +514,56 @@ proptest! {
             prop_assert_eq!(&batches[0].batch, &batch, "{}", text);
         }
     }
+}
+
+#[test]
+fn batches_are_bounded_by_what_rows_become() {
+    let fields = (0..1_000).map(|i| StructField { name: format!("f{i}"), sql_type: SqlType::Double });
+    let wide = SqlType::Struct(fields.collect());
+    let columns = (0..1_000).map(|i| column(&format!("c{i}"), SqlType::Double)).collect();
+    let (json, text) = (of(CopyFormat::Json), of(CopyFormat::Text));
+    let batches = |relation: &Relation, options: &CopyOptions, data: &str| {
+        let batches = decode_chunks(relation, None, options, &[data.as_bytes()]).unwrap();
+        let bytes = batches.iter().map(|rows| rows.batch.columns().iter().map(default_bytes).sum::<usize>());
+        assert!(bytes.max().unwrap() < 64 << 20);
+        (batches.len(), batches.iter().map(|rows| rows.batch.num_rows()).sum::<usize>())
+    };
+    let count = 20_000;
+    let (found, rows) = batches(&relation(columns), &json, &"{}\n".repeat(count));
+    assert!(found > 5 && rows == count, "{found} batches of {rows} rows");
+    let arrays = relation(vec![column("a", SqlType::Array(Box::new(wide.clone())))]);
+    let (found, rows) = batches(&arrays, &json, &"{\"a\":[{},null,{}]}\n".repeat(count / 3));
+    assert!(found > 5 && rows == count / 3, "{found} batches of {rows} rows");
+    let (found, rows) = batches(&relation(vec![column("a", SqlType::Char(10_000))]), &text, &"x\n".repeat(count));
+    assert!(found > 5 && rows == count, "{found} batches of {rows} rows");
+    let mut filled = column("b", SqlType::Text);
+    filled.default = Some(format!("'{}'", "x".repeat(10_000)));
+    let filled = relation(vec![column("a", SqlType::Integer), filled]);
+    let (found, rows) = batches(&filled, &json, &"{}\n".repeat(count));
+    assert!(found > 5 && rows == count, "{found} batches of {rows} rows");
+    let too_large = format!("{{\"a\":[{}null]}}\n", "null,".repeat(100_000));
+    let (code, message, _) = refused(&arrays, &json, &too_large);
+    assert_eq!((code, message.as_str()), ("54000", "column of one statement exceeds 536870912 bytes"));
+    let map = relation(vec![column("a", SqlType::Map(Box::new(SqlType::Integer), Box::new(wide)))]);
+    let entries: String = (0..100_000).map(|i| format!("\"{i}\":null,")).collect();
+    assert_eq!(refused(&map, &json, &format!("{{\"a\":{{{entries}\"-1\":null}}}}\n")).0, "54000");
+}
+
+#[test]
+fn data_that_is_not_yet_a_row_is_counted() {
+    let s = relation(vec![column("a", SqlType::Text)]);
+    let value = "x".repeat(1 << 20);
+    let header = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x01\x01\0\0\0";
+    for (format, start) in [(CopyFormat::Text, &b""[..]), (CopyFormat::Csv, b"\""), (CopyFormat::Binary, header)] {
+        let mut decoder = CopyDecoder::new(&s, None, &of(format), &mut no_eval).unwrap();
+        decoder.push(start).unwrap();
+        decoder.push(value.as_bytes()).unwrap();
+        assert!(decoder.held_bytes().value() >= 1 << 20, "{format:?}: {}", decoder.held_bytes());
+    }
+    let mut decoder = CopyDecoder::new(&s, None, &of(CopyFormat::Text), &mut no_eval).unwrap();
+    decoder.push(format!("{value}\n").as_bytes()).unwrap();
+    assert!(decoder.held_bytes().value() >= 1 << 20, "rows of a batch that is not full");
+    decoder.finish().unwrap();
+    assert!(decoder.next_rows().unwrap().is_some());
+    assert_eq!(decoder.held_bytes().value(), 0);
 }

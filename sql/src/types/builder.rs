@@ -12,6 +12,7 @@ use super::document::{self, Document, MapSink, StructSink};
 use super::error::ValueError;
 use super::interval::{Interval, parse_interval};
 use super::numeric::{Shape, parse_numeric, parse_numeric_binary};
+use super::width::least_bytes;
 use super::{json, json_node, number, text};
 use arrow::array::{
     ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder, Float32Builder,
@@ -74,6 +75,8 @@ enum Sink {
 struct ListSink {
     field: FieldRef,
     items: ColumnBuilder,
+    /// Bytes that each element takes at least.
+    width: usize,
     ends: Vec<i32>,
     nulls: NullBufferBuilder,
 }
@@ -109,6 +112,7 @@ impl ColumnBuilder {
             SqlType::Array(item) => Sink::Array(Box::new(ListSink {
                 field: Arc::new(item.field("item", true)),
                 items: Self::new(item, capacity),
+                width: least_bytes(&item.arrow()),
                 ends: Vec::with_capacity(capacity),
                 nulls: NullBufferBuilder::new(capacity),
             })),
@@ -297,6 +301,24 @@ impl ColumnBuilder {
         }
     }
 
+    /// Checks that another element may go to [`Self::items`], whatever it is: few bytes may become a wide one.
+    pub(crate) fn check_items(&self) -> Result<(), ValueError> {
+        match &self.sink {
+            Sink::Array(sink) => check_elements(sink.items.len(), sink.width),
+            _ => Ok(()),
+        }
+    }
+
+    /// The least bytes of the elements of arrays and maps so far, which their text says little of.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match &self.sink {
+            Sink::Array(sink) => sink.items.len() * sink.width + sink.items.element_bytes(),
+            Sink::Struct(sink) => sink.element_bytes(),
+            Sink::Map(sink) => sink.element_bytes(),
+            _ => 0,
+        }
+    }
+
     /// Ends the array whose elements went to [`Self::items`].
     pub(crate) fn end_items(&mut self) {
         if let Sink::Array(sink) = &mut self.sink {
@@ -398,6 +420,13 @@ fn check_room(held: usize, more: usize) -> Result<(), ValueError> {
         return Err(ValueError::too_large("column of one statement", STATEMENT_ROWS_BYTES_MAX.value()));
     }
     Ok(())
+}
+
+pub(super) fn check_elements(count: usize, width: usize) -> Result<(), ValueError> {
+    match count.saturating_mul(width) > STATEMENT_ROWS_BYTES_MAX.as_usize() {
+        true => Err(ValueError::too_large("column of one statement", STATEMENT_ROWS_BYTES_MAX.value())),
+        false => Ok(()),
+    }
 }
 
 fn push_str(sink: &mut StringBuilder, value: &str) -> Result<(), ValueError> {

@@ -3,11 +3,12 @@
 //! Leaves out scalars, which are `ColumnBuilder`'s own. Every field may be absent, which is NULL. Only `ColumnBuilder`
 //! and `copy::json` call it. After an error the column is to be dropped, as with `ColumnBuilder`.
 
-use super::builder::ColumnBuilder;
+use super::builder::{ColumnBuilder, check_elements};
 use super::error::ValueError;
 use super::json::{JsonKind, check_json, decode_string};
 use super::json_path::{Part, kind_name};
 use super::text::check_text;
+use super::width::least_bytes;
 use arrow::array::{ArrayRef, MapArray, NullBufferBuilder, StructArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields};
@@ -32,6 +33,8 @@ pub(super) struct MapSink {
     entries: FieldRef,
     keys: ColumnBuilder,
     values: ColumnBuilder,
+    /// Bytes that each entry takes at least.
+    width: usize,
     ends: Vec<i32>,
     nulls: NullBufferBuilder,
     /// The keys of the current value.
@@ -61,6 +64,10 @@ impl StructSink {
     pub(super) fn finish(&mut self) -> ArrayRef {
         let children = self.children.iter_mut().map(ColumnBuilder::finish).collect();
         Arc::new(StructArray::new(self.fields.clone(), children, self.nulls.finish()))
+    }
+
+    pub(super) fn element_bytes(&self) -> usize {
+        self.children.iter().map(ColumnBuilder::element_bytes).sum()
     }
 
     fn append_object(&mut self, object: Part<'_>, sql_type: &SqlType) -> Result<(), ValueError> {
@@ -94,6 +101,7 @@ impl MapSink {
             entries,
             keys: ColumnBuilder::new(key, capacity),
             values: ColumnBuilder::new(value, capacity),
+            width: least_bytes(&key.arrow()) + least_bytes(&value.arrow()),
             ends: Vec::with_capacity(capacity),
             nulls: NullBufferBuilder::new(capacity),
             given: Vec::new(),
@@ -122,10 +130,15 @@ impl MapSink {
         Arc::new(MapArray::new(Arc::clone(&self.entries), offsets, entries, self.nulls.finish(), false))
     }
 
+    pub(super) fn element_bytes(&self) -> usize {
+        self.keys.len() * self.width + self.values.element_bytes()
+    }
+
     fn append_object(&mut self, object: Part<'_>, sql_type: &SqlType) -> Result<(), ValueError> {
         self.given.clear();
         let mut scratch = Vec::new();
         object.members(|key, part| {
+            check_elements(self.keys.len(), self.width)?;
             let key = key.unwrap_or_default();
             self.keys.append_text(key).map_err(|error| within(error, key))?;
             self.given.push(key.to_vec());
@@ -217,9 +230,12 @@ pub(super) enum Document<'a> {
 
 /// Appends a JSON array to an array column.
 fn append_items(builder: &mut ColumnBuilder, array: Part<'_>, scratch: &mut Vec<u8>) -> Result<(), ValueError> {
-    array.members(|_, part| match builder.items() {
-        Some(items) => append_json(items, part, scratch),
-        None => Ok(()),
+    array.members(|_, part| {
+        builder.check_items()?;
+        match builder.items() {
+            Some(items) => append_json(items, part, scratch),
+            None => Ok(()),
+        }
     })?;
     builder.end_items();
     Ok(())

@@ -27,6 +27,7 @@ mod oid;
 mod scalar;
 mod source;
 mod text;
+mod width;
 pub(crate) mod zone;
 
 #[cfg(test)]
@@ -47,3 +48,4 @@ pub(crate) use canonical::{sort_key_of, sort_key_type};
 pub(crate) use datetime::{DATE_END, DATE_FIRST, DAY};
 pub(crate) use error::quoted;
 pub(crate) use name::{check_type, type_named};
+pub(crate) use width::{filled_bytes, least_bytes};

@@ -12,7 +12,8 @@ use crate::plan::ResultColumn;
 use crate::types::{ColumnBuilder, ColumnEncoder, assign_array, is_assignable};
 use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
 use arrow::datatypes::DataType;
-use millstream_catalog::model::limit::PARAMETERS_MAX;
+use millstream_catalog::model::SqlState;
+use millstream_catalog::model::limit::{PARAMETERS_MAX, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::{Relation, SqlType};
 use sqlparser::ast::{Expr, SelectItem, SetExpr, Value};
 
@@ -97,6 +98,11 @@ impl InsertSelect {
 
 /// The one value of `array`, `rows` times.
 pub(crate) fn repeat(array: &ArrayRef, rows: usize) -> Result<ArrayRef, SqlError> {
+    let bytes = array.to_data().get_slice_memory_size().unwrap_or(usize::MAX);
+    if bytes.saturating_mul(rows) > STATEMENT_ROWS_BYTES_MAX.as_usize() {
+        let error = SqlError::new(SqlState::ProgramLimitExceeded, "a default is too large for so many rows at once");
+        return Err(error.detail(format!("{rows} rows of {bytes} bytes, at most {STATEMENT_ROWS_BYTES_MAX} are made")));
+    }
     let indices = UInt32Array::from(vec![0; rows]);
     arrow::compute::take(array.as_ref(), &indices, None)
         .map_err(|_| SqlError::internal("a default could not be repeated"))

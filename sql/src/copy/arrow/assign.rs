@@ -6,7 +6,7 @@
 //! names and NOT NULL.
 
 use crate::types::{AssignRefused, ColumnBuilder, ColumnEncoder, ValueError, assign_array};
-use crate::types::{DATE_END, DATE_FIRST, DAY};
+use crate::types::{DATE_END, DATE_FIRST, DAY, filled_bytes, least_bytes};
 use arrow::array::{
     Array, ArrayRef, ArrowPrimitiveType, AsArray, Int64Array, ListArray, PrimitiveArray, new_null_array,
 };
@@ -249,7 +249,10 @@ fn interval(array: &ArrayRef) -> Result<ArrayRef, Refused> {
 }
 
 fn list(array: &ArrayRef, item: &SqlType) -> Result<ArrayRef, Refused> {
-    let (ends, values) = items(array);
+    let (ends, values) = items(array).ok_or_else(|| Refused {
+        row: 0,
+        error: ValueError::new(SqlState::ProgramLimitExceeded, "a list of the arrow stream has too many elements"),
+    })?;
     let values = assign(&values, item).map_err(|refused| {
         let row = ends.iter().position(|end| *end as usize > refused.row).unwrap_or(1) - 1;
         Refused { row, error: refused.error }
@@ -261,9 +264,10 @@ fn list(array: &ArrayRef, item: &SqlType) -> Result<ArrayRef, Refused> {
     list.map(|list| Arc::new(list) as ArrayRef).map_err(refused)
 }
 
-/// Where the elements of each list begin, and where the last ends, in the elements of these lists alone.
-fn items(array: &ArrayRef) -> (Vec<i32>, ArrayRef) {
-    match array.data_type() {
+/// Where the elements of each list begin, and where the last ends, in the elements of these lists alone; `None` for more
+/// than 2^31, which [`stored_bytes`] finds before.
+fn items(array: &ArrayRef) -> Option<(Vec<i32>, ArrayRef)> {
+    Some(match array.data_type() {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
             let (start, end) = (list.value_offsets()[0], list.value_offsets()[list.len()]);
@@ -273,44 +277,51 @@ fn items(array: &ArrayRef) -> (Vec<i32>, ArrayRef) {
         DataType::LargeList(_) => {
             let list = array.as_list::<i64>();
             let (start, end) = (list.value_offsets()[0], list.value_offsets()[list.len()]);
-            // A message is bounded far below 2^31 bytes, and an element has one bit at least or rows are few.
-            let ends = list.value_offsets().iter().map(|offset| (offset - start) as i32).collect();
-            (ends, list.values().slice(start as usize, (end - start) as usize))
+            let ends = list.value_offsets().iter().map(|offset| i32::try_from(offset - start).ok());
+            (ends.collect::<Option<_>>()?, list.values().slice(start as usize, (end - start) as usize))
         }
         _ => {
             let list = array.as_fixed_size_list();
-            let ends = (0..=list.len() as i32).map(|row| row * list.value_length()).collect();
-            (ends, Arc::clone(list.values()))
+            let length = usize::try_from(list.value_length()).ok()?;
+            let ends = (0..=list.len()).map(|row| i32::try_from(row.checked_mul(length)?).ok());
+            (ends.collect::<Option<_>>()?, Arc::clone(list.values()))
         }
-    }
+    })
 }
 
-/// Bytes that dictionaries and views of `array` become when they are resolved; 0 for all else.
-pub(super) fn expanded_bytes(array: &dyn Array) -> usize {
-    match array.data_type() {
-        DataType::Utf8View => view_bytes(array.as_string_view().views(), array.nulls()),
-        DataType::BinaryView => view_bytes(array.as_binary_view().views(), array.nulls()),
-        DataType::Dictionary(..) => {
+/// Bytes that `array` takes at least once it is a column of `to`: dictionaries and views are resolved, numbers become
+/// wider, and NULLs that took no bytes take those of a value.
+pub(super) fn stored_bytes(array: &dyn Array, to: &SqlType) -> usize {
+    let wide = |width: usize| array.len().saturating_mul(width);
+    let items = |values: &ArrayRef, item: &SqlType, start: usize, end: usize| {
+        wide(size_of::<i32>()).saturating_add(stored_bytes(values.slice(start, end - start).as_ref(), item))
+    };
+    match (array.data_type(), to) {
+        (DataType::Null, _) => wide(least_bytes(&to.arrow())),
+        (DataType::Utf8View, _) => view_bytes(array.as_string_view().views(), array.nulls()) + wide(filled_bytes(to)),
+        (DataType::BinaryView, _) => view_bytes(array.as_binary_view().views(), array.nulls()) + wide(filled_bytes(to)),
+        (DataType::Dictionary(..), _) => {
             let dictionary = array.as_any_dictionary();
             let values = dictionary.values();
             if values.is_empty() {
-                return 0;
+                return wide(filled_bytes(to));
             }
-            let lengths: Vec<usize> = (0..values.len()).map(|at| value_bytes(values.as_ref(), at)).collect();
-            dictionary.normalized_keys().into_iter().map(|key| lengths[key]).fold(0, usize::saturating_add)
+            let length = |key: usize| value_bytes(values.as_ref(), key);
+            dictionary.normalized_keys().into_iter().map(length).fold(wide(filled_bytes(to)), usize::saturating_add)
         }
-        DataType::List(_) => {
+        (DataType::List(_), SqlType::Array(item)) => {
             let list = array.as_list::<i32>();
-            let (start, end) = (list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize);
-            expanded_bytes(list.values().slice(start, end - start).as_ref())
+            items(list.values(), item, list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize)
         }
-        DataType::LargeList(_) => {
+        (DataType::LargeList(_), SqlType::Array(item)) => {
             let list = array.as_list::<i64>();
-            let (start, end) = (list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize);
-            expanded_bytes(list.values().slice(start, end - start).as_ref())
+            items(list.values(), item, list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize)
         }
-        DataType::FixedSizeList(..) => expanded_bytes(array.as_fixed_size_list().values().as_ref()),
-        _ => 0,
+        (DataType::FixedSizeList(..), SqlType::Array(item)) => {
+            let values = array.as_fixed_size_list().values();
+            items(values, item, 0, values.len())
+        }
+        _ => wide(filled_bytes(to)),
     }
 }
 

@@ -67,6 +67,12 @@ impl Frames {
         }
     }
 
+    /// Bytes of the message that is not complete.
+    pub(super) fn held_bytes(&self) -> usize {
+        let metadata = if let Part::Body(metadata) = &self.part { metadata.len() } else { 0 };
+        metadata + self.buffer.capacity()
+    }
+
     /// The next message, once `data` has all of it; what was taken of `data` is cut off.
     ///
     /// # Errors

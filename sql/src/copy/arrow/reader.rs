@@ -4,10 +4,11 @@
 //! they are, but for casts (`assign`): slices of at most 65,536 rows share the memory of their message, so that the
 //! next copy of a value is the one into the log. Many small batches become one.
 
-use super::assign::{Refused, assign, expanded_bytes, is_assignable};
+use super::assign::{Refused, assign, is_assignable, stored_bytes};
 use super::frames::{Frame, Frames};
 use super::vet::{self, malformed};
 use crate::bind::insert::{InsertRows, PlanEval, Shape, Target, constant_default, repeat, resolve};
+use crate::copy::sink::default_bytes;
 use crate::dialect::ast::{Ident, Position};
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, RecordBatch};
@@ -24,8 +25,8 @@ use std::collections::{HashMap, VecDeque};
 
 /// Bytes of the rows of one batch, as far as they are alike.
 const BATCH_BYTES_TARGET: u64 = 16 << 20;
-/// What rows may become when dictionaries and views are resolved, before they are taken in smaller parts.
-const EXPANDED_BYTES_TARGET: usize = 64 << 20;
+/// What rows may become when they are stored, before they are taken in smaller parts.
+const STORED_BYTES_TARGET: usize = 64 << 20;
 /// Batches of fewer rows wait for others.
 const SMALL_ROWS: usize = 8 << 10;
 
@@ -97,6 +98,14 @@ impl ArrowReader {
     pub(in crate::copy) fn finish(&mut self) -> Result<(), SqlError> {
         self.is_finished = true;
         Ok(())
+    }
+
+    /// Bytes of what was taken and is not yet given as rows, and of dictionaries, which stay.
+    pub(in crate::copy) fn held_bytes(&self) -> usize {
+        let bytes = |array: &ArrayRef| array.to_data().get_slice_memory_size().unwrap_or(0);
+        let current = self.current.iter().flat_map(|(batch, ..)| batch.columns()).map(bytes).sum::<usize>();
+        let dictionaries = self.dictionaries.values().map(bytes).sum::<usize>();
+        self.frames.held_bytes() + self.rest.0.capacity() + current + dictionaries + self.small.2
     }
 
     /// Reads up to the next batch of rows.
@@ -221,16 +230,21 @@ impl ArrowReader {
     /// Rows from `row`, at most so many.
     fn slice(&mut self, batch: &RecordBatch, row: usize, rows_at_once: usize) -> Result<InsertRows, SqlError> {
         let mut rows = rows_at_once.min(batch.num_rows() - row);
-        let expanded = |rows: usize| -> usize {
-            batch.columns().iter().map(|array| expanded_bytes(array.slice(row, rows).as_ref())).sum()
+        let targets = self.schema.as_ref().map(|(_, targets)| targets.as_slice()).unwrap_or_default();
+        let is_absent = |i: &usize| !targets.contains(&Target::Column(*i));
+        let absent: usize = (0..self.defaults.len()).filter(is_absent).map(|i| default_bytes(&self.defaults[i])).sum();
+        let stored = |rows: usize| {
+            let columns = batch.columns().iter().zip(targets);
+            columns
+                .map(|(array, target)| stored_bytes(array.slice(row, rows).as_ref(), self.shape.sql_type(*target)))
+                .fold(absent.saturating_mul(rows), usize::saturating_add)
         };
-        while rows > 1 && expanded(rows) > EXPANDED_BYTES_TARGET {
+        while rows > 1 && stored(rows) > STORED_BYTES_TARGET {
             rows = rows.div_ceil(2);
         }
-        if expanded(rows) > STATEMENT_ROWS_BYTES_MAX.as_usize() {
-            return Err(crate::bind::insert::row_too_large(expanded(rows)).context(self.place(0)));
+        if stored(rows) > STATEMENT_ROWS_BYTES_MAX.as_usize() {
+            return Err(crate::bind::insert::row_too_large(stored(rows)).context(self.place(0)));
         }
-        let targets = self.schema.as_ref().map(|(_, targets)| targets.as_slice()).unwrap_or_default();
         let mut columns: Vec<Option<ArrayRef>> = vec![None; self.shape.columns.len()];
         let mut rowtime = None;
         for (array, target) in batch.columns().iter().zip(targets) {

@@ -1,7 +1,7 @@
 //! Tests of Arrow streams that come in: every type both ways, cuts anywhere, and streams that lie.
 
-use super::super::CopyEncoder;
-use super::super::tests::{column, decode_chunks, ident, of, relation, result_columns};
+use super::super::tests::{column, decode_chunks, ident, no_eval, of, relation, result_columns};
+use super::super::{CopyDecoder, CopyEncoder};
 use crate::bind::insert::InsertRows;
 use crate::dialect::ast::CopyFormat;
 use crate::error::SqlError;
@@ -452,6 +452,67 @@ fn what_would_become_too_large_is_taken_in_parts_or_refused() {
     // A frame of LZ4 that says it becomes 64 bytes, of four blocks of 4 MiB.
     let frame = [&[4, 0x22, 0x4d, 0x18, 0x60, 0x70, 0x73][..], &[1, 0, 0, 0, 0].repeat(4), &[0; 4]].concat();
     assert_eq!(super::vet::lz4_bytes_max(&frame), Some((16 << 20, 4 << 20)));
+}
+
+#[test]
+fn values_without_bytes_are_not_taken_for_few() {
+    let item = || Arc::new(Field::new("item", DataType::Null, true));
+    let numeric = SqlType::Numeric { precision: 38, scale: 0 };
+    let array = |item: SqlType| SqlType::Array(Box::new(item));
+    let rows = 65_536;
+    // 2^46 elements in a few hundred bytes.
+    let fixed = ArrayData::builder(DataType::FixedSizeList(item(), 1 << 30))
+        .len(rows)
+        .add_child_data(NullArray::new(rows << 30).to_data())
+        .build()
+        .unwrap();
+    let fixed = FixedSizeListArray::from(fixed);
+    let list = |end: i32| {
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(vec![0, end]));
+        ListArray::new(item(), offsets, Arc::new(NullArray::new(end as usize)), None)
+    };
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(vec![0_i64, 1 << 40]));
+    let large = LargeListArray::new(item(), offsets, Arc::new(NullArray::new(1 << 40)), None);
+    let bits = DictionaryArray::new(
+        Int32Array::from(vec![0; 100]),
+        Arc::new(BooleanArray::new(arrow::buffer::BooleanBuffer::new_unset(1 << 24), None)),
+    );
+    let message = "a message of the arrow stream is too large".to_owned();
+    let limit = ("54000", message, "COPY s, row 1 and after".to_owned());
+    assert_eq!(refused(array(SqlType::BigInt), fixed.clone()), limit);
+    assert_eq!(refused(array(SqlType::Boolean), fixed), limit);
+    assert_eq!(refused(array(SqlType::BigInt), list(i32::MAX)), limit);
+    assert_eq!(refused(array(SqlType::BigInt), large), limit);
+    let limit = ("54000", "row exceeds 33554432 bytes".to_owned(), "COPY s, row 1".to_owned());
+    assert_eq!(refused(array(numeric.clone()), list(1 << 26)), limit);
+    assert_eq!(texts(array(SqlType::BigInt), list(3)).unwrap(), ["{NULL,NULL,NULL}"]);
+    assert_eq!(texts(SqlType::Boolean, bits).unwrap().len(), 100);
+    // Rows of many columns are taken in parts that are not large either.
+    let names: Vec<String> = (0..1_000).map(|i| format!("c{i}")).collect();
+    let s = relation(names.iter().map(|name| column(name, numeric.clone())).collect());
+    let nulls = || Arc::new(NullArray::new(rows)) as ArrayRef;
+    for columns in [1, names.len()] {
+        let bytes = stream(&[batch(names[..columns].iter().map(|name| (name.as_str(), nulls())).collect())]);
+        let found = read(&s, &bytes).unwrap();
+        assert_eq!(found.iter().map(|rows| rows.batch.num_rows()).sum::<usize>(), rows);
+        assert!(found.len() > 10, "{} batches", found.len());
+    }
+}
+
+#[test]
+fn what_is_held_back_is_counted() {
+    let (relation, rows) = mixed();
+    let bytes = stream(&[rows]);
+    let mut decoder = CopyDecoder::new(&relation, None, &of(CopyFormat::Arrow), &mut no_eval).unwrap();
+    assert_eq!(decoder.held_bytes().value(), 0);
+    decoder.push(&bytes[..bytes.len() - 100]).unwrap();
+    assert!(decoder.next_rows().unwrap().is_none());
+    assert!(decoder.held_bytes().value() > 300, "{}", decoder.held_bytes());
+    decoder.push(&bytes[bytes.len() - 100..]).unwrap();
+    decoder.finish().unwrap();
+    assert!(decoder.next_rows().unwrap().is_some() && decoder.next_rows().unwrap().is_none());
+    let dictionary = decoder.held_bytes().value();
+    assert!((1..100).contains(&dictionary), "{dictionary}");
 }
 
 proptest! {

@@ -144,7 +144,7 @@ pub(super) fn batch(batch: ipc::RecordBatch<'_>, schema: &Schema, body: &[u8]) -
         bytes: 0,
     };
     for field in schema.fields() {
-        walk.column(field.data_type(), Some(rows)).ok_or_else(damaged)?;
+        walk.column(field.data_type(), Length::Rows(rows)).ok_or_else(damaged)?;
     }
     if walk.buffers.len() > 0 || walk.nodes.len() > 0 || walk.views < walk.view_buffers.len() {
         return Err(damaged());
@@ -157,6 +157,17 @@ pub(super) fn batch(batch: ipc::RecordBatch<'_>, schema: &Schema, body: &[u8]) -
         return Err(malformed(format!("has a record batch of {rows} rows in {} bytes", walk.bytes)));
     }
     Ok(walk.bytes)
+}
+
+/// What is known of the number of values of a node before it is read.
+#[derive(Debug, Clone, Copy)]
+enum Length {
+    /// Of a column.
+    Rows(usize),
+    /// Of the elements of lists of one length.
+    Elements(usize),
+    /// Of the elements of other lists.
+    Unknown,
 }
 
 /// The nodes and buffers of a batch, in the order of its columns.
@@ -177,14 +188,18 @@ where
     N: ExactSizeIterator<Item = &'a FieldNode>,
     B: ExactSizeIterator<Item = &'a ipc::Buffer>,
 {
-    /// A column of `rows` values, if that is known.
-    fn column(&mut self, data_type: &DataType, rows: Option<usize>) -> Option<()> {
+    fn column(&mut self, data_type: &DataType, known: Length) -> Option<()> {
         let node = self.nodes.next()?;
         let (length, nulls) = (usize::try_from(node.length()).ok()?, usize::try_from(node.null_count()).ok()?);
-        if nulls > length || rows.is_some_and(|rows| rows != length) {
+        let is_other = matches!(known, Length::Rows(known) | Length::Elements(known) if known != length);
+        if nulls > length || is_other {
             return None;
         }
         if matches!(data_type, DataType::Null) {
+            // Rows are counted apart; elements have no buffer that bounds them.
+            if !matches!(known, Length::Rows(_)) {
+                self.bytes = self.bytes.checked_add(length as u64)?;
+            }
             return (nulls == length).then_some(());
         }
         let validity = self.buffer()?;
@@ -211,15 +226,15 @@ where
             }
             DataType::List(item) => {
                 self.numbers(4)?;
-                self.column(item.data_type(), None)?;
+                self.column(item.data_type(), Length::Unknown)?;
             }
             DataType::LargeList(item) => {
                 self.numbers(8)?;
-                self.column(item.data_type(), None)?;
+                self.column(item.data_type(), Length::Unknown)?;
             }
             DataType::FixedSizeList(item, size) => {
                 let items = length.checked_mul(usize::try_from(*size).ok()?)?;
-                self.column(item.data_type(), Some(items))?;
+                self.column(item.data_type(), Length::Elements(items))?;
             }
             DataType::Dictionary(keys, _) => self.numbers(keys.primitive_width()?)?,
             _ => {
