@@ -67,6 +67,10 @@ fn slice(value: Expr, of_value: Option<SqlType>, from: Expr, to: Expr, schema: &
             let types = vec![array.clone(), SqlType::BigInt, SqlType::BigInt];
             Ok(part_call(PartOp::Slice, types, array).call(args))
         }
+        Some(SqlType::Jsonb) => {
+            let fact = "jsonb subscript does not support slices";
+            Err(external(SqlError::new(SqlState::DatatypeMismatch, fact)))
+        }
         other => Err(no_subscript(other.as_ref())),
     }
 }

@@ -93,17 +93,25 @@ fn other_type(op: JsonOp, value: &SqlType, other: Option<&SqlType>) -> Option<Sq
     }
 }
 
-/// `value['key']` and `value[index]` of a `jsonb`.
+/// `value['key']` and `value[index]` of a `jsonb`: a step of a path, which is a key in an object and a number in an array.
 ///
 /// # Errors
-/// 42804 for `json`, which has no subscripts.
+/// 42804 for `json`, which has no subscripts, and for a subscript that is neither an integer nor text.
 pub(super) fn subscript(value: Expr, of_value: &SqlType, key: Expr, schema: &dyn ExprSchema) -> Result<Expr> {
     if *of_value != SqlType::Jsonb {
         let fact = format!("cannot subscript type {of_value} because it does not support subscripting");
         return Err(external(SqlError::new(SqlState::DatatypeMismatch, fact).hint("use -> and ->>")));
     }
-    let found = operator(&BinaryOperator::Arrow, &value, &key, schema)?;
-    found.ok_or_else(|| external(SqlError::internal("a subscript is no operator")))
+    let from = type_of(&key, schema)?;
+    if let Some(other) = &from
+        && !is_string(other)
+        && !matches!(other, SqlType::SmallInt | SqlType::Integer)
+    {
+        let error = SqlError::new(SqlState::DatatypeMismatch, format!("subscript type {other} is not supported"));
+        return Err(external(error.hint("jsonb subscript must be coercible to either integer or text.")));
+    }
+    let key = convert(key, from.as_ref(), &SqlType::Text)?;
+    Ok(json_call(JsonOp::Extract, vec![SqlType::Jsonb, SqlType::Text], SqlType::Jsonb).call(vec![value, key]))
 }
 
 /// The call that a function of [`NAMES`] is for its arguments; `None` for other functions.

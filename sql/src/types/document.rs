@@ -4,12 +4,14 @@
 //! and `copy::json` call it. After an error the column is to be dropped, as with `ColumnBuilder`.
 
 use super::builder::{ColumnBuilder, check_elements};
+use super::canonical::canonical;
+use super::encoder::ColumnEncoder;
 use super::error::ValueError;
 use super::json::{JsonKind, check_json, decode_string};
 use super::json_path::{Part, kind_name};
 use super::text::check_text;
 use super::width::least_bytes;
-use arrow::array::{ArrayRef, MapArray, NullBufferBuilder, StructArray};
+use arrow::array::{Array, ArrayRef, MapArray, NullBufferBuilder, StructArray};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields};
 use millstream_catalog::SqlType;
@@ -37,8 +39,10 @@ pub(super) struct MapSink {
     width: usize,
     ends: Vec<i32>,
     nulls: NullBufferBuilder,
-    /// The keys of the current value.
+    /// The keys of the current value as they were given, if that is how they are stored.
     given: Vec<Vec<u8>>,
+    /// They themselves, if not.
+    typed: Option<ColumnBuilder>,
 }
 
 impl StructSink {
@@ -105,6 +109,7 @@ impl MapSink {
             ends: Vec::with_capacity(capacity),
             nulls: NullBufferBuilder::new(capacity),
             given: Vec::new(),
+            typed: (*key != SqlType::Text).then(|| ColumnBuilder::new(key, 0)),
         }
     }
 
@@ -141,9 +146,22 @@ impl MapSink {
             check_elements(self.keys.len(), self.width)?;
             let key = key.unwrap_or_default();
             self.keys.append_text(key).map_err(|error| within(error, key))?;
-            self.given.push(key.to_vec());
+            match &mut self.typed {
+                Some(typed) => typed.append_text(key).map_err(|error| within(error, key))?,
+                None => self.given.push(key.to_vec()),
+            }
             append_json(&mut self.values, part, &mut scratch).map_err(|error| within(error, key))
         })?;
+        if let Some(typed) = &mut self.typed {
+            // `1` and `01` are one number.
+            let keys = canonical(typed.finish());
+            let texts = ColumnEncoder::new(keys.as_ref(), typed.sql_type());
+            self.given.extend((0..keys.len()).map(|row| {
+                let mut text = Vec::new();
+                texts.text(row, &mut text);
+                text
+            }));
+        }
         self.given.sort_unstable();
         if let Some([twice, _]) = self.given.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(refused(sql_type, format!("key {} is there twice", shown(twice))));
