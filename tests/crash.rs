@@ -42,7 +42,11 @@ fn ready_address(line: &str) -> Option<SocketAddr> {
 
 impl Process {
     pub(crate) fn start(dir: &Path) -> Self {
-        Self::spawn(&mut command(dir))
+        Self::start_with(dir, &[])
+    }
+
+    pub(crate) fn start_with(dir: &Path, options: &[&str]) -> Self {
+        Self::spawn(command(dir).args(options))
     }
 
     fn spawn(command: &mut Command) -> Self {

@@ -1,6 +1,6 @@
 //! Everything that is tested over the wire or across layers, as one binary.
 //!
-//! `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
+//! `across`: transactions over several shards. `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
 //! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
 //! their SELECT run once. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
@@ -11,6 +11,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
 
+mod across;
 mod alter;
 mod backup;
 mod bulk;

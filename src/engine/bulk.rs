@@ -14,6 +14,7 @@ use crate::storage::batch::batch_bytes;
 use millstream_catalog::Relation;
 use millstream_catalog::model::ByteSize;
 use millstream_catalog::model::limit::{STAGE_BYTES_MIN, STAGE_BYTES_TARGET};
+use std::sync::Arc;
 
 /// Rows that were routed and not committed.
 #[derive(Debug)]
@@ -77,7 +78,8 @@ impl Bulk {
     /// 54000 for more rows than a transaction with savepoints may hold; of the write.
     pub(crate) async fn flush(&mut self, session: &mut Session, relation: &Relation) -> Result<()> {
         self.hand_over(session, relation, (None, Leaving::Soon))?;
-        let staging = session.engine.shard(relation.shard)?.staging();
+        let engine = Arc::clone(&session.engine);
+        let staging = |shard| Ok(engine.shard(shard)?.staging());
         self.transaction(session).spill(staging).await
     }
 

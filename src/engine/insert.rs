@@ -28,6 +28,9 @@ use millstream_sql::{SqlError, types};
 use sqlparser::ast;
 use std::sync::Arc;
 
+/// How often a write is tried again whose keys a transaction holds that is about to commit. Each time takes a sync.
+const PREPARED_WAITS_MAX: usize = 1_000;
+
 /// Ends when a queued statement is committed, or was refused. Dropping it changes nothing.
 pub type Commit = BoxFuture<'static, Result<()>>;
 
@@ -304,7 +307,7 @@ impl Session {
     /// Waits while INSERTs into a table are held back. Whoever has locked rows must not: those behind the barrier may wait
     /// for them.
     pub(crate) async fn pass_barriers(&self, append: &Append) {
-        if append.parts.iter().all(|part| part.guard.is_none()) {
+        if !has_guards(append) {
             self.engine.row_locks.pass(append.parts.iter().map(|part| part.topic)).await;
         }
     }
@@ -321,24 +324,60 @@ impl Session {
     /// Commits writes as one; the offset of each part's first row, none when all rows were stored before.
     pub(crate) async fn append_to(&self, shard: ShardId, append: Append) -> Result<Vec<Offset>> {
         let shard = self.engine.shard(shard)?;
+        let mut waits = 0;
         loop {
             match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),
-                Err(
-                    ReplicationError::NoTopic(topic)
-                    | ReplicationError::NoPartition(topic, _)
-                    | ReplicationError::TopicBehind(topic),
-                ) => {
-                    let catalog = self.engine.catalog();
-                    let relation = catalog.relation_by_id(topic);
-                    let relation = relation.ok_or_else(|| replication_error(ReplicationError::NoTopic(topic)))?;
-                    // Defined or altered by another session just now: the catalog has it before the shard.
-                    self.engine.ensure_topic(relation).await?;
-                }
-                Err(error) => return Err(replication_error(error)),
+                // Rows that depend on nothing wait for the end of the transaction that has their keys.
+                Err(ReplicationError::Changed(_)) if is_free(&append) && waits < PREPARED_WAITS_MAX => waits += 1,
+                Err(error) => self.mend(error).await?,
             }
         }
     }
+
+    /// Commits writes to several shards as one.
+    pub(crate) async fn append_across(&self, appends: Vec<(ShardId, Append)>) -> Result<()> {
+        for (shard, _) in &appends {
+            // Its error says more of a shard that is not here.
+            self.engine.shard(*shard)?;
+        }
+        let is_free = appends.iter().all(|(_, append)| is_free(append));
+        let mut waits = 0;
+        loop {
+            match self.engine.replication().append_across(appends.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(ReplicationError::Changed(_)) if is_free && waits < PREPARED_WAITS_MAX => waits += 1,
+                Err(error) => self.mend(error).await?,
+            }
+        }
+    }
+
+    /// Makes what another session defined or altered just now, and the catalog has before the shard.
+    ///
+    /// # Errors
+    /// Any other error.
+    async fn mend(&self, error: ReplicationError) -> Result<()> {
+        match error {
+            ReplicationError::NoTopic(topic)
+            | ReplicationError::NoPartition(topic, _)
+            | ReplicationError::TopicBehind(topic) => {
+                let catalog = self.engine.catalog();
+                let relation = catalog.relation_by_id(topic);
+                let relation = relation.ok_or_else(|| replication_error(ReplicationError::NoTopic(topic)))?;
+                self.engine.ensure_topic(relation).await
+            }
+            error => Err(replication_error(error)),
+        }
+    }
+}
+
+fn has_guards(append: &Append) -> bool {
+    append.parts.iter().any(|part| part.guard.is_some())
+}
+
+/// Whether it can be tried again as it is.
+fn is_free(append: &Append) -> bool {
+    !has_guards(append) && append.staged.is_none()
 }
 
 /// Parameter types with that of a sequence that is a parameter.

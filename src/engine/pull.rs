@@ -8,7 +8,7 @@ use crate::engine::skip::LogPruner;
 use crate::engine::table::Tables;
 use crate::engine::{Engine, Result};
 use crate::engine::{read_error, system_view};
-use crate::replication::Shard;
+use crate::replication::{Cuts, Shard};
 use crate::storage::batch::batch_bytes;
 use crate::storage::scan::ScanCounts;
 use crate::storage::summary::Summary;
@@ -39,12 +39,13 @@ pub(crate) struct LogSource {
 }
 
 impl LogSource {
-    /// Fixes the cut of every shard.
-    pub(crate) fn new(engine: &Arc<Engine>, session: Option<system_view::SessionView>) -> Self {
+    /// Fixes the cut of every shard: as `cuts` has it, or now.
+    pub(crate) fn new(engine: &Arc<Engine>, session: Option<system_view::SessionView>, cuts: Option<&Cuts>) -> Self {
         let cut = |shard: &Arc<Shard>| {
             let partitions = shard.partitions();
-            let applied = partitions.applied();
-            (shard.id(), (partitions, applied))
+            let cut = cuts.and_then(|cuts| cuts.get(&shard.id()).copied());
+            let cut = cut.unwrap_or_else(|| partitions.applied());
+            (shard.id(), (partitions, cut))
         };
         Self { engine: Arc::clone(engine), session, shards: engine.replication().shards().iter().map(cut).collect() }
     }
@@ -411,7 +412,7 @@ mod tests {
                 .unwrap();
             let mut sources = Vec::new();
             for change in moves.iter().map(Some).chain([None]) {
-                sources.push((is_held.then(|| engine.pin()), LogSource::new(&engine, None)));
+                sources.push((is_held.then(|| engine.pin()), LogSource::new(&engine, None, None)));
                 if let Some(change) = change {
                     run(&mut session, change).await.unwrap();
                 }

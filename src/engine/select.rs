@@ -23,10 +23,15 @@ impl Session {
     pub(crate) fn plan_context(&self) -> PlanContext {
         PlanContext {
             catalog: self.engine.catalog(),
-            source: Arc::new(LogSource::new(&self.engine, Some(self.view()))),
+            source: Arc::new(self.log_source()),
             now: self.engine.clock().now(),
             settings: Arc::new(self.plan_settings()),
         }
+    }
+
+    /// What a statement that begins now reads.
+    pub(crate) fn log_source(&self) -> LogSource {
+        LogSource::new(&self.engine, Some(self.view()), self.cuts.as_ref())
     }
 
     /// Plans as much of a statement as Describe needs.

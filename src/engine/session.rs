@@ -9,9 +9,9 @@ use crate::engine::pin::Pin;
 use crate::engine::registry::{SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
-use crate::engine::transaction::{Pending, Transaction};
+use crate::engine::transaction::{Pending, Share, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
-use crate::replication::{Append, Staging};
+use crate::replication::{Append, Cuts, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{Durability, Span, SqlState};
@@ -52,6 +52,8 @@ pub struct Session {
     reported: Vec<(String, String)>,
     /// How far back the statement at hand reads.
     pin: Option<Pin>,
+    /// What the statement at hand reads; of one shard, what there is when it asks.
+    pub(crate) cuts: Option<Cuts>,
 }
 
 impl Drop for Session {
@@ -84,6 +86,7 @@ impl Session {
             notices: Vec::new(),
             reported: Vec::new(),
             pin: None,
+            cuts: None,
         })
     }
 
@@ -222,6 +225,8 @@ impl Session {
     /// Whatever planning finds.
     pub async fn prepare(&mut self, parsed: Parsed, param_types: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
         self.check_not_failed(&parsed.statement)?;
+        // A plan fixes the rows it sees.
+        self.take_cuts().await;
         let result = self.plan(parsed, param_types).await;
         if result.is_err() {
             self.transaction.fail();
@@ -239,6 +244,7 @@ impl Session {
     pub async fn execute(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
         // Before any cut is taken.
         self.pin = Some(self.engine.pin());
+        self.take_cuts().await;
         let result = match self.check_not_failed(&prepared.parsed.statement) {
             Ok(()) => self.dispatch(prepared, params, via).await,
             Err(error) => Err(error),
@@ -467,6 +473,11 @@ impl Session {
         "ROLLBACK"
     }
 
+    /// From now on the session reads what is committed now.
+    pub(crate) async fn take_cuts(&mut self) {
+        self.cuts = self.engine.replication().cuts().await;
+    }
+
     /// Appends what a transaction wrote.
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
         self.commit_as(pending, self.settings.durability()).await
@@ -474,20 +485,29 @@ impl Session {
 
     /// As [`Session::commit`], with what the session said of durability before the transaction's settings ended.
     async fn commit_as(&mut self, pending: Pending, durability: Option<Durability>) -> Result<()> {
-        let Pending { shard, writes, claims, staging, .. } = &pending;
-        let append = Append {
-            parts: writes.clone(),
-            claims: claims.clone(),
-            now: self.engine.clock().now(),
-            staged: staging.as_ref().and_then(Staging::id),
-            durability: self.durability_of(writes, durability),
+        let now = self.engine.clock().now();
+        let append = |share: &Share| Append {
+            parts: share.writes.clone(),
+            claims: share.claims.clone(),
+            now,
+            staged: share.staging.as_ref().and_then(Staging::id),
+            durability: self.durability_of(&share.writes, durability),
         };
+        let mut appends: Vec<_> = pending.shares.iter().map(|(shard, share)| (*shard, append(share))).collect();
         if pending.locks.is_none() {
-            self.pass_barriers(&append).await;
+            for (_, append) in &appends {
+                self.pass_barriers(append).await;
+            }
         }
         // Dropped with its rows when that fails, which gives up what is not committed.
-        self.append_to(*shard, append).await?;
-        if let Some(staging) = pending.staging {
+        match (appends.pop(), appends.is_empty()) {
+            (Some((shard, append)), true) => drop(self.append_to(shard, append).await?),
+            (last, _) => {
+                appends.extend(last);
+                self.append_across(appends).await?;
+            }
+        }
+        for staging in pending.shares.into_values().filter_map(|share| share.staging) {
             staging.committed();
         }
         Ok(())

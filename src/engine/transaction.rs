@@ -1,7 +1,6 @@
 //! A session's transaction: what it has written but not committed, and whether it failed.
 //!
-//! Writes are held back until COMMIT and then appended as one entry, so they become visible together or
-//! not at all. Leaves out cursors (`cursor`) and the append (`replication`). A crash before COMMIT forgets
+//! Writes are held back until COMMIT and then appended at once, so they become visible together or not at all. Leaves out cursors (`cursor`) and the append (`replication`). A crash before COMMIT forgets
 //! them, as it must.
 
 use crate::engine::held::{Held, HoldingRoom};
@@ -12,6 +11,8 @@ use crate::storage::batch::batch_bytes;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_MIN, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Why writes are held back.
@@ -35,11 +36,11 @@ pub(crate) struct Transaction {
     is_failed: bool,
     is_read_only: bool,
     savepoints: Vec<Savepoint>,
-    shard: Option<ShardId>,
-    writes: Vec<PartitionWrite>,
-    claims: Vec<ProducerClaim>,
-    /// Rows before `writes` that are in the log already.
-    staging: Option<Staging>,
+    writes: Vec<(ShardId, PartitionWrite)>,
+    claims: Vec<(ShardId, ProducerClaim)>,
+    /// Rows before `writes` that are in the log already, and their topics.
+    staging: BTreeMap<ShardId, Staging>,
+    staged: BTreeSet<TopicId>,
     bytes: ByteSize,
     held: Option<Held>,
     locks: Option<Arc<LockOwner>>,
@@ -70,18 +71,23 @@ pub(crate) enum Leaving {
 /// Writes to append at the end of a transaction.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// Where.
-    pub(crate) shard: ShardId,
-    /// What, in statement order.
+    /// What, by shard.
+    pub(crate) shares: BTreeMap<ShardId, Share>,
+    /// Their bytes, until they are appended.
+    _held: Option<Held>,
+    /// The rows they change, until they are appended.
+    pub(crate) locks: Option<Arc<LockOwner>>,
+}
+
+/// What a transaction writes to one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// In statement order.
     pub(crate) writes: Vec<PartitionWrite>,
     /// What producers say of them.
     pub(crate) claims: Vec<ProducerClaim>,
     /// Rows before them that are in the log already.
     pub(crate) staging: Option<Staging>,
-    /// Their bytes, until they are appended.
-    _held: Option<Held>,
-    /// The rows they change, until they are appended.
-    pub(crate) locks: Option<Arc<LockOwner>>,
 }
 
 impl Transaction {
@@ -105,8 +111,13 @@ impl Transaction {
     }
 
     /// What waits for COMMIT, in statement order.
-    pub(crate) fn writes(&self) -> &[PartitionWrite] {
-        &self.writes
+    pub(crate) fn writes(&self) -> impl Iterator<Item = &PartitionWrite> {
+        self.writes.iter().map(|(_, write)| write)
+    }
+
+    /// Whether rows of `topic` are in the log already, where statements of this transaction do not see them.
+    pub(crate) fn has_staged(&self, topic: TopicId) -> bool {
+        self.staged.contains(&topic)
     }
 
     /// Who locks rows: within a block the same until its end, else one for the statement.
@@ -124,7 +135,7 @@ impl Transaction {
 
     /// Whether any write waits for COMMIT.
     pub(crate) fn has_writes(&self) -> bool {
-        !self.writes.is_empty() || self.staging.is_some()
+        !self.writes.is_empty() || !self.staging.is_empty()
     }
 
     /// `BEGIN`. False when a block was open already.
@@ -190,8 +201,7 @@ impl Transaction {
     /// Holds `writes` back.
     ///
     /// # Errors
-    /// 0A000 when they go to another shard than earlier ones, 54000 over the limit of a transaction, 53200 over that
-    /// of all.
+    /// 54000 over the limit of a transaction, 53200 over that of all.
     pub(crate) fn hold(
         &mut self,
         room: &HoldingRoom,
@@ -199,12 +209,6 @@ impl Transaction {
         (writes, leaving): (Vec<PartitionWrite>, Leaving),
         claim: Option<ProducerClaim>,
     ) -> Result<(), SqlError> {
-        if self.shard.is_some_and(|held| held != shard) && self.has_writes() {
-            return Err(SqlError::unsupported(
-                "a transaction over topics of several shards",
-                "write them in separate transactions, or start the server with --shards 1",
-            ));
-        }
         let bytes = |write: &PartitionWrite| batch_bytes(&write.batch).plus(WRITE_BYTES);
         let bytes = writes.iter().map(bytes).fold(self.bytes, ByteSize::plus);
         if bytes > STATEMENT_ROWS_BYTES_MAX {
@@ -219,29 +223,42 @@ impl Transaction {
             false => held.set(bytes)?,
         }
         self.bytes = bytes;
-        self.shard = Some(shard);
-        self.writes.extend(writes);
-        self.claims.extend(claim);
+        self.writes.extend(writes.into_iter().map(|write| (shard, write)));
+        self.claims.extend(claim.map(|claim| (shard, claim)));
         Ok(())
     }
 
     /// Whether what it holds may leave memory.
     fn is_free(&self) -> bool {
-        self.savepoints.is_empty() && self.writes.iter().all(|write| write.guard.is_none())
+        self.savepoints.is_empty() && self.writes().all(|write| write.guard.is_none())
     }
 
-    /// Writes the rows held so far to the log, by `staging` when they are the first: they stay part of the transaction, and
-    /// leave memory. Nothing is done while a savepoint may want some of them back, or while they depend on what others
+    /// Writes the rows held so far to the log, by `staging` those that are a shard's first: they stay part of the
+    /// transaction, and leave memory. Nothing is done while a savepoint may want some of them back, or while they depend on
+    /// what others
     /// write meanwhile.
     ///
     /// # Errors
     /// Of the write.
-    pub(crate) async fn spill(&mut self, staging: Staging) -> Result<(), SqlError> {
+    pub(crate) async fn spill(
+        &mut self,
+        staging: impl Fn(ShardId) -> Result<Staging, SqlError>,
+    ) -> Result<(), SqlError> {
         if !self.is_free() || self.bytes < STAGE_BYTES_MIN {
             return Ok(());
         }
-        let writes = std::mem::take(&mut self.writes);
-        self.staging.get_or_insert(staging).add(writes).await.map_err(replication_error)?;
+        let mut by_shard: BTreeMap<ShardId, Vec<PartitionWrite>> = BTreeMap::new();
+        for (shard, write) in std::mem::take(&mut self.writes) {
+            self.staged.insert(write.topic);
+            by_shard.entry(shard).or_default().push(write);
+        }
+        for (shard, writes) in by_shard {
+            let staging = match self.staging.entry(shard) {
+                Entry::Occupied(begun) => begun.into_mut(),
+                Entry::Vacant(none) => none.insert(staging(shard)?),
+            };
+            staging.add(writes).await.map_err(replication_error)?;
+        }
         self.bytes = ByteSize::ZERO;
         match &mut self.held {
             Some(held) => held.set(ByteSize::ZERO),
@@ -252,7 +269,7 @@ impl Transaction {
     /// The number of a producer's next row in `topic`, as far as this transaction has written any.
     pub(crate) fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
         let of = |claim: &&ProducerClaim| claim.topic == topic && claim.producer == *producer;
-        self.claims.iter().rev().find(of).map(|claim| claim.sequence.plus(claim.rows))
+        self.claims.iter().rev().map(|(_, claim)| claim).find(of).map(|claim| claim.sequence.plus(claim.rows))
     }
 
     /// `SAVEPOINT name`.
@@ -311,15 +328,21 @@ impl Transaction {
 
     /// Writes to commit so far, the block staying open: before a statement that cannot be held back.
     pub(crate) fn take_writes(&mut self) -> Option<Pending> {
-        let writes = std::mem::take(&mut self.writes);
-        let claims = std::mem::take(&mut self.claims);
+        let mut shares: BTreeMap<ShardId, Share> = BTreeMap::new();
+        for (shard, write) in std::mem::take(&mut self.writes) {
+            shares.entry(shard).or_default().writes.push(write);
+        }
+        for (shard, staging) in std::mem::take(&mut self.staging) {
+            shares.entry(shard).or_default().staging = Some(staging);
+        }
+        for (shard, claim) in std::mem::take(&mut self.claims) {
+            shares.entry(shard).or_default().claims.push(claim);
+        }
         self.savepoints.clear();
+        self.staged.clear();
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
-        let staging = self.staging.take();
-        let shard = self.shard.take()?;
-        let is_some = !writes.is_empty() || staging.is_some();
-        is_some.then_some(Pending { shard, writes, claims, staging, _held: held, locks: self.locks.clone() })
+        (!shares.is_empty()).then_some(Pending { shares, _held: held, locks: self.locks.clone() })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.
@@ -359,7 +382,7 @@ mod tests {
         first.rollback_to("a").unwrap();
         second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
         let pending = first.take_writes().unwrap();
-        assert_eq!(pending.writes.len(), 1);
+        assert_eq!(pending.shares[&shard].writes.len(), 1);
         // Until they are appended.
         assert!(second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).is_err());
         // Those that leave memory at once need no room, but for what a savepoint may want back.

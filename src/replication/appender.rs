@@ -287,12 +287,22 @@ fn form(taken: Vec<Waiting>) -> Formed {
     for waiting in taken {
         waiters.push(waiting.reply);
         match waiting.request {
-            Request::Append(append) => forming.append(append),
+            Request::Append(append) => {
+                let append = forming.append(append);
+                forming.writes.push(Write::Append(append));
+            }
+            Request::Prepare(decider, append) => {
+                let append = forming.append(append);
+                forming.writes.push(Write::Prepare(decider, append));
+            }
             Request::Stage(stage, parts) => {
                 let parts = forming.parts(parts);
                 forming.writes.push(Write::Stage(stage, parts));
             }
             Request::Abort(stage) => forming.writes.push(Write::Abort(stage)),
+            Request::Commit(stage) => forming.writes.push(Write::Commit(stage)),
+            Request::Decide(transaction) => forming.writes.push(Write::Decide(transaction)),
+            Request::Forget(transaction) => forming.writes.push(Write::Forget(transaction)),
             Request::Step(step) => forming.step(step),
             Request::Checkpoint(checkpoint) => forming.writes.push(Write::Checkpoint(checkpoint)),
             Request::Change(it) => change = Some(it),
@@ -326,18 +336,12 @@ struct FormingBatch {
 }
 
 impl Forming {
-    fn append(&mut self, mut append: Append) {
+    fn append(&mut self, mut append: Append) -> AppendWrite {
         let has_guards = append.parts.iter().any(|part| part.guard.is_some());
         let guard = |part: &mut PartitionWrite| part.guard.take();
         let guards = if has_guards { append.parts.iter_mut().map(guard).collect() } else { Vec::new() };
         let parts = self.parts(append.parts);
-        self.writes.push(Write::Append(AppendWrite {
-            parts,
-            guards,
-            claims: append.claims,
-            now: append.now,
-            staged: append.staged,
-        }));
+        AppendWrite { parts, guards, claims: append.claims, now: append.now, staged: append.staged }
     }
 
     fn step(&mut self, step: super::types::Step) {

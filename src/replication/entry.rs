@@ -19,6 +19,10 @@
 //! | 20 conditional append | `now i64`, claims, parts, guards, `stage u64` |
 //! | 21 stage | `stage u64`, parts |
 //! | 22 abort | `stage u64` |
+//! | 23 prepare | `shard u32, transaction u64`, then as 20 |
+//! | 24 commit of what was prepared | `stage u64` |
+//! | 25 decide | `transaction u64` |
+//! | 26 forget a decision | `transaction u64` |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
@@ -33,7 +37,7 @@
 use super::codec::{DecodeError, Decoder, Encoder, decode_compression, encode_compression};
 use super::ipc::{decode_batch, encode_batch};
 use super::raft::{Membership, Payload};
-use super::types::{Checkpoint, Guard, PartitionPosition, ProducerClaim};
+use super::types::{Checkpoint, Decider, Guard, PartitionPosition, ProducerClaim};
 use super::upkeep::{decode_rewrites, encode_rewrites};
 use crate::storage::batch::with_schema;
 use crate::storage::{Rewrite, TopicStorage};
@@ -44,7 +48,8 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use millstream_catalog::Command;
 use millstream_catalog::model::{
-    Durability, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, StageId, StepNumber, Timestamp, TopicId,
+    Durability, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, StepNumber, Timestamp,
+    TopicId, TransactionId,
 };
 use millstream_catalog::persist::{decode_command, encode_command};
 use openraft::EntryPayload;
@@ -130,6 +135,14 @@ pub(crate) enum Write {
     Stage(Option<StageId>, Vec<Part>),
     /// Gives a transaction up.
     Abort(StageId),
+    /// An append that is checked now, and carried out or given up when a transaction over several shards ends.
+    Prepare(Decider, AppendWrite),
+    /// Carries out what was prepared.
+    Commit(StageId),
+    /// The transaction commits, in every shard that prepared it.
+    Decide(TransactionId),
+    /// All of them have carried it out.
+    Forget(TransactionId),
     Step(StepWrite),
     Checkpoint(Checkpoint),
 }
@@ -346,22 +359,23 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
         }
         Write::Append(append) => {
             encoder.u8(20);
-            encoder.i64(append.now.micros());
-            encode_claims(encoder, &append.claims);
-            encode_parts(encoder, &append.parts);
-            encoder.count(append.guards.len());
-            append.guards.iter().for_each(|guard| encode_guard(encoder, guard.as_ref()));
-            encoder.u64(append.staged.map_or(0, |stage| stage.value()));
+            encode_append(encoder, append);
         }
         Write::Stage(stage, parts) => {
             encoder.u8(21);
             encoder.u64(stage.map_or(0, |stage| stage.value()));
             encode_parts(encoder, parts);
         }
-        Write::Abort(stage) => {
-            encoder.u8(22);
-            encoder.u64(stage.value());
+        Write::Abort(stage) => encode_id(encoder, 22, stage.value()),
+        Write::Prepare(decider, append) => {
+            encoder.u8(23);
+            encoder.u32(decider.shard.value());
+            encoder.u64(decider.transaction.value());
+            encode_append(encoder, append);
         }
+        Write::Commit(stage) => encode_id(encoder, 24, stage.value()),
+        Write::Decide(transaction) => encode_id(encoder, 25, transaction.value()),
+        Write::Forget(transaction) => encode_id(encoder, 26, transaction.value()),
         Write::Step(step) => {
             encoder.u8(2);
             encoder.u64(step.query.value());
@@ -378,6 +392,34 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
             encode_checkpoint(encoder, checkpoint);
         }
     }
+}
+
+fn encode_id(encoder: &mut Encoder, kind: u8, id: u64) {
+    encoder.u8(kind);
+    encoder.u64(id);
+}
+
+fn encode_append(encoder: &mut Encoder, append: &AppendWrite) {
+    encoder.i64(append.now.micros());
+    encode_claims(encoder, &append.claims);
+    encode_parts(encoder, &append.parts);
+    encoder.count(append.guards.len());
+    append.guards.iter().for_each(|guard| encode_guard(encoder, guard.as_ref()));
+    encoder.u64(append.staged.map_or(0, |stage| stage.value()));
+}
+
+fn decode_append(decoder: &mut Decoder) -> Result<AppendWrite, DecodeError> {
+    Ok(AppendWrite {
+        now: Timestamp::from_micros(decoder.i64()?),
+        claims: decode_claims(decoder)?,
+        parts: decode_parts(decoder)?,
+        guards: decode_guards(decoder)?,
+        staged: decode_stage(decoder)?,
+    })
+}
+
+fn decode_decider(decoder: &mut Decoder) -> Result<Decider, DecodeError> {
+    Ok(Decider { shard: ShardId::new(decoder.u32()?), transaction: TransactionId::new(decoder.u64()?) })
 }
 
 fn decode_writes(decoder: &mut Decoder) -> Result<Writes, DecodeError> {
@@ -399,15 +441,13 @@ fn decode_writes(decoder: &mut Decoder) -> Result<Writes, DecodeError> {
 fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
     match decoder.u8()? {
         1 => Ok(Write::Append(AppendWrite { parts: decode_parts(decoder)?, ..AppendWrite::default() })),
-        20 => Ok(Write::Append(AppendWrite {
-            now: Timestamp::from_micros(decoder.i64()?),
-            claims: decode_claims(decoder)?,
-            parts: decode_parts(decoder)?,
-            guards: decode_guards(decoder)?,
-            staged: decode_stage(decoder)?,
-        })),
+        20 => Ok(Write::Append(decode_append(decoder)?)),
         21 => Ok(Write::Stage(decode_stage(decoder)?, decode_parts(decoder)?)),
         22 => Ok(Write::Abort(StageId::new(decoder.u64()?))),
+        23 => Ok(Write::Prepare(decode_decider(decoder)?, decode_append(decoder)?)),
+        24 => Ok(Write::Commit(StageId::new(decoder.u64()?))),
+        25 => Ok(Write::Decide(TransactionId::new(decoder.u64()?))),
+        26 => Ok(Write::Forget(TransactionId::new(decoder.u64()?))),
         2 => Ok(Write::Step(StepWrite {
             query: QueryId::new(decoder.u64()?),
             step: StepNumber::new(decoder.u64()?),
@@ -725,6 +765,13 @@ mod tests {
                 Write::Stage(None, Vec::new()),
                 Write::Stage(Some(StageId::new(9)), Vec::new()),
                 Write::Abort(StageId::new(9)),
+                Write::Prepare(
+                    Decider { shard: ShardId::new(3), transaction: TransactionId::new(1 << 40) },
+                    AppendWrite { staged: Some(StageId::new(4)), ..AppendWrite::default() },
+                ),
+                Write::Commit(StageId::new(4)),
+                Write::Decide(TransactionId::new(1 << 40)),
+                Write::Forget(TransactionId::new(1 << 40)),
             ],
         }
     }

@@ -8,10 +8,10 @@
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
-use super::types::{Append, Checkpoint, PartitionWrite, Step};
+use super::types::{Append, Checkpoint, Decider, PartitionWrite, Step};
 use millstream_catalog::Command;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
-use millstream_catalog::model::{Durability, StageId};
+use millstream_catalog::model::{Durability, StageId, TransactionId};
 use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -32,27 +32,47 @@ pub(crate) enum Request {
     /// Rows of a transaction; `None` begins one.
     Stage(Option<StageId>, Vec<PartitionWrite>),
     Abort(StageId),
+    Prepare(Decider, Append),
+    Commit(StageId),
+    Decide(TransactionId),
+    Forget(TransactionId),
     Step(Step),
     Checkpoint(Checkpoint),
     Change(Change),
 }
 
+/// Which requests may share an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    /// None: a change of definitions, and what is large.
+    None,
+    /// All but [`Company::Committing`]: it has conditions, which do not see rows that were staged.
+    Conditional,
+    /// All but [`Company::Conditional`].
+    Committing,
+    /// All.
+    Any,
+}
+
 impl Request {
-    /// Whether it has an entry of its own: a change of definitions, and the commit of staged rows, which conditions of
-    /// other writes do not see.
-    fn is_alone(&self) -> bool {
-        matches!(self, Self::Change(_) | Self::Append(Append { staged: Some(_), .. }))
+    fn company(&self) -> Company {
+        match self {
+            Self::Change(_) | Self::Append(Append { staged: Some(_), .. }) => Company::None,
+            // What it holds is known to later entries.
+            Self::Prepare(_, append) if append.is_conditional() || append.staged.is_some() => Company::None,
+            Self::Append(append) if append.is_conditional() => Company::Conditional,
+            Self::Commit(_) => Company::Committing,
+            _ => Company::Any,
+        }
     }
 
-    /// When it counts as stored. Definitions and saved states always wait for the disk, and so do rows that were staged:
-    /// others are made of them, or files.
+    /// When it counts as stored. Definitions and saved states always wait for the disk, and so do rows that were staged,
+    /// and transactions over shards: others are made of them, or files.
     pub(crate) fn durability(&self) -> Durability {
         match self {
             Self::Append(Append { staged: None, durability, .. }) => *durability,
             Self::Step(step) => step.durability,
-            Self::Append(_) | Self::Stage(..) | Self::Abort(_) | Self::Checkpoint(_) | Self::Change(_) => {
-                Durability::Sync
-            }
+            _ => Durability::Sync,
         }
     }
 
@@ -62,14 +82,27 @@ impl Request {
         matches!(self, Self::Abort(_) | Self::Change(DropTopic(_) | MoveStarts(_) | Rewrite(_) | Truncate(_)))
     }
 
-    /// Whether space comes back by it, or by what follows it: it goes on when the disk is full.
+    /// Whether space comes back by it, or by what follows it, or others wait for it to end what is decided: it goes on when
+    /// the disk is full.
     pub(crate) fn frees_space(&self) -> bool {
         self.frees_files()
             || match self {
+                Self::Commit(_) | Self::Forget(_) => true,
                 Self::Change(Change::Seal | Change::DropQuery(_) | Change::EndQuery(_)) => true,
                 Self::Change(Change::Catalog(command)) => matches!(**command, Command::DropRelation { .. }),
                 _ => false,
             }
+    }
+}
+
+impl Company {
+    fn admits(self, other: Self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Conditional => !matches!(other, Self::None | Self::Committing),
+            Self::Committing => !matches!(other, Self::None | Self::Conditional),
+            Self::Any => other != Self::None,
+        }
     }
 }
 
@@ -132,16 +165,17 @@ impl Flow {
         }
         let mut taken = Vec::new();
         let mut bytes = 0;
+        let mut company = Company::Any;
         while let Some(next) = self.waiting.front() {
-            let is_alone = next.request.is_alone();
-            if !taken.is_empty() && (is_alone || bytes + next.bytes > target) {
+            let of_next = next.request.company();
+            if !taken.is_empty() && (!company.admits(of_next) || bytes + next.bytes > target) {
                 break;
+            }
+            if of_next != Company::Any {
+                company = of_next;
             }
             bytes += next.bytes;
             taken.extend(self.waiting.pop_front());
-            if is_alone {
-                break;
-            }
         }
         self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
         let is_alone = taken.len() == 1 && self.waiting.is_empty() && bytes <= ALONE_BYTES_MAX;
@@ -186,7 +220,8 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millstream_catalog::model::TopicId;
+    use crate::replication::types::ProducerClaim;
+    use millstream_catalog::model::{ProducerId, RowCount, Sequence, TopicId};
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
@@ -250,6 +285,27 @@ mod tests {
         flow.push(waiting(Request::Change(Change::DropTopic(TopicId::new(1))), 1));
         flow.push(append(1));
         for expected in [2, 1, 1] {
+            assert_eq!(taken(&mut flow), Some(expected));
+            flow.committed();
+            flow.completed();
+        }
+    }
+
+    #[test]
+    fn conditions_and_commits_do_not_share_an_entry() {
+        let commit = || waiting(Request::Commit(StageId::new(1)), 1);
+        let claim = ProducerClaim {
+            producer: ProducerId::new("a".to_owned()).unwrap(),
+            topic: TopicId::new(1),
+            sequence: Sequence::new(0),
+            rows: RowCount::new(1),
+        };
+        let claimed = || waiting(Request::Append(Append { claims: vec![claim.clone()], ..Append::default() }), 1);
+        let mut flow = Flow::default();
+        for request in [append(1), claimed(), append(1), claimed(), commit(), append(1), commit(), claimed()] {
+            flow.push(request);
+        }
+        for expected in [4, 3, 1] {
             assert_eq!(taken(&mut flow), Some(expected));
             flow.committed();
             flow.completed();

@@ -9,6 +9,7 @@ use super::entry::{AppendWrite, Writes};
 use super::error::Refused;
 use super::machine::Runs;
 use super::producers::{Novelty, Verdict};
+use super::stages::Stages;
 use crate::storage::{KeySet, ShardStore, StorageError};
 use millstream_catalog::model::{PartitionId, TopicId};
 
@@ -59,6 +60,43 @@ pub(super) fn check(
             || store.is_touched(batch.topic, batch.partition, guard.position, &keys)?;
         if is_touched {
             return Ok(Err(Refused::Changed(batch.topic)));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// [`Refused::Changed`] when a row of the write has a key that a prepared transaction holds, or comes from a producer it
+/// writes as: what it was computed from is not known before that transaction ends.
+pub(super) fn check_held(
+    store: &ShardStore,
+    stages: &Stages,
+    (writes, runs, verdicts): Entry<'_>,
+    append: &AppendWrite,
+) -> Result<Result<(), Refused>, GuardError> {
+    if let Some(claim) = append.claims.iter().find(|claim| stages.holds_producer(claim.topic, &claim.producer)) {
+        return Ok(Err(Refused::Changed(claim.topic)));
+    }
+    let own = verdicts.len();
+    for (number, batch) in writes.batches.iter().enumerate() {
+        let Some(topic) = store.topic(batch.topic) else { continue };
+        let mut runs = runs.of_batch(number).filter(|run| run.write == own).peekable();
+        if runs.peek().is_none() {
+            continue;
+        }
+        let rows = batch.data.batch(&topic.schema)?;
+        for run in runs.filter(|run| run.start.plus(run.rows).as_usize() <= rows.num_rows()) {
+            let rows = rows.slice(run.start.as_usize(), run.rows.as_usize());
+            if stages.holds_key((batch.topic, batch.partition), &rows)? {
+                return Ok(Err(Refused::Changed(batch.topic)));
+            }
+        }
+    }
+    let staged = append.staged.and_then(|stage| stages.rows(stage));
+    for rows in staged.into_iter().flatten() {
+        for batch in &rows.batches {
+            if stages.holds_key((rows.topic, rows.partition), batch)? {
+                return Ok(Err(Refused::Changed(rows.topic)));
+            }
         }
     }
     Ok(Ok(()))

@@ -15,17 +15,22 @@ use super::producers::{Novelty, Verdict};
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide};
-use super::stages::{self, Stages, StagesError};
-use super::types::{Appended, PartitionPosition};
+use super::stages::{self, Prepared, Stages, StagesError};
+use super::types::{Appended, Decider, Guard, PartitionPosition};
 use super::upkeep;
 use crate::env;
-use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StagedRows, StorageError};
+use crate::storage::{
+    KeySet, ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StagedRows, StorageError,
+};
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
-use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, StageId, TopicId};
+use millstream_catalog::model::{
+    ByteSize, EntryIndex, Offset, PartitionId, RowCount, ShardId, StageId, TopicId, TransactionId,
+};
 use millstream_catalog::{Snapshot, State};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -345,49 +350,89 @@ impl Machine {
         for (number, write) in writes.writes.iter().enumerate() {
             match write {
                 Write::Stage(stage, parts) if matches!(verdicts.get(number), Some(Ok(_))) => {
-                    let rows = self.staged_rows(index, (writes, runs), (number, parts))?;
+                    let rows = self.staged_rows(index, (writes, runs), (number, parts, &[]))?;
+                    let rows = rows.into_iter().map(|(rows, _)| rows).collect();
                     stages[number] = self.stages.stage(*stage, index, rows);
                 }
                 Write::Append(AppendWrite { staged: Some(stage), .. }) => {
-                    let is_new = matches!(verdicts.get(number), Some(Ok(Novelty::New)));
-                    for rows in self.stages.rows(*stage).into_iter().flatten().filter(|_| is_new) {
-                        for batch in &rows.batches {
-                            self.store.append_mapped(index, rows.topic, rows.partition, batch.clone())?;
-                        }
+                    if matches!(verdicts.get(number), Some(Ok(Novelty::New))) {
+                        self.append_staged(index, *stage)?;
+                    }
+                    self.stages.end(*stage);
+                }
+                Write::Prepare(decider, append) => {
+                    let verdict = verdicts.get(number);
+                    if matches!(verdict, Some(Ok(Novelty::Staged))) {
+                        let write = (number, append.parts.as_slice(), append.guards.as_slice());
+                        let rows = self.staged_rows(index, (writes, runs), write)?;
+                        let prepared = Prepared { decider: *decider, claims: append.claims.clone(), now: append.now };
+                        stages[number] = self.stages.prepare(append.staged, index, rows, prepared);
+                    } else if let Some(stage) = append.staged.filter(|_| matches!(verdict, Some(Ok(_)))) {
+                        // Written before.
+                        self.stages.end(stage);
+                    }
+                }
+                Write::Commit(stage) => {
+                    if let Some(Prepared { claims, now, .. }) = self.stages.prepared(*stage) {
+                        self.read.producers.write().record(claims, *now);
+                        self.append_staged(index, *stage)?;
                     }
                     self.stages.end(*stage);
                 }
                 Write::Abort(stage) => self.stages.end(*stage),
+                Write::Decide(transaction) => self.stages.decide(*transaction),
+                Write::Forget(transaction) => self.stages.forget(*transaction),
                 Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) => {}
             }
         }
         Ok(stages)
     }
 
-    /// The rows of the parts of write `number`.
+    /// Stores the rows of a transaction; those of topics that were dropped meanwhile are no more.
+    fn append_staged(&mut self, index: EntryIndex, stage: StageId) -> Result<(), Fatal> {
+        for (rows, is_mapped) in self.stages.rows_placed(stage) {
+            if stages::fits(rows, &self.store).is_err() {
+                continue;
+            }
+            for batch in rows.batches.iter().cloned() {
+                match is_mapped {
+                    true => self.store.append_mapped(index, rows.topic, rows.partition, batch)?,
+                    false => self.store.append(index, rows.topic, rows.partition, batch)?,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of the parts of write `number`, one run for each of its batches; of those with a guarded part also the
+    /// keys.
     fn staged_rows(
         &self,
         index: EntryIndex,
         (writes, runs): (&Writes, &Runs),
-        (number, parts): (usize, &[Part]),
-    ) -> Result<Vec<StagedRows>, Fatal> {
-        let mut nth = vec![0; writes.batches.len()];
-        let mut staged = Vec::with_capacity(parts.len());
-        for part in parts {
-            let (Some(batch), Some(nth)) = (writes.batches.get(part.batch), nth.get_mut(part.batch)) else { continue };
-            let run = runs.of_batch(part.batch).filter(|run| run.write == number).nth(*nth);
-            *nth += 1;
-            let (Some(run), Some(topic)) = (run, self.store.topic(batch.topic)) else { continue };
-            let rows = batch.data.batch(&topic.schema).map_err(|error| Fatal::Entry { index, error })?;
-            let batches = vec![rows.slice(run.start.as_usize(), run.rows.as_usize())];
-            staged.push(StagedRows { topic: batch.topic, partition: batch.partition, batches });
+        (number, parts, guards): (usize, &[Part], &[Option<Guard>]),
+    ) -> Result<Vec<(StagedRows, Option<KeySet>)>, Fatal> {
+        let mut staged = Vec::new();
+        for place in parts.iter().map(|part| part.batch).collect::<BTreeSet<_>>() {
+            // The rows of one write stand together.
+            let mut own = runs.of_batch(place).filter(|run| run.write == number);
+            let (Some(batch), Some(first)) = (writes.batches.get(place), own.next()) else { continue };
+            let Some(topic) = self.store.topic(batch.topic) else { continue };
+            let rows = own.fold(first.rows, |sum, run| sum.plus(run.rows));
+            let all = batch.data.batch(&topic.schema).map_err(|error| Fatal::Entry { index, error })?;
+            let batches = vec![all.slice(first.start.as_usize(), rows.as_usize())];
+            let rows = StagedRows { topic: batch.topic, partition: batch.partition, batches };
+            let guard =
+                parts.iter().zip(guards).find_map(|(part, guard)| guard.as_ref().filter(|_| part.batch == place));
+            let held = guard.map(|guard| stages::keys_of(&rows, &guard.key)).transpose()?.flatten();
+            staged.push((rows, held));
         }
         Ok(staged)
     }
 
     /// Writes staged rows to files, before the next entry brings more.
-    async fn move_out(&mut self) -> Result<(), Fatal> {
-        let Some(job) = self.stages.move_out(&self.store) else { return Ok(()) };
+    async fn move_out(&mut self, is_all: bool) -> Result<(), Fatal> {
+        let Some(job) = self.stages.move_out(&self.store, is_all) else { return Ok(()) };
         let moved = env::spawn_blocking(move || job.run()).await;
         let moved =
             moved.map_err(|error| if error.is_panic() { Fatal::SealDied } else { StorageError::Closed.into() })??;
@@ -400,15 +445,25 @@ impl Machine {
         let mut verdicts = Vec::with_capacity(writes.writes.len());
         for write in &writes.writes {
             let verdict = match write {
-                Write::Append(append) => match self.check_parts(writes, &append.parts) {
-                    Ok(()) => self.decide_append(append, (writes, runs, &verdicts)).map_err(|error| error.at(index))?,
-                    Err(refused) => Err(refused),
-                },
+                Write::Append(append) => {
+                    let verdict = self.check_append(append, (writes, runs, &verdicts));
+                    let verdict = verdict.map_err(|error| error.at(index))?;
+                    if verdict == Ok(Novelty::New) {
+                        self.read.producers.write().record(&append.claims, append.now);
+                    }
+                    verdict
+                }
+                Write::Prepare(_, append) => {
+                    let verdict = self.check_append(append, (writes, runs, &verdicts));
+                    let staged = |novelty| if novelty == Novelty::New { Novelty::Staged } else { novelty };
+                    verdict.map_err(|error| error.at(index))?.map(staged)
+                }
                 Write::Stage(stage, parts) => match stage.filter(|stage| self.stages.rows(*stage).is_none()) {
                     Some(stage) => Err(Refused::NoStage(stage)),
                     None => self.check_parts(writes, parts).map(|()| Novelty::Staged),
                 },
-                Write::Abort(_) => Ok(Novelty::Staged),
+                Write::Commit(stage) if self.stages.prepared(*stage).is_none() => Err(Refused::NoStage(*stage)),
+                Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => Ok(Novelty::Staged),
                 Write::Step(step) => {
                     let verdict = progress::check_step(&queries, step);
                     let verdict = verdict.and_then(|()| self.check_parts(writes, &step.outputs));
@@ -426,7 +481,10 @@ impl Machine {
         Ok(verdicts)
     }
 
-    fn decide_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
+    fn check_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
+        if let Err(refused) = self.check_parts(entry.0, &append.parts) {
+            return Ok(Err(refused));
+        }
         if let Some(stage) = append.staged {
             let Some(mut rows) = self.stages.rows(stage) else { return Ok(Err(Refused::NoStage(stage))) };
             if let Err(refused) = rows.try_for_each(|rows| stages::fits(rows, &self.store)) {
@@ -436,16 +494,19 @@ impl Machine {
                 return Err(damage.clone().into());
             }
         }
-        let mut producers = self.read.producers.write();
-        let novelty = match producers.check(&append.claims, append.now) {
+        if self.stages.holds_any()
+            && let Err(refused) = guard::check_held(&self.store, &self.stages, entry, append)?
+        {
+            return Ok(Err(refused));
+        }
+        let novelty = match self.read.producers.write().check(&append.claims, append.now) {
             Ok(novelty) => novelty,
             Err(refused) => return Ok(Err(refused)),
         };
-        if novelty == Novelty::New {
-            if let Err(refused) = guard::check(&self.store, entry, append)? {
-                return Ok(Err(refused));
-            }
-            producers.record(&append.claims, append.now);
+        if novelty == Novelty::New
+            && let Err(refused) = guard::check(&self.store, entry, append)?
+        {
+            return Ok(Err(refused));
         }
         Ok(Ok(novelty))
     }
@@ -512,6 +573,7 @@ impl Machine {
             self.install((sealing.meta, sealing.unstaged), result)?;
         }
         let Some(applied) = self.applied else { return Ok(()) };
+        self.move_out(true).await?;
         let meta = SnapshotMeta { last_log_id: Some(applied), last_membership: self.membership.clone() };
         let place = encode_applied(&applied, &self.membership).map_err(Fatal::Encode)?;
         let Some((staged, unstaged)) = self.stages.files() else {
@@ -559,9 +621,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Transactions that neither committed nor were given up.
-    pub(crate) fn stages(&self) -> Vec<StageId> {
-        self.stages.ids()
+    /// Transactions that neither committed nor were given up, and the decisions about transactions kept here.
+    pub(crate) fn stages(&self) -> (Vec<(StageId, Option<Decider>)>, Vec<TransactionId>) {
+        (self.stages.ids(), self.stages.decisions())
     }
 
     /// Installs a finished seal job, if there is one. A failed job stops the shard.
@@ -596,9 +658,9 @@ impl Machine {
 
 fn parts_of(write: &Write) -> &[Part] {
     match write {
-        Write::Append(append) => &append.parts,
+        Write::Append(append) | Write::Prepare(_, append) => &append.parts,
         Write::Stage(_, parts) => parts,
-        Write::Abort(_) => &[],
+        Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => &[],
         Write::Step(step) => &step.outputs,
         Write::Checkpoint(_) => &[],
     }
@@ -698,7 +760,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.prepare(&entry).await.map_err(|fatal| self.stop(&fatal))?;
             let replies = self.apply_entry(&entry).map_err(|fatal| self.stop(&fatal))?;
-            self.move_out().await.map_err(|fatal| self.stop(&fatal))?;
+            self.move_out(false).await.map_err(|fatal| self.stop(&fatal))?;
             answers.0.extend(responder.map(|responder| (responder, replies)));
             if self.must_seal() {
                 self.publish();

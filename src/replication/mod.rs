@@ -6,6 +6,7 @@
 //! Leaves out SQL, and files below the WAL and the shard stores. The engine calls it. After a crash every
 //! shard opens its manifest and applies the entries that follow it, so nothing acknowledged is lost.
 
+mod across;
 mod appender;
 mod codec;
 mod entry;
@@ -35,6 +36,7 @@ mod types;
 mod upkeep;
 mod write_room;
 
+pub use across::Cuts;
 pub use error::ReplicationError;
 pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};

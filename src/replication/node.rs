@@ -4,11 +4,13 @@
 //! what there is. Leaves
 //! out what shards do. The node's start-up calls it. After a crash it starts the same way.
 
+use super::across::{Across, Cuts};
 use super::error::ReplicationError;
 use super::identity::Identity;
 use super::raft::config_checked;
 use super::read_side::Failure;
 use super::shard::{CatalogShard, Core, Shard, Shared};
+use super::types::Append;
 use super::write_room::WriteRoom;
 use crate::env;
 use crate::storage::wal::{ShardRecovered, Wal, WalOptions, WalStats};
@@ -42,6 +44,7 @@ pub struct Replication {
     catalog: Arc<CatalogShard>,
     shards: Vec<Arc<Shard>>,
     cores: Arc<[Arc<Core>]>,
+    across: Across,
     damaged: BTreeMap<ShardId, StorageError>,
     wal: Wal,
     room: WriteRoom,
@@ -103,12 +106,21 @@ impl Replication {
         let Some((catalog, data)) = cores.split_first() else {
             return Err(start_error("it was not opened".to_owned()));
         };
+        let across = match Across::start(data, damaged.is_empty()).await {
+            Ok(across) => across,
+            Err(error) => {
+                join_all(cores.iter().map(|core| core.shutdown())).await;
+                wal.close();
+                return Err(error);
+            }
+        };
         let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.sealed)));
         let watch = env::spawn("log-watch", watch(wal.clone(), shared.failure.clone()));
         Ok(Self {
             catalog: Arc::new(CatalogShard::new(Arc::clone(catalog))),
             shards: data.iter().map(|core| Arc::new(Shard::new(Arc::clone(core)))).collect(),
             cores,
+            across,
             damaged,
             wal,
             room: shared.room,
@@ -151,6 +163,33 @@ impl Replication {
     /// Bytes of rows on their way to the log.
     pub fn writes_bytes(&self) -> ByteSize {
         self.room.used()
+    }
+
+    /// Appends to several shards, all or none. When it returns, all rows are synced, applied, and visible to every later
+    /// read. As [`Shard::append`], but for offsets: those are not told.
+    ///
+    /// # Errors
+    /// [`ReplicationError`], as of [`Shard::append`].
+    ///
+    /// # Cancellation
+    /// The transaction goes on.
+    pub async fn append_across(&self, shares: Vec<(ShardId, Append)>) -> Result<(), ReplicationError> {
+        let share = |(id, append)| match self.cores.iter().find(|core| core.id() == id) {
+            Some(core) => Ok((Arc::clone(core), append)),
+            None => Err(ReplicationError::NoLeader(id)),
+        };
+        self.across.append(shares.into_iter().map(share).collect::<Result<_, _>>()?).await
+    }
+
+    /// The shards' last entries, with all or none of each transaction over several shards; `None` when there is one shard.
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn cuts(&self) -> Option<Cuts> {
+        if self.shards.len() < 2 {
+            return None;
+        }
+        Some(self.across.cuts(&self.cores).await)
     }
 
     /// Counts of the shared log.

@@ -16,7 +16,9 @@ use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
 use super::staging;
-use super::types::{Append, Appended, Checkpoint, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
+use super::types::{
+    Append, Appended, Checkpoint, Decider, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step,
+};
 use super::write_room::WriteRoom;
 use super::{progress, upkeep};
 use crate::env;
@@ -26,7 +28,8 @@ use crate::storage::{Disk, Partitions, Rewrite, RewriteJob, ShardStore, StorageE
 use futures::future::join_all;
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, NodeId, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, Term, TopicId,
+    ByteSize, EntryIndex, NodeId, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, Term,
+    TopicId, TransactionId,
 };
 use millstream_catalog::{Command, Snapshot};
 use openraft::async_runtime::WatchReceiver;
@@ -214,15 +217,32 @@ impl Core {
         self.appender.stopped()
     }
 
-    /// Gives up the transactions that a crash left. On a full disk that goes on after the start.
+    /// Gives up the transactions that a crash left, but for those that other shards know more about. On a full disk that
+    /// goes on after the start.
     async fn abort_stages(self: &Arc<Self>) {
-        let ids = self.raft.with_state_machine(|machine| Box::pin(std::future::ready(machine.stages())));
         let abort = |stage| {
             let core = Arc::clone(self);
             env::spawn("abort", async move { staging::abort(&core, stage).await })
         };
-        let aborted = join_all(ids.await.unwrap_or_default().into_iter().map(abort));
+        let open = self.transactions().await.0.into_iter().filter(|(_, decider)| decider.is_none());
+        let aborted = join_all(open.map(|(stage, _)| abort(stage)));
         let _ = tokio::time::timeout(START_ABORTS_WAIT, aborted).await;
+    }
+
+    /// Transactions that neither committed nor were given up, and the decisions about transactions kept here.
+    pub(super) async fn transactions(&self) -> (Vec<(StageId, Option<Decider>)>, Vec<TransactionId>) {
+        let stages = self.raft.with_state_machine(|machine| Box::pin(std::future::ready(machine.stages())));
+        stages.await.unwrap_or_default()
+    }
+
+    /// The last entry that readers see.
+    pub(super) fn applied(&self) -> EntryIndex {
+        self.partitions.applied()
+    }
+
+    /// The number of a producer's next row in `topic`; `None` for one that is not known.
+    pub(super) fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
+        self.read.producers.read().next(topic, producer)
     }
 
     /// Writes segments and the manifest now, unless nothing came since the last time.
@@ -433,7 +453,7 @@ impl Shard {
 
     /// The number of a producer's next row in `topic`; `None` for one that is not known.
     pub fn sequence_next(&self, topic: TopicId, producer: &ProducerId) -> Option<Sequence> {
-        self.core.read.producers.read().next(topic, producer)
+        self.core.sequence_next(topic, producer)
     }
 
     /// Begins to store a topic. A topic that exists stays as it is.

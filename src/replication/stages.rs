@@ -1,39 +1,107 @@
-//! Transactions whose rows came in several entries, and are not committed: their rows, and the files they are in.
+//! Transactions that are in the log and not committed: their rows, the files these are in, and what they hold.
 //!
 //! Owns which there are, as a function of the log, and moving their rows to files, so that a COPY of any size takes no
-//! memory. Leaves out the files themselves (`storage::staging`) and when a transaction ends (`machine`, by the log). A
-//! manifest lists the files; after a crash later ones are written again from the log.
+//! memory. Those that commit in several shards are *prepared* in each: until they end, nobody else writes the keys that
+//! their changed rows have, or as their producers. Also owns the decisions about such transactions that this shard keeps.
+//! Leaves out the files themselves (`storage::staging`) and when a transaction ends (`machine`, by the log). A manifest
+//! lists the files; after a crash later ones are written again from the log.
 
 use super::codec::DecodeError;
-use crate::storage::{Disk, ShardStore, StagedFile, StagedRows, StorageError};
-use millstream_catalog::model::{EntryIndex, StageId, TopicId};
+use super::types::{Decider, ProducerClaim};
+use crate::storage::batch::batch_bytes;
+use crate::storage::{Disk, KeySet, ShardStore, StagedFile, StagedRows, StorageError};
+use arrow::array::RecordBatch;
+use millstream_catalog::model::{
+    ByteSize, EntryIndex, PartitionId, ProducerId, StageId, Timestamp, TopicId, TransactionId,
+};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Rows that came with the end of a transaction stay in memory up to so many bytes, but for a manifest.
+const PREPARED_BYTES: ByteSize = ByteSize::new(1 << 20);
 
 /// The open transactions of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Stages {
     /// The last one begun.
     last: StageId,
-    open: BTreeMap<StageId, Vec<StagedPart>>,
+    open: BTreeMap<StageId, Stage>,
+    /// Transactions that commit, in this shard or others.
+    decisions: BTreeSet<TransactionId>,
     /// Files of those that ended, which a manifest may still list.
     ended: Vec<String>,
 }
 
-/// Rows of one partition from one entry.
+#[derive(Debug, Default)]
+struct Stage {
+    parts: Vec<StagedPart>,
+    prepared: Option<Prepared>,
+}
+
+/// What a prepared transaction does besides its rows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) decider: Decider,
+    pub(crate) claims: Vec<ProducerClaim>,
+    pub(crate) now: Timestamp,
+}
+
+/// Rows of one topic from one entry.
 #[derive(Debug)]
 struct StagedPart {
-    rows: StagedRows,
+    /// By partition.
+    runs: Vec<StagedRows>,
     entry: EntryIndex,
+    /// They came with the end of their transaction.
+    is_last: bool,
+    /// For each run that has any, the keys that nobody else may write.
+    held: Vec<Option<KeySet>>,
     /// Where they are; nowhere when the disk was full.
     file: Option<StagedFile>,
     /// Why they cannot be read.
     damage: Option<StorageError>,
 }
 
-/// Open transactions as a manifest has them, after the last one begun.
-type Listed = (StageId, Vec<(StageId, Vec<(EntryIndex, StagedFile)>)>);
+/// Open transactions as a manifest has them.
+#[derive(Default, Serialize, Deserialize)]
+struct Listed {
+    last: StageId,
+    open: Vec<ListedStage>,
+    decisions: BTreeSet<TransactionId>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ListedStage {
+    stage: StageId,
+    parts: Vec<ListedPart>,
+    prepared: Option<Prepared>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ListedPart {
+    entry: EntryIndex,
+    file: StagedFile,
+    is_last: bool,
+    /// For each run columns of the keys that are held, if any.
+    held: Vec<Option<Vec<usize>>>,
+}
+
+/// As manifests had them before transactions over several shards.
+type ListedBefore = (StageId, Vec<(StageId, Vec<(EntryIndex, StagedFile)>)>);
+
+impl From<ListedBefore> for Listed {
+    fn from((last, open): ListedBefore) -> Self {
+        let part = |(entry, file)| ListedPart { entry, file, is_last: false, held: Vec::new() };
+        let stage = |(stage, parts): (_, Vec<_>)| ListedStage {
+            stage,
+            parts: parts.into_iter().map(part).collect(),
+            prepared: None,
+        };
+        Self { last, open: open.into_iter().map(stage).collect(), decisions: BTreeSet::new() }
+    }
+}
 
 impl Stages {
     /// Takes in rows; `None` begins a transaction. False when there is no such transaction.
@@ -43,46 +111,125 @@ impl Stages {
         entry: EntryIndex,
         rows: Vec<StagedRows>,
     ) -> Option<StageId> {
-        let stage = match stage {
-            Some(stage) => stage,
-            None => {
-                self.last = self.last.next();
-                self.open.insert(self.last, Vec::new());
-                self.last
-            }
-        };
-        let parts = self.open.get_mut(&stage)?;
-        parts.extend(rows.into_iter().map(|rows| StagedPart { rows, entry, file: None, damage: None }));
+        let stage = stage.unwrap_or_else(|| self.begin());
+        let staged = self.open.get_mut(&stage)?;
+        let rows = rows.into_iter().map(|rows| (rows, None)).collect();
+        staged.parts.extend(parts_of(rows, entry, false));
+        Some(stage)
+    }
+
+    fn begin(&mut self) -> StageId {
+        self.last = self.last.next();
+        self.open.insert(self.last, Stage::default());
+        self.last
+    }
+
+    /// Takes in the last rows of a transaction, with the keys of theirs to hold; from now on it waits for its end only.
+    pub(crate) fn prepare(
+        &mut self,
+        stage: Option<StageId>,
+        entry: EntryIndex,
+        rows: Vec<(StagedRows, Option<KeySet>)>,
+        prepared: Prepared,
+    ) -> Option<StageId> {
+        let stage = stage.unwrap_or_else(|| self.begin());
+        let staged = self.open.get_mut(&stage)?;
+        staged.parts.extend(parts_of(rows, entry, true));
+        staged.prepared = Some(prepared);
         Some(stage)
     }
 
     /// The rows of a transaction, in order.
     pub(crate) fn rows(&self, stage: StageId) -> Option<impl Iterator<Item = &StagedRows>> {
-        self.open.get(&stage).map(|parts| parts.iter().map(|part| &part.rows))
+        self.open.get(&stage).map(|staged| staged.parts.iter().flat_map(|part| &part.runs))
+    }
+
+    /// The rows of a transaction, in order, and whether they are in a file.
+    pub(crate) fn rows_placed(&self, stage: StageId) -> impl Iterator<Item = (&StagedRows, bool)> {
+        let staged = self.open.get(&stage);
+        let parts = staged.into_iter().flat_map(|staged| &staged.parts);
+        parts.flat_map(|part| part.runs.iter().map(|rows| (rows, !part.is_last)))
+    }
+
+    /// What a transaction was prepared with.
+    pub(crate) fn prepared(&self, stage: StageId) -> Option<&Prepared> {
+        self.open.get(&stage)?.prepared.as_ref()
+    }
+
+    /// Whether anything is held by a prepared transaction.
+    pub(crate) fn holds_any(&self) -> bool {
+        self.open.values().any(|staged| staged.prepared.is_some())
+    }
+
+    /// Whether a row for the partition has a key that is held.
+    ///
+    /// # Errors
+    /// When keys cannot be compared.
+    pub(crate) fn holds_key(
+        &self,
+        (topic, partition): (TopicId, PartitionId),
+        rows: &RecordBatch,
+    ) -> Result<bool, StorageError> {
+        let parts = self.open.values().flat_map(|staged| &staged.parts);
+        for (run, held) in parts.flat_map(|part| part.runs.iter().zip(&part.held)) {
+            if let Some(held) = held
+                && (run.topic, run.partition) == (topic, partition)
+                && held.meets(rows)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a prepared transaction writes as this producer.
+    pub(crate) fn holds_producer(&self, topic: TopicId, producer: &ProducerId) -> bool {
+        let claims = self.open.values().filter_map(|staged| staged.prepared.as_ref()).flat_map(|it| &it.claims);
+        claims.into_iter().any(|claim| claim.topic == topic && claim.producer == *producer)
+    }
+
+    /// Records that a transaction commits.
+    pub(crate) fn decide(&mut self, transaction: TransactionId) {
+        self.decisions.insert(transaction);
+    }
+
+    /// All have carried out a decision.
+    pub(crate) fn forget(&mut self, transaction: TransactionId) {
+        self.decisions.remove(&transaction);
     }
 
     /// Why a transaction cannot be committed, though the log may say so: its rows cannot be read.
     pub(crate) fn damage(&self, stage: StageId) -> Option<&StorageError> {
-        self.open.get(&stage)?.iter().find_map(|part| part.damage.as_ref())
+        self.open.get(&stage)?.parts.iter().find_map(|part| part.damage.as_ref())
     }
 
     /// Forgets a transaction, which was committed or given up.
     pub(crate) fn end(&mut self, stage: StageId) {
-        let parts = self.open.remove(&stage).unwrap_or_default();
+        let parts = self.open.remove(&stage).unwrap_or_default().parts;
         self.ended.extend(parts.into_iter().filter_map(|part| part.file).map(|file| file.file().to_owned()));
     }
 
-    /// Those that are open.
-    pub(crate) fn ids(&self) -> Vec<StageId> {
-        self.open.keys().copied().collect()
+    /// Those that are open, and what decides about those that are prepared.
+    pub(crate) fn ids(&self) -> Vec<(StageId, Option<Decider>)> {
+        let decider = |staged: &Stage| staged.prepared.as_ref().map(|prepared| prepared.decider);
+        self.open.iter().map(|(stage, staged)| (*stage, decider(staged))).collect()
     }
 
-    /// What is in memory and belongs into files: a job that blocks, and whose outcome goes to [`Stages::moved`].
-    pub(crate) fn move_out(&self, store: &ShardStore) -> Option<MoveOut> {
+    /// The decisions kept here.
+    pub(crate) fn decisions(&self) -> Vec<TransactionId> {
+        self.decisions.iter().copied().collect()
+    }
+
+    /// What is in memory and belongs into files: a job that blocks, and whose outcome goes to [`Stages::moved`]. `is_all`
+    /// when a manifest is to list it.
+    pub(crate) fn move_out(&self, store: &ShardStore, is_all: bool) -> Option<MoveOut> {
         let mut parts = Vec::new();
+        let is_due = |part: &StagedPart| {
+            part.file.is_none() && (is_all || !part.is_last || bytes_of(&part.runs) > PREPARED_BYTES)
+        };
         for (stage, staged) in &self.open {
-            for (number, part) in staged.iter().enumerate().filter(|(_, part)| part.file.is_none()) {
-                parts.push(((*stage, number), part.entry, part.rows.clone()));
+            for (number, part) in staged.parts.iter().enumerate().filter(|(_, part)| is_due(part)) {
+                parts.push(((*stage, number), part.entry, part.runs.clone()));
             }
         }
         let (disk, dir) = (Arc::clone(store.disk()), store.dir().to_owned());
@@ -92,8 +239,8 @@ impl Stages {
     /// Takes files into use instead of memory.
     pub(crate) fn moved(&mut self, moved: Vec<Moved>) {
         for ((stage, number), file, rows) in moved {
-            if let Some(part) = self.open.get_mut(&stage).and_then(|parts| parts.get_mut(number)) {
-                (part.rows, part.file) = (rows, Some(file));
+            if let Some(part) = self.open.get_mut(&stage).and_then(|staged| staged.parts.get_mut(number)) {
+                (part.runs, part.file) = (rows, Some(file));
             }
         }
     }
@@ -101,8 +248,8 @@ impl Stages {
     /// The files of open transactions, but for damaged ones, and the names of those that ended; `None` while some rows are
     /// in memory only.
     pub(crate) fn files(&self) -> Option<(Vec<StagedFile>, Vec<String>)> {
-        let whole = self.open.values().flatten().filter(|part| part.damage.is_none());
-        let files = whole.map(|part| part.file.clone()).collect::<Option<_>>()?;
+        let parts = self.open.values().flat_map(|staged| &staged.parts).filter(|part| part.damage.is_none());
+        let files = parts.map(|part| part.file.clone()).collect::<Option<_>>()?;
         Some((files, self.ended.clone()))
     }
 
@@ -111,12 +258,20 @@ impl Stages {
         self.ended.drain(..count.min(self.ended.len()));
     }
 
-    /// The bytes a manifest keeps: JSON of the last id, and each open transaction's parts as entry and file.
+    /// The bytes a manifest keeps: JSON.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let parts = |parts: &Vec<StagedPart>| -> Vec<_> {
-            parts.iter().filter_map(|part| Some((part.entry, part.file.clone()?))).collect()
+        let part = |part: &StagedPart| {
+            let columns = |held: &KeySet| held.columns().to_vec();
+            let held = part.held.iter().map(|held| held.as_ref().map(columns)).collect();
+            Some(ListedPart { entry: part.entry, file: part.file.clone()?, is_last: part.is_last, held })
         };
-        encode(&(self.last, self.open.iter().map(|(stage, all)| (*stage, parts(all))).collect()))
+        let stage = |(stage, staged): (&StageId, &Stage)| ListedStage {
+            stage: *stage,
+            parts: staged.parts.iter().filter_map(part).collect(),
+            prepared: staged.prepared.clone(),
+        };
+        let open = self.open.iter().map(stage).collect();
+        encode(&Listed { last: self.last, open, decisions: self.decisions.clone() })
     }
 
     /// What a manifest kept; files of no open transaction are removed. Damaged ones are missed when their transaction
@@ -126,21 +281,26 @@ impl Stages {
     /// [`StagesError`] when bytes are not what was written, or of the disk.
     pub(crate) fn restore(bytes: &[u8], store: &ShardStore) -> Result<Self, StagesError> {
         let (disk, dir) = (&**store.disk(), store.dir());
-        let (last, listed) = decode(bytes)?;
-        let mut stages = Self { last, ..Self::default() };
+        let listed = decode(bytes)?;
+        let mut stages = Self { last: listed.last, decisions: listed.decisions, ..Self::default() };
         let mut kept = Vec::new();
-        for (stage, files) in listed {
-            let mut parts = Vec::with_capacity(files.len());
-            for (entry, file) in files {
-                let (rows, damage) = match file.read(disk, dir, store.topic(file.topic())) {
-                    Ok(rows) => (rows, None),
-                    Err(damage) if damage.is_damage() => (file.no_rows(), Some(damage)),
+        for ListedStage { stage, parts: listed, prepared } in listed.open {
+            let mut parts = Vec::with_capacity(listed.len());
+            for ListedPart { entry, file, is_last, held } in listed {
+                let (runs, damage) = match file.read(disk, dir, store.topic(file.topic())) {
+                    Ok(runs) => (runs, None),
+                    Err(damage) if damage.is_damage() => (Vec::new(), Some(damage)),
                     Err(error) => return Err(error.into()),
                 };
                 kept.push(file.clone());
-                parts.push(StagedPart { rows, entry, file: Some(file), damage });
+                let keys = |(run, columns): (_, Option<Vec<usize>>)| match columns {
+                    Some(columns) => keys_of(run, &columns),
+                    None => Ok(None),
+                };
+                let held = runs.iter().zip(held).map(keys).collect::<Result<_, StorageError>>()?;
+                parts.push(StagedPart { runs, entry, is_last, held, file: Some(file), damage });
             }
-            stages.open.insert(stage, parts);
+            stages.open.insert(stage, Stage { parts, prepared });
         }
         StagedFile::tidy(&kept, disk, dir)?;
         Ok(stages)
@@ -153,10 +313,12 @@ fn encode(listed: &Listed) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<Listed, DecodeError> {
-    if bytes.is_empty() {
-        return Ok(Listed::default());
-    }
-    serde_json::from_slice(bytes).map_err(|error| DecodeError::Damaged(error.to_string()))
+    let decoded = match bytes.first() {
+        None => Ok(Listed::default()),
+        Some(b'[') => serde_json::from_slice::<ListedBefore>(bytes).map(Listed::from),
+        Some(_) => serde_json::from_slice(bytes),
+    };
+    decoded.map_err(|error| DecodeError::Damaged(error.to_string()))
 }
 
 /// The files of open transactions that a manifest lists.
@@ -164,8 +326,8 @@ fn decode(bytes: &[u8]) -> Result<Listed, DecodeError> {
 /// # Errors
 /// When the bytes are not what was written.
 pub(crate) fn listed(bytes: &[u8]) -> Result<Vec<(StageId, StagedFile)>, DecodeError> {
-    let open = decode(bytes)?.1.into_iter();
-    Ok(open.flat_map(|(stage, files)| files.into_iter().map(move |(_, file)| (stage, file))).collect())
+    let open = decode(bytes)?.open.into_iter();
+    Ok(open.flat_map(|of| of.parts.into_iter().map(move |part| (of.stage, part.file))).collect())
 }
 
 /// What a manifest keeps, without the transactions `given_up`: their ids are not used again.
@@ -173,9 +335,43 @@ pub(crate) fn listed(bytes: &[u8]) -> Result<Vec<(StageId, StagedFile)>, DecodeE
 /// # Errors
 /// When the bytes are not what was written.
 pub(crate) fn without(bytes: &[u8], given_up: &BTreeSet<StageId>) -> Result<Vec<u8>, DecodeError> {
-    let (last, mut open) = decode(bytes)?;
-    open.retain(|(stage, _)| !given_up.contains(stage));
-    Ok(encode(&(last, open)))
+    let mut listed = decode(bytes)?;
+    listed.open.retain(|of| !given_up.contains(&of.stage));
+    Ok(encode(&listed))
+}
+
+/// One part per topic, by partition; rows of one partition stay in their order.
+fn parts_of(rows: Vec<(StagedRows, Option<KeySet>)>, entry: EntryIndex, is_last: bool) -> Vec<StagedPart> {
+    let mut by_topic: BTreeMap<TopicId, Vec<_>> = BTreeMap::new();
+    for run in rows {
+        by_topic.entry(run.0.topic).or_default().push(run);
+    }
+    let part = |mut runs: Vec<(StagedRows, _)>| {
+        runs.sort_by_key(|(rows, _)| rows.partition);
+        let (runs, held) = runs.into_iter().unzip();
+        StagedPart { runs, entry, is_last, held, file: None, damage: None }
+    };
+    by_topic.into_values().map(part).collect()
+}
+
+fn bytes_of(runs: &[StagedRows]) -> ByteSize {
+    runs.iter().flat_map(|run| &run.batches).fold(ByteSize::ZERO, |sum, batch| sum.plus(batch_bytes(batch)))
+}
+
+/// The keys in `columns` of the rows; `None` without rows.
+///
+/// # Errors
+/// When there are no such columns.
+pub(crate) fn keys_of(rows: &StagedRows, columns: &[usize]) -> Result<Option<KeySet>, StorageError> {
+    let mut keys: Option<KeySet> = None;
+    for batch in &rows.batches {
+        let of_batch = KeySet::new(batch, columns)?;
+        match &mut keys {
+            Some(keys) => keys.extend(of_batch),
+            None => keys = Some(of_batch),
+        }
+    }
+    Ok(keys)
 }
 
 /// Why the transactions of a manifest cannot be opened.
@@ -198,13 +394,13 @@ impl From<StorageError> for StagesError {
 }
 
 /// A part's place, its file, and its rows as they are there.
-pub(crate) type Moved = ((StageId, usize), StagedFile, StagedRows);
+pub(crate) type Moved = ((StageId, usize), StagedFile, Vec<StagedRows>);
 
 /// Writes staged rows to files.
 pub(crate) struct MoveOut {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    parts: Vec<((StageId, usize), EntryIndex, StagedRows)>,
+    parts: Vec<((StageId, usize), EntryIndex, Vec<StagedRows>)>,
 }
 
 impl MoveOut {
@@ -215,7 +411,9 @@ impl MoveOut {
     pub(crate) fn run(self) -> Result<Vec<Moved>, StorageError> {
         let mut moved = Vec::with_capacity(self.parts.len());
         for (place, entry, rows) in self.parts {
-            let Some(schema) = rows.batches.first().map(|batch| batch.schema()) else { continue };
+            let Some(schema) = rows.iter().flat_map(|run| &run.batches).map(RecordBatch::schema).next() else {
+                continue;
+            };
             let name = format!("{}-{}.arrow", place.0, place.1);
             match StagedFile::write(&*self.disk, &self.dir, name, &schema, (entry, &rows)) {
                 Ok((file, rows)) => moved.push((place, file, rows)),

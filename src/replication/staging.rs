@@ -12,7 +12,7 @@ use super::types::PartitionWrite;
 use crate::env;
 use millstream_catalog::model::StageId;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -22,7 +22,9 @@ const ABORT_RETRY: Duration = Duration::from_millis(200);
 /// The rows of one transaction that are in the log of a shard and not committed.
 pub struct Staging {
     core: Arc<Core>,
-    stage: Option<StageId>,
+    /// Set by the task that began it, which may end after whoever waited for it went away.
+    stage: Arc<OnceLock<StageId>>,
+    is_committed: bool,
 }
 
 impl fmt::Debug for Staging {
@@ -34,7 +36,7 @@ impl fmt::Debug for Staging {
 impl Shard {
     /// Begins a transaction; nothing is in the log yet.
     pub fn staging(&self) -> Staging {
-        Staging { core: Arc::clone(self.core()), stage: None }
+        Staging { core: Arc::clone(self.core()), stage: Arc::default(), is_committed: false }
     }
 }
 
@@ -53,42 +55,42 @@ impl Staging {
             return Ok(());
         }
         let (sender, receiver) = oneshot::channel();
-        let (core, stage) = (Arc::clone(&self.core), self.stage);
+        let (core, stage) = (Arc::clone(&self.core), Arc::clone(&self.stage));
         // A task of its own, because a caller that goes away would never know which transaction was begun.
         let _task = env::spawn("stage", async move {
-            let staged = core.submit(Request::Stage(stage, parts), bytes).await;
-            let begun = match (&staged, stage) {
-                (Ok(Reply::Staged(begun)), None) => Some(*begun),
-                _ => None,
-            };
-            if sender.send(staged).is_err()
-                && let Some(begun) = begun
-            {
-                abort(&core, begun).await;
+            let staged = core.submit(Request::Stage(stage.get().copied(), parts), bytes).await;
+            if let Ok(Reply::Staged(begun)) = staged {
+                let begun = *stage.get_or_init(|| begun);
+                if sender.send(staged).is_err() {
+                    abort(&core, begun).await;
+                }
+            } else {
+                // A caller that went away does not want the answer.
+                let _ = sender.send(staged);
             }
         });
         match receiver.await {
-            Ok(Ok(Reply::Staged(stage))) => self.stage = Some(stage),
-            Ok(Err(error)) => return Err(error),
-            Ok(Ok(_)) | Err(_) => return Err(self.core.stopped()),
+            Ok(Ok(Reply::Staged(_))) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) | Err(_) => Err(self.core.stopped()),
         }
-        Ok(())
     }
 
     /// For [`super::Append`], which commits it; `None` while nothing is in the log.
     pub fn id(&self) -> Option<StageId> {
-        self.stage
+        self.stage.get().copied()
     }
 
     /// It is committed: there is nothing to give up.
     pub fn committed(mut self) {
-        self.stage = None;
+        self.is_committed = true;
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let (Some(stage), Ok(_)) = (self.stage, tokio::runtime::Handle::try_current()) else { return };
+        let stage = self.stage.get().copied().filter(|_| !self.is_committed);
+        let (Some(stage), Ok(_)) = (stage, tokio::runtime::Handle::try_current()) else { return };
         let core = Arc::clone(&self.core);
         // Without a runtime the node is gone; its next start gives it up.
         let _task = env::spawn("abort", async move { abort(&core, stage).await });

@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{
     ByteSize, Durability, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId,
-    StepNumber, Term, Timestamp, TopicId,
+    StepNumber, Term, Timestamp, TopicId, TransactionId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub struct Guard {
 }
 
 /// What an idempotent producer says of the rows of one statement: the first one's number, and how many they are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProducerClaim {
     /// Who writes.
     pub producer: ProducerId,
@@ -65,10 +65,26 @@ pub struct Append {
     pub durability: Durability,
 }
 
+impl Append {
+    /// Whether it may be refused for what was written before.
+    pub(crate) fn is_conditional(&self) -> bool {
+        !self.claims.is_empty() || self.parts.iter().any(|part| part.guard.is_some())
+    }
+}
+
 impl From<Vec<PartitionWrite>> for Append {
     fn from(parts: Vec<PartitionWrite>) -> Self {
         Self { parts, ..Self::default() }
     }
+}
+
+/// Where it is recorded that a transaction over several shards commits: without a record it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Decider {
+    /// The shard that keeps the record.
+    pub(crate) shard: ShardId,
+    /// The transaction, among those of that shard.
+    pub(crate) transaction: TransactionId,
 }
 
 /// Where the rows of one statement or step went.

@@ -45,6 +45,11 @@ impl KeySet {
         Ok(set)
     }
 
+    /// Adds keys that stand in the same columns of the same types.
+    pub fn extend(&mut self, other: Self) {
+        self.keys.extend(other.keys);
+    }
+
     /// The columns the keys stand in.
     pub fn columns(&self) -> &[usize] {
         &self.columns

@@ -18,22 +18,26 @@ use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use millstream_catalog::relation::Compression;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Directory of staged rows within a shard's directory.
 pub const STAGED: &str = "staged";
 
-/// A file of staged rows, as the manifest lists it.
+/// A file of staged rows of one topic, as the manifest lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StagedFile {
     file: String,
     topic: TopicId,
+    /// Of the first run.
     partition: PartitionId,
     rows: RowCount,
     bytes: u64,
     end: SegmentEnd,
+    /// The rows of each partition, in the file's order; empty in older manifests, when there is only one.
+    #[serde(default)]
+    runs: Vec<(PartitionId, RowCount)>,
 }
 
 /// Rows of one partition, in the stored schema of their topic as it was when they came.
@@ -47,8 +51,15 @@ pub struct StagedRows {
     pub batches: Vec<RecordBatch>,
 }
 
+impl StagedRows {
+    /// How many.
+    pub fn rows(&self) -> RowCount {
+        RowCount::of(self.batches.iter().map(RecordBatch::num_rows).sum())
+    }
+}
+
 impl StagedFile {
-    /// Writes `rows`, which came with entry `index`, and gives them back as read from the file.
+    /// Writes rows of one topic, which came with entry `index`, and gives them back as read from the file.
     ///
     /// # Errors
     /// [`StorageError::DiskFull`] and other errors of the disk; the file then means nothing.
@@ -57,23 +68,24 @@ impl StagedFile {
         dir: &Path,
         file: String,
         schema: &SchemaRef,
-        (index, rows): (EntryIndex, &StagedRows),
-    ) -> Result<(Self, StagedRows), StorageError> {
+        (index, rows): (EntryIndex, &[StagedRows]),
+    ) -> Result<(Self, Vec<StagedRows>), StorageError> {
         let failed = |error| StorageError::io("stage rows", error);
         let dir = dir.join(STAGED);
         disk.create_dir_all(&dir).map_err(failed)?;
         let out = disk.create(&dir.join(&file)).map_err(failed)?;
         let mut batches = Vec::new();
         let mut count = RowCount::ZERO;
-        for rows in rows.batches.iter().flat_map(cut) {
+        for rows in rows.iter().flat_map(|run| &run.batches).flat_map(cut) {
             let next = count.plus(RowCount::of(rows.num_rows()));
             batches.push(Arc::new(TailBatch::new(Offset::ZERO.plus(count), rows, index)));
             count = next;
         }
-        let StagedRows { topic, partition, .. } = *rows;
+        let runs: Vec<_> = rows.iter().map(|run| (run.partition, run.rows())).collect();
+        let (topic, partition) = rows.first().map_or_else(Default::default, |run| (run.topic, run.partition));
         let plan = SegmentPlan { topic, partition, schema, compression: Compression::None, batches: &batches };
         let written = write_segment(out, &plan)?;
-        let staged = Self { file, topic, partition, rows: count, bytes: written.bytes, end: written.end };
+        let staged = Self { file, topic, partition, rows: count, bytes: written.bytes, end: written.end, runs };
         let rows = staged.open(disk, &dir, schema)?;
         Ok((staged, rows))
     }
@@ -82,16 +94,16 @@ impl StagedFile {
     ///
     /// # Errors
     /// [`StorageError::Missing`] and [`StorageError::Corrupt`] name the file.
-    pub fn read(&self, disk: &dyn Disk, dir: &Path, topic: Option<&TopicStorage>) -> Result<StagedRows, StorageError> {
+    pub fn read(
+        &self,
+        disk: &dyn Disk,
+        dir: &Path,
+        topic: Option<&TopicStorage>,
+    ) -> Result<Vec<StagedRows>, StorageError> {
         match topic {
             Some(topic) => self.open(disk, &dir.join(STAGED), &topic.schema),
-            None => Ok(self.no_rows()),
+            None => Ok(Vec::new()),
         }
-    }
-
-    /// Its place, and no rows.
-    pub fn no_rows(&self) -> StagedRows {
-        StagedRows { topic: self.topic, partition: self.partition, batches: Vec::new() }
     }
 
     /// What the file must hold.
@@ -110,12 +122,19 @@ impl StagedFile {
         }
     }
 
-    fn open(&self, disk: &dyn Disk, dir: &Path, schema: &SchemaRef) -> Result<StagedRows, StorageError> {
+    fn open(&self, disk: &dyn Disk, dir: &Path, schema: &SchemaRef) -> Result<Vec<StagedRows>, StorageError> {
         let segment = Segment::open(disk, dir, self.file.clone(), &self.expected(schema))?;
         let wanted = Wanted::new(schema, None)?;
         let read = |block| segment.read(block, &wanted).map(|stored| stored.batch);
-        let batches = (0..segment.blocks()).map(read).collect::<Result<_, _>>()?;
-        Ok(StagedRows { batches, ..self.no_rows() })
+        let mut batches = (0..segment.blocks()).map(read).collect::<Result<VecDeque<_>, _>>()?;
+        let whole = [(self.partition, self.rows)];
+        let runs = if self.runs.is_empty() { whole.as_slice() } else { &self.runs };
+        let run = |(partition, rows): &(PartitionId, RowCount)| StagedRows {
+            topic: self.topic,
+            partition: *partition,
+            batches: take(&mut batches, rows.as_usize()),
+        };
+        Ok(runs.iter().map(run).collect())
     }
 
     /// The topic of its rows.
@@ -175,6 +194,21 @@ impl StagedFile {
     }
 }
 
+/// The next rows, so many.
+fn take(batches: &mut VecDeque<RecordBatch>, mut rows: usize) -> Vec<RecordBatch> {
+    let mut taken = Vec::new();
+    while rows > 0 {
+        let Some(batch) = batches.pop_front() else { break };
+        let own = rows.min(batch.num_rows());
+        if own < batch.num_rows() {
+            batches.push_front(batch.slice(own, batch.num_rows() - own));
+        }
+        rows -= own;
+        taken.push(batch.slice(0, own));
+    }
+    taken
+}
+
 fn cut(batch: &RecordBatch) -> impl Iterator<Item = RecordBatch> + '_ {
     let rows = batch.num_rows();
     (0..rows).step_by(BATCH_ROWS_MAX).map(move |start| batch.slice(start, BATCH_ROWS_MAX.min(rows - start)))
@@ -194,20 +228,33 @@ mod tests {
         for parent in ["/", "/data"] {
             disk.sync_dir(Path::new(parent)).unwrap();
         }
-        let part =
-            |range| StagedRows { topic: TopicId::new(1), partition: PartitionId::new(2), batches: vec![rows(range)] };
-        let write = |name: &str, range| {
-            StagedFile::write(&disk, dir, name.to_owned(), &schema(), (EntryIndex::new(5), &part(range))).unwrap()
+        let storage = topic(1, 3, Compression::None);
+        let part = |partition, range| StagedRows {
+            topic: TopicId::new(1),
+            partition: PartitionId::new(partition),
+            batches: vec![rows(range)],
         };
-        let (kept, read) = write("a", 0..100_000);
-        assert_eq!(read.batches.iter().flat_map(numbers).collect::<Vec<_>>(), (0..100_000).collect::<Vec<_>>());
-        let (gone, _) = write("b", 0..10);
+        let write = |name: &str, parts: &[StagedRows]| {
+            StagedFile::write(&disk, dir, name.to_owned(), &schema(), (EntryIndex::new(5), parts)).unwrap()
+        };
+        let all = |read: &[StagedRows]| {
+            let run = |run: &StagedRows| (run.partition.value(), run.batches.iter().flat_map(numbers).collect());
+            read.iter().map(run).collect::<Vec<(u32, Vec<_>)>>()
+        };
+        let (kept, read) = write("a", &[part(2, 0..100_000), part(0, 7..9), part(1, 9..70_000)]);
+        let expected = vec![(2, (0..100_000).collect()), (0, vec![7, 8]), (1, (9..70_000).collect())];
+        assert!(all(&read) == expected);
+        let (gone, _) = write("b", &[part(1, 0..10)]);
+        // As a manifest had it before there was more than one partition in a file.
+        let mut json = serde_json::to_value(&gone).unwrap();
+        json.as_object_mut().unwrap().remove("runs");
+        let before: StagedFile = serde_json::from_value(json).unwrap();
+        assert_eq!(all(&before.read(&disk, dir, Some(&storage)).unwrap()), vec![(1, (0..10).collect())]);
         let kept = [kept];
         StagedFile::sync(&kept, &disk, dir).unwrap();
         let disk = disk.crash(7);
-        let storage = topic(1, 3, Compression::None);
         let read = kept[0].read(&disk, dir, Some(&storage)).unwrap();
-        assert_eq!(read.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 100_000);
+        assert!(all(&read) == expected);
         StagedFile::tidy(&kept, &disk, dir).unwrap();
         assert!(matches!(gone.read(&disk, dir, Some(&storage)), Err(StorageError::Missing { .. })));
         kept[0].read(&disk, dir, Some(&storage)).unwrap();

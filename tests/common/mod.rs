@@ -24,8 +24,14 @@ pub(crate) fn config(dir: &Path) -> Config {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::start(&config(dir.path())).await.unwrap();
+        let mut config = config(dir.path());
+        change(&mut config);
+        let node = Node::start(&config).await.unwrap();
         Self { node, _dir: dir }
     }
 

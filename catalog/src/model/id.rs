@@ -51,6 +51,11 @@ id!(
     u64
 );
 id!(
+    /// A transaction over several shards, by the shard that decides it.
+    TransactionId,
+    u64
+);
+id!(
     /// A partition within its topic, from zero.
     PartitionId,
     u32

@@ -14,7 +14,7 @@ pub mod sqlstate;
 pub mod time;
 
 pub use durability::Durability;
-pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId};
+pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId, TransactionId};
 pub use name::Name;
 pub use offset::Offset;
 pub use producer::{ProducerId, ProducerIdError, Sequence};

@@ -16,7 +16,6 @@ mod upsert;
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
-use crate::engine::pull::LogSource;
 use crate::engine::row_lock::LockOwner;
 use crate::engine::session::Session;
 use crate::engine::write::Routed;
@@ -138,7 +137,7 @@ impl Session {
     ) -> Result<Arc<Plans>> {
         let known = kept.take(&self.engine, &self.settings);
         if let Known::Plans(plans) = known {
-            plans.source.refresh(LogSource::new(&self.engine, Some(self.view())), self.transaction.writes())?;
+            plans.source.refresh(self.log_source(), self.transaction.writes())?;
             return Ok(plans);
         }
         let declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
@@ -232,8 +231,7 @@ impl Session {
     }
 
     fn target_source(&self, relation: &Arc<Relation>) -> Result<Arc<TargetSource>> {
-        let log = LogSource::new(&self.engine, Some(self.view()));
-        Ok(Arc::new(TargetSource::new(log, relation, self.transaction.writes())?))
+        Ok(Arc::new(TargetSource::new(self.log_source(), relation, self.transaction.writes())?))
     }
 
     /// What a query over the table is planned with.
@@ -250,6 +248,11 @@ impl Session {
         returning: Option<&Returning>,
     ) -> Result<Done> {
         let relation = source.relation();
+        if self.transaction.has_staged(relation.id) {
+            let what =
+                format!("changing rows of \"{}\" after many were written to it in the same transaction", relation.name);
+            return Err(SqlError::unsupported(what, "commit what was written first"));
+        }
         let shows = match returning {
             None => Shows::Nothing,
             Some(returning) if returning.shows_places && work.gives_places() => Shows::Places(returning),
@@ -266,7 +269,8 @@ impl Session {
                 barrier = Some(self.engine.row_locks.barrier(relation.id));
             }
             if attempt > 0 {
-                source.refresh(LogSource::new(&self.engine, Some(self.view())), self.transaction.writes())?;
+                self.take_cuts().await;
+                source.refresh(self.log_source(), self.transaction.writes())?;
             }
             let mut held = self.engine.holding.share();
             let mut computed = work.compute(self, source, values, &mut held).await?;

@@ -54,7 +54,11 @@ impl TargetSource {
     ///
     /// # Errors
     /// When the rows cannot be put together; none is known.
-    pub(crate) fn new(log: LogSource, relation: &Arc<Relation>, writes: &[PartitionWrite]) -> Result<Self> {
+    pub(crate) fn new<'a>(
+        log: LogSource,
+        relation: &Arc<Relation>,
+        writes: impl Iterator<Item = &'a PartitionWrite>,
+    ) -> Result<Self> {
         let rows = RwLock::new(Arc::new(TargetRows::of(relation, log, writes)?));
         Ok(Self { relation: Arc::clone(relation), rows })
     }
@@ -63,7 +67,7 @@ impl TargetSource {
     ///
     /// # Errors
     /// As of [`Self::new`].
-    pub(crate) fn refresh(&self, log: LogSource, writes: &[PartitionWrite]) -> Result<()> {
+    pub(crate) fn refresh<'a>(&self, log: LogSource, writes: impl Iterator<Item = &'a PartitionWrite>) -> Result<()> {
         *self.rows.write() = Arc::new(TargetRows::of(&self.relation, log, writes)?);
         Ok(())
     }
@@ -154,8 +158,12 @@ fn filtered(batch: &RecordBatch, keys: &KeySet, keep: Keep) -> Result<RecordBatc
 }
 
 impl TargetRows {
-    fn of(relation: &Arc<Relation>, log: LogSource, writes: &[PartitionWrite]) -> Result<Self> {
-        let writes: Vec<&PartitionWrite> = writes.iter().filter(|write| write.topic == relation.id).collect();
+    fn of<'a>(
+        relation: &Arc<Relation>,
+        log: LogSource,
+        writes: impl Iterator<Item = &'a PartitionWrite>,
+    ) -> Result<Self> {
+        let writes: Vec<&PartitionWrite> = writes.filter(|write| write.topic == relation.id).collect();
         let own = if writes.is_empty() { None } else { Some(OwnRows::of(relation, &writes)?) };
         Ok(Self { log, own })
     }

@@ -309,7 +309,7 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
     };
     let context = PlanContext {
         catalog: engine.catalog().seen_by(query),
-        source: Arc::new(crate::engine::pull::LogSource::new(engine, None)),
+        source: Arc::new(crate::engine::pull::LogSource::new(engine, None, None)),
         now: engine.clock().now(),
         settings: Arc::new(PlanSettings::default()),
     };

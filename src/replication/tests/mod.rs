@@ -1,5 +1,6 @@
 //! A node's shards on a disk in memory: append, crash, start again, compare.
 
+mod across;
 mod durability;
 mod log_suite;
 mod lost_files;

@@ -20,7 +20,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 pub(super) const TOPIC: TopicId = TopicId::new(7);
 const QUERY: QueryId = QueryId::new(3);
 
-fn batch(values: impl IntoIterator<Item = i64>) -> RecordBatch {
+pub(super) fn batch(values: impl IntoIterator<Item = i64>) -> RecordBatch {
     let values = Int64Array::from_iter_values(values);
     let times = TimestampMicrosecondArray::from(vec![1; values.len()]).with_timezone("UTC");
     RecordBatch::try_new(Arc::clone(&SCHEMA), vec![Arc::new(values), Arc::new(times)]).expect("fits")
