@@ -150,6 +150,7 @@ impl Reader {
             };
             for stored in view.scan(request) {
                 let mut stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
+                let count = stored.batch.num_rows();
                 if is_single {
                     let left = bytes_max.value().saturating_sub(bytes.value());
                     stored = stored.slice(0, fitting(&stored.batch, left));
@@ -164,9 +165,10 @@ impl Reader {
                 };
                 if is_single {
                     bytes = bytes.plus(batch_bytes(&stored.batch));
-                    let end = stored.offset_end();
+                    let (is_cut, end) = (stored.batch.num_rows() < count, stored.offset_end());
                     pieces.push((EntryIndex::default(), whole(stored)));
-                    if bytes >= bytes_max {
+                    // What is left of a batch that was cut comes next, also where its rows took less than their share.
+                    if is_cut || bytes >= bytes_max {
                         to.insert(*id, end);
                         break;
                     }
@@ -247,4 +249,40 @@ fn cut(
         if rows(EntryIndex::new(middle)) >= target { high = middle } else { low = middle + 1 }
     }
     ends(EntryIndex::new(low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{SetClock, open, run, session};
+    use crate::storage::FaultDisk;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn steps_of_any_size_skip_no_row() {
+        let engine = open(&FaultDisk::new(), Arc::<SetClock>::default()).await.unwrap();
+        let mut session = session(&engine);
+        run(&mut session, "CREATE STREAM s (v text)").await.unwrap();
+        for rows in [7, 1, 12, 5] {
+            let sql = format!("INSERT INTO s SELECT repeat('x', 3 * i + 1) FROM generate_series(1, {rows}) AS t(i)");
+            run(&mut session, &sql).await.unwrap();
+        }
+        let relation = Arc::clone(engine.catalog().relation("s").unwrap());
+        let (partitions, schema) = (engine.shard_of(&relation).unwrap().partitions(), relation.topic_schema());
+        let (projection, rows_max) = (vec![0], 100);
+        let mut reader = Reader { relation, partitions, projection, schema, rows_max, bytes_max: ByteSize::ZERO };
+        for bytes in (1..200).chain([250, 400, 1000, 100_000]) {
+            reader.bytes_max = ByteSize::new(bytes);
+            let (mut positions, mut offsets) = (reader.starts(), Vec::new());
+            while let Some(input) = reader.next(&positions).unwrap() {
+                for batch in &input.batches {
+                    let first = batch.offset_start.value();
+                    offsets.extend(first..first + batch.batch.num_rows() as u64);
+                }
+                positions = input.positions;
+            }
+            assert_eq!(offsets, (0..25).collect::<Vec<u64>>(), "{bytes} bytes at once");
+        }
+        drop(session);
+        engine.shutdown().await;
+    }
 }
