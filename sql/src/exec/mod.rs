@@ -6,6 +6,7 @@
 pub mod bounds;
 mod error;
 mod explain;
+mod in_order;
 mod memory;
 pub mod pruning;
 pub mod scan;
@@ -93,5 +94,14 @@ async fn physical_plan(
     }
     let plan = with_values(planned.plan.clone(), params)?;
     let plan = session::optimizer(state, &plan)?.optimize(plan, state, |_, _| {})?;
-    Ok(state.query_planner().create_physical_plan(&plan, state).await?)
+    let threads = state.config().target_partitions();
+    if threads == 1 {
+        return Ok(state.query_planner().create_physical_plan(&plan, state).await?);
+    }
+    if in_order::has_ordered_aggregate(&plan)? {
+        let mut state = state.clone();
+        state.config_mut().options_mut().execution.target_partitions = 1;
+        return Ok(state.query_planner().create_physical_plan(&plan, &state).await?);
+    }
+    Ok(in_order::in_order(state.query_planner().create_physical_plan(&plan, state).await?, threads)?)
 }

@@ -62,14 +62,18 @@ pub struct ScanTarget {
 pub struct ScanExec {
     target: ScanTarget,
     rounds: Mutex<Rounds>,
+    /// Each partition is one iterator, in their order.
+    is_in_parts: bool,
     scanned: Arc<ScanMetrics>,
     summary: OnceLock<Option<ScanSummary>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
-/// Iterators that several threads read, each one by one thread.
-type Queue = Arc<Mutex<VecDeque<BatchIter>>>;
+/// Iterators that several threads read, each one by one thread; `None` for one that is taken.
+type Queue = Arc<Mutex<VecDeque<Option<BatchIter>>>>;
+/// Threads that a scan in parts is cut for: its parts are as small as is worth a thread.
+const THREADS_OF_PARTS: usize = 1 << 20;
 
 /// The scan as often as it was opened: once, but for recursive queries.
 struct Rounds {
@@ -103,7 +107,16 @@ impl ScanExec {
         let rounds = Rounds { queues: vec![Arc::new(Mutex::new(opened))], taken: vec![0; partitions] };
         let metrics = ExecutionPlanMetricsSet::new();
         let (rounds, properties, summary) = (Mutex::new(rounds), Arc::new(properties), OnceLock::new());
-        Ok(Self { target, rounds, scanned, summary, properties, metrics })
+        Ok(Self { target, rounds, is_in_parts: false, scanned, summary, properties, metrics })
+    }
+
+    /// The same scan with a partition for each part of the log, in its order.
+    ///
+    /// # Errors
+    /// Those of the port.
+    pub(super) fn in_parts(&self) -> Result<Self> {
+        let target = ScanTarget { parallelism: THREADS_OF_PARTS, ..self.target.clone() };
+        Ok(Self { is_in_parts: true, ..Self::open(target)? })
     }
 
     /// The iterators `partition` shares with the others; opened anew when it has read them before, as recursive queries do.
@@ -167,8 +180,14 @@ fn request(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> ScanRequest {
     }
 }
 
-fn open(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> Result<VecDeque<BatchIter>> {
-    Ok(target.source.scan(&target.relation, request(target, metrics)).map_err(external)?.into())
+fn open(target: &ScanTarget, metrics: &Arc<ScanMetrics>) -> Result<VecDeque<Option<BatchIter>>> {
+    Ok(target
+        .source
+        .scan(&target.relation, request(target, metrics))
+        .map_err(external)?
+        .into_iter()
+        .map(Some)
+        .collect())
 }
 
 impl DisplayAs for ScanExec {
@@ -203,7 +222,8 @@ impl DisplayAs for ScanExec {
         if let Some(limit) = self.target.limit {
             write!(f, ", limit={limit}")?;
         }
-        write!(f, ", parallel={partitions}")
+        let word = if self.is_in_parts { "parts" } else { "parallel" };
+        write!(f, ", {word}={partitions}")
     }
 }
 
@@ -249,6 +269,7 @@ impl ExecutionPlan for ScanExec {
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         Ok(Box::pin(ScanStream {
             queue: self.take(partition)?,
+            part: self.is_in_parts.then_some(partition),
             reading: None,
             schema: Arc::clone(&self.target.schema),
             rows_of_turn: 0,
@@ -306,6 +327,8 @@ fn ends(summary: &ScanSummary, column: &ScanColumn, relation: &Relation) -> Opti
 /// Batches of one partition; reads at most one per poll.
 struct ScanStream {
     queue: Queue,
+    /// The only iterator it reads.
+    part: Option<usize>,
     reading: Option<BatchIter>,
     schema: SchemaRef,
     rows_of_turn: usize,
@@ -318,7 +341,13 @@ impl ScanStream {
         let _timer = timer.timer();
         loop {
             if self.reading.is_none() {
-                self.reading = Some(self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?);
+                let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+                let taken = match self.part {
+                    Some(part) => queue.get_mut(part)?.take()?,
+                    None => queue.pop_front()??,
+                };
+                drop(queue);
+                self.reading = Some(taken);
             }
             match self.reading.as_mut()?.next() {
                 Some(Ok(batch)) => return Some(with_schema(batch, &self.schema)),
