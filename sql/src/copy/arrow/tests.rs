@@ -14,6 +14,7 @@ use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{DictionaryHandling, IpcWriteOptions, StreamWriter};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
+use millstream_catalog::schema::StructField;
 use millstream_catalog::{Relation, SqlType};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -541,4 +542,101 @@ proptest! {
         let _ = read(&relation, &bytes);
         let _ = decode_chunks(&relation, None, &of(CopyFormat::Arrow), &[&bytes[..cut], &bytes[cut..]]);
     }
+
+    #[test]
+    fn damaged_data_of_every_format_is_read_or_refused_with_words(
+        format in prop_oneof![
+            Just(CopyFormat::Text), Just(CopyFormat::Csv), Just(CopyFormat::Json), Just(CopyFormat::Binary),
+            Just(CopyFormat::Arrow),
+        ],
+        has_documents in any::<bool>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..4, any::<u8>(), 0..SIGNS.len()), 1..5),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (relation, batch) = match has_documents && format != CopyFormat::Arrow {
+            true => documents(),
+            false => every_type(),
+        };
+        let mut encoder = CopyEncoder::new(&of(format), &result_columns(&relation)).unwrap();
+        let mut bytes = Vec::new();
+        encoder.header(&mut bytes);
+        encoder.begin(&batch).unwrap();
+        while encoder.next(&mut bytes) {}
+        encoder.finish(&mut bytes);
+        for (at, kind, byte, sign) in edits {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = byte,
+                1 => drop(bytes.splice(at..at, SIGNS[sign].iter().copied())),
+                2 => drop(bytes.splice(at..(at + SIGNS[sign].len()).min(bytes.len()), SIGNS[sign].iter().copied())),
+                _ => drop(bytes.drain(at..(at + usize::from(byte % 16)).min(bytes.len()))),
+            }
+            bytes.push(b'\n');
+        }
+        let cut = cut.index(bytes.len());
+        for chunks in [vec![&bytes[..]], vec![&bytes[..cut], &bytes[cut..]]] {
+            match decode_chunks(&relation, None, &of(format), &chunks) {
+                Ok(found) => {
+                    for column in found.iter().flat_map(|rows| rows.batch.columns()) {
+                        prop_assert!(column.to_data().validate_full().is_ok());
+                    }
+                }
+                Err(error) => prop_assert!(error.sqlstate != SqlState::InternalError, "{format:?}: {error}"),
+            }
+        }
+    }
+}
+
+/// What formats and types give a meaning.
+const SIGNS: [&[u8]; 24] = [
+    b"\"",
+    b"\\",
+    b"\\.\n",
+    b"\t",
+    b"\n",
+    b"\r\n",
+    b",",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\x80\0\0\0",
+    b"1e999999999",
+    b"-9223372036854775809",
+    b"NaN",
+    b"infinity",
+    b"294276-12-31",
+    b"\xc3",
+    b"\\ud800",
+    b"\xff\xff",
+];
+
+/// A column of every kind of document.
+fn documents() -> (Relation, RecordBatch) {
+    let field = |name: &str, sql_type: SqlType| StructField { name: name.to_owned(), sql_type };
+    let point = || SqlType::Struct(vec![field("x", SqlType::Integer), field("y", SqlType::Text)]);
+    let map = SqlType::Map(Box::new(SqlType::Integer), Box::new(SqlType::Array(Box::new(point()))));
+    let all = [
+        (point(), "{\"x\":1,\"y\":\"b\"}"),
+        (map, "{\"1\":[{\"x\":2}],\"-2\":[null,{}]}"),
+        (SqlType::Array(Box::new(point())), "[{\"y\":\"\\u00e4\"},null]"),
+    ];
+    let mut columns = Vec::new();
+    let mut arrays = Vec::new();
+    for (i, (sql_type, value)) in all.into_iter().enumerate() {
+        let mut builder = ColumnBuilder::new(&sql_type, 2);
+        builder.append_text(value.as_bytes()).unwrap();
+        builder.append_null();
+        arrays.push(builder.finish());
+        columns.push(column(&format!("c{i}"), sql_type));
+    }
+    let relation = relation(columns);
+    let columns = relation.schema.columns.iter();
+    let fields: Vec<Field> = columns.map(|column| column.sql_type.field(column.name.as_str(), true)).collect();
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).unwrap();
+    (relation, batch)
 }
