@@ -7,6 +7,7 @@ use super::decimal;
 use super::errors::{external, fail};
 use super::temporal;
 use crate::error::SqlError;
+use crate::types::with_one_nan;
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, Datum, Scalar};
 use arrow::compute::kernels::numeric;
 use arrow::datatypes::{DataType, Float32Type, Float64Type};
@@ -239,7 +240,7 @@ fn floats(op: Arithmetic, left: &dyn Datum, right: &dyn Datum) -> Result<ArrayRe
     };
     match overflowed {
         true => Err(fail(SqlState::NumericValueOutOfRange, "value out of range: overflow")),
-        false => Ok(result),
+        false => Ok(with_one_nan(result)),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What values are compared and grouped by where their stored form is not it: `jsonb`, also inside of arrays and structs.
+//! What values are compared and grouped by where their stored form is not it: `jsonb` and floating-point numbers, also
+//! inside of arrays and structs.
 //!
 //! A key has the order of the values; the canonical form is a value itself, one of those that are equal. Leaves out
 //! intervals (`span`). Pure.
@@ -42,7 +43,13 @@ pub(crate) fn key_function(sql_type: &SqlType) -> Option<ScalarUDF> {
 
 /// The function to the one form of equal values of `sql_type`; `None` where equal values have one form.
 pub(crate) fn canonical_function(sql_type: &SqlType) -> Option<ScalarUDF> {
-    sql_type.has(&SqlType::Jsonb).then(|| by_value(Form::Canonical, sql_type))
+    float_function(sql_type).or_else(|| sql_type.has(&SqlType::Jsonb).then(|| by_value(Form::Canonical, sql_type)))
+}
+
+/// The function to the one form of each floating-point number, where `sql_type` is or has some.
+pub(crate) fn float_function(sql_type: &SqlType) -> Option<ScalarUDF> {
+    let has_floats = sql_type.has(&SqlType::Double) || sql_type.has(&SqlType::Real);
+    (has_floats && !sql_type.has(&SqlType::Jsonb)).then(|| by_value(Form::Canonical, sql_type))
 }
 
 /// True for a call of a function of this file.

@@ -11,6 +11,7 @@ mod any;
 mod constant;
 mod continuous;
 pub(crate) mod equality;
+mod float;
 mod from;
 mod json;
 mod lateral;

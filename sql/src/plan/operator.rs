@@ -314,7 +314,15 @@ pub(super) fn compare_operands(op: &str, left: Expr, right: Expr, schema: &dyn E
         return Err(no_operator(op, lt.as_ref(), rt.as_ref()));
     };
     let (left, right) = (convert(left, lt.as_ref(), &to_left)?, convert(right, rt.as_ref(), &to_right)?);
-    Ok((by_value(left, &to_left), by_value(right, &to_right)))
+    Ok((compared_by(left, &to_left), compared_by(right, &to_right)))
+}
+
+/// A side of a comparison.
+pub(super) fn compared_by(expr: Expr, sql_type: &SqlType) -> Expr {
+    match sql_type {
+        SqlType::Real | SqlType::Double => expr,
+        other => super::float::side(by_value(expr, other), other),
+    }
 }
 
 /// A value to be compared: of an interval its length, of a `jsonb` its key.

@@ -4,7 +4,7 @@
 //! sees the final type. Source: PostgreSQL 15, section 10.5. Leaves out operators proper. Pure.
 
 use super::from::binary;
-use super::operator::{as_numeric, boolean, by_value, comparable, convert, folded, no_operator, type_of, unfilled};
+use super::operator::{as_numeric, boolean, comparable, compared_by, convert, folded, no_operator, type_of, unfilled};
 use super::refuse;
 use crate::error::{Near, SqlError};
 use crate::function::cast::{constant_type, with_type};
@@ -210,7 +210,7 @@ fn compared(exprs: Vec<Expr>, what: &str, schema: &DFSchema) -> Result<Vec<Expr>
     let (exprs, _) = agree(unfilled(exprs, schema)?, what, schema)?;
     let by_value = |expr: Expr| match type_of(&expr, schema)? {
         Some(sql_type) if !sql_type.has_equality() => Err(no_operator("=", Some(&sql_type), Some(&sql_type))),
-        Some(sql_type) => Ok(by_value(expr, &sql_type)),
+        Some(sql_type) => Ok(super::float::side(compared_by(expr, &sql_type), &sql_type)),
         None => Ok(expr),
     };
     exprs.into_iter().map(by_value).collect()
@@ -261,14 +261,18 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
             let first = items.next().map(|(expr, _)| expr);
             let list_items = items.map(convert_item).collect::<Result<Vec<_>>>()?;
             return match first {
-                Some(first) => Ok(InList { expr: Box::new(first), list: list_items, negated: list.negated }),
+                Some(first) => {
+                    let sided = list_items.into_iter().map(|item| super::float::side(item, &column)).collect();
+                    let first = Box::new(super::float::side(first, &column));
+                    Ok(super::float::listed(InList { expr: first, list: sided, negated: list.negated }))
+                }
                 None => Err(external(SqlError::internal("IN without a left side"))),
             };
         }
     }
     let mut exprs = compared(exprs, "IN", schema)?.into_iter();
     let first = exprs.next().ok_or_else(|| external(SqlError::internal("IN without a left side")))?;
-    Ok(InList { expr: Box::new(first), list: exprs.collect(), negated: list.negated })
+    Ok(super::float::listed(InList { expr: Box::new(first), list: exprs.collect(), negated: list.negated }))
 }
 
 fn like(like: Like, schema: &DFSchema) -> Result<Like> {
@@ -311,9 +315,10 @@ fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
         return Err(no_operator("=", Some(&common), Some(&common)));
     }
     let is_by_key = compares && common.has(&SqlType::Jsonb);
+    let is_float = matches!(common, SqlType::Real | SqlType::Double);
     Ok(match args.as_slice() {
-        [left, right] if is_by_key && name == "nullif" => {
-            let is_equal = by_value(left.clone(), &common).eq(by_value(right.clone(), &common));
+        [left, right] if (is_by_key || is_float) && name == "nullif" => {
+            let is_equal = compared_by(left.clone(), &common).eq(compared_by(right.clone(), &common));
             let null = Box::new(Expr::Literal(crate::types::scalar_null(&common).map_err(external)?, None));
             let when = vec![(Box::new(is_equal), null)];
             with_type(

@@ -34,6 +34,28 @@ pub fn canonical(array: ArrayRef) -> ArrayRef {
     }
 }
 
+/// `array` with one form of NaN: how it is stored. Zeros stay as they are, since -0 prints as it was written.
+pub(crate) fn with_one_nan(array: ArrayRef) -> ArrayRef {
+    let is_other = match array.data_type() {
+        DataType::Float64 => {
+            array.as_primitive::<Float64Type>().values().iter().any(|v| v.is_nan() && v.to_bits() != f64::NAN.to_bits())
+        }
+        DataType::Float32 => {
+            array.as_primitive::<Float32Type>().values().iter().any(|v| v.is_nan() && v.to_bits() != f32::NAN.to_bits())
+        }
+        _ => false,
+    };
+    match array.data_type() {
+        DataType::Float64 if is_other => Arc::new(
+            array.as_primitive::<Float64Type>().unary::<_, Float64Type>(|v| if v.is_nan() { f64::NAN } else { v }),
+        ),
+        DataType::Float32 if is_other => Arc::new(
+            array.as_primitive::<Float32Type>().unary::<_, Float32Type>(|v| if v.is_nan() { f32::NAN } else { v }),
+        ),
+        _ => array,
+    }
+}
+
 /// As [`canonical`], for a column of `sql_type`: `jsonb` too, also inside of arrays and structs.
 ///
 /// # Errors

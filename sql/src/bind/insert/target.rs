@@ -4,7 +4,7 @@
 
 use crate::dialect::ast::{Ident, Position};
 use crate::error::SqlError;
-use crate::types::ValueError;
+use crate::types::{ValueError, with_one_nan};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Schema as ArrowSchema, SchemaRef};
 use millstream_catalog::model::SqlState;
@@ -94,6 +94,7 @@ impl Shape {
             }
         }
         check_sizes(&columns, row_first)?;
+        let columns = columns.into_iter().map(with_one_nan).collect();
         let batch = RecordBatch::try_new(self.schema.clone(), columns)
             .map_err(|_| SqlError::internal("rows do not have the columns of their relation"))?;
         Ok(InsertRows { batch, rowtime })
