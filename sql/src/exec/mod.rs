@@ -99,9 +99,10 @@ async fn physical_plan(
         return Ok(state.query_planner().create_physical_plan(&plan, state).await?);
     }
     if in_order::has_ordered_aggregate(&plan)? {
-        let mut state = state.clone();
+        // On the heap: it is large, and held while the query is planned.
+        let mut state = Box::new(state.clone());
         state.config_mut().options_mut().execution.target_partitions = 1;
-        return Ok(state.query_planner().create_physical_plan(&plan, &state).await?);
+        return Ok(state.query_planner().create_physical_plan(&plan, state.as_ref()).await?);
     }
     Ok(in_order::in_order(state.query_planner().create_physical_plan(&plan, state).await?, threads)?)
 }
