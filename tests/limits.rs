@@ -1,11 +1,14 @@
-//! Limits, tried: 1,000 topics, 10,000 partitions of one, 100,000 on a node, and events of 1 and of 64 MiB.
+//! Limits, tried: 1,000 topics, 10,000 partitions of one, 100,000 on a node, more segments than a process may map, 50 GB
+//! of data.
 //!
-//! The large ones run only when `MILLSTREAM_LIMITS` is set, and print what they took:
+//! They run only when `MILLSTREAM_LIMITS` is set, and print what they took:
 //! `MILLSTREAM_LIMITS=1 cargo test -p millstream --test main limits -- --nocapture`.
 
-use crate::common::{Server, config, connect, words};
+use crate::common::{config, connect, words};
+use millstream::config::Config;
 use millstream::node::Node;
-use std::time::Instant;
+use millstream_catalog::model::limit::SEAL_BYTES_MIN;
+use std::time::{Duration, Instant};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Topics of one partition, and topics of as many as one may have.
@@ -63,25 +66,92 @@ async fn a_thousand_topics_and_a_hundred_thousand_partitions() {
         say("two scans of 10,000 partitions", begun);
         assert_eq!(value(&client, "SELECT v FROM s7").await, "one");
     }
+    let begun = Instant::now();
+    for number in 0..LARGE_TOPICS {
+        let rows = "SELECT g, 'v' || g FROM generate_series(1, 90000) AS n(g)";
+        value(&client, &format!("INSERT INTO large{number} {rows}")).await;
+    }
+    say("900,000 events to 100,000 partitions", begun);
+    drop(client);
+    node.stop().await;
+    let begun = Instant::now();
+    node = Node::start(&Config { seal_bytes: SEAL_BYTES_MIN, ..config(dir.path()) }).await.unwrap();
+    client = connect(node.pg_address()).await;
+    value(&client, "INSERT INTO s8 SELECT g, repeat('x', 100) FROM generate_series(1, 2000) AS n(g)").await;
+    while value(&client, "SELECT count(*) > 90000 FROM millstream.segments").await != "t" {
+        tokio::task::yield_now().await;
+    }
+    say("sealed", begun);
+    for _ in 0..2 {
+        drop(client);
+        node.stop().await;
+        let begun = Instant::now();
+        node = Node::start(&config(dir.path())).await.unwrap();
+        say("opened with a segment in each partition", begun);
+        client = connect(node.pg_address()).await;
+        let begun = Instant::now();
+        assert_eq!(value(&client, "SELECT count(DISTINCT k) FROM large5").await, "90000");
+        say("a scan of 10,000 segments", begun);
+        let before = cpu_seconds();
+        let nothing = std::future::pending::<()>();
+        drop(tokio::time::timeout(Duration::from_secs(10), nothing).await);
+        println!("idle: {:.1} % of a core", (cpu_seconds() - before) * 10.0);
+    }
+    let sum = (0..LARGE_TOPICS).map(|number| format!("(SELECT count(v) FROM large{number})")).collect::<Vec<_>>();
+    let begun = Instant::now();
+    assert_eq!(value(&client, &format!("SELECT {}", sum.join(" + "))).await, "950000");
+    say("a scan of 100,000 segments", begun);
     drop(client);
     node.stop().await;
 }
 
+/// Seconds of CPU this process has used.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // In hundredths of a second: user and system time, fields 14 and 15.
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
+
+/// As many segments as 50 GB are, each a sparse file of 64 MiB: what its blocks hold is not read when a node opens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_of_a_mebibyte_is_stored_and_one_of_64_refused() {
-    let server = Server::start().await;
-    let client = server.client().await;
-    value(&client, "CREATE STREAM s (v text)").await;
-    let event = "x".repeat(1 << 20);
-    value(&client, &format!("INSERT INTO s VALUES ('{event}')")).await;
-    client.execute("INSERT INTO s VALUES ($1)", &[&event]).await.unwrap();
-    assert_eq!(value(&client, "SELECT count(*) FROM s WHERE length(v) = 1048576").await, "2");
-    let error = client.execute("INSERT INTO s SELECT repeat('x', 67108864)", &[]).await.unwrap_err();
-    assert!(words(&error).starts_with("54000"), "{}", words(&error));
-    let hint = error.as_db_error().unwrap().hint().unwrap_or_default().to_owned();
-    let detail = error.as_db_error().unwrap().detail().unwrap_or_default().to_owned();
-    assert!(!hint.is_empty(), "{} / {detail}", words(&error));
-    assert_eq!(value(&client, "SELECT count(*) FROM s").await, "2");
+async fn fifty_gigabytes_open_without_being_read() {
+    if std::env::var_os("MILLSTREAM_LIMITS").is_none() {
+        return;
+    }
+    const SEGMENTS: u64 = 800;
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { seal_bytes: SEAL_BYTES_MIN, ..config(dir.path()) };
+    let node = Node::start(&config).await.unwrap();
+    let client = connect(node.pg_address()).await;
+    value(&client, "CREATE STREAM s (v text) WITH (partitions = 800, compression = 'none')").await;
+    // Each topic has its own segments of a seal: one row in each partition, and enough bytes for a seal.
+    value(&client, "INSERT INTO s SELECT repeat(md5(g::text), 8) FROM generate_series(1, 80000) AS n(g)").await;
+    let count = format!("SELECT count(DISTINCT partition) = {SEGMENTS} FROM millstream.segments");
+    while value(&client, &count).await != "t" {
+        tokio::task::yield_now().await;
+    }
     drop(client);
-    server.node.stop().await;
+    node.stop().await;
+    let files = crate::damage::files(&config.data_dir.join("shards"));
+    let segments: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|end| end == "arrow")).collect();
+    let mut bytes = 0;
+    for path in &segments {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        bytes += file.metadata().unwrap().len();
+    }
+    assert!(bytes > 50_000_000_000, "{bytes}");
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let node = Node::start(&config).await.unwrap();
+        say(&format!("{} segments, {bytes} bytes opened", segments.len()), begun);
+        let client = connect(node.pg_address()).await;
+        assert_eq!(value(&client, "SELECT count(*) FROM s").await, "80000", "the manifest knows");
+        // What is not what was written is never read as rows.
+        let error = client.simple_query("SELECT count(v) FROM s").await.unwrap_err();
+        assert!(words(&error).starts_with("XX001: "), "{}", words(&error));
+        drop(client);
+        node.stop().await;
+    }
 }

@@ -3,9 +3,9 @@
 //! `across`: transactions over several shards. `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
 //! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
-//! their SELECT run once. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
+//! their SELECT run once. `events`: large ones, by every way in. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
-//! reads that do not. `slt`: statements and their rows. `scripts`: several sessions, rows in
+//! reads that do not. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
 //! the order they arrive. `tidy`: the rules of the code that a machine can check.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
@@ -22,12 +22,14 @@ mod copy;
 mod crash;
 mod damage;
 mod equivalence;
+mod events;
 mod failed_sync;
 mod limits;
 mod pipelined;
 mod protocol;
 mod pruning;
 mod script;
+mod segments;
 mod slt;
 mod tidy;
 mod upkeep;

@@ -3,7 +3,7 @@
 //! Leaves out the system views they draw on (`system_view`). Reads only.
 
 use crate::engine::session::Session;
-use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag, system_view};
+use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag, read_error, system_view};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{Field, Schema};
 use millstream_catalog::model::{Name, SqlState};
@@ -177,7 +177,8 @@ impl Session {
         let mut events = 0;
         for id in relation.partitions() {
             if let Some(partition) = shard.partitions().get(relation.id, id) {
-                events += partition.view().rows().value();
+                let rows = partition.view().rows().map_err(|error| read_error(&relation.name, error))?;
+                events += rows.value();
             }
         }
         let kind = match relation.kind {

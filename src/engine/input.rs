@@ -6,12 +6,13 @@
 
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
-use crate::storage::{PartitionView, Partitions, ScanRequest, StoredBatch};
+use crate::storage::{PartitionView, Partitions, ScanRequest, StorageError, StoredBatch};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
 use millstream_catalog::Relation;
-use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount};
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, SqlState};
+use millstream_sql::SqlError;
 use millstream_sql::stream::InputBatch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,29 +45,42 @@ pub(crate) struct Reader {
     pub(crate) rows_max: usize,
     /// About how many bytes are taken at once.
     pub(crate) bytes_max: ByteSize,
+    /// What happens when events it has not read were removed.
+    pub(crate) removed: Removed,
+}
+
+/// What a reader does whose next events were removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removed {
+    /// It goes on with the oldest events there are.
+    Skip,
+    /// It fails: who reads would not know otherwise.
+    Refuse,
 }
 
 impl Reader {
     /// The next events after `from`, about as many as the reader takes at once; `None` when there are none. Of several
     /// partitions, only rows are counted. Where the log starts later, because earlier events were removed, it goes on
-    /// there; then there may be no rows, only new positions.
+    /// there, unless it must not; then there may be no rows, only new positions.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log cannot be read; SE001.
     pub(crate) fn next(&self, from: &Positions) -> Result<Option<Input>> {
         let applied = self.partitions.applied();
         let views = self.views();
+        self.check_start(&views, from)?;
         let stored = from_start(&views, from);
-        let to = if views.len() == 1 {
+        let to: CutResult<Positions> = if views.len() == 1 {
             let ends = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
                 let at = position(&stored, *id);
                 let limit = at.plus(RowCount::of(self.rows_max));
-                (*id, view.offset_end_at(applied).min(limit).max(at))
+                Ok((*id, view.offset_end_at(applied)?.min(limit).max(at)))
             };
             views.iter().map(ends).collect()
         } else {
             cut(&views, &stored, applied, self.rows_target(&views))
         };
+        let to = to.map_err(|error| read_error(&self.relation.name, error))?;
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
         }
@@ -76,10 +90,38 @@ impl Reader {
     /// About how many rows have the bytes that are taken at once.
     fn rows_target(&self, views: &BTreeMap<PartitionId, Arc<PartitionView>>) -> u64 {
         let (rows, bytes) = views.values().fold((0, 0), |(rows, bytes), view| {
-            (rows + u128::from(view.rows().value()), bytes + u128::from(view.bytes().value()))
+            let stored = view.offset_end().since(view.offset_start());
+            let stored = view.rows().unwrap_or(stored);
+            (rows + u128::from(stored.value()), bytes + u128::from(view.bytes().value()))
         });
         let fitting = rows * u128::from(self.bytes_max.value()) / bytes.max(1);
         u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, self.rows_max as u64)
+    }
+
+    /// Whether all events after `from` are there, or need not be.
+    ///
+    /// # Errors
+    /// SE001.
+    pub(crate) fn check_removed(&self, from: &Positions) -> Result<()> {
+        self.check_start(&self.views(), from)
+    }
+
+    fn check_start(&self, views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions) -> Result<()> {
+        if self.removed == Removed::Skip {
+            return Ok(());
+        }
+        let removed = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
+            // A partition that was added has no position yet: all of it is new.
+            let at = from.get(id).copied().filter(|at| *at < view.offset_start())?;
+            let message = format!("events of \"{}\" were removed before they were read", self.relation.name);
+            let (first, last) = (at, view.offset_start().before());
+            Some(
+                SqlError::new(SqlState::OffsetBelowLogStart, message)
+                    .detail(format!("offsets {first} to {last} of partition {id}, by its retention or TRUNCATE"))
+                    .hint("subscribe again; with auto_offset_reset = 'earliest' from the oldest event that is left, and going on where events are removed"),
+            )
+        };
+        views.iter().find_map(removed).map_or(Ok(()), Err)
     }
 
     /// The events from `from` to `to`, as one step had them.
@@ -92,12 +134,13 @@ impl Reader {
         self.read(&views, from, to, ByteSize::new(u64::MAX))
     }
 
-    /// The number of events after `from`.
+    /// The number of events after `from`, or about as many.
     pub(crate) fn behind(&self, from: &Positions) -> RowCount {
         let applied = self.partitions.applied();
         let views = self.views();
         let from = from_start(&views, from);
-        let rows = views.iter().map(|(id, view)| view.offset_end_at(applied).since(position(&from, *id)));
+        let end = |view: &PartitionView| view.offset_end_at(applied).unwrap_or(view.offset_end());
+        let rows = views.iter().map(|(id, view)| end(view).since(position(&from, *id)));
         rows.fold(RowCount::ZERO, RowCount::plus)
     }
 
@@ -108,9 +151,14 @@ impl Reader {
     }
 
     /// The positions after everything committed by now.
-    pub(crate) fn ends(&self) -> Positions {
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn ends(&self) -> Result<Positions> {
         let applied = self.partitions.applied();
-        self.views().iter().map(|(id, view)| (*id, view.offset_end_at(applied))).collect()
+        let views = self.views();
+        let ends = views.iter().map(|(id, view)| Ok((*id, view.offset_end_at(applied)?)));
+        ends.collect::<CutResult<Positions>>().map_err(|error| read_error(&self.relation.name, error))
     }
 
     /// The positions of the oldest events.
@@ -226,19 +274,25 @@ fn position(positions: &Positions, id: PartitionId) -> Offset {
     positions.get(&id).copied().unwrap_or(Offset::ZERO)
 }
 
+type CutResult<T> = std::result::Result<T, StorageError>;
+
 /// Positions at the latest entry up to `applied` that takes about `target` rows, and at least one entry.
 fn cut(
     views: &BTreeMap<PartitionId, Arc<PartitionView>>,
     from: &Positions,
     applied: EntryIndex,
     target: u64,
-) -> Positions {
-    let ends = |entry: EntryIndex| -> Positions {
-        views.iter().map(|(id, view)| (*id, view.offset_end_at(entry).max(position(from, *id)))).collect()
+) -> CutResult<Positions> {
+    let ends = |entry: EntryIndex| -> CutResult<Positions> {
+        let end = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
+            Ok((*id, view.offset_end_at(entry)?.max(position(from, *id))))
+        };
+        views.iter().map(end).collect()
     };
-    let rows =
-        |entry: EntryIndex| -> u64 { ends(entry).iter().map(|(id, end)| end.since(position(from, *id)).value()).sum() };
-    let all = rows(applied);
+    let rows = |entry: EntryIndex| -> CutResult<u64> {
+        Ok(ends(entry)?.iter().map(|(id, end)| end.since(position(from, *id)).value()).sum())
+    };
+    let all = rows(applied)?;
     if all <= target {
         return ends(applied);
     }
@@ -246,7 +300,7 @@ fn cut(
     let (mut low, mut high) = (0, applied.value());
     while low < high {
         let middle = low + (high - low) / 2;
-        if rows(EntryIndex::new(middle)) >= target { high = middle } else { low = middle + 1 }
+        if rows(EntryIndex::new(middle))? >= target { high = middle } else { low = middle + 1 }
     }
     ends(EntryIndex::new(low))
 }

@@ -66,7 +66,8 @@ impl LogSource {
     pub(crate) fn position(&self, relation: &Relation, partition: PartitionId) -> Result<Offset> {
         let (partitions, cut) = self.shard(relation)?;
         let partition = partitions.get(relation.id, partition);
-        Ok(partition.map_or(Offset::ZERO, |partition| partition.view().offset_end_at(cut)))
+        let end = partition.map_or(Ok(Offset::ZERO), |partition| partition.view().offset_end_at(cut));
+        end.map_err(|error| read_error(&relation.name, error))
     }
 
     /// Whether a row from `position` on has one of `keys`, as the log is now.
@@ -93,8 +94,9 @@ impl LogSource {
         for id in relation.partitions().filter(|id| request.wants(*id)) {
             let Some(partition) = partitions.get(relation.id, id) else { continue };
             let view = partition.view();
+            let end = view.state_end_at(cut).map_err(|error| read_error(&relation.name, error))?;
             let scan = view.scan(StorageScan {
-                offsets: intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref()),
+                offsets: intersect(view.offset_start()..end, request.offsets.as_ref()),
                 rowtime: (request.rowtime.0.is_some() || request.rowtime.1.is_some()).then_some(request.rowtime),
                 pruner: pruner.clone(),
                 schema: Some(Arc::clone(&known)),
@@ -309,11 +311,13 @@ impl RelationSource for LogSource {
         for id in relation.partitions().filter(|id| request.wants(*id)) {
             let Some(partition) = partitions.get(relation.id, id) else { continue };
             let view = partition.view();
-            let range = intersect(view.offset_start()..view.state_end_at(cut), request.offsets.as_ref());
-            summary = summary.and(match request.projection.contains(&rowtime) {
-                true => view.summary_with_times(range).ok()?,
+            let end = view.state_end_at(cut).ok()?;
+            let range = intersect(view.offset_start()..end, request.offsets.as_ref());
+            let more = match request.projection.contains(&rowtime) {
+                true => view.summary_with_times(range),
                 false => view.summary(range),
-            });
+            };
+            summary = summary.and(more.ok()?);
         }
         let rowtime = summary.rowtime.map(|range| (range.first, range.last));
         Some(ScanSummary { rows: summary.rows, offsets: summary.offsets, rowtime })

@@ -4,7 +4,7 @@
 //! batch. New rows are computed where they are sent, a backlog on the query threads, so that it holds up nobody else.
 //! Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
-use crate::engine::input::{Positions, Reader};
+use crate::engine::input::{Positions, Reader, Removed};
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
@@ -96,6 +96,10 @@ impl Session {
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
         let source = plan.sources.first().ok_or_else(|| SqlError::internal("a push query without a source"))?;
         let shard = self.engine.shard_of(source)?;
+        let earliest = match options.auto_offset_reset {
+            Some(reset) => reset == OffsetReset::Earliest,
+            None => self.settings.starts_at_earliest(),
+        };
         let reader = Reader {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
@@ -103,13 +107,10 @@ impl Session {
             schema: source.topic_schema(),
             rows_max: BATCH_ROWS_MAX,
             bytes_max: self.engine.budget().subscription_bytes(),
-        };
-        let earliest = match options.auto_offset_reset {
-            Some(reset) => reset == OffsetReset::Earliest,
-            None => self.settings.starts_at_earliest(),
+            removed: if earliest { Removed::Skip } else { Removed::Refuse },
         };
         let (positions, first) = match (earliest, source.has_tombstones()) {
-            (false, _) => (reader.ends(), VecDeque::new()),
+            (false, _) => (reader.ends()?, VecDeque::new()),
             (true, false) => (reader.starts(), VecDeque::new()),
             (true, true) => self.table_rows(source, &reader).await?,
         };
@@ -215,6 +216,7 @@ impl Subscription {
             return self.compute(batch.batch.num_rows(), Source::Batches(vec![batch])).await;
         }
         let mut waiting = self.reader.waiting();
+        self.reader.check_removed(&self.positions)?;
         let behind = self.reader.behind(&self.positions);
         if behind > RowCount::ZERO {
             let source = Source::Log { reader: self.reader.clone(), from: self.positions.clone() };

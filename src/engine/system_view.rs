@@ -177,6 +177,9 @@ const VIEWS: &[View] = &[
             ("purged", 'b'),
             ("waiting_bytes", 'b'),
             ("rewritten_bytes", 'b'),
+            ("rewritten_segments", 'b'),
+            ("removed_bytes", 'b'),
+            ("removed_segments", 'b'),
             ("damage", 't'),
         ],
         rows: |engine, _| shard_rows(engine),
@@ -265,8 +268,10 @@ fn long(value: u64) -> Cell {
     Long(i64::try_from(value).ok())
 }
 
-fn events(view: &PartitionView) -> u64 {
-    view.rows().value()
+/// `None` while a segment that must be looked into cannot be opened.
+fn events<'v>(views: impl IntoIterator<Item = &'v PartitionView>) -> Cell {
+    let rows: Option<u64> = views.into_iter().map(|view| Some(view.rows().ok()?.value())).sum();
+    rows.map_or(Long(None), long)
 }
 
 fn query_name(engine: &Engine, relation: &Relation) -> Cell {
@@ -297,7 +302,7 @@ fn topic_row(engine: &Engine, relation: &Relation) -> Option<Vec<Cell>> {
         text(relation.options.cleanup.retention.map_or_else(|| "forever".to_owned(), |span| span.to_string())),
         Long(relation.options.cleanup.retention_bytes.and_then(|bytes| i64::try_from(bytes.value()).ok())),
         text(relation.options.cleanup.delete_retention()),
-        sum(events),
+        events(views.iter().map(|(_, view)| &**view)),
         sum(|view| view.bytes().value()),
         sum(|view| view.segments().len() as u64),
         Time(Some(relation.created_at)),
@@ -311,7 +316,7 @@ fn partition_rows(relation: &Relation, id: PartitionId, view: &PartitionView) ->
         Integer(i64::from(relation.shard.value())),
         long(view.offset_start().value()),
         long(view.offset_end().value()),
-        long(events(view)),
+        events([view]),
         long(view.bytes().value()),
         long(view.segments().len() as u64),
     ]]
@@ -341,7 +346,7 @@ fn stream_row(engine: &Engine, relation: &Relation) -> Option<Vec<Cell>> {
             text(&relation.name),
             text(&relation.name),
             Integer(i64::from(relation.options.partitions)),
-            long(views(engine, relation).iter().map(|(_, view)| events(view)).sum()),
+            events(views(engine, relation).iter().map(|(_, view)| &**view)),
             Text(timestamp),
             query_name(engine, relation),
             text(&relation.sql),
@@ -436,6 +441,8 @@ fn memory_rows(engine: &Arc<Engine>) -> Vec<Vec<Cell>> {
 fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {
     let row = |shard: &Arc<crate::replication::Shard>| {
         let status = shard.status();
+        let partitions = shard.partitions();
+        let (removed_segments, removed_bytes) = partitions.removed();
         vec![
             Integer(i64::from(status.shard.value())),
             Long(status.is_leader.then_some(1)),
@@ -445,12 +452,15 @@ fn shard_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             status.purged.map_or(Long(None), |index| long(index.value())),
             long(status.waiting_bytes.value()),
             long(status.bytes_rewritten.value()),
+            long(partitions.replaced()),
+            long(removed_bytes.value()),
+            long(removed_segments),
             Text(shard.damage().map(ToString::to_string)),
         ]
     };
     let damaged = engine.replication().damaged().iter().map(|(id, damage)| {
         let mut row = vec![Integer(i64::from(id.value()))];
-        row.extend((0..7).map(|_| Long(None)));
+        row.extend((0..10).map(|_| Long(None)));
         row.push(text(damage));
         row
     });

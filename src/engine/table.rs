@@ -185,7 +185,7 @@ impl Table {
             };
             let view = source.view();
             self.catch_up((relation, id), &view, (cut, pins))?;
-            let end = view.offset_end_at(cut);
+            let end = view.offset_end_at(cut).map_err(|error| crate::engine::read_error(&relation.name, error))?;
             let first = self.partitions.get(id.value() as usize).map_or(Offset::ZERO, Fold::first);
             if end < first {
                 return Ok(None);
@@ -213,14 +213,22 @@ impl Table {
         if fold.start < view.offset_start() || has_missed {
             *fold = Fold::starting(view.offset_start());
         }
-        let (position, exact) = (fold.position, view.offset_end_at(cut));
+        let read_error = |error| crate::engine::read_error(&relation.name, error);
+        let exact = view.offset_end_at(cut).map_err(read_error)?;
+        let position = fold.position;
         let is_there = fold.first() <= exact && exact <= position;
-        let end = if is_there { position } else { view.state_end_at(cut) };
+        let end = if is_there { position } else { view.state_end_at(cut).map_err(read_error)? };
         // Among rows that were compacted there are no states but the last one.
         let compacted = view.upkeep().compacted_upto.min(end);
         let first = fold.first().max(if position < compacted { compacted } else { Offset::ZERO });
-        let reach = pins.iter().map(|pin| view.offset_end_at(*pin));
-        fold.keep_for(reach.filter(|reach| *reach >= first && *reach < end.max(position)).min(), first);
+        let mut keep_from = None;
+        for pin in pins {
+            let reach = view.offset_end_at(*pin).map_err(read_error)?;
+            if reach >= first && reach < end.max(position) {
+                keep_from = Some(keep_from.map_or(reach, |kept: Offset| kept.min(reach)));
+            }
+        }
+        fold.keep_for(keep_from, first);
         let after = fold.bytes();
         self.count(before, after);
         if end <= position {
@@ -229,7 +237,7 @@ impl Table {
         let request =
             ScanRequest { offsets: position..end, schema: Some(Arc::clone(&self.known)), ..ScanRequest::all() };
         for stored in view.scan(request) {
-            let stored = stored.map_err(|error| crate::engine::read_error(&relation.name, error))?;
+            let stored = stored.map_err(read_error)?;
             let Some(fold) = self.partitions.get_mut(id.value() as usize) else { return Ok(()) };
             let before = fold.bytes();
             fold.take(&self.keyed, &stored)?;

@@ -190,7 +190,9 @@ impl Keeper {
         // Statements that run read a table as it was when they began.
         let read_at = || {
             let oldest = self.engine.tables().pins.of(shard.id()).into_iter().next()?;
-            Some(shard.partitions().get(relation.id, id)?.view().offset_end_at(oldest))
+            let view = shard.partitions().get(relation.id, id)?.view();
+            // Where that cannot be told now, nothing goes.
+            Some(view.offset_end_at(oldest).unwrap_or(view.offset_start()))
         };
         let hold = match policy == UpkeepPolicy::default() {
             true => None,

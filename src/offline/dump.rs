@@ -6,14 +6,15 @@
 use super::log::{Piece, pieces};
 use super::shards::manifest_name;
 use crate::replication::inspect::{EntryContent, IDENTITY, read_entry, read_manifest, read_place, read_vote};
+use crate::storage::Disk;
 use crate::storage::fit::Wanted;
 use crate::storage::footer::{SegmentFooter, parse_end};
 use crate::storage::frame::{FrameHeader, FrameKind};
 use crate::storage::manifest::{MANIFEST, Manifest};
+use crate::storage::open_segment::OpenSegment;
 use crate::storage::seal::SEGMENTS;
 use crate::storage::segment::{SegmentEnd, SegmentExpected};
 use crate::storage::wal::file::{DATA_START, FileName, check_header};
-use crate::storage::{Disk, Segment};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -180,10 +181,11 @@ impl Dump<'_> {
             bytes: bytes.len() as u64,
             end: SegmentEnd { bytes: end.len() as u64, crc: crc32c::crc32c(end) },
             compression: Compression::Lz4,
-            schema: &schema,
+            schema: schema.clone(),
             rowtime: None,
+            entries: None,
         };
-        let segment = match Segment::of_map(map, name.to_owned(), &expected) {
+        let segment = match OpenSegment::of_map(map, name.to_owned(), &expected) {
             Ok(segment) => segment,
             Err(error) => {
                 writeln!(self.out, "  DAMAGED: {error}; blocks in their order, unverified:")?;

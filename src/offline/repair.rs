@@ -9,9 +9,10 @@ use super::check::{Broken, Check};
 use crate::replication::inspect;
 use crate::storage::fit::Wanted;
 use crate::storage::manifest::{MANIFEST, Manifest, SegmentManifest, TopicManifest};
+use crate::storage::open_segment::OpenSegment;
 use crate::storage::seal::{SEGMENTS, TMP};
 use crate::storage::segment_writer::SegmentWriter;
-use crate::storage::{Disk, Segment, StorageError, TopicStorage};
+use crate::storage::{Disk, StorageError, TopicStorage};
 use millstream_catalog::model::{Offset, PartitionId, RowCount};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -114,7 +115,7 @@ impl Shard<'_> {
     ) -> Result<Vec<SegmentManifest>, StorageError> {
         let dir = self.dir.join(SEGMENTS);
         let expected = listed.expected(storage.topic, partition, &storage.schema);
-        let segment = Segment::open(self.disk(), &dir, listed.file.clone(), &expected)?;
+        let segment = OpenSegment::open(self.disk(), &dir, listed.file.clone(), &expected)?;
         let mut parts = Vec::new();
         let mut start = 0;
         while start < segment.blocks() {
@@ -138,7 +139,7 @@ impl Shard<'_> {
         &self,
         storage: &TopicStorage,
         partition: PartitionId,
-        (segment, listed): (&Segment, &SegmentManifest),
+        (segment, listed): (&OpenSegment, &SegmentManifest),
         blocks: Range<usize>,
     ) -> Result<SegmentManifest, StorageError> {
         let dir = self.dir.join(SEGMENTS);
@@ -164,7 +165,7 @@ impl Shard<'_> {
 }
 
 /// The offsets of some blocks, with the gaps before the first block and after each.
-fn offsets_of(segment: &Segment, blocks: &Range<usize>) -> Range<Offset> {
+fn offsets_of(segment: &OpenSegment, blocks: &Range<usize>) -> Range<Offset> {
     let start = if blocks.start == 0 { segment.offset_start() } else { segment.block_offsets(blocks.start).start };
     start..segment.block_offsets(blocks.end - 1).end
 }
@@ -173,7 +174,7 @@ fn offsets_of(segment: &Segment, blocks: &Range<usize>) -> Range<Offset> {
 fn place(of: &SegmentManifest, offsets: Range<Offset>, rows: RowCount) -> SegmentManifest {
     let has_gaps = offsets.end.since(offsets.start) != rows;
     let offset_end = has_gaps.then_some(offsets.end);
-    SegmentManifest { offset_start: offsets.start, offset_end, rows, ..of.clone() }
+    SegmentManifest { offset_start: offsets.start, offset_end, rows, entries: None, ..of.clone() }
 }
 
 fn lost(of: &SegmentManifest, offsets: Range<Offset>, rows: RowCount, reason: &str) -> SegmentManifest {

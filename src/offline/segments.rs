@@ -8,8 +8,9 @@ use super::report::Finding;
 use super::statistics::ColumnCheck;
 use crate::storage::fit::Wanted;
 use crate::storage::footer::parse_end;
+use crate::storage::open_segment::OpenSegment;
 use crate::storage::segment::SegmentExpected;
-use crate::storage::{Segment, StorageError, StoredBatch};
+use crate::storage::{StorageError, StoredBatch};
 use arrow::array::AsArray;
 use arrow::buffer::Buffer;
 use arrow::datatypes::TimestampMicrosecondType;
@@ -53,7 +54,7 @@ impl Place<'_> {
 pub(crate) fn check(
     check: &mut Check,
     file: &str,
-    expected: &SegmentExpected<'_>,
+    expected: &SegmentExpected,
     place: &mut Place<'_>,
 ) -> Result<Option<Broken>, StorageError> {
     check.report.segments += 1;
@@ -68,7 +69,7 @@ pub(crate) fn check(
         return Ok(Some(Broken::whole(reason)));
     };
     let name = Path::new(file).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let error = match Segment::of_map(Buffer::from(bytes.clone()), name.clone(), expected) {
+    let error = match OpenSegment::of_map(Buffer::from(bytes.clone()), name.clone(), expected) {
         Ok(segment) => return Ok(check_blocks(check, file, &bytes, &segment, place)),
         Err(error) if error.is_damage() => error,
         Err(error) => return Err(error),
@@ -98,7 +99,7 @@ fn patch_bit(check: &mut Check, file: &str, bytes: &Bytes, bit: usize) {
 
 /// The flipped bit of a segment's header or footer, and the segment without: every block of it must then be readable,
 /// which is the proof.
-fn heal(bytes: &Bytes, name: &str, expected: &SegmentExpected<'_>) -> Option<(usize, Segment)> {
+fn heal(bytes: &Bytes, name: &str, expected: &SegmentExpected) -> Option<(usize, OpenSegment)> {
     let end_start = usize::try_from(expected.bytes.checked_sub(expected.end.bytes)?).ok()?;
     if bytes.len() as u64 != expected.bytes {
         return None;
@@ -112,7 +113,7 @@ fn heal(bytes: &Bytes, name: &str, expected: &SegmentExpected<'_>) -> Option<(us
     };
     let mut healed = bytes.to_vec();
     healed[bit / 8] ^= 1 << (bit % 8);
-    let segment = Segment::of_map(Buffer::from(Bytes::from(healed)), name.to_owned(), expected).ok()?;
+    let segment = OpenSegment::of_map(Buffer::from(Bytes::from(healed)), name.to_owned(), expected).ok()?;
     let wanted = Wanted::new(segment.schema(), None).ok()?;
     let is_proved = (0..segment.blocks()).all(|block| segment.read(block, &wanted).is_ok());
     is_proved.then_some((bit, segment))
@@ -122,7 +123,7 @@ fn check_blocks(
     check: &mut Check,
     file: &str,
     bytes: &Bytes,
-    segment: &Segment,
+    segment: &OpenSegment,
     place: &mut Place<'_>,
 ) -> Option<Broken> {
     let mut lost = BTreeMap::new();
@@ -172,7 +173,7 @@ fn check_blocks(
 
 /// What the rows say, against what the footer says of them.
 struct Content<'a> {
-    segment: &'a Segment,
+    segment: &'a OpenSegment,
     published: EntryIndex,
     /// The last entry seen.
     entry: EntryIndex,
@@ -182,7 +183,7 @@ struct Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    fn new(segment: &'a Segment, place: &Place<'_>) -> Self {
+    fn new(segment: &'a OpenSegment, place: &Place<'_>) -> Self {
         let columns = segment.schema().fields().iter().map(|_| ColumnCheck::default()).collect();
         let (published, entry) = (place.published, place.entry);
         Self { segment, published, entry, columns, is_whole: true, wrong: Vec::new() }

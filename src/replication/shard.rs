@@ -25,6 +25,7 @@ use crate::env;
 use crate::storage::batch::{batch_bytes, with_schema};
 use crate::storage::wal::{ShardRecovered, Wal};
 use crate::storage::{Disk, Partitions, Rewrite, RewriteJob, ShardStore, StorageError, TopicStorage};
+use futures::TryStreamExt;
 use futures::future::join_all;
 use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
 use millstream_catalog::model::{
@@ -33,9 +34,10 @@ use millstream_catalog::model::{
 };
 use millstream_catalog::{Command, Snapshot};
 use openraft::async_runtime::WatchReceiver;
-use openraft::{BasicNode, Config, ServerState};
+use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
+use openraft::{BasicNode, Config, LogIdOptionExt, ServerState};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,7 +75,6 @@ pub(crate) struct Core {
     partitions: Arc<Partitions>,
     failure: Failure,
     disk: Arc<dyn Disk>,
-    dir: PathBuf,
     /// The compactor, and the one that waits for space.
     tasks: [JoinHandle<()>; 2],
 }
@@ -118,12 +119,14 @@ impl Core {
         let partitions = opened.0.partitions();
         let read = ReadSide::new();
         let machine = Machine::open(opened, log.clone(), Arc::clone(&read), failure.clone(), (id, shared.seal_bytes));
-        let machine = machine.map_err(|fatal| match fatal {
+        let mut machine = machine.map_err(|fatal| match fatal {
             Fatal::Storage(error) => error.into(),
             fatal => fail(fatal.to_string()),
         })?;
         // What an entry met while the log was applied is damage of this shard alone.
         let ended = |reason: String| failure.damage().map_or_else(|| fail(reason), |damage| damage.clone().into());
+        let applied = apply_committed(&mut machine, &log).await;
+        applied.map_err(|e| ended(failure.reason().map_or_else(|| e.to_string(), |reason| reason.to_string())))?;
         let node = shared.node;
         let config = Arc::clone(&shared.raft_config);
         let raft = as_group(&failure, Raft::new(node.value(), config, NoPeers, log.clone(), machine)).await;
@@ -132,8 +135,8 @@ impl Core {
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone(), shared.room.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
-        let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
-        let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks });
+        let (disk, tasks) = (Arc::clone(&shared.disk), [compactor, retry]);
+        let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, tasks });
         core.abort_stages().await;
         Ok(core)
     }
@@ -309,6 +312,20 @@ async fn lead(raft: &Raft, node: NodeId, failure: &Failure) -> Result<(), String
         _ = failed.wait_for(Option::is_some) => return Err(failure.reason().unwrap_or_default().to_string()),
     };
     waited.map(|_| ()).map_err(|e| failure.reason().map_or_else(|| e.to_string(), |reason| reason.to_string()))
+}
+
+/// Applies what is known to be committed, in pieces of bounded bytes: openraft would take 64 entries at once, of whatever
+/// size.
+async fn apply_committed(machine: &mut Machine, log: &LogStore) -> Result<(), std::io::Error> {
+    let mut log = log.clone();
+    let (applied, _) = machine.applied_state().await?;
+    let (start, end) = (applied.next_index(), log.read_committed().await?.next_index());
+    // Of a log that begins later openraft says so.
+    if start >= end || log.get_log_state().await?.last_purged_log_id.next_index() > start {
+        return Ok(());
+    }
+    let entries = log.entries_stream(start..end).await.map_ok(|entry| (entry, None));
+    machine.apply(Box::pin(entries)).await
 }
 
 /// After each seal: takes the segments into use, and lets the log go that they replace.
@@ -532,7 +549,7 @@ impl Shard {
     ) -> Result<Vec<Rewrite>, ReplicationError> {
         let job = |rewrite: &Rewrite| {
             let view = self.core.partitions.get(rewrite.topic, rewrite.partition)?.view();
-            let job = RewriteJob::plan(Arc::clone(&self.core.disk), &self.core.dir, &view, rewrite)?;
+            let job = RewriteJob::plan(&view, rewrite)?;
             Some((rewrite.clone(), job))
         };
         let jobs: Vec<_> = rewrites.iter().filter_map(job).collect();

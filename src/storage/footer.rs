@@ -22,6 +22,9 @@
 //! | `position .. position + bytes` of each bloom filter | [`bloom`](super::bloom) filter of one key column | footer: `crc` of the filter | at its first use after the file was mapped |
 //! | end of all these .. end of file | end marker, IPC footer, its length, magic | manifest: `end` | at open |
 //!
+//! A segment is opened when it is first read, so a version that earlier programs cannot read goes with a version of the
+//! manifest that they refuse.
+//!
 //! Between the last block and the first filter stand eight bytes, an end marker (`ffffffff 00000000`), under the
 //! first filter's checksum: a reader of the file as a stream stops there. Without key columns there are neither
 //! marker nor filters.
@@ -134,18 +137,18 @@ fn is_zero(bytes: &u64) -> bool {
 }
 
 impl SegmentFooter {
-    /// Of a segment that cannot be read: what the manifest says of it, as one block of unknown content. `entry` is the
-    /// last entry before it.
-    pub(crate) fn unreadable(expected: &SegmentExpected<'_>, entry: EntryIndex) -> Self {
+    /// Of a segment that cannot be read: what the manifest says of it, as one block of unknown content.
+    pub(crate) fn unreadable(expected: &SegmentExpected) -> Self {
         let rowtime = expected.rowtime.map(Into::into);
+        let (entry_first, entry_last) = expected.entries.unwrap_or_default();
         let block = BlockFooter {
             position: 0,
             bytes: 0,
             crc: 0,
             rows: expected.rows,
             rowtime,
-            entry_first: entry,
-            entry_last: entry,
+            entry_first,
+            entry_last,
             entries_bytes: 0,
             offset_start: None,
             offsets_bytes: 0,
@@ -158,8 +161,8 @@ impl SegmentFooter {
             offset_start: expected.offset_start,
             offset_end: expected.offset_end,
             rows: expected.rows,
-            entry_first: entry,
-            entry_last: entry,
+            entry_first,
+            entry_last,
             rowtime,
             header_bytes: 0,
             header_crc: 0,

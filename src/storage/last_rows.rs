@@ -58,8 +58,9 @@ impl LastRows {
         let (last, tombstones_upto) = (HashMap::new(), plan.tombstones_upto);
         let mut rows = Self { converter, columns, keys, wanted, last, tombstones_upto, tombstones: 0 };
         for segment in segments.iter().filter(|segment| segment.offset_end() > dirty_start) {
-            for block in 0..segment.blocks() {
-                let stored = segment.read_anew(block, &rows.wanted)?;
+            let open = segment.opened()?;
+            for block in 0..open.blocks() {
+                let stored = open.read_anew(block, &rows.wanted)?;
                 let hashes = rows.hashes(&stored.batch)?;
                 for (hash, offset) in hashes.into_iter().zip(stored.row_offsets().values()) {
                     if let Some(hash) = hash {
@@ -82,8 +83,9 @@ impl LastRows {
     /// When rows cannot be read.
     pub(crate) fn keeps_all(&mut self, segment: &Segment) -> Result<bool, StorageError> {
         let mut tombstones = 0;
-        for block in 0..segment.blocks() {
-            let stored = segment.read(block, &self.wanted)?;
+        let open = segment.opened()?;
+        for block in 0..open.blocks() {
+            let stored = open.read(block, &self.wanted)?;
             let (kept, more) = self.kept(&stored)?;
             if kept.count_set_bits() < kept.len() {
                 return Ok(false);

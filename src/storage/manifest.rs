@@ -102,6 +102,9 @@ pub(crate) struct SegmentManifest {
     pub(crate) end: SegmentEnd,
     /// Inclusive event-time range in µs.
     pub(crate) rowtime: Option<(i64, i64)>,
+    /// The first and the last entry with rows in it: with them it need not be opened before it is read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) entries: Option<(EntryIndex, EntryIndex)>,
     /// Why a repair took the file away: its rows keep their offsets and cannot be read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) lost: Option<String>,
@@ -114,12 +117,7 @@ impl SegmentManifest {
     }
 
     /// What its file must hold.
-    pub(crate) fn expected<'a>(
-        &self,
-        topic: TopicId,
-        partition: PartitionId,
-        schema: &'a SchemaRef,
-    ) -> SegmentExpected<'a> {
+    pub(crate) fn expected(&self, topic: TopicId, partition: PartitionId, schema: &SchemaRef) -> SegmentExpected {
         let rowtime = self.rowtime.map(|(first, last)| RowtimeRange {
             first: Timestamp::from_micros(first),
             last: Timestamp::from_micros(last),
@@ -133,8 +131,9 @@ impl SegmentManifest {
             bytes: self.bytes,
             end: self.end,
             compression: self.compression,
-            schema,
+            schema: Arc::clone(schema),
             rowtime,
+            entries: self.entries,
         }
     }
 }
@@ -289,6 +288,7 @@ mod tests {
             compression: Compression::Lz4,
             end: SegmentEnd { bytes: 300, crc: 0xdead_beef },
             rowtime: Some((-1, 2)),
+            entries: None,
             lost: None,
         };
         let empty = PartitionManifest::default();

@@ -135,19 +135,26 @@ impl PartitionView {
     }
 
     /// Rows stored.
-    pub fn rows(&self) -> RowCount {
+    ///
+    /// # Errors
+    /// When a segment that must be looked into cannot be opened.
+    pub fn rows(&self) -> Result<RowCount, StorageError> {
         self.rows_before(self.offset_end)
     }
 
     /// Rows stored before `end`.
-    pub fn rows_before(&self, end: Offset) -> RowCount {
-        let until = |to: Offset| {
-            let sealed = self.segments.iter().take_while(|segment| segment.offset_start() < to);
-            let sealed = sealed.fold(0, |sum, segment| sum + segment.rows_before(to).value());
-            let memory = self.in_memory().map(|batch| batch.stored.rows_before(to) as u64);
-            sealed + memory.sum::<u64>()
+    ///
+    /// # Errors
+    /// As [`PartitionView::rows`].
+    pub fn rows_before(&self, end: Offset) -> Result<RowCount, StorageError> {
+        let until = |to: Offset| -> Result<u64, StorageError> {
+            let mut rows = 0;
+            for segment in self.segments.iter().take_while(|segment| segment.offset_start() < to) {
+                rows += segment.rows_before(to)?.value();
+            }
+            Ok(rows + self.in_memory().map(|batch| batch.stored.rows_before(to) as u64).sum::<u64>())
         };
-        RowCount::new(until(end.min(self.offset_end)).saturating_sub(until(self.offset_start)))
+        Ok(RowCount::new(until(end.min(self.offset_end))?.saturating_sub(until(self.offset_start)?)))
     }
 
     /// What compaction and merging did here so far.
@@ -188,23 +195,29 @@ impl PartitionView {
     ///
     /// Rows 0..3 of entry 7 and row 3 of entry 9: 0 at cut 6, 3 at cuts 7 and 8, 4 from cut 9 on. Never before the log
     /// start.
-    pub fn offset_end_at(&self, cut: EntryIndex) -> Offset {
+    ///
+    /// # Errors
+    /// When the cut is within a segment that cannot be opened.
+    pub fn offset_end_at(&self, cut: EntryIndex) -> Result<Offset, StorageError> {
         let segments = self.segments.partition_point(|segment| segment.entry_first() <= cut);
         let sealed = segments.checked_sub(1).and_then(|last| self.segments.get(last));
-        let mut end = sealed.map_or(self.offset_start, |segment| segment.offset_end_at(cut));
+        let mut end = sealed.map_or(Ok(self.offset_start), |segment| segment.offset_end_at(cut))?;
         for batch in self.in_memory().take_while(|batch| batch.entry_first <= cut) {
             end = match batch.entry_last <= cut {
                 true => batch.offset_end(),
                 false => batch.stored.offset_start.plus(batch.stored.entries.rows_upto(cut)),
             };
         }
-        end.max(self.offset_start)
+        Ok(end.max(self.offset_start))
     }
 
     /// As [`PartitionView::offset_end_at`], for a read that wants the state of each key: not before what was compacted,
     /// where the rows that were the last ones of their keys at an earlier `cut` may be gone.
-    pub fn state_end_at(&self, cut: EntryIndex) -> Offset {
-        self.offset_end_at(cut).max(self.upkeep.compacted_upto.min(self.offset_end))
+    ///
+    /// # Errors
+    /// As [`PartitionView::offset_end_at`].
+    pub fn state_end_at(&self, cut: EntryIndex) -> Result<Offset, StorageError> {
+        Ok(self.offset_end_at(cut)?.max(self.upkeep.compacted_upto.min(self.offset_end)))
     }
 
     /// Whether a row from `position` on has one of `keys`. Also when rows from there on are no longer stored, or a repair
@@ -240,7 +253,7 @@ impl PartitionView {
         Ok(false)
     }
 
-    /// Reads a range; see [`ScanRequest`]. Cheap: nothing is decoded before the first `next`.
+    /// Reads a range; see [`ScanRequest`]. Cheap: segments are opened, and nothing is decoded before the first `next`.
     pub fn scan(&self, request: ScanRequest) -> PartitionScan {
         PartitionScan::new(self, request)
     }

@@ -9,7 +9,7 @@
 use super::partition::Partition;
 use super::segment::Segment;
 use arc_swap::ArcSwap;
-use millstream_catalog::model::{EntryIndex, PartitionId, ShardId, TopicId};
+use millstream_catalog::model::{ByteSize, EntryIndex, PartitionId, ShardId, TopicId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,10 @@ pub struct Partitions {
     buckets: Vec<ArcSwap<Bucket>>,
     applied: AtomicU64,
     applied_watch: watch::Sender<EntryIndex>,
+    /// Segments that went because the log start moved past them, and their bytes.
+    removed: (AtomicU64, AtomicU64),
+    /// Segments that others replaced.
+    replaced: AtomicU64,
 }
 
 /// A sealed segment and where it belongs.
@@ -43,7 +47,8 @@ impl Partitions {
     pub(crate) fn new(shard: ShardId, applied: EntryIndex) -> Self {
         let (applied_watch, _) = watch::channel(applied);
         let buckets = (0..BUCKETS).map(|_| ArcSwap::default()).collect();
-        Self { shard, buckets, applied: AtomicU64::new(applied.value()), applied_watch }
+        let applied = AtomicU64::new(applied.value());
+        Self { shard, buckets, applied, applied_watch, removed: Default::default(), replaced: AtomicU64::new(0) }
     }
 
     /// The shard.
@@ -93,6 +98,27 @@ impl Partitions {
     /// Follows [`Partitions::applied`].
     pub fn subscribe_applied(&self) -> watch::Receiver<EntryIndex> {
         self.applied_watch.subscribe()
+    }
+
+    /// Segments that retention or TRUNCATE removed since the start, and their bytes.
+    pub fn removed(&self) -> (u64, ByteSize) {
+        let (segments, bytes) = &self.removed;
+        (segments.load(Ordering::Relaxed), ByteSize::new(bytes.load(Ordering::Relaxed)))
+    }
+
+    /// Segments that merging and compaction replaced since the start.
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_removed(&self, gone: &[Arc<Segment>]) {
+        let bytes: u64 = gone.iter().map(|segment| segment.bytes().value()).sum();
+        self.removed.0.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        self.removed.1.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_replaced(&self, gone: &[Arc<Segment>]) {
+        self.replaced.fetch_add(gone.len() as u64, Ordering::Relaxed);
     }
 
     /// Moves on after the views of `index` are published; never back.

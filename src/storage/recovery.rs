@@ -8,12 +8,12 @@
 //! removed. Anything else in `segments/` goes to `unknown/`, under its name or with a number behind it.
 
 use super::batch::TopicStorage;
-use super::disk::Disk;
+use super::disk::{Disk, DiskEntry};
 use super::error::StorageError;
 use super::manifest::{MANIFEST, MANIFEST_TMP, Manifest, ManifestIndex, SegmentManifest, TopicManifest};
 use super::partition_writer::PartitionWriter;
 use super::seal::{SEGMENTS, TMP, is_dense};
-use super::segment::Segment;
+use super::segment::{Segment, SegmentHome};
 use super::shard_store::TopicState;
 use millstream_catalog::model::{EntryIndex, PartitionId, ShardId};
 use std::collections::HashSet;
@@ -35,22 +35,24 @@ pub(crate) struct Recovered {
 /// # Errors
 /// [`StorageError::Corrupt`], [`StorageError::Missing`] and [`StorageError::Newer`] name the file; nothing
 /// is changed then.
-pub(crate) fn recover(disk: &dyn Disk, dir: &Path, shard: ShardId) -> Result<Recovered, StorageError> {
+pub(crate) fn recover(home: &Arc<SegmentHome>, dir: &Path, shard: ShardId) -> Result<Recovered, StorageError> {
+    let disk = &*home.disk;
     let failed = |error| StorageError::io("open a shard's directory", error);
-    let segments = dir.join(SEGMENTS);
     disk.create_dir_durable(dir).map_err(failed)?;
-    disk.create_dir_durable(&segments).map_err(failed)?;
+    disk.create_dir_durable(&home.dir).map_err(failed)?;
+    let found = disk.list(&home.dir).map_err(failed)?;
     let manifest = Manifest::read(disk, dir)?;
     let mut topics = Vec::new();
     if let Some(manifest) = &manifest {
         if manifest.index.shard != shard {
             return Err(corrupt("it is another shard's"));
         }
+        let names = found.iter().map(|entry| entry.name.as_str()).collect();
         for topic in &manifest.index.topics {
-            topics.push(open_topic(disk, &segments, topic)?);
+            topics.push(open_topic(home, &names, topic)?);
         }
     }
-    tidy(disk, dir, manifest.as_ref().map(|manifest| &manifest.index)).map_err(failed)?;
+    tidy(disk, dir, &found, manifest.as_ref().map(|manifest| &manifest.index)).map_err(failed)?;
     Ok(Recovered { manifest, topics })
 }
 
@@ -58,7 +60,11 @@ fn corrupt(what: &'static str) -> StorageError {
     StorageError::Corrupt { file: MANIFEST.to_owned(), position: 0, what }
 }
 
-fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<TopicState, StorageError> {
+fn open_topic(
+    home: &Arc<SegmentHome>,
+    names: &HashSet<&str>,
+    listed: &TopicManifest,
+) -> Result<TopicState, StorageError> {
     let storage = listed.storage()?;
     let mut partitions = Vec::with_capacity(listed.partitions.len());
     for (id, partition) in (0u32..).map(PartitionId::new).zip(&listed.partitions) {
@@ -68,7 +74,8 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
         let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(partition.segments.len());
         for segment in &partition.segments {
             let before = segments.last().map_or(EntryIndex::default(), |before| before.entry_last());
-            segments.push(Arc::new(open_segment(disk, dir, (&storage, id), segment, before)?));
+            let is_there = names.contains(segment.file.as_str());
+            segments.push(Arc::new(open_segment(home, (&storage, id), segment, is_there, before)?));
         }
         let offsets = partition.offset_start..partition.offset_next;
         partitions.push(PartitionWriter::new(&storage, id, segments, offsets, partition.upkeep.clone()));
@@ -76,33 +83,38 @@ fn open_topic(disk: &dyn Disk, dir: &Path, listed: &TopicManifest) -> Result<Top
     Ok(TopicState { storage, schema_hex: listed.schema.as_str().into(), partitions })
 }
 
-/// Opens a segment; one that is damaged or gone keeps its place, and only reads of its rows fail.
+/// A segment, not opened unless its manifest is an earlier one; one that is damaged or gone keeps its place, and only
+/// reads of its rows fail.
 fn open_segment(
-    disk: &dyn Disk,
-    dir: &Path,
+    home: &Arc<SegmentHome>,
     (topic, partition): (&TopicStorage, PartitionId),
     listed: &SegmentManifest,
+    is_there: bool,
     entry_before: EntryIndex,
 ) -> Result<Segment, StorageError> {
     let expected = listed.expected(topic.topic, partition, &topic.schema);
-    let damage: (Arc<str>, bool) = match &listed.lost {
-        Some(lost) => (lost.as_str().into(), true),
-        None => match Segment::open(disk, dir, listed.file.clone(), &expected) {
-            Err(error) if error.is_damage() => {
-                let offset_last = listed.offset_end.unwrap_or(listed.offset_start.plus(listed.rows)).before();
-                tracing::error!(topic = topic.topic.value(), partition = partition.value(),
-                    offset_start = listed.offset_start.value(), offset_last = offset_last.value(), %error,
-                    "these rows cannot be read");
-                (error.to_string().into(), false)
-            }
-            opened => return opened,
-        },
+    let file = || listed.file.clone();
+    if let Some(lost) = &listed.lost {
+        return Ok(Segment::unreadable(home, file(), expected, entry_before, (lost.as_str().into(), true)));
+    }
+    let opened = match expected.entries {
+        _ if !is_there => Err(StorageError::Missing { file: file() }),
+        Some(entries) => Ok(Segment::listed(home, file(), expected.clone(), entries)),
+        None => Segment::open(home, file(), expected.clone()),
     };
-    Ok(Segment::unreadable(listed.file.clone(), &expected, entry_before, damage))
+    match opened {
+        Err(error) if error.is_damage() => {
+            let damage = (error.to_string().into(), false);
+            let segment = Segment::unreadable(home, file(), expected, entry_before, damage);
+            segment.report(&error.to_string());
+            Ok(segment)
+        }
+        opened => opened,
+    }
 }
 
 /// Removes what is known to be garbage and moves aside what is not known at all.
-fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Result<()> {
+fn tidy(disk: &dyn Disk, dir: &Path, found: &[DiskEntry], index: Option<&ManifestIndex>) -> io::Result<()> {
     let tmp = dir.join(MANIFEST_TMP);
     if disk.exists(&tmp)? {
         disk.remove(&tmp)?;
@@ -116,7 +128,7 @@ fn tidy(disk: &dyn Disk, dir: &Path, index: Option<&ManifestIndex>) -> io::Resul
     let removed: HashSet<&str> = index.iter().flat_map(|index| &index.removed).map(String::as_str).collect();
     let segments = dir.join(SEGMENTS);
     let mut is_changed = false;
-    for entry in disk.list(&segments)? {
+    for entry in found {
         let name = entry.name.as_str();
         if listed.contains(name) {
             continue;

@@ -18,15 +18,15 @@ use super::error::StorageError;
 use super::fit::Wanted;
 use super::last_rows::LastRows;
 use super::partition::PartitionView;
-use super::seal::{SEGMENTS, TMP};
-use super::segment::{Segment, SegmentExpected};
+use super::seal::TMP;
+use super::segment::{Segment, SegmentExpected, SegmentHome};
 use super::segment_writer::{BLOCK_BYTES_MAX, SegmentWriter};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::limit::{BATCH_ROWS_MAX, SEGMENT_BYTES_TARGET};
 use millstream_catalog::model::{Offset, PartitionId, Timestamp, TopicId};
 use millstream_catalog::relation::Compression;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,8 +61,7 @@ pub struct CompactionPlan {
 /// What [`Rewrite`] asks for, made out of the segments that are there.
 #[derive(Debug)]
 pub struct RewriteJob {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    home: Arc<SegmentHome>,
     rewrite: Rewrite,
     schema: SchemaRef,
     inputs: Vec<Arc<Segment>>,
@@ -92,13 +91,14 @@ impl Rewritten {
 }
 
 impl RewriteJob {
-    /// The job of `rewrite` on the partition with `view`, whose shard is in `dir`; `None` when the segments are no
-    /// longer those it was decided for.
-    pub fn plan(disk: Arc<dyn Disk>, dir: &Path, view: &PartitionView, rewrite: &Rewrite) -> Option<Self> {
+    /// The job of `rewrite` on the partition with `view`; `None` when its segments are no longer those it was decided
+    /// for.
+    pub fn plan(view: &PartitionView, rewrite: &Rewrite) -> Option<Self> {
         let inputs = inputs_of(view, rewrite)?.to_vec();
         let (schema, upkeep) = (view.schema().clone(), view.upkeep().clone());
-        let (dir, rewrite, target_bytes) = (dir.join(SEGMENTS), rewrite.clone(), SEGMENT_BYTES_TARGET.value());
-        Some(Self { disk, dir, rewrite, schema, inputs, upkeep, target_bytes })
+        let home = Arc::clone(inputs.first()?.home());
+        let (rewrite, target_bytes) = (rewrite.clone(), SEGMENT_BYTES_TARGET.value());
+        Some(Self { home, rewrite, schema, inputs, upkeep, target_bytes })
     }
 
     /// Writes and syncs the new segments; blocks. `stop` ends it early, with [`StorageError::Closed`].
@@ -115,7 +115,7 @@ impl RewriteJob {
             Err(error) => {
                 drop(segments);
                 if !matches!(error, StorageError::SyncFailed) {
-                    made.iter().for_each(|path| _ = self.disk.remove(path));
+                    made.iter().for_each(|path| _ = self.home.disk.remove(path));
                 }
                 Err(error)
             }
@@ -138,11 +138,12 @@ impl RewriteJob {
                 output.keep(segment)?;
                 continue;
             }
-            for block in 0..segment.blocks() {
+            let open = segment.opened()?;
+            for block in 0..open.blocks() {
                 if stop.load(Ordering::Relaxed) {
                     return Err(StorageError::Closed);
                 }
-                let stored = segment.read_anew(block, &wanted)?;
+                let stored = open.read_anew(block, &wanted)?;
                 output.push(match &mut last {
                     Some(last) => last.filter(&stored)?,
                     None => stored,
@@ -151,7 +152,7 @@ impl RewriteJob {
         }
         output.flush()?;
         output.close(self.rewrite.offsets.end)?;
-        self.disk.sync_dir(&self.dir).map_err(|_| StorageError::SyncFailed)?;
+        self.home.disk.sync_dir(&self.home.dir).map_err(|_| StorageError::SyncFailed)?;
         let upkeep = match (&self.rewrite.compaction, last) {
             (Some(plan), Some(last)) => {
                 let upto = self.rewrite.offsets.end;
@@ -251,8 +252,8 @@ impl<'a> Output<'a> {
     fn create(&mut self) -> Result<OpenFile, StorageError> {
         let rewrite = &self.job.rewrite;
         let name = Segment::rewritten_file_name((rewrite.topic, rewrite.partition), self.start, rewrite.number);
-        let tmp = self.job.dir.join(format!("{name}{TMP}"));
-        let file = self.job.disk.create(&tmp).map_err(|error| StorageError::io("write a segment", error))?;
+        let tmp = self.job.home.dir.join(format!("{name}{TMP}"));
+        let file = self.job.home.disk.create(&tmp).map_err(|error| StorageError::io("write a segment", error))?;
         self.made.push(tmp.clone());
         let writer = SegmentWriter::create(Arc::clone(&file), &self.job.schema, rewrite.compression)?;
         Ok(OpenFile { name, tmp, file, writer })
@@ -275,8 +276,8 @@ impl<'a> Output<'a> {
         let rows = open.writer.rows();
         let done = open.writer.finish((rewrite.topic, rewrite.partition), offsets.clone())?;
         open.file.sync_data().map_err(|_| StorageError::SyncFailed)?;
-        let path = self.job.dir.join(&open.name);
-        self.job.disk.rename(&open.tmp, &path).map_err(|error| StorageError::io("write a segment", error))?;
+        let path = self.job.home.dir.join(&open.name);
+        self.job.home.disk.rename(&open.tmp, &path).map_err(|error| StorageError::io("write a segment", error))?;
         self.made.push(path);
         let expected = SegmentExpected {
             topic: rewrite.topic,
@@ -287,10 +288,11 @@ impl<'a> Output<'a> {
             bytes: done.bytes,
             end: done.end,
             compression: rewrite.compression,
-            schema: &self.job.schema,
+            schema: self.job.schema.clone(),
             rowtime: None,
+            entries: None,
         };
-        let segment = Segment::open(&*self.job.disk, &self.job.dir, open.name, &expected)?;
+        let segment = Segment::open(&self.job.home, open.name, expected)?;
         self.segments.push(Arc::new(segment));
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! Merging and compaction against naive models, beside seals and readers, and under crashes at every write.
 
+use super::super::disk::RealDisk;
 use super::super::fault_disk::FaultDisk;
 use super::super::scan::ScanRequest;
+use super::super::seal::SEGMENTS;
 use super::super::shard_store::{ManifestState, ShardStore};
 use super::super::testing::{dense, rows, topic};
 use super::super::{KeySet, PartitionFacts, RealDisk, TopicStorage};
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use millstream_catalog::model::{ByteSize, EntryIndex, ShardId};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 const DIR: &str = "/data/shard-1";
 const TOPIC: TopicId = TopicId::new(1);
@@ -86,9 +89,12 @@ fn merged_segments_have_the_same_rows_offsets_and_entries() {
         let view = view(store);
         assert_eq!(view.segments().iter().map(|s| s.rows().value()).collect::<Vec<_>>(), [10, 30, 10]);
         assert_eq!(read(store), (0..50).collect::<Vec<_>>());
-        let ends: Vec<u64> = (0..=50).map(|cut| view.offset_end_at(EntryIndex::new(cut)).value()).collect();
+        let ends: Vec<u64> = (0..=50).map(|cut| view.offset_end_at(EntryIndex::new(cut)).unwrap().value()).collect();
         assert_eq!(ends, (0..=50).collect::<Vec<_>>());
-        assert_eq!((view.rows().value(), view.segments()[1].columns()[0].max.as_deref()), (50, Some("39")));
+        assert_eq!(
+            (view.rows().unwrap().value(), view.segments()[1].opened().unwrap().columns()[0].max.as_deref()),
+            (50, Some("39"))
+        );
     };
     check(&store);
     assert_eq!(files(&disk).len(), 6, "the old manifest needs the old files");
@@ -292,10 +298,10 @@ proptest! {
             }
             let view = view(&store);
             prop_assert_eq!(seen(&store, 0), expected.clone());
-            prop_assert_eq!((view.rows().as_usize(), view.offset_end().value()), (expected.len(), next));
+            prop_assert_eq!((view.rows().unwrap().as_usize(), view.offset_end().value()), (expected.len(), next));
             for from in [1, next / 3, next / 2, next - 1] {
                 let rest: Vec<_> = expected.iter().filter(|(offset, _)| *offset >= from).copied().collect();
-                prop_assert_eq!(view.rows_before(Offset::new(from)).as_usize(), expected.len() - rest.len());
+                prop_assert_eq!(view.rows_before(Offset::new(from)).unwrap().as_usize(), expected.len() - rest.len());
                 prop_assert_eq!(seen(&store, from), rest);
             }
             if view.segments().is_empty() {
@@ -342,7 +348,7 @@ fn a_range_that_compaction_emptied_is_a_gap_that_opens_again() {
     rewrite(&mut store, &second).unwrap();
     let check = |store: &ShardStore| {
         let view = view(store);
-        assert_eq!((seen(store, 0), view.rows().value(), view.offset_end().value()), (Vec::new(), 0, 4));
+        assert_eq!((seen(store, 0), view.rows().unwrap().value(), view.offset_end().value()), (Vec::new(), 0, 4));
     };
     check(&store);
     seal(&mut store, "2").unwrap();
@@ -352,7 +358,112 @@ fn a_range_that_compaction_emptied_is_a_gap_that_opens_again() {
     append(&mut store, 3, changes(&[(Some(3), Some(7))]));
     seal(&mut store, "3").unwrap();
     let (store, _) = open(&disk);
-    assert_eq!((seen(&store, 0), view(&store).rows().value()), (vec![(4, (Some(3), Some(7)))], 1));
+    assert_eq!((seen(&store, 0), view(&store).rows().unwrap().value()), (vec![(4, (Some(3), Some(7)))], 1));
+}
+
+/// Five segments of changes to four keys, each change an entry, and all of them.
+fn keyed(disk: &FaultDisk) -> (ShardStore, Vec<(u64, Update)>) {
+    let (mut store, _) = open(disk);
+    store.create_topic(changelog());
+    let mut all = Vec::new();
+    for number in 0..30 {
+        let update = (Some(number as i64 % 4), (number % 7 != 3).then_some(number as i64));
+        append(&mut store, number + 1, changes(&[update]));
+        all.push((number, update));
+        if number % 6 == 5 {
+            seal(&mut store, "1").unwrap();
+        }
+    }
+    (store, all)
+}
+
+#[test]
+fn a_crash_at_any_write_of_compaction_merging_and_retention_leaves_the_rows_before_or_after() {
+    for start in [13, 24] {
+        let upkeep = |store: &mut ShardStore| -> Result<(), StorageError> {
+            let compact = request(store, 0..18, plan(10));
+            rewrite(store, &compact)?;
+            let merge = request(store, 0..24, None);
+            rewrite(store, &merge)?;
+            store.move_start(TOPIC, PARTITION, Offset::new(start))?;
+            seal(store, "2")
+        };
+        let (steps, expected) = {
+            let disk = FaultDisk::new();
+            let (mut store, all) = keyed(&disk);
+            let begin = disk.steps();
+            upkeep(&mut store).unwrap();
+            assert_eq!(files(&disk).len(), view(&store).segments().len(), "nobody needs the old files");
+            let mut kept = compacted(&all, 18, 10);
+            kept.retain(|(offset, _)| *offset >= start);
+            (disk.steps() - begin, kept)
+        };
+        assert!(steps > 10, "{steps} steps");
+        let mut found = [false; 2];
+        for step in 0..=steps {
+            for seed in 0..8 {
+                let disk = FaultDisk::new();
+                let (mut store, all) = keyed(&disk);
+                disk.fail_after(step);
+                let is_done = upkeep(&mut store).is_ok();
+                let disk = disk.crash(seed * 1_000 + step);
+                let (mut store, state) = open(&disk);
+                let is_new = state.unwrap().applied == "2";
+                assert!(is_new || !is_done, "what is sealed stays sealed");
+                found[usize::from(is_new)] = true;
+                assert_eq!(seen(&store, 0), if is_new { expected.clone() } else { all }, "step {step}, seed {seed}");
+                if is_new {
+                    seal(&mut store, "3").unwrap();
+                } else {
+                    // The log repeats it.
+                    upkeep(&mut store).unwrap();
+                }
+                let disk = disk.crash(7);
+                let (store, _) = open(&disk);
+                assert_eq!(seen(&store, 0), expected);
+                assert_eq!(files(&disk).len(), view(&store).segments().len());
+            }
+        }
+        assert_eq!(found, [true, true]);
+    }
+}
+
+/// A shard as manifests and footers of version 3 were first written: compacted, with gaps, and without the entries of
+/// segments in the manifest. Every later version must read it.
+const SHARD_3: [(&str, &str); 3] = [
+    ("manifest", "manifest"),
+    ("segments/t1-p0-00000000000000000000-r1.arrow", "compacted.arrow"),
+    ("segments/t1-p0-00000000000000000018.arrow", "sealed.arrow"),
+];
+
+#[test]
+fn a_shard_of_version_3_opens() {
+    let disk = FaultDisk::new();
+    disk.create_dir_all(&Path::new(DIR).join(SEGMENTS)).unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/storage/fixtures/shard-3");
+    for (name, file) in SHARD_3 {
+        let bytes = RealDisk.map(&fixture.join(file)).unwrap();
+        disk.create(&Path::new(DIR).join(name)).unwrap().write_at(&bytes, 0).unwrap();
+    }
+    let all: Vec<_> = keyed(&FaultDisk::new()).1.into_iter().take(24).collect();
+    let expected = compacted(&all, 18, 10);
+    let (mut store, state) = open(&disk);
+    assert_eq!(state.unwrap().applied, "2");
+    let check = |store: &ShardStore| {
+        assert_eq!(seen(store, 0), expected);
+        let view = view(store);
+        let ends: Vec<u64> = (0..=24).map(|cut| view.offset_end_at(EntryIndex::new(cut)).unwrap().value()).collect();
+        let upto = |cut| expected.iter().rfind(|(offset, _)| *offset < cut).map_or(0, |(offset, _)| offset + 1);
+        let upto = |cut: u64| if cut >= 18 { cut } else { upto(cut) };
+        assert_eq!(ends, (0..=24).map(upto).collect::<Vec<_>>());
+        assert_eq!(view.upkeep().compacted_upto, Offset::new(18));
+    };
+    check(&store);
+    // The next manifest says more, and then no segment is opened at the start.
+    seal(&mut store, "3").unwrap();
+    let (store, _) = open(&disk);
+    assert!(view(&store).segments().iter().all(|segment| !segment.is_open()));
+    check(&store);
 }
 
 #[test]
@@ -405,7 +516,7 @@ fn a_bit_that_flips_after_a_block_was_read_is_not_written_again() {
     assert_eq!(read(&store), (0..20).collect::<Vec<_>>());
     let segment = Arc::clone(&view(&store).segments()[0]);
     let file = disk.open(&dir.path().join(SEGMENTS).join(segment.file())).unwrap();
-    let position = segment.block_bytes(0).end - 20;
+    let position = segment.opened().unwrap().block_bytes(0).end - 20;
     let mut byte = [0];
     file.read_at(&mut byte, position).unwrap();
     file.write_at(&[byte[0] ^ 4], position).unwrap();

@@ -60,20 +60,25 @@ pub struct ScanCounts {
     pub segments_skipped_by_filter: usize,
     /// Batches to read, in segments and in memory.
     pub batches_read: usize,
-    /// Batches skipped, those of skipped segments included.
+    /// Batches skipped, those of skipped segments included; of those not looked into, as many as their rows need.
     pub batches_skipped: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Source {
-    Block { segment: Arc<Segment>, block: usize },
+    /// A block and its rows.
+    Block {
+        segment: Arc<Segment>,
+        block: usize,
+        rows: u64,
+    },
     Memory(Arc<TailBatch>),
 }
 
 impl Source {
     fn rows(&self) -> u64 {
         match self {
-            Self::Block { segment, block } => segment.block_rows(*block).value(),
+            Self::Block { rows, .. } => *rows,
             Self::Memory(batch) => batch.stored.rows().value(),
         }
     }
@@ -104,7 +109,14 @@ impl PartitionScan {
             Err(error) => (None, Some(error)),
         };
         let mut counts = ScanCounts::default();
-        let sources = if refused.is_some() { Vec::new() } else { plan(view, &request, &mut counts) };
+        let planned = match refused {
+            Some(refused) => Err(refused),
+            None => plan(view, &request, &mut counts),
+        };
+        let (sources, refused) = match planned {
+            Ok(sources) => (sources, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
         Self {
             schema: wanted.as_ref().map_or_else(|| view.schema.clone(), |wanted| wanted.output().clone()),
             offsets: request.offsets,
@@ -164,7 +176,7 @@ impl PartitionScan {
 
     fn read(&self, wanted: &Wanted, source: &Source) -> Result<StoredBatch, StorageError> {
         let stored = match source {
-            Source::Block { segment, block } => segment.read(*block, wanted)?,
+            Source::Block { segment, block, .. } => segment.opened()?.read(*block, wanted)?,
             Source::Memory(batch) => wanted.of_stored(batch.read())?,
         };
         let (start, end) = (stored.rows_before(self.offsets.start), stored.rows_before(self.offsets.end));

@@ -15,7 +15,8 @@ use super::disk::Disk;
 use super::error::StorageError;
 use super::manifest::{Manifest, ManifestIndex, PartitionManifest, SegmentManifest, TopicManifest};
 use super::partition::PartitionView;
-use super::segment::{Segment, SegmentExpected};
+use super::removing::Removing;
+use super::segment::{Segment, SegmentExpected, SegmentHome};
 use super::segment_writer::{SegmentPlan, write_segment};
 use super::staging::{STAGED, StagedFile};
 use bytes::Bytes;
@@ -35,10 +36,11 @@ pub(crate) const TMP: &str = ".tmp";
 pub struct SealJob {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
+    pub(crate) home: Arc<SegmentHome>,
     pub(crate) shard: ShardId,
     pub(crate) published: EntryIndex,
     pub(crate) topics: Vec<TopicPlan>,
-    pub(crate) removing: Vec<String>,
+    pub(crate) removing: Vec<Removing>,
     pub(crate) applied: Bytes,
     pub(crate) extra: Bytes,
     /// Staged rows that `extra` speaks of.
@@ -121,7 +123,7 @@ impl SealJob {
             shard: self.shard,
             published: self.published,
             topics: Vec::new(),
-            removed: self.removing.clone(),
+            removed: self.removing.iter().map(|removing| removing.file.clone()).collect(),
         };
         let mut segments = Vec::new();
         for topic in &self.topics {
@@ -176,8 +178,8 @@ impl SealJob {
         let path = dir.join(&name);
         self.disk.rename(&tmp, &path).map_err(failed)?;
         written.push(path);
-        let (topic, bytes, end) = (topic.topic, done.bytes, done.end);
-        let (offset_end, rowtime) = (None, None);
+        let (topic, bytes, end, schema) = (topic.topic, done.bytes, done.end, schema.clone());
+        let (offset_end, rowtime, entries) = (None, None, None);
         let expected = SegmentExpected {
             topic,
             partition,
@@ -189,8 +191,9 @@ impl SealJob {
             compression,
             schema,
             rowtime,
+            entries,
         };
-        Segment::open(&*self.disk, dir, name, &expected).map(Some)
+        Segment::open(&self.home, name, expected).map(Some)
     }
 
     /// Unlinks staged rows of transactions that ended before the manifest; what cannot go now, goes at the next open.
@@ -206,7 +209,9 @@ impl SealJob {
             return Vec::new();
         }
         let dir = self.dir.join(SEGMENTS);
-        let mut gone = self.removing.clone();
+        // Of those that readers still have and that cannot be kept open, the next seal tries again.
+        let free = self.removing.iter().filter(|removing| removing.free().is_ok());
+        let mut gone: Vec<String> = free.map(|removing| removing.file.clone()).collect();
         gone.retain(|file| match self.disk.remove(&dir.join(file)) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -223,12 +228,13 @@ fn list(segment: &Segment) -> SegmentManifest {
     SegmentManifest {
         file: segment.file().to_owned(),
         offset_start: segment.offset_start(),
-        offset_end: segment.offset_end_with_gaps(),
+        offset_end: segment.expected().offset_end,
         rows: segment.rows(),
         bytes: segment.bytes().value(),
         compression: segment.compression(),
-        end: segment.end(),
+        end: segment.expected().end,
         rowtime: segment.rowtime().map(|range| (range.first.micros(), range.last.micros())),
+        entries: segment.expected().entries,
         lost: segment.lost().map(str::to_owned),
     }
 }

@@ -15,13 +15,15 @@ use super::partition::Partition;
 use super::partition_writer::PartitionWriter;
 use super::partitions::Partitions;
 use super::recovery::{Recovered, recover};
+use super::removing::Removing;
 use super::rewrite::{Rewrite, RewriteJob, Rewritten, inputs_of};
-use super::seal::{SealJob, Sealed, TopicPlan};
+use super::seal::{SEGMENTS, SealJob, Sealed, TopicPlan};
+use super::segment::SegmentHome;
 use super::tail::TailBatch;
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, ShardId, TopicId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +44,7 @@ pub struct ManifestState {
 pub struct ShardStore {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    home: Arc<SegmentHome>,
     shard: ShardId,
     topics: BTreeMap<TopicId, TopicState>,
     directory: Arc<Partitions>,
@@ -54,7 +57,7 @@ pub struct ShardStore {
     tail_bytes: ByteSize,
     frozen_bytes: ByteSize,
     /// Files of dropped topics, or before the log start, that a manifest may still list.
-    removing: Vec<String>,
+    removing: Vec<Removing>,
     token: Arc<()>,
 }
 
@@ -83,7 +86,8 @@ impl ShardStore {
         dir: &Path,
         shard: ShardId,
     ) -> Result<(Self, Option<ManifestState>), StorageError> {
-        let Recovered { manifest, topics } = recover(&*disk, dir, shard)?;
+        let home = Arc::new(SegmentHome { disk: Arc::clone(&disk), dir: dir.join(SEGMENTS) });
+        let Recovered { manifest, topics } = recover(&home, dir, shard)?;
         let published = manifest.as_ref().map_or(EntryIndex::default(), |manifest| manifest.index.published);
         let directory = Arc::new(Partitions::new(shard, published));
         for topic in &topics {
@@ -93,6 +97,7 @@ impl ShardStore {
         let store = Self {
             disk,
             dir: dir.to_owned(),
+            home,
             shard,
             topics: topics.into_iter().map(|topic| (topic.storage.topic, topic)).collect(),
             directory,
@@ -206,7 +211,7 @@ impl ShardStore {
             let id = (topic, writer.partition().id());
             self.pending.remove(&id);
             self.unsealed.remove(&id);
-            self.removing.extend(writer.view().segments().iter().map(|segment| segment.file().to_owned()));
+            self.removing.extend(writer.view().segments().iter().map(Removing::of));
             writer.partition().set_dropped();
         }
     }
@@ -315,7 +320,9 @@ impl ShardStore {
         }
         self.tail_bytes = less(self.tail_bytes, writer.tail_bytes());
         self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
-        self.removing.extend(writer.move_start(to).iter().map(|segment| segment.file().to_owned()));
+        let gone = writer.move_start(to);
+        self.directory.count_removed(&gone);
+        self.removing.extend(gone.iter().map(Removing::of));
         self.tail_bytes = self.tail_bytes.plus(writer.tail_bytes());
         self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
         Ok(to)
@@ -324,7 +331,7 @@ impl ShardStore {
     /// The job of `rewrite`; `None` when its segments are not there, on this replica as on every other.
     pub fn rewrite_job(&self, rewrite: &Rewrite) -> Option<RewriteJob> {
         let writer = self.topics.get(&rewrite.topic)?.partitions.get(rewrite.partition.value() as usize)?;
-        RewriteJob::plan(self.disk.clone(), &self.dir, writer.view(), rewrite)
+        RewriteJob::plan(writer.view(), rewrite)
     }
 
     /// Keeps from `rewrite`, carried out or not, which deletions may no longer be found: a function of the log alone.
@@ -352,7 +359,8 @@ impl ShardStore {
             return None;
         };
         let gone = writer.replace(rewrite, rewritten);
-        self.removing.extend(gone.iter().map(|segment| segment.file().to_owned()));
+        self.directory.count_replaced(&gone);
+        self.removing.extend(gone.iter().map(Removing::of));
         Some(gone.iter().fold(ByteSize::ZERO, |sum, segment| sum.plus(segment.bytes())))
     }
 
@@ -399,6 +407,7 @@ impl ShardStore {
         SealJob {
             disk: self.disk.clone(),
             dir: self.dir.clone(),
+            home: Arc::clone(&self.home),
             shard: self.shard,
             published: self.directory.applied(),
             topics: self.topics.values().map(plan).collect(),
@@ -413,17 +422,18 @@ impl ShardStore {
 
     /// Replaces frozen rows in memory by the segments made of them; readers notice nothing.
     pub fn install(&mut self, sealed: Sealed) {
-        self.removing.retain(|file| !sealed.removed.contains(file));
+        let removed: HashSet<&str> = sealed.removed.iter().map(String::as_str).collect();
+        self.removing.retain(|removing| !removed.contains(removing.file.as_str()));
         for segment in sealed.segments {
             let state = self.topics.get_mut(&segment.topic());
             match state.and_then(|state| state.partitions.get_mut(segment.partition().value() as usize)) {
                 Some(writer) => {
                     self.frozen_bytes = less(self.frozen_bytes, writer.frozen_bytes());
-                    self.removing.extend(writer.install(segment).map(|gone| gone.file().to_owned()));
+                    self.removing.extend(writer.install(segment).as_ref().map(Removing::of));
                     self.frozen_bytes = self.frozen_bytes.plus(writer.frozen_bytes());
                 }
                 // Dropped while it was being sealed: the manifest lists the file, so the next one removes it.
-                None => self.removing.push(segment.file().to_owned()),
+                None => self.removing.push(Removing::of(&segment)),
             }
         }
     }

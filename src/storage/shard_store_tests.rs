@@ -5,6 +5,7 @@
 use super::super::batch::StoredBatch;
 use super::super::disk::RealDisk;
 use super::super::fault_disk::FaultDisk;
+use super::super::partition::PartitionView;
 use super::super::scan::ScanRequest;
 use super::super::testing::{dense, numbers, rows, topic};
 use super::*;
@@ -98,7 +99,7 @@ fn who_is_woken_finds_the_entry_applied() {
         for index in 1..=500 {
             let woken_at = *futures::executor::block_on(end.wait_for(|end| *end >= Offset::new(index))).unwrap();
             let applied = partitions.applied();
-            assert!(partition.view().offset_end_at(applied) >= woken_at, "{applied} is before {woken_at}");
+            assert!(partition.view().offset_end_at(applied).unwrap() >= woken_at, "{applied} is before {woken_at}");
         }
     });
     for index in 1..=500 {
@@ -136,8 +137,8 @@ fn cuts_are_consistent_over_partitions_before_and_after_a_seal() {
     let check = |store: &ShardStore| {
         let partition = |id| store.partitions().get(TopicId::new(1), PartitionId::new(id)).unwrap().view();
         for cut in 0..25u64 {
-            assert_eq!(partition(0).offset_end_at(entry(cut)).value(), cut.min(20) * 3, "cut {cut}");
-            assert_eq!(partition(1).offset_end_at(entry(cut)).value(), cut.min(20), "cut {cut}");
+            assert_eq!(partition(0).offset_end_at(entry(cut)).unwrap().value(), cut.min(20) * 3, "cut {cut}");
+            assert_eq!(partition(1).offset_end_at(entry(cut)).unwrap().value(), cut.min(20), "cut {cut}");
         }
     };
     check(&store);
@@ -264,9 +265,9 @@ fn a_log_start_moves_through_segments_and_memory_and_never_back() {
         assert_eq!(store.partitions().segments().len(), segments);
         let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
         for (cut, end) in [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)] {
-            assert_eq!(view.offset_end_at(entry(cut)).value(), end.max(start));
+            assert_eq!(view.offset_end_at(entry(cut)).unwrap().value(), end.max(start));
         }
-        assert_eq!(view.rows().value(), 40 - start);
+        assert_eq!(view.rows().unwrap().value(), 40 - start);
     }
     assert!(unsealed > ByteSize::ZERO && store.unsealed_bytes() == ByteSize::ZERO);
     assert_eq!(dense(0, held.scan(ScanRequest::all()).map(Result::unwrap)).len(), 30, "a view that is held stays");
@@ -362,12 +363,34 @@ fn a_segment_that_cannot_be_opened_costs_its_own_rows_only() {
         assert_eq!(append(&mut store, 4, 1, 0, 30..40), 30);
         seal(&mut store, 4).unwrap();
         let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
-        let ends: Vec<u64> = (1..=4).map(|cut| view.offset_end_at(entry(cut)).value()).collect();
-        assert_eq!(ends, [20, 20, 30, 40], "where its entries end is not known");
+        let ends: Vec<u64> = (1..=4).map(|cut| view.offset_end_at(entry(cut)).unwrap().value()).collect();
+        assert_eq!(ends, [10, 20, 30, 40], "its entries stand in the manifest");
         let (store, _) = open(&disk).unwrap();
         assert_eq!(outcomes(&store, 0), [good(0), Err((10, 20)), good(2), good(3)]);
         assert_eq!(files(&disk, "unknown"), [""; 0]);
     }
+}
+
+#[test]
+fn a_segment_is_opened_when_it_is_read_and_stays_readable_after_its_file_went() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    for part in 0..3 {
+        append(&mut store, part + 1, 1, 0, part * 10..part * 10 + 10);
+        seal(&mut store, part + 1).unwrap();
+    }
+    let (mut store, _) = open(&disk).unwrap();
+    let old = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let open = |view: &PartitionView| view.segments().iter().filter(|segment| segment.is_open()).count();
+    assert_eq!((open(&old), old.rows().unwrap().value(), old.offset_end_at(entry(2)).unwrap().value()), (0, 30, 20));
+    let offsets = Offset::new(10)..Offset::new(15);
+    assert_eq!(old.scan(ScanRequest { offsets, ..ScanRequest::all() }).count(), 1);
+    assert_eq!(open(&old), 1);
+    // Who has the old view reads on, also what was never open before.
+    move_start(&mut store, 1, 0, 30);
+    seal(&mut store, 4).unwrap();
+    assert_eq!(files(&disk, "segments"), [""; 0]);
+    assert_eq!(dense(0, old.scan(ScanRequest::all()).map(Result::unwrap)), (0..30).collect::<Vec<_>>());
 }
 
 #[test]

@@ -7,18 +7,24 @@
 
 use super::batch::RowtimeRange;
 use super::bloom::hashes;
+use super::error::StorageError;
 use super::fit::place;
+use super::open_segment::OpenSegment;
 use super::partition::PartitionView;
 use super::scan::{ScanCounts, ScanRequest, Source};
 use super::segment::Segment;
 use super::statistics::{ColumnStatistics, maxs, mins};
 use arrow::array::{ArrayRef, Int64Array, UInt64Array};
 use arrow::datatypes::SchemaRef;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Offset, RowCount};
 use millstream_catalog::schema::ROWOFFSET;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Segments whose statistics are looked at together: as many are open for it.
+const SEGMENTS_AT_ONCE: usize = 1_024;
 
 /// What a scan's predicate says of parts of which only statistics are known.
 pub trait Pruner: Debug + Send + Sync {
@@ -66,7 +72,13 @@ impl<'a> Parts<'a> {
         Self { schema, parts: Vec::new() }
     }
 
-    fn push(&mut self, offsets: Range<Offset>, rows: RowCount, segment: &'a Segment, columns: &'a [ColumnStatistics]) {
+    fn push(
+        &mut self,
+        offsets: Range<Offset>,
+        rows: RowCount,
+        segment: &'a OpenSegment,
+        columns: &'a [ColumnStatistics],
+    ) {
         self.parts.push(Part { offsets, rows, schema: segment.schema(), columns });
     }
 
@@ -117,35 +129,53 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// A segment that may be read, open while that is decided.
+type Candidate<'v> = (&'v Arc<Segment>, Arc<OpenSegment>);
+
 /// Decides which batches are read.
-pub(super) fn plan(view: &PartitionView, request: &ScanRequest, counts: &mut ScanCounts) -> Vec<Source> {
+///
+/// # Errors
+/// When a segment cannot be opened now. A damaged one is read, to say so.
+pub(super) fn plan(
+    view: &PartitionView,
+    request: &ScanRequest,
+    counts: &mut ScanCounts,
+) -> Result<Vec<Source>, StorageError> {
     let wanted = |offsets: &Range<Offset>, rowtime: Option<RowtimeRange>| {
         let meets = offsets.start < request.offsets.end && offsets.end > request.offsets.start;
         let is_in_time = |bounds| rowtime.is_none_or(|range| range.meets(bounds));
         !request.offsets.is_empty() && meets && request.rowtime.is_none_or(is_in_time)
     };
-    let found: Vec<&Arc<Segment>> = view
-        .segments
-        .iter()
-        .filter(|segment| wanted(&(segment.offset_start()..segment.offset_end()), segment.rowtime()))
-        .collect();
-    let (found, absent) = by_pruner(view, request, found);
-    let mut blocks: Vec<(&Arc<Segment>, usize)> = Vec::new();
-    for segment in found {
-        let in_bounds = |block: &usize| wanted(&segment.block_offsets(*block), segment.block_rowtime(*block));
-        blocks.extend((0..segment.blocks()).filter(in_bounds).map(|block| (segment, block)));
+    let is_found = |segment: &&Arc<Segment>| wanted(&(segment.offset_start()..segment.offset_end()), segment.rowtime());
+    let (found, passed): (Vec<&Arc<Segment>>, Vec<_>) = view.segments.iter().partition(is_found);
+    // They stay closed.
+    let passed = passed.iter().map(|segment| segment.rows().as_usize().div_ceil(BATCH_ROWS_MAX));
+    let mut batches: usize = passed.sum();
+    let mut sources: Vec<Source> = Vec::with_capacity(found.len());
+    for some in found.chunks(SEGMENTS_AT_ONCE) {
+        let mut open: Vec<Candidate<'_>> = Vec::with_capacity(some.len());
+        for segment in some {
+            open.push((segment, segment.opened()?));
+        }
+        batches += open.iter().map(|(_, segment)| segment.blocks()).sum::<usize>();
+        counts.segments_skipped_by_filter += by_pruner(view, request, &mut open);
+        let mut blocks: Vec<(&Candidate<'_>, usize)> = Vec::new();
+        for candidate in &open {
+            let segment = &candidate.1;
+            let in_bounds = |block: &usize| wanted(&segment.block_offsets(*block), segment.block_rowtime(*block));
+            blocks.extend((0..segment.blocks()).filter(in_bounds).map(|block| (candidate, block)));
+        }
+        by_block_statistics(view, request, &mut blocks);
+        let mut last: Option<&Arc<Segment>> = None;
+        for ((segment, open), block) in blocks {
+            counts.segments_read += usize::from(last.is_none_or(|last| !Arc::ptr_eq(last, segment)));
+            last = Some(segment);
+            let rows = open.block_rows(block).value();
+            sources.push(Source::Block { segment: Arc::clone(segment), block, rows });
+        }
     }
-    let blocks = by_block_statistics(view, request, blocks);
-    let mut sources: Vec<Source> = Vec::with_capacity(blocks.len());
-    let mut last: Option<&Arc<Segment>> = None;
-    for (segment, block) in blocks {
-        counts.segments_read += usize::from(last.is_none_or(|last| !Arc::ptr_eq(last, segment)));
-        last = Some(segment);
-        sources.push(Source::Block { segment: Arc::clone(segment), block });
-    }
-    counts.segments_skipped_by_filter = absent;
     counts.segments_skipped = view.segments.len() - counts.segments_read;
-    let batches: usize = view.segments.iter().map(|segment| segment.blocks()).sum();
+    counts.batches_skipped = batches - sources.len();
     for batch in view.in_memory() {
         if wanted(&(batch.stored.offset_start..batch.offset_end()), batch.rowtime) {
             sources.push(Source::Memory(batch.clone()));
@@ -154,29 +184,24 @@ pub(super) fn plan(view: &PartitionView, request: &ScanRequest, counts: &mut Sca
         }
     }
     counts.batches_read = sources.len();
-    let read = sources.iter().filter(|source| matches!(source, Source::Block { .. })).count();
-    counts.batches_skipped += batches - read;
-    sources
+    Ok(sources)
 }
 
-/// Those of `found` that may have a wanted row, and how many only a filter ruled out.
-fn by_pruner<'v>(
-    view: &PartitionView,
-    request: &ScanRequest,
-    mut found: Vec<&'v Arc<Segment>>,
-) -> (Vec<&'v Arc<Segment>>, usize) {
-    let Some(pruner) = &request.pruner else { return (found, 0) };
+/// Leaves those that may have a wanted row, and gives how many only a filter ruled out.
+fn by_pruner(view: &PartitionView, request: &ScanRequest, found: &mut Vec<Candidate<'_>>) -> usize {
+    let Some(pruner) = &request.pruner else { return 0 };
     let schema = request.schema.as_ref().unwrap_or(&view.schema);
     let mut parts = Parts::new(schema);
-    for segment in &found {
+    for (_, segment) in found.iter() {
         parts.push(segment.offset_start()..segment.offset_end(), segment.rows(), segment, segment.columns());
     }
-    retain(&mut found, pruner.keep(&parts));
+    let keep = pruner.keep(&parts);
+    retain(found, keep);
     let before = found.len();
     let keys: Vec<(usize, Vec<u64>)> =
         pruner.keys().iter().filter_map(|key| Some((key.column, hashes(&key.values)?))).collect();
     if !keys.is_empty() {
-        found.retain(|segment| {
+        found.retain(|(_, segment)| {
             let may = |column: usize, hashes: &[u64]| match place(schema, segment.schema(), column) {
                 Some(column) => may_contain(segment, column, hashes),
                 None => true,
@@ -184,11 +209,10 @@ fn by_pruner<'v>(
             keys.iter().all(|(column, hashes)| may(*column, hashes))
         });
     }
-    let absent = before - found.len();
-    (found, absent)
+    before - found.len()
 }
 
-fn may_contain(segment: &Segment, column: usize, hashes: &[u64]) -> bool {
+fn may_contain(segment: &OpenSegment, column: usize, hashes: &[u64]) -> bool {
     match segment.bloom(column) {
         Ok(Some(bloom)) => hashes.iter().any(|hash| bloom.may_contain(*hash)),
         Ok(None) => true,
@@ -199,24 +223,20 @@ fn may_contain(segment: &Segment, column: usize, hashes: &[u64]) -> bool {
     }
 }
 
-fn by_block_statistics<'v>(
-    view: &PartitionView,
-    request: &ScanRequest,
-    mut blocks: Vec<(&'v Arc<Segment>, usize)>,
-) -> Vec<(&'v Arc<Segment>, usize)> {
-    let Some(pruner) = &request.pruner else { return blocks };
-    if blocks.iter().all(|(segment, _)| segment.blocks() == 1) {
-        return blocks;
+fn by_block_statistics(view: &PartitionView, request: &ScanRequest, blocks: &mut Vec<(&Candidate<'_>, usize)>) {
+    let Some(pruner) = &request.pruner else { return };
+    if blocks.iter().all(|((_, segment), _)| segment.blocks() == 1) {
+        return;
     }
     let schema = request.schema.as_ref().unwrap_or(&view.schema);
     let mut parts = Parts::new(schema);
-    for (segment, block) in &blocks {
+    for ((_, segment), block) in blocks.iter() {
         let offsets = segment.block_offsets(*block);
         let rows = segment.block_rows(*block);
         parts.push(offsets, rows, segment, segment.block_columns(*block));
     }
-    retain(&mut blocks, pruner.keep(&parts));
-    blocks
+    let keep = pruner.keep(&parts);
+    retain(blocks, keep);
 }
 
 fn retain<T>(items: &mut Vec<T>, keep: Option<Vec<bool>>) {

@@ -9,7 +9,8 @@ use super::batch::TopicStorage;
 use super::disk::Disk;
 use super::error::StorageError;
 use super::fit::Wanted;
-use super::segment::{Segment, SegmentEnd, SegmentExpected};
+use super::open_segment::OpenSegment;
+use super::segment::{SegmentEnd, SegmentExpected};
 use super::segment_writer::{SegmentPlan, write_segment};
 use super::tail::TailBatch;
 use arrow::array::RecordBatch;
@@ -107,7 +108,7 @@ impl StagedFile {
     }
 
     /// What the file must hold.
-    pub(crate) fn expected<'a>(&self, schema: &'a SchemaRef) -> SegmentExpected<'a> {
+    pub(crate) fn expected(&self, schema: &SchemaRef) -> SegmentExpected {
         SegmentExpected {
             topic: self.topic,
             partition: self.partition,
@@ -117,13 +118,14 @@ impl StagedFile {
             bytes: self.bytes,
             end: self.end,
             compression: Compression::None,
-            schema,
+            schema: schema.clone(),
             rowtime: None,
+            entries: None,
         }
     }
 
     fn open(&self, disk: &dyn Disk, dir: &Path, schema: &SchemaRef) -> Result<Vec<StagedRows>, StorageError> {
-        let segment = Segment::open(disk, dir, self.file.clone(), &self.expected(schema))?;
+        let segment = OpenSegment::open(disk, dir, self.file.clone(), &self.expected(schema))?;
         let wanted = Wanted::new(schema, None)?;
         let read = |block| segment.read(block, &wanted).map(|stored| stored.batch);
         let mut batches = (0..segment.blocks()).map(read).collect::<Result<VecDeque<_>, _>>()?;

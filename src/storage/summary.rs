@@ -38,20 +38,24 @@ impl Summary {
 
 impl PartitionView {
     /// The rows with these offsets, as far as they are stored.
-    pub fn summary(&self, offsets: Range<Offset>) -> Summary {
+    ///
+    /// # Errors
+    /// When a segment that must be looked into cannot be opened.
+    pub fn summary(&self, offsets: Range<Offset>) -> Result<Summary, StorageError> {
         let range = self.stored(offsets);
-        let rows = RowCount::new(self.rows_before(range.end).value() - self.rows_before(range.start).value());
+        let rows = self.rows_before(range.end)?.value() - self.rows_before(range.start)?.value();
+        let rows = RowCount::new(rows);
         let is_dense = rows == range.end.since(range.start) && rows > RowCount::ZERO;
         let offsets = is_dense.then(|| (range.start, range.end.before()));
-        Summary { rows, offsets, rowtime: None }
+        Ok(Summary { rows, offsets, rowtime: None })
     }
 
     /// The same with event times.
     ///
     /// # Errors
-    /// [`StorageError::DamagedRows`] when a batch that must be read is damaged.
+    /// [`StorageError::DamagedRows`] when a batch that must be read is damaged; or as [`PartitionView::summary`].
     pub fn summary_with_times(&self, offsets: Range<Offset>) -> Result<Summary, StorageError> {
-        let mut summary = self.summary(offsets.clone());
+        let mut summary = self.summary(offsets.clone())?;
         let range = self.stored(offsets);
         let is_within = |part: &Range<Offset>| part.start >= range.start && part.end <= range.end;
         let mut partial: Vec<Range<Offset>> = Vec::new();
@@ -64,8 +68,12 @@ impl PartitionView {
             let whole = segment.offset_start()..segment.offset_end();
             match is_within(&whole) {
                 true => add(whole, segment.rowtime()),
-                false => (0..segment.blocks())
-                    .for_each(|block| add(segment.block_offsets(block), segment.block_rowtime(block))),
+                // No part of it is wanted.
+                false if whole.end <= range.start || whole.start >= range.end => {}
+                false => {
+                    let open = segment.opened()?;
+                    (0..open.blocks()).for_each(|block| add(open.block_offsets(block), open.block_rowtime(block)));
+                }
             }
         }
         for batch in self.in_memory() {

@@ -177,7 +177,6 @@ struct Inner {
     shared: Arc<Shared>,
     preparer: Arc<Preparer>,
     damage: Option<StorageError>,
-    file_bytes: u64,
     queue_bytes_max: u64,
     /// Held while a batch is written; who holds it took the batch from the queue just before.
     writer: Arc<Mutex<Writer>>,
@@ -197,6 +196,8 @@ struct Shared {
     counts: Counts,
     /// Bytes left in the current file.
     room: AtomicU64,
+    /// Bytes of the current file.
+    current_bytes: AtomicU64,
     /// Microseconds the last sync took that an append waited for.
     sync_micros: AtomicU64,
     syncer: Syncer,
@@ -231,6 +232,7 @@ impl Shared {
             index: Mutex::new(index),
             counts: Counts::default(),
             room: AtomicU64::new(0),
+            current_bytes: AtomicU64::new(0),
             sync_micros: AtomicU64::new(u64::MAX),
             syncer: Syncer::default(),
             failed: watch::Sender::new(false),
@@ -367,7 +369,6 @@ impl Wal {
             shared,
             preparer,
             damage: recovered.damage,
-            file_bytes,
             queue_bytes_max: options.queue_bytes_max.value(),
             writer,
             thread: thread.thread().id(),
@@ -492,7 +493,7 @@ impl Wal {
     /// [`StorageError::DiskFull`] (or the system's error) when the next file could not be allocated and the current
     /// one nears its end. Allocation is tried again meanwhile.
     pub fn check_room(&self, bytes: ByteSize) -> Result<(), StorageError> {
-        self.check_room_beside(bytes, self.inner.file_bytes / 4)
+        self.check_room_beside(bytes, self.inner.shared.current_bytes.load(Ordering::Relaxed) / 4)
     }
 
     /// As [`Wal::check_room`], of entries by which space comes back: they may use what others leave.

@@ -115,6 +115,11 @@ pub const COMPACTION_ROWS_MAX: RowCount = RowCount::new(4 << 20);
 /// Bytes of segments that one entry of the log replaces, unless it replaces one run: after a crash before the next seal
 /// they are written again.
 pub const REWRITE_BYTES_TARGET: ByteSize = ByteSize::new(256 << 20);
+/// Segments kept open, and mapped, at once: Linux gives a process 65,530 maps, and each keeps some kilobytes of what its
+/// footer says. More are opened anew when they are read.
+pub const SEGMENTS_OPEN_MAX: usize = 16_384;
+/// Removed segments that are kept open because somebody still reads them; files of more wait for the next seal.
+pub const SEGMENTS_PINNED_MAX: usize = 16_384;
 /// Runs of segments that one entry of the log replaces, and log starts that one moves.
 pub const REWRITES_MAX: usize = 1_024;
 /// How long after a write with `durability = 'async'` the log is synced, at most: what a power cut may cost. Five syncs a

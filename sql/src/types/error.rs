@@ -74,6 +74,7 @@ impl ValueError {
     /// A value larger than a limit (54000).
     pub(crate) fn too_large(what: &str, max: u64) -> Self {
         Self::new(SqlState::ProgramLimitExceeded, format!("{what} exceeds {max} bytes"))
+            .hint("store large values outside, or split the event")
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod task;
 
-use crate::engine::{Engine, Result};
+use crate::engine::{Engine, Result, read_error};
 use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState};
@@ -224,15 +224,14 @@ pub(crate) async fn flush(engine: &Engine) -> Result<()> {
         let Ok(shard) = engine.shard_of_query(query) else { continue };
         // Where a reader ends that begins now: the newest rows may be compacted away.
         let applied = shard.partitions().applied();
-        let ends: Vec<(TopicId, PartitionId, Offset)> = query
-            .sources
-            .iter()
-            .filter_map(|source| catalog.relation_by_id(*source))
-            .flat_map(|source| source.partitions().map(|id| (source.id, id)))
-            .filter_map(|(topic, id)| {
-                shard.partitions().get(topic, id).map(|partition| (topic, id, partition.view().offset_end_at(applied)))
-            })
-            .collect();
+        let mut ends: Vec<(TopicId, PartitionId, Offset)> = Vec::new();
+        for source in query.sources.iter().filter_map(|source| catalog.relation_by_id(*source)) {
+            for id in source.partitions() {
+                let Some(partition) = shard.partitions().get(source.id, id) else { continue };
+                let end = partition.view().offset_end_at(applied);
+                ends.push((source.id, id, end.map_err(|error| read_error(&source.name, error))?));
+            }
+        }
         reached(engine, id, &ends).await?;
     }
     Ok(())

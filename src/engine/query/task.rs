@@ -6,7 +6,7 @@
 
 use super::Status;
 use crate::engine::held::Held;
-use crate::engine::input::{Input, Positions, Reader};
+use crate::engine::input::{Input, Positions, Reader, Removed};
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
@@ -74,6 +74,7 @@ impl QueryTask {
             schema: source.topic_schema(),
             rows_max: STEP_ROWS_TARGET,
             bytes_max: STEP_BYTES_TARGET,
+            removed: Removed::Skip,
         };
         let mut task = Self {
             engine: Arc::clone(engine),

@@ -259,7 +259,7 @@ async fn log_starts_move_with_the_log_and_stop_at_what_a_query_reads_again() {
     shard(&node).step(step(1, 100, vec![])).await.expect("step");
     let starts = |node: &Replication| -> Vec<(u64, u64)> {
         let partition = |id| shard(node).partitions().get(TOPIC, PartitionId::new(id)).expect("partition").view();
-        [0, 1].map(|id| (partition(id).offset_start().value(), partition(id).rows().value())).into()
+        [0, 1].map(|id| (partition(id).offset_start().value(), partition(id).rows().expect("opens").value())).into()
     };
     let to = [0, 1].map(|id| (TOPIC, PartitionId::new(id), Offset::new(120))).to_vec();
     shard(&node).move_starts(to.clone()).await.expect("moves");

@@ -36,6 +36,9 @@ const VIEWS: &[(&str, &[&str])] = &[
 const COUNTERS: &[(&str, &str, &str)] = &[
     ("partitions", "offset_end", "events_appended_total"),
     ("shards", "rewritten_bytes", "shards_rewritten_bytes_total"),
+    ("shards", "rewritten_segments", "shards_rewritten_segments_total"),
+    ("shards", "removed_bytes", "shards_removed_bytes_total"),
+    ("shards", "removed_segments", "shards_removed_segments_total"),
     ("queries", "steps", "queries_steps_total"),
     ("queries", "input_rows", "queries_input_rows_total"),
     ("queries", "output_rows", "queries_output_rows_total"),

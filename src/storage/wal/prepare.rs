@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Spare files kept; one is in use while another is refilled, more only hold space back from segments.
 const SPARES_MAX: usize = 2;
 
+/// On a full disk a file may be smaller by this factor: writers go on as soon as there is a little space.
+const SMALLER_MAX: u64 = 16;
+
 /// Where files are prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -40,8 +43,8 @@ pub(super) struct Preparer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Sequence and bytes of the file to prepare.
-    wanted: Option<(u64, u64)>,
+    /// Sequence and bytes of the file to prepare, and how few will do on a full disk.
+    wanted: Option<(u64, u64, u64)>,
     /// Whether to try (again).
     is_due: bool,
     /// Finished attempts.
@@ -108,7 +111,7 @@ impl Preparer {
     pub(super) fn request(&self, sequence: u64) {
         let mut state = self.state.lock();
         if state.ready.is_none() {
-            state.wanted = Some((sequence, self.file_bytes));
+            state.wanted = Some((sequence, self.file_bytes, self.file_bytes / SMALLER_MAX));
             state.is_due = true;
             self.wake(state);
         }
@@ -148,7 +151,7 @@ impl Preparer {
                 return Err(failure.clone());
             }
             if !state.is_due {
-                state.wanted = Some((sequence, bytes.max(self.file_bytes)));
+                state.wanted = Some((sequence, bytes.max(self.file_bytes), bytes.max(self.file_bytes / SMALLER_MAX)));
                 state.is_due = true;
             }
             match self.mode {
@@ -230,12 +233,15 @@ impl Preparer {
             }
             return;
         }
-        let Some((sequence, bytes)) = state.wanted.filter(|_| state.is_due) else { return };
+        let Some((sequence, bytes, least)) = state.wanted.filter(|_| state.is_due) else { return };
         let spare = if bytes == self.file_bytes { state.spares.pop() } else { None };
+        let was_full = matches!(state.failure, Some(StorageError::DiskFull));
         drop(state);
         let made = match &spare {
             Some(name) => file::recycle(&*self.disk, &self.dir, name, sequence, bytes),
-            None => file::create(&*self.disk, &self.dir, sequence, bytes),
+            // Each attempt fills what space there is: the one that is most likely to succeed goes first.
+            None if was_full => file::create(&*self.disk, &self.dir, sequence, least),
+            None => self.create(sequence, bytes, least),
         };
         let mut state = self.state.lock();
         state.attempts += 1;
@@ -254,6 +260,17 @@ impl Preparer {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// A file of `bytes`, or as many as there is space for, but not fewer than `least`.
+    fn create(&self, sequence: u64, bytes: u64, least: u64) -> Result<WalFile, StorageError> {
+        let mut size = bytes;
+        loop {
+            match file::create(&*self.disk, &self.dir, sequence, size) {
+                Err(StorageError::DiskFull) if size > least => size = (size / 2).max(least),
+                made => return made,
+            }
+        }
     }
 
     /// Synced by itself, so that the names that remain always are a run without holes.

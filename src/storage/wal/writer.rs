@@ -398,6 +398,7 @@ impl Writer {
     fn publish_room(&self) {
         let room = self.current.bytes.saturating_sub(self.position + END_BYTES + self.reserve_bytes);
         self.shared.room.store(room, Ordering::Relaxed);
+        self.shared.current_bytes.store(self.current.bytes, Ordering::Relaxed);
     }
 
     /// Hands unneeded files over, once the current one has the votes and marks that were in them, synced.
