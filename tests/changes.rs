@@ -10,12 +10,12 @@ use tokio_postgres::Client;
 const CLIENTS: i64 = 16;
 const ROUNDS: i64 = 12;
 
-async fn number(client: &Client, sql: &str) -> i64 {
+pub(crate) async fn number(client: &Client, sql: &str) -> i64 {
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 /// Lets clients send `statement` at once, each several times; fails with the first error.
-async fn together(address: SocketAddr, statement: &'static str) {
+pub(crate) async fn together(address: SocketAddr, statement: &'static str) -> i64 {
     let send = |client: i64| async move {
         let connection = connect(address).await;
         let prepared = connection.prepare(statement).await.unwrap();
@@ -29,6 +29,7 @@ async fn together(address: SocketAddr, statement: &'static str) {
     for sent in futures::future::join_all(all).await {
         sent.unwrap();
     }
+    CLIENTS * ROUNDS
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

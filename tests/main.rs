@@ -5,7 +5,7 @@
 //! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
 //! their SELECT run once. `events`: large ones, by every way in. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
-//! reads that do not. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
+//! reads that do not. `rows`: changes of random rows against a model. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
 //! the order they arrive. `tidy`: the rules of the code that a machine can check.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
@@ -28,6 +28,7 @@ mod limits;
 mod pipelined;
 mod protocol;
 mod pruning;
+mod rows;
 mod script;
 mod segments;
 mod slt;

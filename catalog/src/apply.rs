@@ -178,6 +178,7 @@ fn change_relation(state: &State, relation: &mut Relation, change: RelationChang
             exists(relation, &to)?;
             relation.schema.columns[at].name = to;
         }
+        RelationChange::AddRowIds => relation.add_row_ids(),
         RelationChange::SetOptions(options) => {
             let partitions = options.partitions.max(relation.options.partitions);
             relation.options = TopicOptions { partitions, ..options };

@@ -65,6 +65,8 @@ pub enum RelationChange {
     },
     /// Other options; partitions only grow.
     SetOptions(TopicOptions),
+    /// Rows of a table without a key can change from now on.
+    AddRowIds,
 }
 
 /// What `apply` did.

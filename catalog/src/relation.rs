@@ -3,7 +3,7 @@
 //! Leaves out where the events are (storage) and who writes them (engine). A crash does nothing to it.
 
 use crate::model::{ByteSize, Durability, Name, PartitionId, QueryId, ShardId, Span, Timestamp, TopicId};
-use crate::schema::{FILL_METADATA, KEY_METADATA, Schema};
+use crate::schema::{FILL_METADATA, KEY_METADATA, ROW_IDS_METADATA, ROWFIRST, ROWGONE, Schema, SqlType};
 use arrow_schema::{FieldRef, Schema as ArrowSchema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -152,12 +152,41 @@ pub struct Relation {
     /// Of columns added later, by position: what rows written before have in them, encoded by storage; else NULL.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fills: BTreeMap<usize, String>,
+    /// Of a table without a key, the position of the two hidden columns by which its rows change: `bigint`, in an event that
+    /// changes a row the offset of the row's first event, which is the row's id; then `boolean`, true where the row goes.
+    /// `None` for tables made before there were such columns, until a row changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_ids: Option<usize>,
 }
 
 impl Relation {
     /// True for tables with a key: their stored batches carry `rowtombstone`.
     pub fn has_tombstones(&self) -> bool {
         self.kind == RelationKind::Table && self.schema.columns.iter().any(|column| column.is_key)
+    }
+
+    /// True for tables in which each event is a row of its own, until another event names it.
+    pub fn lacks_key(&self) -> bool {
+        self.kind == RelationKind::Table && !self.has_tombstones()
+    }
+
+    /// The stored columns by which events are of one row: the key, or the row's id.
+    pub fn identity(&self) -> Vec<usize> {
+        match self.row_ids {
+            Some(at) => vec![at],
+            None => self.schema.key(),
+        }
+    }
+
+    /// Gives a table without a key the columns by which its rows change.
+    pub fn add_row_ids(&mut self) {
+        if self.row_ids.is_none() && self.lacks_key() {
+            self.row_ids = Some(self.schema.columns.len());
+            for (name, sql_type) in [(ROWFIRST, SqlType::BigInt), (ROWGONE, SqlType::Boolean)] {
+                let column = self.schema.hidden(name, sql_type);
+                self.schema.columns.extend(column);
+            }
+        }
     }
 
     /// The Arrow schema of stored batches.
@@ -170,7 +199,7 @@ impl Relation {
     pub fn topic_schema(&self) -> SchemaRef {
         let stored = self.stored_schema();
         let key: Vec<String> = self.schema.key().iter().map(ToString::to_string).collect();
-        if self.fills.is_empty() && key.is_empty() {
+        if self.fills.is_empty() && key.is_empty() && self.row_ids.is_none() {
             return stored;
         }
         let field = |(at, field): (usize, &FieldRef)| match self.fills.get(&at) {
@@ -182,8 +211,9 @@ impl Relation {
             }
         };
         let fields: Vec<FieldRef> = stored.fields().iter().enumerate().map(field).collect();
-        let noted = (!key.is_empty()).then(|| (KEY_METADATA.to_owned(), key.join(",")));
-        Arc::new(ArrowSchema::new_with_metadata(fields, HashMap::from_iter(noted)))
+        let key = (!key.is_empty()).then(|| (KEY_METADATA.to_owned(), key.join(",")));
+        let row_ids = self.row_ids.map(|at| (ROW_IDS_METADATA.to_owned(), at.to_string()));
+        Arc::new(ArrowSchema::new_with_metadata(fields, key.into_iter().chain(row_ids).collect::<HashMap<_, _>>()))
     }
 
     /// What happens to old events: the policy said, or the default of its kind.

@@ -14,6 +14,10 @@ use std::sync::Arc;
 pub const ROWTIME: &str = "rowtime";
 /// True on a tombstone: `Boolean`, never null, after `rowtime`, stored for tables only.
 pub const ROWTOMBSTONE: &str = "rowtombstone";
+/// Hidden in tables without a key: in an event that changes a row, the offset of the row's first event.
+pub const ROWFIRST: &str = "rowfirst";
+/// Hidden in tables without a key: true in an event by which a row goes.
+pub const ROWGONE: &str = "rowgone";
 /// The pseudo-column of the partition, `Int32`, computed by readers.
 pub const ROWPARTITION: &str = "rowpartition";
 /// The pseudo-column of the offset, `Int64`, computed by readers.
@@ -22,6 +26,8 @@ pub const ROWOFFSET: &str = "rowoffset";
 pub const TYPE_METADATA: &str = "millstream.type";
 /// Key of the schema metadata of a topic that names its key columns, by position: `0,2`.
 pub const KEY_METADATA: &str = "millstream.key";
+/// Metadata of a stored schema: the position of the first of the columns by which rows of a table without a key change.
+pub const ROW_IDS_METADATA: &str = "millstream.row_ids";
 
 /// The key columns of a topic's schema; none in topics that were made before they were noted there.
 pub fn key_of(stored: &ArrowSchema) -> Vec<usize> {
@@ -309,6 +315,15 @@ impl Schema {
     /// The position and column of `name`.
     pub fn find(&self, name: &str) -> Option<(usize, &Column)> {
         self.columns.iter().enumerate().find(|(_, column)| column.name.as_str() == name)
+    }
+
+    /// A nullable hidden column of that name, or with a number where the name is taken.
+    pub(crate) fn hidden(&self, name: &str, sql_type: SqlType) -> Option<Column> {
+        let numbered = (1..).map(|number| format!("{name}_{number}"));
+        let mut names = std::iter::once(name.to_owned()).chain(numbered);
+        let name = names.find(|name| self.find(name).is_none()).and_then(|name| Name::new(name).ok())?;
+        let (is_key, is_headers) = (false, false);
+        Some(Column { name, sql_type, is_nullable: true, is_key, default: None, is_hidden: true, is_headers })
     }
 
     /// Positions of the key columns, in declaration order.

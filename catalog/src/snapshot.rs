@@ -43,6 +43,7 @@ impl Snapshot {
             relation.name = form.name.clone();
             relation.schema.columns.truncate(form.columns.len());
             relation.fills.retain(|at, _| *at < form.columns.len());
+            relation.row_ids = relation.row_ids.filter(|at| *at < form.columns.len());
             for (column, name) in relation.schema.columns.iter_mut().zip(&form.columns) {
                 column.name = name.clone();
             }

@@ -163,7 +163,7 @@ fn check_own_columns(relation: &Relation, name: &QualifiedName) -> Result<()> {
 }
 
 /// Commits the changes of a definition, and makes the topic and the queries that write it follow.
-async fn carry_out(engine: Arc<Engine>, id: TopicId, changes: Vec<RelationChange>) -> Result<()> {
+pub(crate) async fn carry_out(engine: Arc<Engine>, id: TopicId, changes: Vec<RelationChange>) -> Result<()> {
     let _one_at_a_time = engine.queries.altering.lock().await;
     let partitions = |engine: &Engine| engine.catalog().relation_by_id(id).map(|relation| relation.options.partitions);
     let before = partitions(&engine);

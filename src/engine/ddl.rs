@@ -328,6 +328,7 @@ impl Session {
             created_at: now,
             sql: render::create_as(create).to_owned(),
             fills: Default::default(),
+            row_ids: None,
         };
         let query = Query {
             id: QueryId::default(),

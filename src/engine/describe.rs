@@ -142,6 +142,7 @@ impl Session {
             .schema
             .columns
             .iter()
+            .filter(|c| c.is_key || !c.is_hidden)
             .map(|c| {
                 let key = match (c.is_key, relation.kind) {
                     (false, _) if c.is_headers => Some("HEADERS".to_owned()),

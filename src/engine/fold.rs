@@ -369,6 +369,7 @@ mod tests {
             created_at: Timestamp::from_micros(0),
             sql: String::new(),
             fills: Default::default(),
+            row_ids: None,
         })
         .unwrap()
     }

@@ -4,6 +4,7 @@
 //! entries are taken, so that the order does not depend on where one step ends. Leaves out what is done with
 //! them (`query`, `push`). Reads only.
 
+use crate::engine::versions::{self, SharedVersions};
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
 use crate::storage::{PartitionView, Partitions, ScanRequest, StorageError, StoredBatch};
@@ -47,6 +48,8 @@ pub(crate) struct Reader {
     pub(crate) bytes_max: ByteSize,
     /// What happens when events it has not read were removed.
     pub(crate) removed: Removed,
+    /// Of a table without a key, what is known of the rows before these positions: only those that are there are given.
+    pub(crate) first: Option<Arc<First>>,
 }
 
 /// What a reader does whose next events were removed.
@@ -56,6 +59,24 @@ pub(crate) enum Removed {
     Skip,
     /// It fails: who reads would not know otherwise.
     Refuse,
+}
+
+/// A table without a key when its reader began.
+#[derive(Debug)]
+pub(crate) struct First {
+    pub(crate) ends: Positions,
+    pub(crate) versions: Vec<SharedVersions>,
+}
+
+impl First {
+    /// The rows of `stored` that a reader is to get.
+    fn rows(&self, partition: PartitionId, stored: StoredBatch) -> Result<StoredBatch> {
+        let end = position(&self.ends, partition);
+        match self.versions.get(partition.value() as usize) {
+            Some(versions) => versions::live(versions, stored, end),
+            None => Ok(stored),
+        }
+    }
 }
 
 impl Reader {
@@ -155,9 +176,16 @@ impl Reader {
     /// # Errors
     /// When the log cannot be read.
     pub(crate) fn ends(&self) -> Result<Positions> {
-        let applied = self.partitions.applied();
+        self.ends_at(self.partitions.applied())
+    }
+
+    /// The positions after everything committed by an entry.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn ends_at(&self, cut: EntryIndex) -> Result<Positions> {
         let views = self.views();
-        let ends = views.iter().map(|(id, view)| Ok((*id, view.offset_end_at(applied)?)));
+        let ends = views.iter().map(|(id, view)| Ok((*id, view.offset_end_at(cut)?)));
         ends.collect::<CutResult<Positions>>().map_err(|error| read_error(&self.relation.name, error))
     }
 
@@ -203,6 +231,11 @@ impl Reader {
                     let left = bytes_max.value().saturating_sub(bytes.value());
                     stored = stored.slice(0, fitting(&stored.batch, left));
                 }
+                let (is_cut, end) = (stored.batch.num_rows() < count, stored.offset_end());
+                let stored = match &self.first {
+                    Some(first) => first.rows(*id, stored)?,
+                    None => stored,
+                };
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
                 let whole = |stored: StoredBatch| InputBatch {
                     source: 0,
@@ -213,7 +246,6 @@ impl Reader {
                 };
                 if is_single {
                     bytes = bytes.plus(batch_bytes(&stored.batch));
-                    let (is_cut, end) = (stored.batch.num_rows() < count, stored.offset_end());
                     pieces.push((EntryIndex::default(), whole(stored)));
                     // What is left of a batch that was cut comes next, also where its rows took less than their share.
                     if is_cut || bytes >= bytes_max {

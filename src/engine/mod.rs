@@ -38,6 +38,7 @@ mod tests;
 mod transaction;
 mod undo;
 mod upkeep;
+mod versions;
 mod write;
 
 pub use budget::Budget;

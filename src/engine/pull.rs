@@ -6,6 +6,7 @@
 use crate::engine::pin::Pin;
 use crate::engine::skip::LogPruner;
 use crate::engine::table::Tables;
+use crate::engine::versions::{self, SharedVersions};
 use crate::engine::{Engine, Result};
 use crate::engine::{read_error, system_view};
 use crate::replication::{Cuts, Shard};
@@ -29,6 +30,9 @@ use std::sync::Arc;
 const PARALLEL_ROWS_MIN: u64 = 65_536;
 /// Units of a large scan per thread: the last one to finish keeps the others waiting for an eighth of its work.
 const UNITS_PER_THREAD: u64 = 8;
+
+/// The changes of a partition whose rows change, and the end of what is read.
+type Cut = Option<(SharedVersions, Offset)>;
 
 /// What one statement reads.
 #[derive(Debug)]
@@ -90,7 +94,8 @@ impl LogSource {
         let layout = Arc::new(Layout::new(&request.projection, &relation.stored_schema()));
         let known = relation.topic_schema();
         let pruner = request.pruning.as_ref().map(|pruning| LogPruner::shared(pruning));
-        let mut scans: Vec<(PartitionId, PartitionScan)> = Vec::new();
+        let versions = self.versions(relation)?;
+        let mut scans: Vec<(PartitionId, PartitionScan, Cut)> = Vec::new();
         for id in relation.partitions().filter(|id| request.wants(*id)) {
             let Some(partition) = partitions.get(relation.id, id) else { continue };
             let view = partition.view();
@@ -104,28 +109,43 @@ impl LogSource {
                 batch_rows: BATCH_ROWS_MAX,
             });
             count_plan(&request.metrics, scan.counts());
-            scans.push((id, scan));
+            let versions = versions.get(id.value() as usize).filter(|versions| !versions.read().is_empty());
+            scans.push((id, scan, versions.map(|versions| (Arc::clone(versions), end))));
         }
-        let rows: u64 = scans.iter().map(|(_, scan)| scan.rows()).sum();
+        let rows: u64 = scans.iter().map(|(_, scan, _)| scan.rows()).sum();
         let unit = match request.parallelism {
             0 | 1 => u64::MAX,
             threads => (rows / (threads as u64 * UNITS_PER_THREAD)).max(PARALLEL_ROWS_MIN),
         };
         let mut iterators: Vec<BatchIter> = Vec::new();
-        for (partition, scan) in scans {
+        for (partition, scan, versions) in scans {
             for mut part in scan.divide(unit) {
                 let (metrics, layout, name) =
                     (Arc::clone(&request.metrics), Arc::clone(&layout), relation.name.clone());
+                let versions = versions.clone();
                 iterators.push(limited(request.limit, move || match part.next()? {
                     Ok(stored) => {
                         count_batch(&metrics, &stored.batch);
-                        Some(layout.arrange(partition, &stored))
+                        let live = match &versions {
+                            Some((versions, end)) => versions::live(versions, stored, *end),
+                            None => Ok(stored),
+                        };
+                        Some(live.and_then(|stored| layout.arrange(partition, &stored)))
                     }
                     Err(error) => Some(Err(read_error(&name, error))),
                 }));
             }
         }
         Ok(iterators)
+    }
+
+    /// The changes of a table without a key.
+    fn versions(&self, relation: &Relation) -> Result<Vec<SharedVersions>> {
+        let (partitions, cut) = self.shard(relation)?;
+        match relation.row_ids {
+            Some(_) => self.engine.tables().versions(relation, partitions, cut),
+            None => Ok(Vec::new()),
+        }
     }
 
     fn scan_table(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
@@ -305,6 +325,9 @@ impl RelationSource for LogSource {
             let counts = self.engine.tables().counts(relation, partitions, cut).ok()?;
             let rows = counts.iter().filter(|(id, _)| request.wants(*id)).map(|(_, rows)| rows).sum();
             return Some(ScanSummary { rows: RowCount::of(rows), ..ScanSummary::default() });
+        }
+        if self.versions(relation).ok()?.iter().any(|versions| !versions.read().is_empty()) {
+            return None;
         }
         let rowtime = ScanColumn::Stored(relation.schema.columns.len());
         let mut summary = Summary::default();

@@ -4,7 +4,7 @@
 //! batch. New rows are computed where they are sent, a backlog on the query threads, so that it holds up nobody else.
 //! Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
-use crate::engine::input::{Positions, Reader, Removed};
+use crate::engine::input::{First, Positions, Reader, Removed};
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
@@ -100,7 +100,7 @@ impl Session {
             Some(reset) => reset == OffsetReset::Earliest,
             None => self.settings.starts_at_earliest(),
         };
-        let reader = Reader {
+        let mut reader = Reader {
             relation: Arc::clone(source),
             partitions: shard.partitions(),
             projection: pipeline.projection(0).to_vec(),
@@ -108,10 +108,14 @@ impl Session {
             rows_max: BATCH_ROWS_MAX,
             bytes_max: self.engine.budget().subscription_bytes(),
             removed: if earliest { Removed::Skip } else { Removed::Refuse },
+            first: None,
         };
         let (positions, first) = match (earliest, source.has_tombstones()) {
             (false, _) => (reader.ends()?, VecDeque::new()),
-            (true, false) => (reader.starts(), VecDeque::new()),
+            (true, false) => {
+                reader.first = self.rows_first(source, &reader).await?;
+                (reader.starts(), VecDeque::new())
+            }
             (true, true) => self.table_rows(source, &reader).await?,
         };
         let columns: Arc<[ResultColumn]> = plan.columns.into();
@@ -131,6 +135,19 @@ impl Session {
             Some((batch, subscription))
         });
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream: Box::pin(stream) })
+    }
+
+    /// Of a table without a key, what a reader from the beginning must know.
+    async fn rows_first(&self, source: &Arc<Relation>, reader: &Reader) -> Result<Option<Arc<First>>> {
+        if source.row_ids.is_none() {
+            return Ok(None);
+        }
+        let (engine, relation, partitions) =
+            (Arc::clone(&self.engine), Arc::clone(source), Arc::clone(&reader.partitions));
+        let cut = partitions.applied();
+        let ends = reader.ends_at(cut)?;
+        let known = async move { engine.tables().versions(&relation, &partitions, cut) };
+        Ok(Some(Arc::new(First { ends, versions: self.engine.compute.run(known).await? })))
     }
 
     /// A table's rows as they are, and the positions of the changes after them.
@@ -257,6 +274,13 @@ impl Subscription {
             compute(pipeline, source, now)?
         };
         self.pipeline = Some(computed.pipeline);
+        // What was read may be a change of a row: the plan is of a time when rows did not change.
+        let relation = &self.reader.relation;
+        let is_old = || self.engine.catalog().relation_by_id(relation.id).is_some_and(|now| now.row_ids.is_some());
+        if relation.lacks_key() && relation.row_ids.is_none() && is_old() {
+            let fact = format!("rows of table \"{}\" can change from now on", relation.name);
+            return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, fact).hint("subscribe again"));
+        }
         if let Some(positions) = computed.positions {
             self.positions = positions;
         }

@@ -10,7 +10,7 @@ use millstream_catalog::model::limit::ROW_LOCKS_MAX;
 use millstream_catalog::model::{SqlState, TopicId};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
@@ -163,6 +163,39 @@ impl LockOwner {
     }
 }
 
+impl LockOwner {
+    /// What is locked now.
+    pub(crate) fn mark(&self) -> LockMark {
+        self.held.lock().iter().map(|(topic, rows)| (*topic, rows.len())).collect()
+    }
+
+    /// Gives back what was locked since `mark`; who has a whole table keeps it.
+    pub(crate) fn release_since(&self, mark: &LockMark) {
+        let mut state = self.locks.state.lock();
+        for (topic, rows) in self.held.lock().iter_mut() {
+            let kept = mark.get(topic).copied().unwrap_or(0).min(rows.len());
+            let released = rows.split_off(kept);
+            let kept: HashSet<u64> = rows.iter().copied().collect();
+            let Some(table) = state.tables.get_mut(topic) else { continue };
+            for row in released.iter().filter(|row| !kept.contains(row)) {
+                if table.rows.get(row) == Some(&self.id) {
+                    table.rows.remove(row);
+                }
+            }
+            if let Some(count) = table.counts.get_mut(&self.id) {
+                *count = count.saturating_sub(released.len());
+            }
+        }
+        if let Some(own) = state.owners.get_mut(&self.id) {
+            // Who waits looks again.
+            std::mem::take(&mut own.released).cancel();
+        }
+    }
+}
+
+/// How many rows of each table an owner had locked.
+pub(crate) type LockMark = HashMap<TopicId, usize>;
+
 /// Ends the waiting of an owner, also when its statement is cancelled.
 struct Waiting<'a>(&'a LockOwner);
 
@@ -253,6 +286,24 @@ mod tests {
         assert_eq!(second.lock(T, &[1]).await.unwrap_err().sqlstate, SqlState::DeadlockDetected);
         drop(second);
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn rows_locked_since_a_mark_go_back() {
+        let locks = Arc::new(RowLocks::default());
+        let (first, second) = (locks.owner(), locks.owner());
+        first.lock(T, &[1]).await.unwrap();
+        let mark = first.mark();
+        first.lock(T, &[1, 2]).await.unwrap();
+        let mut waiting = Box::pin(second.lock(T, &[2]));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        first.release_since(&mark);
+        waiting.await.unwrap();
+        assert!(waits(&second, &[1]), "locked before the mark");
+        first.release_since(&LockMark::default());
+        assert!(!waits(&second, &[1]));
+        drop((first, second));
+        assert!(locks.state.lock().tables.is_empty() && locks.state.lock().owners.is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! each statement does (the files beside). A crash or a lost connection forgets it; its uncommitted writes
 //! with it.
 
+use crate::engine::change::settled;
 use crate::engine::cursor::Cursors;
 use crate::engine::pin::Pin;
 use crate::engine::registry::{SessionEntry, SessionId};
@@ -486,14 +487,20 @@ impl Session {
     /// As [`Session::commit`], with what the session said of durability before the transaction's settings ended.
     async fn commit_as(&mut self, pending: Pending, durability: Option<Durability>) -> Result<()> {
         let now = self.engine.clock().now();
-        let append = |share: &Share| Append {
-            parts: share.writes.clone(),
-            claims: share.claims.clone(),
-            now,
-            staged: share.staging.as_ref().and_then(Staging::id),
-            durability: self.durability_of(&share.writes, durability),
-        };
-        let mut appends: Vec<_> = pending.shares.iter().map(|(shard, share)| (*shard, append(share))).collect();
+        let catalog = self.engine.catalog();
+        let mut appends = Vec::new();
+        for (shard, share) in &pending.shares {
+            let append = Append {
+                parts: settled(&catalog, &share.writes)?,
+                claims: share.claims.clone(),
+                now,
+                staged: share.staging.as_ref().and_then(Staging::id),
+                durability: self.durability_of(&share.writes, durability),
+            };
+            if !append.parts.is_empty() || !append.claims.is_empty() || append.staged.is_some() {
+                appends.push((*shard, append));
+            }
+        }
         if pending.locks.is_none() {
             for (_, append) in &appends {
                 self.pass_barriers(append).await;

@@ -6,6 +6,7 @@
 use millstream_catalog::model::{Durability, ProducerId, ProducerIdError, Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The version drivers parse: PostgreSQL's number first.
 pub const SERVER_VERSION: &str = concat!("15.0 (Millstream ", env!("CARGO_PKG_VERSION"), ")");
@@ -80,6 +81,7 @@ const SETTINGS: &[Definition] = &[
     define("integer_datetimes", "on", Kind::Fixed, true, "always on"),
     define("intervalstyle", "postgres", Kind::Word(&["postgres"]), true, "format of intervals"),
     define("is_superuser", "on", Kind::Fixed, true, "whether the user may do everything"),
+    define("lock_timeout", "0", Kind::Time, false, "longest wait for rows that others change; 0 is no limit"),
     define("max_identifier_length", "63", Kind::Fixed, false, "bytes of a name"),
     define("producer_id", "", Kind::Producer, false, "name under which rows are numbered, to be written once"),
     define("search_path", "\"$user\", public", Kind::Names, false, "schemas searched for unqualified names"),
@@ -352,6 +354,12 @@ impl Settings {
     /// `statement_timeout`, `None` when off.
     pub(crate) fn statement_timeout(&self) -> Option<Span> {
         parse_time(&self.get("statement_timeout")).filter(|span| *span > Span::ZERO)
+    }
+
+    /// `lock_timeout`, `None` when off.
+    pub(crate) fn lock_timeout(&self) -> Option<Duration> {
+        let span = parse_time(&self.get("lock_timeout")).filter(|span| *span > Span::ZERO)?;
+        u64::try_from(span.micros()).ok().map(Duration::from_micros)
     }
 
     /// `fetch_timeout`, `None` when off.

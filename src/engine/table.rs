@@ -7,6 +7,7 @@
 use crate::engine::fold::{Fold, Keyed};
 use crate::engine::held::{Held, HoldingRoom};
 use crate::engine::pin::Pins;
+use crate::engine::versions::{SharedVersions, Versions};
 use crate::storage::{PartitionView, Partitions, ScanRequest};
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
@@ -23,6 +24,8 @@ pub(crate) struct Tables {
     tables: Mutex<HashMap<TopicId, Arc<Mutex<Table>>>>,
     /// How far back statements read.
     pub(crate) pins: Arc<Pins>,
+    /// Of tables without a key, the changes of each partition.
+    versions: Mutex<HashMap<TopicId, Arc<Mutex<Changed>>>>,
     /// For the rows of all of them.
     room: HoldingRoom,
 }
@@ -30,7 +33,7 @@ pub(crate) struct Tables {
 impl Tables {
     /// No table read yet.
     pub(crate) fn new(room: HoldingRoom) -> Self {
-        Self { tables: Mutex::default(), pins: Arc::default(), room }
+        Self { tables: Mutex::default(), versions: Mutex::default(), pins: Arc::default(), room }
     }
 
     /// The rows of `relation` as of `cut`, which whoever reads took while holding a pin: batches of the stored columns, then
@@ -89,8 +92,38 @@ impl Tables {
         })
     }
 
+    /// The changes of a table without a key, by partition, as of `cut` at least.
+    ///
+    /// # Errors
+    /// As [`Tables::rows`].
+    pub(crate) fn versions(
+        &self,
+        relation: &Relation,
+        partitions: &Partitions,
+        cut: EntryIndex,
+    ) -> Result<Vec<SharedVersions>, SqlError> {
+        let new = || Arc::new(Mutex::new(Changed { partitions: Vec::new(), held: self.room.share() }));
+        let table = Arc::clone(self.versions.lock().entry(relation.id).or_insert_with(new));
+        let mut table = table.lock();
+        table.partitions.resize_with(relation.options.partitions as usize, SharedVersions::default);
+        for (id, versions) in relation.partitions().zip(table.partitions.iter_mut()) {
+            let Some(partition) = partitions.get(relation.id, id) else { continue };
+            Versions::catch_up(versions, relation, &partition, cut)?;
+        }
+        let bytes: u64 = table.partitions.iter().map(|partition| partition.read().bytes()).sum();
+        table.held.put(ByteSize::new(bytes));
+        if bytes > 0 && table.held.is_over() {
+            let bytes_max = table.held.bytes_max();
+            table.partitions.clear();
+            table.held.put(ByteSize::ZERO);
+            return Err(out_of_memory(relation, bytes_max));
+        }
+        Ok(table.partitions.clone())
+    }
+
     /// Forgets tables that are no longer in the catalog.
     pub(crate) fn retain(&self, catalog: &Snapshot) {
+        self.versions.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
         self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
     }
 
@@ -138,6 +171,13 @@ impl Tables {
 
 /// A partition of a table, and the offset its rows are read at.
 type State<'a> = (PartitionId, &'a Fold, Offset);
+
+/// What changed in a table without a key.
+#[derive(Debug)]
+struct Changed {
+    partitions: Vec<SharedVersions>,
+    held: Held,
+}
 
 /// A table's rows at a moment.
 #[derive(Debug)]

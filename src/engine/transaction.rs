@@ -4,7 +4,7 @@
 //! them, as it must.
 
 use crate::engine::held::{Held, HoldingRoom};
-use crate::engine::row_lock::{LockOwner, RowLocks};
+use crate::engine::row_lock::{LockMark, LockOwner, RowLocks};
 use crate::engine::{TransactionStatus, replication_error};
 use crate::replication::{PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
@@ -53,6 +53,7 @@ struct Savepoint {
     writes: usize,
     claims: usize,
     bytes: ByteSize,
+    locks: LockMark,
 }
 
 /// Bytes a write takes in memory beside its rows.
@@ -138,6 +139,11 @@ impl Transaction {
         !self.writes.is_empty() || !self.staging.is_empty()
     }
 
+    /// Whether rows it wrote are in the log already.
+    pub(crate) fn has_staged(&self) -> bool {
+        self.staging.is_some()
+    }
+
     /// `BEGIN`. False when a block was open already.
     pub(crate) fn begin(&mut self, is_read_only: bool) -> bool {
         let was_explicit = self.is_explicit();
@@ -175,10 +181,15 @@ impl Transaction {
         self.block == Block::Pipeline
     }
 
-    /// A statement failed: of an explicit block only its end is accepted from now on.
+    /// A statement failed: of an explicit block only its end is accepted from now on. Rows locked since the last savepoint
+    /// are free, before the client ends the block.
     pub(crate) fn fail(&mut self) {
         if self.is_explicit() {
             self.is_failed = true;
+            match (self.savepoints.last(), &self.locks) {
+                (Some(saved), Some(own)) => own.release_since(&saved.locks),
+                _ => self.locks = None,
+            }
         }
     }
 
@@ -287,6 +298,7 @@ impl Transaction {
             writes: self.writes.len(),
             claims: self.claims.len(),
             bytes: self.bytes,
+            locks: self.locks.as_ref().map(|locks| locks.mark()).unwrap_or_default(),
         });
         Ok(())
     }
@@ -307,7 +319,10 @@ impl Transaction {
     /// 3B001 when there is none of that name.
     pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
         let at = self.find(name)?;
-        let Savepoint { writes, claims, bytes, .. } = self.savepoints[at];
+        let Savepoint { writes, claims, bytes, ref locks, .. } = self.savepoints[at];
+        if let Some(own) = &self.locks {
+            own.release_since(locks);
+        }
         self.savepoints.truncate(at + 1);
         self.writes.truncate(writes);
         self.claims.truncate(claims);

@@ -212,7 +212,7 @@ impl Keeper {
         if seen.resting.contains_key(&place) || actions.offset_start.is_some() {
             return;
         }
-        let key = relation.schema.key().into_iter().filter_map(|column| u32::try_from(column).ok()).collect();
+        let key = relation.identity().into_iter().filter_map(|column| u32::try_from(column).ok()).collect();
         work.rewrite_bytes += range.bytes.value();
         work.rewrites.push(Rewrite {
             topic: relation.id,
@@ -228,7 +228,7 @@ impl Keeper {
 /// What the options of a stream or table ask for.
 fn policy_of(relation: &Relation) -> UpkeepPolicy {
     let (cleanup, policy) = (&relation.options.cleanup, relation.cleanup_policy());
-    let has_key = !relation.schema.key().is_empty();
+    let has_key = !relation.identity().is_empty();
     UpkeepPolicy {
         retention: cleanup.retention.filter(|_| policy.deletes()),
         retention_bytes: cleanup.retention_bytes.filter(|_| policy.deletes()),

@@ -67,6 +67,19 @@ pub(crate) fn route(
     route_stored(relation, stored, &engine.spreader)
 }
 
+/// Adds event times to `rows`, and splits them by the partitions they are to stay in.
+///
+/// # Errors
+/// As [`route`].
+pub(crate) fn route_to(
+    engine: &Engine,
+    relation: &Relation,
+    (rows, places): (InsertRows, &[PartitionId]),
+    now: Timestamp,
+) -> Result<Routed, SqlError> {
+    split(relation, stored_rows(relation, engine.stored_schema(relation), rows, now)?, places)
+}
+
 /// Rows that were accepted before: acknowledged, and not written.
 ///
 /// # Errors
@@ -102,19 +115,33 @@ pub(crate) fn route_stored(relation: &Relation, stored: RecordBatch, spreader: &
         let parts = vec![part(spreader.next(relation), stored.clone())];
         return Ok(Routed { parts, rows: None, row_count, stored: Some(stored) });
     }
-    let mut by_partition: Vec<Vec<u32>> = vec![Vec::new(); relation.options.partitions as usize];
     let encoders: Vec<ColumnEncoder> = key
         .iter()
         .map(|i| ColumnEncoder::new(stored.column(*i).as_ref(), &relation.schema.columns[*i].sql_type))
         .collect();
     let mut bytes = Vec::new();
     let mut spread = None;
-    for row in 0..row_count {
-        let partition = match key_hash(&encoders, row, &mut bytes) {
-            Some(hash) => PartitionId::new((hash & 0x7fff_ffff) % relation.options.partitions),
-            None => *spread.get_or_insert_with(|| spreader.next(relation)),
-        };
-        by_partition[partition.value() as usize].push(row as u32);
+    let place = |row: usize| match key_hash(&encoders, row, &mut bytes) {
+        Some(hash) => PartitionId::new((hash & 0x7fff_ffff) % relation.options.partitions),
+        None => *spread.get_or_insert_with(|| spreader.next(relation)),
+    };
+    let places: Vec<PartitionId> = (0..row_count).map(place).collect();
+    split(relation, stored, &places)
+}
+
+/// Splits rows that already have the stored schema, each to its partition in `places`.
+///
+/// # Errors
+/// When Arrow cannot take them apart; none is known.
+pub(crate) fn split(relation: &Relation, stored: RecordBatch, places: &[PartitionId]) -> Result<Routed, SqlError> {
+    let row_count = stored.num_rows();
+    if row_count == 0 {
+        return Ok(Routed::default());
+    }
+    let part = |partition, batch| PartitionWrite { topic: relation.id, partition, batch, guard: None };
+    let mut by_partition: Vec<Vec<u32>> = vec![Vec::new(); relation.options.partitions as usize];
+    for (row, partition) in (0..).zip(places) {
+        by_partition.get_mut(partition.value() as usize).ok_or_else(|| internal("no such partition"))?.push(row);
     }
     let mut routed = Routed { row_count, ..Routed::default() };
     let mut rows = Vec::new();

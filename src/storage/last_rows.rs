@@ -8,13 +8,13 @@ use super::error::StorageError;
 use super::fit::Wanted;
 use super::rewrite::CompactionPlan;
 use super::segment::Segment;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::{filter, filter_record_batch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Int64Type, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use millstream_catalog::model::Offset;
-use millstream_catalog::schema::ROWTOMBSTONE;
+use millstream_catalog::schema::{ROW_IDS_METADATA, ROWTOMBSTONE};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub(crate) struct LastRows {
     /// Positions of the key columns, then of the tombstone, if there is one.
     columns: Vec<usize>,
     keys: usize,
+    /// The key is the offset of a row's first event, NULL in that event.
+    is_by_offset: bool,
     wanted: Wanted,
     last: HashMap<u128, u64>,
     tombstones_upto: Offset,
@@ -50,18 +52,22 @@ impl LastRows {
     ) -> Result<Self, StorageError> {
         let mut columns: Vec<usize> = plan.key.iter().map(|column| *column as usize).collect();
         let keys = columns.len();
-        columns.extend(schema.index_of(ROWTOMBSTONE));
+        let is_by_offset = matches!(columns.as_slice(), [key] if is_row_id(schema, *key));
+        match is_by_offset {
+            true => columns.push(columns[0] + 1),
+            false => columns.extend(schema.index_of(ROWTOMBSTONE)),
+        }
         let wanted = Wanted::new(schema, Some(&columns))?;
         let fields = wanted.output().fields().iter().take(keys);
         let fields = fields.map(|field| SortField::new(field.data_type().clone())).collect();
         let converter = RowConverter::new(fields).map_err(unfit)?;
         let (last, tombstones_upto) = (HashMap::new(), plan.tombstones_upto);
-        let mut rows = Self { converter, columns, keys, wanted, last, tombstones_upto, tombstones: 0 };
+        let mut rows = Self { converter, columns, keys, is_by_offset, wanted, last, tombstones_upto, tombstones: 0 };
         for segment in segments.iter().filter(|segment| segment.offset_end() > dirty_start) {
             let open = segment.opened()?;
             for block in 0..open.blocks() {
                 let stored = open.read_anew(block, &rows.wanted)?;
-                let hashes = rows.hashes(&stored.batch)?;
+                let hashes = rows.hashes(&stored)?;
                 for (hash, offset) in hashes.into_iter().zip(stored.row_offsets().values()) {
                     if let Some(hash) = hash {
                         rows.last.insert(hash, *offset as u64);
@@ -116,14 +122,14 @@ impl LastRows {
     /// Which rows of a projected batch stay, and how many of these are tombstones. A row with a NULL in its key is not
     /// one of many, and stays.
     fn kept(&self, stored: &StoredBatch) -> Result<(BooleanBuffer, u64), StorageError> {
-        let hashes = self.hashes(&stored.batch)?;
+        let hashes = self.hashes(stored)?;
         let flags = stored.batch.columns().get(self.keys).map(|column| column.as_boolean());
         let offsets = stored.row_offsets();
         let mut tombstones = 0;
         let kept = BooleanBuffer::collect_bool(hashes.len(), |row| {
             let offset = offsets.value(row) as u64;
             let is_last = hashes[row].and_then(|hash| self.last.get(&hash)).is_none_or(|last| *last <= offset);
-            let is_tombstone = flags.is_some_and(|flags| flags.value(row));
+            let is_tombstone = flags.is_some_and(|flags| flags.is_valid(row) && flags.value(row));
             let is_kept = is_last && !(is_tombstone && offset < self.tombstones_upto.value());
             tombstones += u64::from(is_kept && is_tombstone);
             is_kept
@@ -132,8 +138,11 @@ impl LastRows {
     }
 
     /// The hash of each row's key; `None` when it has a NULL.
-    fn hashes(&self, batch: &RecordBatch) -> Result<Vec<Option<u128>>, StorageError> {
-        let keys: Vec<ArrayRef> = batch.columns().iter().take(self.keys).cloned().collect();
+    fn hashes(&self, stored: &StoredBatch) -> Result<Vec<Option<u128>>, StorageError> {
+        let mut keys: Vec<ArrayRef> = stored.batch.columns().iter().take(self.keys).cloned().collect();
+        if self.is_by_offset {
+            keys = vec![row_ids(stored)];
+        }
         let rows = self.converter.convert_columns(&keys).map_err(unfit)?;
         let hash = |(row, key): (usize, arrow::row::Row<'_>)| {
             let is_whole = keys.iter().all(|column| column.is_valid(row));
@@ -141,6 +150,17 @@ impl LastRows {
         };
         Ok(rows.iter().enumerate().map(hash).collect())
     }
+}
+
+/// Whether the column at `index` is the id of rows of a table without a key.
+fn is_row_id(schema: &SchemaRef, index: usize) -> bool {
+    schema.metadata().get(ROW_IDS_METADATA).is_some_and(|at| *at == index.to_string())
+}
+
+/// The ids in the first column of `stored`: an event without one is its row's first.
+fn row_ids(stored: &StoredBatch) -> ArrayRef {
+    let (ids, offsets) = (stored.batch.column(0).as_primitive::<Int64Type>(), stored.row_offsets());
+    Arc::new(ids.iter().zip(offsets.values()).map(|(id, offset)| Some(id.unwrap_or(*offset))).collect::<Int64Array>())
 }
 
 fn half(seed: u8, key: &[u8]) -> u64 {

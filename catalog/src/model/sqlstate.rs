@@ -193,6 +193,8 @@ states! {
     ObjectNotInPrerequisiteState = "55000",
     /// `55006`
     ObjectInUse = "55006",
+    /// `55P03`
+    LockNotAvailable = "55P03",
     /// `57014`
     QueryCanceled = "57014",
     /// `57P01`

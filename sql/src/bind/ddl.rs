@@ -8,7 +8,7 @@ use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident,
 use crate::error::SqlError;
 use crate::types;
 use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
-use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
+use millstream_catalog::schema::{ROWFIRST, ROWGONE, ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType};
 use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
@@ -17,7 +17,8 @@ use std::ops::ControlFlow;
 pub use super::options::{PushOptions, bind_push_options};
 
 /// Names of pseudo-columns, which no column may have.
-const RESERVED: [&str; 7] = [ROWTIME, ROWPARTITION, ROWOFFSET, "rowop", ROWTOMBSTONE, "windowstart", "windowend"];
+const RESERVED: [&str; 9] =
+    [ROWTIME, ROWPARTITION, ROWOFFSET, "rowop", ROWTOMBSTONE, ROWFIRST, ROWGONE, "windowstart", "windowend"];
 
 /// The definition that `create` gives; its id is 0 and its shard the first: the engine decides both.
 ///
@@ -33,7 +34,7 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
     let has_key = columns.iter().any(|column| column.is_key);
     let options = options::relation_options(&create.options, has_key, kind, nodes)?;
     let (timestamp, watermark_delay) = event_time(create, &columns, options.timestamp)?;
-    Ok(Relation {
+    let mut relation = Relation {
         id: TopicId::default(),
         name: create.name.name.clone(),
         kind,
@@ -46,7 +47,10 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
         created_at: now,
         sql: create.sql.clone(),
         fills: Default::default(),
-    })
+        row_ids: None,
+    };
+    relation.add_row_ids();
+    Ok(relation)
 }
 
 /// The options of `CREATE … AS SELECT`.

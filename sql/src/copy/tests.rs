@@ -43,6 +43,7 @@ pub(super) fn relation(columns: Vec<Column>) -> Relation {
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
         fills: Default::default(),
+        row_ids: None,
     }
 }
 

@@ -29,6 +29,9 @@ use std::sync::atomic::AtomicI64;
 /// The key column of a table that has one row.
 const ONE_ROW_KEY: &str = "rowid";
 
+/// The key columns of a table made of one without a key: its rows' ids and partitions.
+const ROW_KEY: [&str; 2] = ["rowid", "rowid_partition"];
+
 impl Pipeline {
     /// The pipeline of `query`.
     ///
@@ -182,7 +185,7 @@ impl Planner<'_> {
         }
         let tail = match self.levels.aggregate {
             Some(aggregate) => self.aggregate_tail(aggregate, stages, &pruned)?,
-            None if self.relation.has_tombstones() => self.table_tail(stages, &pruned)?,
+            None if self.is_changelog() => self.table_tail(stages, &pruned)?,
             None => self.stream_tail(stages, &pruned)?,
         };
         let delay = self.relation.watermark_delay.unwrap_or(Span::ZERO);
@@ -197,9 +200,21 @@ impl Planner<'_> {
         }))
     }
 
+    /// Whether events are new forms of rows, and rows go.
+    fn is_changelog(&self) -> bool {
+        self.relation.has_tombstones() || self.relation.row_ids.is_some()
+    }
+
+    /// The columns of a scan that identify a row.
+    fn identity(&self) -> Vec<usize> {
+        match self.relation.row_ids {
+            Some(at) => vec![at, self.relation.schema.columns.len() + 1],
+            None => self.relation.schema.key(),
+        }
+    }
+
     fn check(&self) -> Result<(), SqlError> {
-        let is_changelog = self.relation.has_tombstones();
-        if is_changelog && self.levels.aggregate.is_some() {
+        if self.relation.has_tombstones() && self.levels.aggregate.is_some() {
             let what = format!("a continuous aggregate over the table \"{}\"", self.relation.name);
             return Err(SqlError::unsupported(what, "aggregate the stream the table is made from"));
         }
@@ -235,8 +250,8 @@ impl Planner<'_> {
         for expression in above.into_iter().chain(self.levels.filter) {
             self.add_columns(expression, base, &mut wanted)?;
         }
-        if self.relation.has_tombstones() {
-            wanted.extend(self.relation.schema.key());
+        if self.is_changelog() && self.levels.aggregate.is_none() {
+            wanted.extend(self.identity());
         }
         Ok(wanted)
     }
@@ -254,14 +269,19 @@ impl Planner<'_> {
         // The scan has the columns and rowtime as stored, then rowpartition and rowoffset.
         let mut projection: BTreeSet<usize> = wanted.iter().copied().filter(|index| *index <= columns).collect();
         projection.insert(columns);
-        let rowtombstone = self.relation.has_tombstones().then_some(columns + 1);
+        let rowtombstone = match self.relation.row_ids {
+            Some(at) => Some(at + 1),
+            None => self.relation.has_tombstones().then_some(columns + 1),
+        };
         projection.extend(rowtombstone);
+        projection.extend(self.relation.row_ids);
         let projection: Vec<usize> = projection.into_iter().collect();
         let position = |index: usize| {
             let found = projection.iter().position(|stored| *stored == index);
             found.ok_or_else(|| SqlError::internal("a column is not read"))
         };
         let source_column = |index: usize| match index {
+            index if Some(index) == self.relation.row_ids => Ok(SourceColumn::RowId(position(index)?)),
             index if index <= columns => Ok(SourceColumn::Input(position(index)?)),
             index if index == columns + 1 => Ok(SourceColumn::RowPartition),
             index if index == columns + 2 => Ok(SourceColumn::RowOffset),
@@ -272,6 +292,10 @@ impl Planner<'_> {
             input: Arc::new(stored.project(&projection).map_err(|_| SqlError::internal("no such stored column"))?),
             rowtime: position(columns)?,
             rowtombstone: rowtombstone.map(position).transpose()?,
+            settled: match (self.relation.row_ids, self.levels.aggregate) {
+                (Some(at), Some(_)) => Some((position(at)?, self.relation.name.clone())),
+                _ => None,
+            },
             projection,
             columns: source_columns,
             schema: scanned.arrow(),
@@ -292,11 +316,15 @@ impl Planner<'_> {
     /// Rows of a table, by its primary key.
     fn table_tail(&self, mut stages: Vec<Stage>, base: &Pruned) -> Result<Tail, SqlError> {
         let mut keys = Vec::new();
-        for index in self.relation.schema.key() {
+        for (number, index) in self.identity().into_iter().enumerate() {
             let input = base.positions.get(&index).copied();
             let input = input.ok_or_else(|| SqlError::internal("a key column is not read"))?;
             let field = Arc::clone(base.schema.field(input));
-            keys.push(Key { input, name: field.name().clone(), field, is_hidden: true });
+            let name = match self.relation.row_ids {
+                Some(_) => ROW_KEY[number].to_owned(),
+                None => field.name().clone(),
+            };
+            keys.push(Key { input, name, field, is_hidden: true });
         }
         stages.push(self.select_stage(&base.schema)?);
         let inputs = keys.iter().map(|key| key.input).collect();

@@ -15,7 +15,7 @@ use arrow::array::TimestampMicrosecondArray;
 use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
 use arrow::compute;
 use arrow::datatypes::SchemaRef;
-use millstream_catalog::model::{ByteSize, Offset, PartitionId, RowCount, SqlState, Timestamp};
+use millstream_catalog::model::{ByteSize, Name, Offset, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Column, RelationKind, Schema};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -112,6 +112,8 @@ pub struct StepOutput {
 pub(crate) enum SourceColumn {
     /// The input's column at this position of the projection.
     Input(usize),
+    /// The id of the row, from the input's column at this position: the event's offset where that is NULL.
+    RowId(usize),
     /// The partition, `Int32`.
     RowPartition,
     /// The offset, `Int64`.
@@ -127,8 +129,10 @@ pub(crate) struct SourceReader {
     pub(crate) input: SchemaRef,
     /// Position of `rowtime` in the projection.
     pub(crate) rowtime: usize,
-    /// Position of `rowtombstone` in the projection, for tables with a key.
+    /// Position of `rowtombstone` in the projection, or of what stands for it, for tables whose rows change.
     pub(crate) rowtombstone: Option<usize>,
+    /// Where rows are not taken back, the position of what tells that one changes, and the table.
+    pub(crate) settled: Option<(usize, Name)>,
     /// The columns the first operator sees.
     pub(crate) columns: Vec<SourceColumn>,
     /// Their schema.
@@ -194,6 +198,11 @@ impl Pipeline {
     /// True when the sink's table has one row and a key nobody asked for.
     pub fn has_one_row(&self) -> bool {
         self.parts.sink.has_one_row()
+    }
+
+    /// Whether it follows rows of its source that change; where they never do, it need not.
+    pub fn takes_changes(&self) -> bool {
+        self.parts.source.rowtombstone.is_some() && self.parts.source.settled.is_none()
     }
 
     /// True when later output depends on earlier events, so that checkpoints are worth taking.
@@ -290,10 +299,17 @@ impl SourceReader {
             rows += batch.batch.num_rows();
         }
         let inputs = self.gather(input)?;
+        if let Some((index, table)) = &self.settled
+            && inputs[*index].null_count() < inputs[*index].len()
+        {
+            let what = format!("a continuous aggregate over table \"{table}\", whose rows have changed,");
+            return Err(SqlError::unsupported(what, "run the query without EMIT CHANGES"));
+        }
         let mut columns = Vec::with_capacity(self.columns.len());
         for column in &self.columns {
             columns.push(match column {
                 SourceColumn::Input(index) => Arc::clone(&inputs[*index]),
+                SourceColumn::RowId(index) => row_ids(&inputs[*index], &row_offset(input, rows))?,
                 SourceColumn::RowPartition => row_partition(input, rows),
                 SourceColumn::RowOffset => row_offset(input, rows),
             });
@@ -343,6 +359,13 @@ fn tombstone_weights(tombstones: &BooleanArray) -> Weights {
     }
     let weights = tombstones.iter().map(|is_gone| if is_gone == Some(true) { -1 } else { 1 });
     Weights::Each(Int8Array::from_iter_values(weights))
+}
+
+fn row_ids(ids: &ArrayRef, offsets: &ArrayRef) -> Result<ArrayRef, SqlError> {
+    let (ids, offsets): (Int64Array, Int64Array) = (downcast(ids)?, downcast(offsets)?);
+    Ok(Arc::new(
+        ids.iter().zip(offsets.values()).map(|(id, offset)| Some(id.unwrap_or(*offset))).collect::<Int64Array>(),
+    ))
 }
 
 fn row_partition(input: &StepInput<'_>, rows: usize) -> ArrayRef {

@@ -7,15 +7,19 @@
 
 mod plans;
 mod returning;
+mod row_ids;
 mod source;
 #[cfg(test)]
 mod tests;
 mod update;
 mod upsert;
 
+use crate::engine::alter::carry_out;
+use crate::engine::ddl::to_the_end;
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
+use crate::engine::query;
 use crate::engine::row_lock::LockOwner;
 use crate::engine::session::Session;
 use crate::engine::write::Routed;
@@ -30,7 +34,7 @@ use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::model::limit::CHANGE_ATTEMPTS_MAX;
 use millstream_catalog::model::{ByteSize, Offset, SqlState, Timestamp};
-use millstream_catalog::{Relation, RelationKind, SqlType};
+use millstream_catalog::{QueryState, Relation, RelationChange, RelationKind, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{Change, Select, Target};
 use millstream_sql::exec::{self, RunningPlan};
@@ -39,10 +43,12 @@ use plans::{ANOTHER_TIME, Known, Plans};
 use returning::Returning;
 use source::{TargetSource, internal};
 use std::sync::Arc;
+use std::time::Duration;
 use update::Update;
 use upsert::Upsert;
 
 pub(crate) use plans::KeptPlans;
+pub(crate) use row_ids::settled;
 pub(crate) use upsert::has_conflicts;
 
 /// Attempts that found their rows changed, after which plain INSERTs into the table are held back.
@@ -186,7 +192,12 @@ impl Session {
         };
         let keyword = change.kind.keyword();
         self.transaction.check_writable(keyword)?;
+        if self.transaction.has_staged() {
+            let what = format!("{keyword} behind so many rows of its transaction that they are in the log already");
+            return Err(SqlError::unsupported(what, "commit them first"));
+        }
         let relation = self.changed_table(&change.target, keyword)?;
+        let relation = if relation.lacks_key() { self.with_row_ids(relation).await? } else { relation };
         let Arguments { types, values } = arguments;
         let update = Update::bind(&relation, change)?;
         let plans = self.plans_now(change, &update, kept, types).await?;
@@ -220,14 +231,36 @@ impl Session {
             )
             .at(position));
         }
-        if !relation.has_tombstones() {
-            return Err(SqlError::unsupported(
-                format!("{keyword} of table \"{}\", which has no primary key,", relation.name),
-                "create a table with a PRIMARY KEY and copy the rows with INSERT INTO … SELECT",
-            )
-            .at(position));
-        }
         Ok(relation)
+    }
+
+    /// A table without a key, once its rows can change.
+    ///
+    /// # Errors
+    /// 0A000 while a continuous query reads it for which events are not taken back.
+    async fn with_row_ids(&self, relation: Arc<Relation>) -> Result<Arc<Relation>> {
+        let catalog = self.engine.catalog();
+        for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
+            let can_follow = match relation.row_ids {
+                _ if query.state == QueryState::Terminated => true,
+                Some(_) => query::plan(&self.engine, query).is_ok_and(|(.., pipeline)| pipeline.takes_changes()),
+                None => false,
+            };
+            if !can_follow {
+                return Err(SqlError::unsupported(
+                    format!("changing rows of table \"{}\", which query \"{}\" reads,", relation.name, query.name),
+                    "the query cannot take rows back: give the table a PRIMARY KEY, or drop the query",
+                ));
+            }
+        }
+        if relation.row_ids.is_some() {
+            return Ok(relation);
+        }
+        // Made before rows of such tables could change.
+        let carried_out = carry_out(Arc::clone(&self.engine), relation.id, vec![RelationChange::AddRowIds]);
+        to_the_end(carried_out).await?;
+        let relation = self.engine.catalog().relation_by_id(relation.id).cloned();
+        relation.ok_or_else(|| SqlError::new(SqlState::UndefinedTable, "the table was dropped meanwhile"))
     }
 
     fn target_source(&self, relation: &Arc<Relation>) -> Result<Arc<TargetSource>> {
@@ -274,7 +307,8 @@ impl Session {
             }
             let mut held = self.engine.holding.share();
             let mut computed = work.compute(self, source, values, &mut held).await?;
-            if lock_and_look(relation, &owner, source, &mut computed).await? {
+            let wait = self.settings.lock_timeout();
+            if lock_and_look(relation, (&owner, wait), source, &mut computed).await? {
                 continue;
             }
             match self.write_computed(relation, computed, &shows, values).await {
@@ -404,21 +438,31 @@ impl Work<'_> {
 /// Locks the rows and guards their writes; true when they changed since they were read.
 async fn lock_and_look(
     relation: &Relation,
-    owner: &LockOwner,
+    (owner, wait): (&LockOwner, Option<Duration>),
     source: &TargetSource,
     computed: &mut Computed,
 ) -> Result<bool> {
-    let key = relation.schema.key();
-    let mut keys = Vec::new();
+    let key = relation.identity();
+    let (mut keys, mut hashes) = (Vec::new(), Vec::new());
     for part in computed.parts() {
         part.guard = Some(source.guard(part)?);
-        keys.push(KeySet::new(&part.batch, &key).map_err(internal)?);
+        let of_part = KeySet::new(&part.batch, &key).map_err(internal)?;
+        match relation.row_ids {
+            Some(at) => hashes.extend(row_ids::locks(part, at)),
+            None => hashes.extend(of_part.hashes()),
+        }
+        keys.push(of_part);
     }
-    let hashes: Vec<u64> = keys.iter().flat_map(KeySet::hashes).collect();
     if hashes.is_empty() {
         return Ok(false);
     }
-    owner.lock(relation.id, &hashes).await?;
+    let locked = owner.lock(relation.id, &hashes);
+    match wait {
+        None => locked.await?,
+        Some(wait) => tokio::time::timeout(wait, locked)
+            .await
+            .map_err(|_| SqlError::new(SqlState::LockNotAvailable, "canceling statement due to lock timeout"))??,
+    }
     for (part, keys) in computed.parts().zip(&keys) {
         if source.is_stale(part, keys)? {
             return Ok(true);

@@ -7,7 +7,9 @@ use crate::engine::session::Session;
 use crate::engine::{Result, ResultColumn};
 use arrow::array::{ArrayRef, RecordBatch};
 use datafusion::common::ScalarValue;
-use millstream_catalog::model::Timestamp;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::LogicalPlan;
+use millstream_catalog::model::{SqlState, Timestamp};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
@@ -86,6 +88,7 @@ impl Returning {
         let rows = Arc::new(RowsSource::new(Arc::clone(source)));
         let (context, types) = (PlanContext { now, ..over_rows(session, &rows) }, declared.to_vec());
         let planned = session.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
+        check(&planned)?;
         Ok(Some(Self {
             columns: planned.columns.clone().into(),
             planned: Arc::new(planned),
@@ -128,6 +131,26 @@ impl Returning {
         self.source.clear();
         Ok(found?.rows)
     }
+}
+
+/// Each changed row gives one.
+///
+/// # Errors
+/// 42803 for an aggregate, 42P20 for a window function, 0A000 for a function that gives rows.
+fn check(planned: &PlannedSelect) -> Result<()> {
+    let mut result = Ok(());
+    let visited = planned.plan.apply(|node| {
+        let (state, what) = match node {
+            LogicalPlan::Aggregate(_) => (SqlState::GroupingError, "aggregate"),
+            LogicalPlan::Window(_) => (SqlState::WindowingError, "window"),
+            LogicalPlan::Unnest(_) => (SqlState::FeatureNotSupported, "set-returning"),
+            _ => return Ok(TreeNodeRecursion::Continue),
+        };
+        result = Err(SqlError::new(state, format!("{what} functions are not allowed in RETURNING")));
+        Ok(TreeNodeRecursion::Stop)
+    });
+    visited.map_err(internal)?;
+    result
 }
 
 /// A context in which relations have the rows of `source`, in their order.

@@ -4,6 +4,7 @@
 //! their transaction's own rows of the table they change, while SELECT sees what is committed. Leaves out planning (sql) and
 //! locks (`row_lock`). Reads only.
 
+use super::row_ids::{ids_of, partitions_of};
 use crate::engine::Result;
 use crate::engine::pull::LogSource;
 use crate::replication::{Guard, PartitionWrite};
@@ -11,15 +12,16 @@ use crate::storage::KeySet;
 use crate::storage::fit::Wanted;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Int32Type, SchemaRef};
 use millstream_catalog::Relation;
-use millstream_catalog::model::TopicId;
 use millstream_catalog::model::limit::LOOKUP_KEYS_MAX;
+use millstream_catalog::model::{PartitionId, TopicId};
 use millstream_sql::SqlError;
 use millstream_sql::plan::scan_schema;
 use millstream_sql::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest, ScanSummary};
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
 /// The committed rows, and over them those a transaction wrote to one table.
@@ -39,10 +41,18 @@ struct TargetRows {
 /// A transaction's last form of each row it wrote.
 #[derive(Debug)]
 struct OwnRows {
-    /// Every key it wrote, deleted rows too.
-    keys: KeySet,
+    /// Every row it wrote, deleted rows too.
+    keys: OwnKeys,
     /// The rows that are there, as [`scan_schema`] has them; offsets are below zero.
     rows: RecordBatch,
+}
+
+/// What a transaction wrote.
+#[derive(Debug, Clone)]
+enum OwnKeys {
+    Keys(KeySet),
+    /// Of a table without a key: partitions, and ids of rows.
+    Ids(Arc<HashSet<(i32, i64)>>),
 }
 
 pub(super) fn internal(error: impl std::fmt::Display) -> SqlError {
@@ -87,7 +97,7 @@ impl TargetSource {
     /// SE007 when the shard is not here.
     pub(crate) fn guard(&self, part: &PartitionWrite) -> Result<Guard> {
         let position = self.rows().log.position(&self.relation, part.partition)?;
-        Ok(Guard { position, key: self.relation.schema.key().into() })
+        Ok(Guard { position, key: self.relation.identity().into() })
     }
 
     /// Whether rows of `part` came to the log since this source was made.
@@ -115,7 +125,9 @@ impl TargetSource {
         };
         let mut found = Vec::new();
         for batch in self.scan(&self.relation, request)?.into_iter().flatten() {
-            let batch = filtered(&batch?, keys, Keep::Those)?;
+            let batch = batch?;
+            let has = keys.has(&batch).map_err(internal)?;
+            let batch = filter_record_batch(&batch, &has.into()).map_err(internal)?;
             if batch.num_rows() > 0 {
                 found.push(RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec()).map_err(internal)?);
             }
@@ -125,16 +137,20 @@ impl TargetSource {
 
     fn scan_over(&self, log: &LogSource, own: &OwnRows, request: ScanRequest) -> Result<Vec<BatchIter>> {
         let wanted = request.projection.clone();
+        // Without a key, what a scan is asked of partitions and offsets is not asked again.
+        let is_exact = self.relation.row_ids.is_some();
+        let has_offsets = is_exact && request.offsets.is_some();
+        let partitions = request.partitions.clone().filter(|_| is_exact);
         let all = every_column(&self.relation);
         let scanned = ScanRequest { projection: all.clone(), limit: None, ..request };
-        let keys = own.keys.clone();
+        let (keys, relation) = (own.keys.clone(), Arc::clone(&self.relation));
         let positions: Vec<usize> =
             wanted.iter().filter_map(|column| all.iter().position(|other| other == column)).collect();
         let committed = log.scan(&self.relation, scanned)?.into_iter().flatten();
         let places = positions.clone();
         let committed =
-            committed.map(move |batch| filtered(&batch?, &keys, Keep::Others)?.project(&places).map_err(internal));
-        let own = own.rows.project(&positions).map_err(internal);
+            committed.map(move |batch| others(&relation, &batch?, &keys)?.project(&places).map_err(internal));
+        let own = own.wanted(partitions.as_deref(), has_offsets)?.project(&positions).map_err(internal);
         Ok(vec![Box::new(committed.chain([own]))])
     }
 }
@@ -145,16 +161,19 @@ fn every_column(relation: &Relation) -> Vec<ScanColumn> {
     stored.chain([ScanColumn::RowPartition, ScanColumn::RowOffset]).collect()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Those,
-    Others,
-}
-
-fn filtered(batch: &RecordBatch, keys: &KeySet, keep: Keep) -> Result<RecordBatch> {
-    let has = keys.has(batch).map_err(internal)?;
-    let mask: BooleanArray = has.into_iter().map(|has| Some(has == (keep == Keep::Those))).collect();
-    filter_record_batch(batch, &mask).map_err(internal)
+/// The rows of `batch`, as [`scan_schema`] has them, that are not among `keys`.
+fn others(relation: &Relation, batch: &RecordBatch, keys: &OwnKeys) -> Result<RecordBatch> {
+    let is_other: BooleanArray = match (keys, relation.row_ids) {
+        (OwnKeys::Ids(own), Some(at)) => {
+            let end = batch.num_columns();
+            let partitions = batch.column(end - 2).as_primitive::<Int32Type>().values();
+            let ids = ids_of(batch, at, end - 1);
+            partitions.iter().zip(ids.values()).map(|(partition, id)| Some(!own.contains(&(*partition, *id)))).collect()
+        }
+        (OwnKeys::Keys(keys), _) => keys.has(batch).map_err(internal)?.into_iter().map(|has| Some(!has)).collect(),
+        (OwnKeys::Ids(_), None) => return Err(internal("rows have lost their ids")),
+    };
+    filter_record_batch(batch, &is_other).map_err(internal)
 }
 
 impl TargetRows {
@@ -170,6 +189,17 @@ impl TargetRows {
 }
 
 impl OwnRows {
+    /// The rows in these partitions; none where offsets are asked for, which they do not have yet.
+    fn wanted(&self, partitions: Option<&[PartitionId]>, has_offsets: bool) -> Result<RecordBatch> {
+        if has_offsets {
+            return Ok(self.rows.slice(0, 0));
+        }
+        let Some(partitions) = partitions else { return Ok(self.rows.clone()) };
+        let places = partitions_of(self.rows.column(self.rows.num_columns() - 2));
+        let is_wanted: BooleanArray = places.iter().map(|place| Some(partitions.contains(place))).collect();
+        filter_record_batch(&self.rows, &is_wanted).map_err(internal)
+    }
+
     fn of(relation: &Relation, writes: &[&PartitionWrite]) -> Result<Self> {
         let schema = scan_schema(relation);
         let wanted = Wanted::new(&relation.topic_schema(), None).map_err(internal)?;
@@ -185,13 +215,25 @@ impl OwnRows {
             columns.push(Arc::new(Int32Array::from_value(write.partition.value() as i32, rows)));
             columns.push(Arc::new(Int64Array::from_iter_values((0..rows as i64).map(|row| next - row))));
             next -= rows as i64;
+            let gone = relation.row_ids.map_or(batch.num_columns() - 1, |at| at + 1);
+            deleted.extend(batch.column(gone).as_boolean().iter().map(|is| is == Some(true)));
             batches.push(RecordBatch::try_new(Arc::clone(&schema), columns).map_err(internal)?);
-            let tombstones = batch.columns().last().ok_or_else(|| internal("a row has no columns"))?;
-            deleted.extend(tombstones.as_boolean().iter().map(|is| is == Some(true)));
         }
         let all = concat_batches(&schema, &batches).map_err(internal)?;
-        let keys = KeySet::new(&all, &relation.schema.key()).map_err(internal)?;
-        let last = last_of_each(&keys, &all)?;
+        let (keys, last) = match relation.row_ids {
+            Some(at) => {
+                let end = all.num_columns();
+                let partitions = all.column(end - 2).as_primitive::<Int32Type>().values().iter();
+                let ids: Vec<(i32, i64)> =
+                    partitions.copied().zip(ids_of(&all, at, end - 1).values().iter().copied()).collect();
+                (OwnKeys::Ids(Arc::new(ids.iter().copied().collect())), last_of_each(&ids))
+            }
+            None => {
+                let keys = KeySet::new(&all, &relation.schema.key()).map_err(internal)?;
+                let last = last_of_each(&keys.keys_of(&all).map_err(internal)?);
+                (OwnKeys::Keys(keys), last)
+            }
+        };
         let live = last.into_iter().zip(deleted).map(|(is_last, is_deleted)| Some(is_last && !is_deleted));
         let rows = filter_record_batch(&all, &live.collect()).map_err(internal)?;
         Ok(Self { keys, rows })
@@ -199,13 +241,9 @@ impl OwnRows {
 }
 
 /// Whether each row is the last one of its key.
-fn last_of_each(keys: &KeySet, rows: &RecordBatch) -> Result<Vec<bool>> {
-    let mut last = HashMap::new();
-    let keys = keys.keys_of(rows).map_err(internal)?;
-    for (row, key) in keys.iter().enumerate() {
-        last.insert(key, row);
-    }
-    Ok(keys.iter().enumerate().map(|(row, key)| last.get(key) == Some(&row)).collect())
+fn last_of_each<K: Eq + Hash>(keys: &[K]) -> Vec<bool> {
+    let last: HashMap<&K, usize> = keys.iter().enumerate().map(|(row, key)| (key, row)).collect();
+    keys.iter().enumerate().map(|(row, key)| last.get(key) == Some(&row)).collect()
 }
 
 impl RelationSource for TargetSource {

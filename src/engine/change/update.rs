@@ -2,6 +2,7 @@
 //!
 //! Leaves out attempts and locks (`mod`).
 
+use super::row_ids;
 use super::source::{TargetSource, internal};
 use super::{Computed, Found};
 use crate::engine::held::Held;
@@ -18,7 +19,7 @@ use datafusion::common::ScalarValue;
 use millstream_catalog::model::{SqlState, Timestamp};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
-use millstream_sql::bind::change::ChangePlan;
+use millstream_sql::bind::change::{ChangePlan, InsertRows};
 use millstream_sql::dialect::{Change, ChangeKind, Select};
 use millstream_sql::exec::RunningPlan;
 use millstream_sql::plan::{PlannedSelect, scan_schema};
@@ -110,8 +111,13 @@ impl<'a> Update<'a> {
     fn deleted(&self, session: &Session, found: &Found, now: Timestamp) -> Result<Computed> {
         let rowtime = self.plan.rowtimes(&found.rows, &found.columns)?;
         let rowtime = rowtime.map(|rowtime| write::not_null(rowtime, "rowtime", &self.relation)).transpose()?;
-        let tombstones = tombstones(&self.relation, &found.rows, rowtime, now)?;
-        let tombstones = write::route_stored(&self.relation, tombstones, &session.engine.spreader)?;
+        let tombstones = match self.relation.row_ids {
+            Some(at) => self.ends(&found.rows, at, rowtime, now)?,
+            None => {
+                let tombstones = tombstones(&self.relation, &found.rows, rowtime, now)?;
+                write::route_stored(&self.relation, tombstones, &session.engine.spreader)?
+            }
+        };
         let shown = found.rows.columns().iter().take(self.plan.found_columns()).cloned().collect();
         let shown = RecordBatch::try_new(scan_schema(&self.relation), shown).map_err(internal)?;
         Ok(Computed { tombstones, new: Routed::default(), shown })
@@ -119,6 +125,10 @@ impl<'a> Update<'a> {
 
     fn updated(&self, session: &Session, source: &TargetSource, found: &Found, now: Timestamp) -> Result<Computed> {
         let rows = self.plan.rows(&found.rows, &found.columns)?;
+        if let Some(at) = self.relation.row_ids {
+            let new = self.renamed(session, (rows, &found.rows), at, now)?;
+            return Ok(Computed { tombstones: Routed::default(), shown: shown(&self.relation, &new)?, new });
+        }
         let new = write::route(&session.engine, &self.relation, rows, now)?;
         let shown = shown(&self.relation, &new)?;
         let moved = self.moved(source, found, new.stored.as_ref())?;
@@ -131,6 +141,34 @@ impl<'a> Update<'a> {
             None => Routed::default(),
         };
         Ok(Computed { tombstones, new, shown })
+    }
+
+    /// New forms of `found` rows of a table without a key, each in the partition it was in.
+    fn renamed(
+        &self,
+        session: &Session,
+        (rows, found): (InsertRows, &RecordBatch),
+        at: usize,
+        now: Timestamp,
+    ) -> Result<Routed> {
+        let places = self.plan.found_columns() - 2;
+        let mut columns = rows.batch.columns().to_vec();
+        row_ids::name_rows(&mut columns, at, &row_ids::ids_of(found, at, places + 1), false)?;
+        let batch = RecordBatch::try_new(rows.batch.schema(), columns).map_err(internal)?;
+        let places = row_ids::partitions_of(found.column(places));
+        write::route_to(&session.engine, &self.relation, (InsertRows { batch, ..rows }, &places), now)
+    }
+
+    /// Events by which `found` rows of a table without a key go: what they were, for those that must not be NULL.
+    fn ends(&self, found: &RecordBatch, at: usize, rowtime: Option<ArrayRef>, now: Timestamp) -> Result<Routed> {
+        let places = self.plan.found_columns() - 2;
+        let count = self.relation.schema.columns.len();
+        let mut columns: Vec<ArrayRef> = found.columns().iter().take(count).cloned().collect();
+        row_ids::name_rows(&mut columns, at, &row_ids::ids_of(found, at, places + 1), true)?;
+        let times = || TimestampMicrosecondArray::from_value(now.micros(), found.num_rows()).with_timezone("UTC");
+        columns.push(rowtime.unwrap_or_else(|| Arc::new(times())));
+        let stored = RecordBatch::try_new(self.relation.topic_schema(), columns).map_err(internal)?;
+        write::split(&self.relation, stored, &row_ids::partitions_of(found.column(places)))
     }
 
     /// The found rows whose keys nothing has any more.

@@ -75,6 +75,7 @@ impl QueryTask {
             rows_max: STEP_ROWS_TARGET,
             bytes_max: STEP_BYTES_TARGET,
             removed: Removed::Skip,
+            first: None,
         };
         let mut task = Self {
             engine: Arc::clone(engine),

@@ -497,6 +497,7 @@ fn relation(name: &str) -> Relation {
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
         fills: Default::default(),
+        row_ids: None,
     }
 }
 fn create(name: &str) -> Command {

@@ -112,6 +112,7 @@ fn relation(name: &str, kind: RelationKind, columns: &[(&str, SqlType, bool)]) -
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
         fills: Default::default(),
+        row_ids: None,
     }
 }
 

@@ -120,6 +120,7 @@ fn relation() -> Relation {
         created_at: Timestamp::from_micros(0),
         sql: String::new(),
         fills: Default::default(),
+        row_ids: None,
     }
 }
 
