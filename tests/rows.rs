@@ -7,6 +7,10 @@ use crate::changes::{number, together};
 use crate::common::{DEADLINE, Server, connect, words};
 use crate::damage::{rows, sealing};
 use millstream::node::Node;
+use millstream::offline::backup::{backup, restore};
+use millstream::offline::dump::{RowFormat, dump};
+use millstream::storage::RealDisk;
+use std::sync::Arc;
 use tokio_postgres::Client;
 
 const STEPS: usize = 360;
@@ -199,4 +203,60 @@ async fn rows_without_a_key_lose_no_change_of_many_clients() {
     one.batch_execute("ROLLBACK").await.unwrap();
     two.batch_execute("UPDATE c SET n = 1").await.unwrap();
     server.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_rows_without_a_key_outlast_compaction_backup_and_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = sealing(dir.path());
+    let node = Node::start(&config).await.unwrap();
+    let client = connect(node.pg_address()).await;
+    client.batch_execute("CREATE TABLE t (v bigint NOT NULL, s text) WITH (partitions = 2)").await.unwrap();
+    client.batch_execute("INSERT INTO t SELECT i, 'same' FROM generate_series(1, 1000) AS x(i)").await.unwrap();
+    client.batch_execute("INSERT INTO t SELECT 1, 'same' FROM generate_series(1, 1000) AS x(i)").await.unwrap();
+    for _ in 0..40 {
+        client.batch_execute("UPDATE t SET v = v + 1").await.unwrap();
+    }
+    client.batch_execute("DELETE FROM t WHERE v % 10 = 0; UPDATE t SET s = md5(v::text) WHERE v < 500").await.unwrap();
+    // Numbers 41 to 1040, less those that end in 0; and 1000 times 41.
+    let sql = "SELECT count(*), sum(v), min(v), max(v), count(DISTINCT v), count(*) FILTER (WHERE s = 'same') FROM t";
+    let expected = "1900|527000|41|1039|900|486";
+    assert_eq!(rows(&client, sql).await.unwrap(), [expected]);
+    let places = "SELECT count(DISTINCT (rowpartition, rowoffset)), sum(rowoffset) FROM t";
+    let placed = rows(&client, places).await.unwrap();
+    let begun = std::time::Instant::now();
+    let events = "SELECT sum(events)::bigint FROM millstream.partitions WHERE topic = 't'";
+    while number(&client, events).await > 20_000 {
+        assert!(begun.elapsed() < DEADLINE, "{} events", number(&client, events).await);
+        assert_eq!(rows(&client, sql).await.unwrap(), [expected], "while it is compacted");
+    }
+    assert_eq!(rows(&client, sql).await.unwrap(), [expected]);
+    assert_eq!(rows(&client, places).await.unwrap(), placed, "rows stay in their places");
+    let (data, to, restored) = (config.data_dir.clone(), dir.path().join("copy"), dir.path().join("restored"));
+    let (from, into) = (to.clone(), restored.clone());
+    let copying = tokio::task::spawn_blocking(move || {
+        assert!(backup(Arc::new(RealDisk), &data, &to, None).unwrap().report.is_clean());
+        assert!(restore(Arc::new(RealDisk), &from, &into).unwrap().report.is_clean());
+    });
+    copying.await.unwrap();
+    drop(client);
+    node.stop().await;
+    for data_dir in [config.data_dir.clone(), restored] {
+        config.data_dir = data_dir;
+        let node = Node::start(&config).await.unwrap();
+        let client = connect(node.pg_address()).await;
+        assert_eq!(rows(&client, sql).await.unwrap(), [expected]);
+        assert_eq!(rows(&client, places).await.unwrap(), placed);
+        assert_eq!(client.execute("UPDATE t SET s = 'last' WHERE v = 41", &[]).await.unwrap(), 1001);
+        assert_eq!(client.execute("DELETE FROM t WHERE s <> 'last'", &[]).await.unwrap(), 899);
+        assert_eq!(rows(&client, "SELECT v, s, count(*) FROM t GROUP BY v, s").await.unwrap(), ["41|last|1001"]);
+        drop(client);
+        node.stop().await;
+        // Files have every event as it is, also those by which rows changed.
+        let mut text = Vec::new();
+        dump(&RealDisk, &config.data_dir, Some(RowFormat::Csv), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("rowfirst,rowgone"), "{}", &text[..text.len().min(2000)]);
+        assert!(text.lines().filter(|line| line.contains(",last,")).count() >= 1001);
+    }
 }

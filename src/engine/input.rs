@@ -355,7 +355,16 @@ mod tests {
         let relation = Arc::clone(engine.catalog().relation("s").unwrap());
         let (partitions, schema) = (engine.shard_of(&relation).unwrap().partitions(), relation.topic_schema());
         let (projection, rows_max) = (vec![0], 100);
-        let mut reader = Reader { relation, partitions, projection, schema, rows_max, bytes_max: ByteSize::ZERO };
+        let mut reader = Reader {
+            relation,
+            partitions,
+            projection,
+            schema,
+            rows_max,
+            bytes_max: ByteSize::ZERO,
+            removed: Removed::Skip,
+            first: None,
+        };
         for bytes in (1..200).chain([250, 400, 1000, 100_000]) {
             reader.bytes_max = ByteSize::new(bytes);
             let (mut positions, mut offsets) = (reader.starts(), Vec::new());

@@ -509,8 +509,9 @@ impl Session {
         // Dropped with its rows when that fails, which gives up what is not committed.
         match (appends.pop(), appends.is_empty()) {
             (Some((shard, append)), true) => drop(self.append_to(shard, append).await?),
-            (last, _) => {
-                appends.extend(last);
+            (None, _) => {}
+            (Some(last), false) => {
+                appends.push(last);
                 self.append_across(appends).await?;
             }
         }
