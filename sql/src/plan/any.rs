@@ -21,6 +21,53 @@ const ITEM: &str = "$item";
 /// The mark on an array; its right side is the item.
 const ARRAY: &str = "$array";
 
+/// Gives ANY over an array, which the engine takes for false where it is NULL, another form. `x = ANY (ARRAY[1, 2])` is
+/// `x IN (1, 2)`: other items have types of their own, which IN would give up. `x < ANY (y)` is `NOT x >= ALL (y)`. A
+/// parameter stays, so that its items can be looked up.
+pub(super) fn rewrite(expr: &mut ast::Expr) {
+    let ast::Expr::AnyOp { left, compare_op, right, .. } = expr else { return };
+    let take = |expr: &mut ast::Expr| Box::new(std::mem::replace(expr, refuse::null()));
+    if let (BinaryOperator::Eq, ast::Expr::Array(array)) = (&*compare_op, right.as_mut())
+        && !array.elem.is_empty()
+        && array.elem.iter().all(is_number)
+    {
+        *expr = ast::Expr::InList { expr: take(left), list: std::mem::take(&mut array.elem), negated: false };
+        return;
+    }
+    let compare_op = match compare_op {
+        BinaryOperator::Eq if is_parameter(right) => return,
+        BinaryOperator::Eq => BinaryOperator::NotEq,
+        BinaryOperator::NotEq => BinaryOperator::Eq,
+        BinaryOperator::Lt => BinaryOperator::GtEq,
+        BinaryOperator::GtEq => BinaryOperator::Lt,
+        BinaryOperator::Gt => BinaryOperator::LtEq,
+        BinaryOperator::LtEq => BinaryOperator::Gt,
+        _ => return,
+    };
+    if matches!(right.as_ref(), ast::Expr::Subquery(_) | ast::Expr::Tuple(_)) {
+        return;
+    }
+    let all = ast::Expr::AllOp { left: take(left), compare_op, right: take(right) };
+    *expr = ast::Expr::UnaryOp { op: ast::UnaryOperator::Not, expr: Box::new(all) };
+}
+
+/// Whether it is a number, or NULL.
+fn is_number(expr: &ast::Expr) -> bool {
+    match expr {
+        ast::Expr::UnaryOp { op: ast::UnaryOperator::Minus, expr } | ast::Expr::Nested(expr) => is_number(expr),
+        ast::Expr::Value(value) => matches!(value.value, ast::Value::Number(..) | ast::Value::Null),
+        _ => false,
+    }
+}
+
+fn is_parameter(expr: &ast::Expr) -> bool {
+    match expr {
+        ast::Expr::Cast { expr, .. } | ast::Expr::Nested(expr) => is_parameter(expr),
+        ast::Expr::Value(value) => matches!(value.value, ast::Value::Placeholder(_)),
+        _ => false,
+    }
+}
+
 /// Marks both sides of an ANY or ALL over an array.
 pub(super) fn mark(item: &mut ast::Expr, array: &mut ast::Expr) {
     // One ANY inside of another keeps its types: the marks would double with each level.

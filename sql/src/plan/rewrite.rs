@@ -162,6 +162,7 @@ impl Rewriter<'_, '_, '_> {
                     **inner = Expr::Value(Value::SingleQuotedString(text).with_span(span));
                 }
             }
+            Expr::AnyOp { .. } => super::any::rewrite(expr),
             Expr::CompoundFieldAccess { root, access_chain } => {
                 qualify_root(self.scope, root, access_chain);
                 super::access::literal_steps(access_chain)?;
