@@ -10,7 +10,7 @@ use crate::engine::pin::Pin;
 use crate::engine::registry::{SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
-use crate::engine::transaction::{Pending, Share, Transaction};
+use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
 use crate::replication::{Append, Cuts, Staging};
 use millstream_catalog::SqlType;

@@ -139,11 +139,6 @@ impl Transaction {
         !self.writes.is_empty() || !self.staging.is_empty()
     }
 
-    /// Whether rows it wrote are in the log already.
-    pub(crate) fn has_staged(&self) -> bool {
-        self.staging.is_some()
-    }
-
     /// `BEGIN`. False when a block was open already.
     pub(crate) fn begin(&mut self, is_read_only: bool) -> bool {
         let was_explicit = self.is_explicit();

@@ -82,7 +82,8 @@ impl Versions {
             let (start, position) = (view.offset_start(), view.offset_start());
             *shared = Arc::new(RwLock::new(Self { start, position, ..Self::default() }));
         }
-        let (position, end) = (shared.read().position, view.state_end_at(cut));
+        let end = view.state_end_at(cut).map_err(|error| read_error(&relation.name, error))?;
+        let position = shared.read().position;
         if end <= position {
             return Ok(());
         }

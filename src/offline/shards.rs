@@ -281,6 +281,7 @@ mod tests {
             compression: Compression::None,
             end: SegmentEnd { bytes: 1, crc: 1 },
             rowtime: None,
+            entries: None,
             lost: None,
         };
         PartitionManifest {

@@ -1,6 +1,5 @@
 //! Merging and compaction against naive models, beside seals and readers, and under crashes at every write.
 
-use super::super::disk::RealDisk;
 use super::super::fault_disk::FaultDisk;
 use super::super::scan::ScanRequest;
 use super::super::seal::SEGMENTS;

@@ -192,10 +192,6 @@ impl Session {
         };
         let keyword = change.kind.keyword();
         self.transaction.check_writable(keyword)?;
-        if self.transaction.has_staged() {
-            let what = format!("{keyword} behind so many rows of its transaction that they are in the log already");
-            return Err(SqlError::unsupported(what, "commit them first"));
-        }
         let relation = self.changed_table(&change.target, keyword)?;
         let relation = if relation.lacks_key() { self.with_row_ids(relation).await? } else { relation };
         let Arguments { types, values } = arguments;

@@ -290,7 +290,7 @@ async fn cuts_are_not_between_the_shards_of_a_transaction() {
                 .map(|shard| {
                     let partition = of(&node, shard).partitions().get(topic_of(shard), PartitionId::new(0));
                     let view = partition.expect("partition").view();
-                    view.offset_end_at(cuts[&ShardId::new(shard)]).value()
+                    view.offset_end_at(cuts[&ShardId::new(shard)]).expect("entries").value()
                 })
                 .collect();
             assert!(ends.iter().all(|end| *end == ends[0]), "{ends:?}");
