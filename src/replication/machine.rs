@@ -5,23 +5,26 @@
 //! the node rather than let replicas differ. openraft's state machine task is the only caller. A crash loses
 //! the memory; the manifest and the entries after it give it back.
 
+mod decide;
+mod staged;
+
+pub(super) use self::decide::Runs;
+use self::decide::{Run, parts_of};
 use super::codec::DecodeError;
-use super::entry::{AppendWrite, Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, Writes};
+use super::entry::{Change, EntryData, Operations, Part, Write, WriteBatch, Writes};
 use super::error::Refused;
-use super::guard::{self, GuardError};
+use super::guard::GuardError;
 use super::log_store::LogStore;
 use super::manifest::{Extra, decode_applied, decode_extra, encode_applied, encode_extra};
-use super::producers::{Novelty, Verdict};
+use super::producers::Novelty;
 use super::progress;
 use super::raft::{Entry, LogId, Replies, Reply, SnapshotMeta, StoredMembership, TypeConfig, index_of};
 use super::read_side::{Failure, ReadSide};
-use super::stages::{self, Prepared, Stages, StagesError};
-use super::types::{Appended, Decider, Guard, PartitionPosition};
+use super::stages::{Stages, StagesError};
+use super::types::{Appended, Decider, PartitionPosition};
 use super::upkeep;
 use crate::env;
-use crate::storage::{
-    KeySet, ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StagedRows, StorageError,
-};
+use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StorageError};
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
 use millstream_catalog::model::{
@@ -30,7 +33,6 @@ use millstream_catalog::model::{
 use millstream_catalog::{Snapshot, State};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
-use std::collections::BTreeSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -339,188 +341,6 @@ impl Machine {
         Ok(Replies(replies.collect()))
     }
 
-    /// Takes in staged rows, gives up transactions, and brings the rows of those that commit: per write, its transaction.
-    fn apply_stages(
-        &mut self,
-        index: EntryIndex,
-        (writes, runs): (&Writes, &Runs),
-        verdicts: &[Verdict],
-    ) -> Result<Vec<Option<StageId>>, Fatal> {
-        let mut stages = vec![None; writes.writes.len()];
-        for (number, write) in writes.writes.iter().enumerate() {
-            match write {
-                Write::Stage(stage, parts) if matches!(verdicts.get(number), Some(Ok(_))) => {
-                    let rows = self.staged_rows(index, (writes, runs), (number, parts, &[]))?;
-                    let rows = rows.into_iter().map(|(rows, _)| rows).collect();
-                    stages[number] = self.stages.stage(*stage, index, rows);
-                }
-                Write::Append(AppendWrite { staged: Some(stage), .. }) => {
-                    if matches!(verdicts.get(number), Some(Ok(Novelty::New))) {
-                        self.append_staged(index, *stage)?;
-                    }
-                    self.stages.end(*stage);
-                }
-                Write::Prepare(decider, append) => {
-                    let verdict = verdicts.get(number);
-                    if matches!(verdict, Some(Ok(Novelty::Staged))) {
-                        let write = (number, append.parts.as_slice(), append.guards.as_slice());
-                        let rows = self.staged_rows(index, (writes, runs), write)?;
-                        let prepared = Prepared { decider: *decider, claims: append.claims.clone(), now: append.now };
-                        stages[number] = self.stages.prepare(append.staged, index, rows, prepared);
-                    } else if let Some(stage) = append.staged.filter(|_| matches!(verdict, Some(Ok(_)))) {
-                        // Written before.
-                        self.stages.end(stage);
-                    }
-                }
-                Write::Commit(stage) => {
-                    if let Some(Prepared { claims, now, .. }) = self.stages.prepared(*stage) {
-                        self.read.producers.write().record(claims, *now);
-                        self.append_staged(index, *stage)?;
-                    }
-                    self.stages.end(*stage);
-                }
-                Write::Abort(stage) => self.stages.end(*stage),
-                Write::Decide(transaction) => self.stages.decide(*transaction),
-                Write::Forget(transaction) => self.stages.forget(*transaction),
-                Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) => {}
-            }
-        }
-        Ok(stages)
-    }
-
-    /// Stores the rows of a transaction; those of topics that were dropped meanwhile are no more.
-    fn append_staged(&mut self, index: EntryIndex, stage: StageId) -> Result<(), Fatal> {
-        for (rows, is_mapped) in self.stages.rows_placed(stage) {
-            if stages::fits(rows, &self.store).is_err() {
-                continue;
-            }
-            for batch in rows.batches.iter().cloned() {
-                match is_mapped {
-                    true => self.store.append_mapped(index, rows.topic, rows.partition, batch)?,
-                    false => self.store.append(index, rows.topic, rows.partition, batch)?,
-                };
-            }
-        }
-        Ok(())
-    }
-
-    /// The rows of the parts of write `number`, one run for each of its batches; of those with a guarded part also the
-    /// keys.
-    fn staged_rows(
-        &self,
-        index: EntryIndex,
-        (writes, runs): (&Writes, &Runs),
-        (number, parts, guards): (usize, &[Part], &[Option<Guard>]),
-    ) -> Result<Vec<(StagedRows, Option<KeySet>)>, Fatal> {
-        let mut staged = Vec::new();
-        for place in parts.iter().map(|part| part.batch).collect::<BTreeSet<_>>() {
-            // The rows of one write stand together.
-            let mut own = runs.of_batch(place).filter(|run| run.write == number);
-            let (Some(batch), Some(first)) = (writes.batches.get(place), own.next()) else { continue };
-            let Some(topic) = self.store.topic(batch.topic) else { continue };
-            let rows = own.fold(first.rows, |sum, run| sum.plus(run.rows));
-            let all = batch.data.batch(&topic.schema).map_err(|error| Fatal::Entry { index, error })?;
-            let batches = vec![all.slice(first.start.as_usize(), rows.as_usize())];
-            let rows = StagedRows { topic: batch.topic, partition: batch.partition, batches };
-            let guard =
-                parts.iter().zip(guards).find_map(|(part, guard)| guard.as_ref().filter(|_| part.batch == place));
-            let held = guard.map(|guard| stages::keys_of(&rows, &guard.key)).transpose()?.flatten();
-            staged.push((rows, held));
-        }
-        Ok(staged)
-    }
-
-    /// Writes staged rows to files, before the next entry brings more.
-    async fn move_out(&mut self, is_all: bool) -> Result<(), Fatal> {
-        let Some(job) = self.stages.move_out(&self.store, is_all) else { return Ok(()) };
-        let moved = env::spawn_blocking(move || job.run()).await;
-        let moved =
-            moved.map_err(|error| if error.is_panic() { Fatal::SealDied } else { StorageError::Closed.into() })??;
-        self.stages.moved(moved);
-        Ok(())
-    }
-
-    fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Verdict>, Fatal> {
-        let mut queries = self.read.queries.write();
-        let mut verdicts = Vec::with_capacity(writes.writes.len());
-        for write in &writes.writes {
-            let verdict = match write {
-                Write::Append(append) => {
-                    let verdict = self.check_append(append, (writes, runs, &verdicts));
-                    let verdict = verdict.map_err(|error| error.at(index))?;
-                    if verdict == Ok(Novelty::New) {
-                        self.read.producers.write().record(&append.claims, append.now);
-                    }
-                    verdict
-                }
-                Write::Prepare(_, append) => {
-                    let verdict = self.check_append(append, (writes, runs, &verdicts));
-                    let staged = |novelty| if novelty == Novelty::New { Novelty::Staged } else { novelty };
-                    verdict.map_err(|error| error.at(index))?.map(staged)
-                }
-                Write::Stage(stage, parts) => match stage.filter(|stage| self.stages.rows(*stage).is_none()) {
-                    Some(stage) => Err(Refused::NoStage(stage)),
-                    None => self.check_parts(writes, parts).map(|()| Novelty::Staged),
-                },
-                Write::Commit(stage) if self.stages.prepared(*stage).is_none() => Err(Refused::NoStage(*stage)),
-                Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => Ok(Novelty::Staged),
-                Write::Step(step) => {
-                    let verdict = progress::check_step(&queries, step);
-                    let verdict = verdict.and_then(|()| self.check_parts(writes, &step.outputs));
-                    if verdict.is_ok() {
-                        progress::record_step(&mut queries, step, rows_of(step));
-                    }
-                    verdict.map(|()| Novelty::New)
-                }
-                Write::Checkpoint(checkpoint) => {
-                    progress::record_checkpoint(&mut queries, checkpoint).map(|()| Novelty::New)
-                }
-            };
-            verdicts.push(verdict);
-        }
-        Ok(verdicts)
-    }
-
-    fn check_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
-        if let Err(refused) = self.check_parts(entry.0, &append.parts) {
-            return Ok(Err(refused));
-        }
-        if let Some(stage) = append.staged {
-            let Some(mut rows) = self.stages.rows(stage) else { return Ok(Err(Refused::NoStage(stage))) };
-            if let Err(refused) = rows.try_for_each(|rows| stages::fits(rows, &self.store)) {
-                return Ok(Err(refused));
-            }
-            if let Some(damage) = self.stages.damage(stage) {
-                return Err(damage.clone().into());
-            }
-        }
-        if self.stages.holds_any()
-            && let Err(refused) = guard::check_held(&self.store, &self.stages, entry, append)?
-        {
-            return Ok(Err(refused));
-        }
-        let novelty = match self.read.producers.write().check(&append.claims, append.now) {
-            Ok(novelty) => novelty,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        if novelty == Novelty::New
-            && let Err(refused) = guard::check(&self.store, entry, append)?
-        {
-            return Ok(Err(refused));
-        }
-        Ok(Ok(novelty))
-    }
-
-    fn check_parts(&self, writes: &Writes, parts: &[Part]) -> Result<(), Refused> {
-        for batch in parts.iter().filter_map(|part| writes.batches.get(part.batch)) {
-            let topic = self.store.topic(batch.topic).ok_or(Refused::NoTopic(batch.topic))?;
-            if batch.partition.value() >= topic.partitions {
-                return Err(Refused::NoPartition(batch.topic, batch.partition));
-            }
-        }
-        Ok(())
-    }
-
     /// Stores the accepted runs of `batch`; the offset of each run's first row, refused ones at zero.
     fn store_batch<'a>(
         &mut self,
@@ -656,26 +476,12 @@ impl Machine {
     }
 }
 
-fn parts_of(write: &Write) -> &[Part] {
-    match write {
-        Write::Append(append) | Write::Prepare(_, append) => &append.parts,
-        Write::Stage(_, parts) => parts,
-        Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => &[],
-        Write::Step(step) => &step.outputs,
-        Write::Checkpoint(_) => &[],
-    }
-}
-
 /// The offset of the next run of the part's batch.
 fn next_offset(bases: &[Vec<Offset>], cursors: &mut [usize], part: Part) -> Offset {
     let Some(cursor) = cursors.get_mut(part.batch) else { return Offset::ZERO };
     let offset = bases.get(part.batch).and_then(|offsets| offsets.get(*cursor));
     *cursor += 1;
     offset.copied().unwrap_or_default()
-}
-
-fn rows_of(step: &StepWrite) -> RowCount {
-    step.outputs.iter().fold(RowCount::ZERO, |sum, part| sum.plus(part.rows))
 }
 
 /// Runs a job on a blocking thread, once the log has on stable storage what the job's manifest covers.
@@ -693,43 +499,6 @@ fn run_seal(job: SealJob, log: LogStore, read: Arc<ReadSide>) -> oneshot::Receiv
     });
     *read.seal_job.lock() = Some(task);
     receiver
-}
-
-/// The rows of one part within its batch.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Run {
-    pub(super) write: usize,
-    pub(super) start: RowCount,
-    pub(super) rows: RowCount,
-}
-
-/// Which rows of which batch belong to which write.
-pub(super) struct Runs {
-    by_batch: Vec<Vec<Run>>,
-}
-
-impl Runs {
-    fn new(writes: &Writes) -> Result<Self, DecodeError> {
-        let mut by_batch: Vec<Vec<Run>> = writes.batches.iter().map(|_| Vec::new()).collect();
-        let mut ends = vec![RowCount::ZERO; writes.batches.len()];
-        let damaged = || DecodeError::Damaged("its parts do not add up to its batches".to_owned());
-        for (number, write) in writes.writes.iter().enumerate() {
-            for part in parts_of(write) {
-                let runs = by_batch.get_mut(part.batch).ok_or_else(damaged)?;
-                let end = ends.get_mut(part.batch).ok_or_else(damaged)?;
-                runs.push(Run { write: number, start: *end, rows: part.rows });
-                *end = end.plus(part.rows);
-            }
-        }
-        if ends.iter().zip(&writes.batches).any(|(end, batch)| *end != batch.rows) {
-            return Err(damaged());
-        }
-        Ok(Self { by_batch })
-    }
-
-    pub(super) fn of_batch(&self, batch: usize) -> impl Iterator<Item = &Run> {
-        self.by_batch.get(batch).into_iter().flatten()
-    }
 }
 
 /// Those who wait for entries that are applied but not yet visible.
