@@ -166,8 +166,10 @@ impl Dialect for Millstream {
         }
     }
 
-    /// The right side of `IS [NOT] DISTINCT FROM` ends where a looser operator begins; sqlparser would take in all that follows.
+    /// The right side of `IS [NOT] DISTINCT FROM` ends where a looser operator begins; sqlparser would take in all that
+    /// follows. It does not follow itself, as in PostgreSQL: copies of its left side would be quadratic, and deep.
     fn parse_infix(&self, parser: &mut Parser<'_>, left: &Expr, _: u8) -> Option<Result<Expr, ParserError>> {
+        let found = parser.peek_token();
         let make: fn(Box<Expr>, Box<Expr>) -> Expr =
             if parser.parse_keywords(&[Keyword::IS, Keyword::DISTINCT, Keyword::FROM]) {
                 Expr::IsDistinctFrom
@@ -176,6 +178,9 @@ impl Dialect for Millstream {
             } else {
                 return None;
             };
+        if matches!(left, Expr::IsDistinctFrom(..) | Expr::IsNotDistinctFrom(..)) {
+            return Some(parser.expected("end of expression", found));
+        }
         let right = parser.parse_subexpr(self.prec_value(Precedence::Is));
         Some(right.map(|right| make(Box::new(left.clone()), Box::new(right))))
     }

@@ -66,8 +66,10 @@ pub(super) fn in_order(plan: Arc<dyn ExecutionPlan>, threads: usize) -> Result<A
             None => plan,
         });
     }
+    // What wants its input sorted merges parts by that order itself.
+    let wants_order = plan.required_input_ordering().iter().any(Option::is_some);
     match plan.children().as_slice() {
-        [input] if plan.maintains_input_order() == [true] => {
+        [input] if !wants_order && plan.maintains_input_order() == [true] => {
             let input = in_order(Arc::clone(input), threads)?;
             with_inputs(plan, vec![input])
         }

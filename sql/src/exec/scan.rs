@@ -96,7 +96,8 @@ impl ScanExec {
     pub fn open(target: ScanTarget) -> Result<Self> {
         let scanned = Arc::new(ScanMetrics::default());
         let opened = open(&target, &scanned)?;
-        let partitions = opened.len().clamp(1, target.parallelism.max(1));
+        let threads = if target.lookup.is_some() { 1 } else { target.parallelism.max(1) };
+        let partitions = opened.len().clamp(1, threads);
         let properties = PlanProperties::new(
             EquivalenceProperties::new(Arc::clone(&target.schema)),
             Partitioning::UnknownPartitioning(partitions),
