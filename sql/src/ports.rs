@@ -109,7 +109,8 @@ pub struct ScanSummary {
 ///
 /// One source serves one statement: every scan through it sees the same committed rows.
 pub trait RelationSource: Send + Sync + Debug {
-    /// Batches of `relation`; of a table with a key, its current rows. An empty answer means no rows.
+    /// Batches of `relation`; of a table with a key, its current rows, in the same parts whatever the parallelism. An empty
+    /// answer means no rows.
     ///
     /// # Errors
     /// Storage errors, as far as they show before the first batch.

@@ -53,13 +53,14 @@ impl Held {
     /// 53200 when all together hold too much; the share stays as it was.
     pub(crate) fn set(&mut self, bytes: ByteSize) -> Result<()> {
         let (more, most) = (bytes.value().saturating_sub(self.bytes), self.room.bytes_max.value());
-        if more > 0 {
-            let grown = |used: u64| used.checked_add(more).filter(|sum| *sum <= most);
-            let taken = self.room.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
-            taken.map_err(|_| full(self.room.bytes_max))?;
-            self.bytes = bytes.value();
+        if more == 0 {
+            self.put(bytes);
+            return Ok(());
         }
-        self.put(bytes);
+        let grown = |used: u64| used.checked_add(more).filter(|sum| *sum <= most);
+        let taken = self.room.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+        taken.map_err(|_| full(self.room.bytes_max))?;
+        self.bytes = bytes.value();
         Ok(())
     }
 
@@ -67,8 +68,17 @@ impl Held {
     /// leave it.
     pub(crate) fn put(&mut self, bytes: ByteSize) {
         let bytes = bytes.value();
-        self.room.used.fetch_add(bytes, Ordering::Relaxed);
-        self.room.used.fetch_sub(std::mem::replace(&mut self.bytes, bytes), Ordering::Relaxed);
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        // Only the difference: others must not see more than there is, not for a moment.
+        match bytes.checked_sub(before) {
+            Some(more) => self.room.used.fetch_add(more, Ordering::Relaxed),
+            None => self.room.used.fetch_sub(before - bytes, Ordering::Relaxed),
+        };
+    }
+
+    /// As [`Held::put`], of a part of it that took `before` bytes and takes `after` now.
+    pub(crate) fn count(&mut self, before: u64, after: u64) {
+        self.put(ByteSize::new(self.bytes.saturating_sub(before) + after));
     }
 
     /// What this one holds.
@@ -125,6 +135,26 @@ mod tests {
         second.set(ByteSize::new(100)).unwrap();
         drop(second);
         assert_eq!(room.used(), ByteSize::ZERO);
+    }
+
+    #[test]
+    fn nobody_sees_a_share_twice() {
+        let room = HoldingRoom::new(ByteSize::new(100));
+        let (mut share, mut other) = (room.share(), room.share());
+        other.put(ByteSize::new(1));
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..1_000_000_u64 {
+                    share.put(ByteSize::new(60 + round % 2));
+                    share.set(ByteSize::new(60)).unwrap();
+                }
+                is_done.store(true, Ordering::Release);
+            });
+            while !is_done.load(Ordering::Acquire) {
+                assert!(!other.is_over());
+            }
+        });
     }
 
     #[test]

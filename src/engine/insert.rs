@@ -27,9 +27,13 @@ use millstream_sql::plan::eval_constant;
 use millstream_sql::{SqlError, types};
 use sqlparser::ast;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// How often a write is tried again whose keys a transaction holds that is about to commit. Each time takes a sync.
-const PREPARED_WAITS_MAX: usize = 1_000;
+/// How often a write is tried again whose keys a transaction holds that is about to commit: for about 50 s. Each time takes a
+/// sync.
+const PREPARED_WAITS_MAX: u32 = 1_000;
+/// The longest wait before it.
+const PREPARED_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// Ends when a queued statement is committed, or was refused. Dropping it changes nothing.
 pub type Commit = BoxFuture<'static, Result<()>>;
@@ -137,7 +141,8 @@ impl Session {
     }
 
     /// Runs an INSERT that [`Session::ahead_shard`] allows up to its place in the queue of its shard: the tag, and what
-    /// ends when it is committed. INSERTs of one shard are committed in the order of these calls.
+    /// ends when it is committed. INSERTs of one shard are committed in the order of these calls; so one that meets a key of a
+    /// transaction that is about to commit is refused (40001), not tried again behind those that follow it.
     ///
     /// # Errors
     /// Of the rows; nothing is queued then.
@@ -329,7 +334,9 @@ impl Session {
             match shard.append(append.clone()).await {
                 Ok(appended) => return Ok(appended.offsets),
                 // Rows that depend on nothing wait for the end of the transaction that has their keys.
-                Err(ReplicationError::Changed(_)) if is_free(&append) && waits < PREPARED_WAITS_MAX => waits += 1,
+                Err(ReplicationError::Changed(_)) if is_free(&append) && waits < PREPARED_WAITS_MAX => {
+                    wait_for_prepared(&mut waits).await;
+                }
                 Err(error) => self.mend(error).await?,
             }
         }
@@ -346,7 +353,9 @@ impl Session {
         loop {
             match self.engine.replication().append_across(appends.clone()).await {
                 Ok(()) => return Ok(()),
-                Err(ReplicationError::Changed(_)) if is_free && waits < PREPARED_WAITS_MAX => waits += 1,
+                Err(ReplicationError::Changed(_)) if is_free && waits < PREPARED_WAITS_MAX => {
+                    wait_for_prepared(&mut waits).await;
+                }
                 Err(error) => self.mend(error).await?,
             }
         }
@@ -369,6 +378,12 @@ impl Session {
             error => Err(replication_error(error)),
         }
     }
+}
+
+/// A moment, longer each time: for a transaction that is about to commit to do so.
+async fn wait_for_prepared(waits: &mut u32) {
+    tokio::time::sleep(Duration::from_millis(1 << (*waits).min(16)).min(PREPARED_WAIT_MAX)).await;
+    *waits += 1;
 }
 
 fn has_guards(append: &Append) -> bool {

@@ -89,6 +89,20 @@ impl LogSource {
         partition.view().is_touched(position, keys).map_err(|error| read_error(&relation.name, error))
     }
 
+    /// How many rows came to a partition since this source was made.
+    ///
+    /// # Errors
+    /// SE007 when the shard is not here.
+    pub(crate) fn rows_since(&self, relation: &Relation, partition: PartitionId) -> Result<u64> {
+        let end = self.shard(relation)?.0.get(relation.id, partition).map(|partition| partition.view().offset_end());
+        Ok(end.unwrap_or_default().value().saturating_sub(self.position(relation, partition)?.value()))
+    }
+
+    /// Whether the rows of a table with a key are in memory, but for a few: to look some up takes no time.
+    pub(crate) fn is_folded(&self, relation: &Arc<Relation>) -> bool {
+        self.shard(relation).is_ok_and(|(partitions, _)| self.engine.tables().is_folded(relation, partitions))
+    }
+
     fn scan_log(&self, relation: &Arc<Relation>, request: &ScanRequest) -> Result<Vec<BatchIter>> {
         let (partitions, cut) = self.shard(relation)?;
         let layout = Arc::new(Layout::new(&request.projection, &relation.stored_schema()));

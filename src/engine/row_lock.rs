@@ -39,6 +39,8 @@ struct TableLocks {
     whole: Option<u64>,
     /// How many rows each owner has.
     counts: HashMap<u64, usize>,
+    /// Who waits for the whole table: owners that have no rows of it come later.
+    wanted: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -93,27 +95,42 @@ impl RowLocks {
 }
 
 impl State {
-    /// Takes all the locks, or none: then who has one of them.
-    fn take(&mut self, owner: u64, topic: TopicId, rows: &[u64]) -> std::result::Result<(), u64> {
+    /// Takes all the locks, or none: the rows that `owner` did not have, or who has one of them.
+    fn take(&mut self, owner: u64, topic: TopicId, rows: &[u64]) -> std::result::Result<Vec<u64>, u64> {
         let table = self.tables.entry(topic).or_default();
-        if let Some(other) = table.whole.filter(|other| *other != owner) {
-            return Err(other);
+        if let Some(other) = table.whole {
+            return if other == owner { Ok(Vec::new()) } else { Err(other) };
         }
         let has = table.counts.get(&owner).copied().unwrap_or(0);
-        if has + rows.len() > ROW_LOCKS_MAX {
+        if let Some(other) = table.wanted.filter(|other| *other != owner && has == 0) {
+            return Err(other);
+        }
+        let new: HashSet<u64> = rows.iter().copied().filter(|row| table.rows.get(row) != Some(&owner)).collect();
+        if has + new.len() > ROW_LOCKS_MAX {
             if let Some(other) = table.counts.keys().find(|other| **other != owner) {
+                table.wanted.get_or_insert(owner);
                 return Err(*other);
             }
             table.whole = Some(owner);
             table.counts.entry(owner).or_default();
-            return Ok(());
+            return Ok(Vec::new());
         }
-        if let Some(other) = rows.iter().filter_map(|row| table.rows.get(row)).find(|other| **other != owner) {
+        if let Some(other) = new.iter().find_map(|row| table.rows.get(row)) {
             return Err(*other);
         }
-        table.rows.extend(rows.iter().map(|row| (*row, owner)));
-        *table.counts.entry(owner).or_default() += rows.len();
-        Ok(())
+        table.rows.extend(new.iter().map(|row| (*row, owner)));
+        *table.counts.entry(owner).or_default() += new.len();
+        Ok(new.into_iter().collect())
+    }
+
+    /// Lets those look again who wait for `owner`.
+    fn wake(&mut self, owner: u64) {
+        for other in self.owners.values_mut().filter(|other| other.waits_for == Some(owner)) {
+            other.waits_for = None;
+        }
+        if let Some(own) = self.owners.get_mut(&owner) {
+            std::mem::take(&mut own.released).cancel();
+        }
     }
 
     /// Whether `owner` would wait for itself if it waited for `other`.
@@ -137,13 +154,16 @@ impl LockOwner {
     /// # Cancellation
     /// Nothing new is locked then.
     pub(crate) async fn lock(&self, topic: TopicId, rows: &[u64]) -> Result<()> {
+        let _waiting = Waiting(self, topic);
         loop {
-            let _waiting = Waiting(self);
             let blocker = {
                 let mut state = self.locks.state.lock();
-                let Err(other) = state.take(self.id, topic, rows) else {
-                    self.held.lock().entry(topic).or_default().extend(rows);
-                    return Ok(());
+                let other = match state.take(self.id, topic, rows) {
+                    Ok(new) => {
+                        self.held.lock().entry(topic).or_default().extend(new);
+                        return Ok(());
+                    }
+                    Err(other) => other,
                 };
                 if state.closes_circle(self.id, other) {
                     return Err(SqlError::new(SqlState::DeadlockDetected, "deadlock detected")
@@ -175,34 +195,40 @@ impl LockOwner {
         for (topic, rows) in self.held.lock().iter_mut() {
             let kept = mark.get(topic).copied().unwrap_or(0).min(rows.len());
             let released = rows.split_off(kept);
-            let kept: HashSet<u64> = rows.iter().copied().collect();
             let Some(table) = state.tables.get_mut(topic) else { continue };
-            for row in released.iter().filter(|row| !kept.contains(row)) {
-                if table.rows.get(row) == Some(&self.id) {
-                    table.rows.remove(row);
-                }
+            for row in &released {
+                table.rows.remove(row);
             }
             if let Some(count) = table.counts.get_mut(&self.id) {
                 *count = count.saturating_sub(released.len());
+                if *count == 0 && table.whole != Some(self.id) {
+                    table.counts.remove(&self.id);
+                }
             }
         }
-        if let Some(own) = state.owners.get_mut(&self.id) {
-            // Who waits looks again.
-            std::mem::take(&mut own.released).cancel();
-        }
+        state.wake(self.id);
     }
 }
 
 /// How many rows of each table an owner had locked.
 pub(crate) type LockMark = HashMap<TopicId, usize>;
 
-/// Ends the waiting of an owner, also when its statement is cancelled.
-struct Waiting<'a>(&'a LockOwner);
+/// Ends the waiting of an owner for rows of a table, also when its statement is cancelled.
+struct Waiting<'a>(&'a LockOwner, TopicId);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(own) = self.0.locks.state.lock().owners.get_mut(&self.0.id) {
+        let mut state = self.0.locks.state.lock();
+        if let Some(own) = state.owners.get_mut(&self.0.id) {
             own.waits_for = None;
+        }
+        let Some(table) = state.tables.get_mut(&self.1) else { return };
+        if table.wanted == Some(self.0.id) {
+            table.wanted = None;
+            if table.counts.is_empty() {
+                state.tables.remove(&self.1);
+            }
+            state.wake(self.0.id);
         }
     }
 }
@@ -212,14 +238,12 @@ impl Drop for LockOwner {
         let mut state = self.locks.state.lock();
         for (topic, rows) in self.held.get_mut().drain() {
             let Some(table) = state.tables.get_mut(&topic) else { continue };
-            for row in rows {
-                if table.rows.get(&row) == Some(&self.id) {
-                    table.rows.remove(&row);
-                }
+            for row in &rows {
+                table.rows.remove(row);
             }
             table.whole = table.whole.filter(|owner| *owner != self.id);
             table.counts.remove(&self.id);
-            if table.counts.is_empty() {
+            if table.counts.is_empty() && table.wanted.is_none() {
                 state.tables.remove(&topic);
             }
         }
@@ -317,6 +341,50 @@ mod tests {
         drop(second);
         assert!(!waits(&first, &[u64::MAX - 1]));
         assert!(waits(&locks.owner(), &[u64::MAX]));
+    }
+
+    #[test]
+    fn a_row_locked_again_counts_once() {
+        let locks = Arc::new(RowLocks::default());
+        let (first, second) = (locks.owner(), locks.owner());
+        assert!(!waits(&second, &[7]));
+        assert!(!waits(&first, &vec![1; ROW_LOCKS_MAX + 1]));
+        assert!(!waits(&first, &(10..9 + ROW_LOCKS_MAX as u64).collect::<Vec<_>>()));
+        for _ in 0..3 {
+            assert!(!waits(&first, &[1, 10]));
+        }
+        assert!(waits(&first, &[8]), "one more is the whole table");
+        assert!(waits(&second, &[10]) && !waits(&second, &[8]));
+    }
+
+    #[tokio::test]
+    async fn who_wants_the_whole_table_comes_before_those_who_have_nothing_of_it() {
+        let locks = Arc::new(RowLocks::default());
+        let (all, has, new, other) = (locks.owner(), locks.owner(), locks.owner(), locks.owner());
+        let rows: Vec<u64> = (0..=ROW_LOCKS_MAX as u64).collect();
+        has.lock(T, &[u64::MAX]).await.unwrap();
+        let mut whole = Box::pin(all.lock(T, &rows));
+        assert!(whole.as_mut().now_or_never().is_none());
+        let mut late = Box::pin(new.lock(T, &[u64::MAX - 1]));
+        assert!(late.as_mut().now_or_never().is_none());
+        assert!(!waits(&has, &[u64::MAX - 2]), "who has rows goes on");
+        has.release_since(&LockMark::default());
+        assert!(waits(&has, &[u64::MAX]), "who has none any more does not");
+        whole.as_mut().await.unwrap();
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(whole);
+        drop(all);
+        late.as_mut().await.unwrap();
+        // Who gives up waiting for the table holds nobody up.
+        let mut whole = Box::pin(other.lock(T, &rows));
+        assert!(whole.as_mut().now_or_never().is_none());
+        let mut late = Box::pin(has.lock(T, &[1]));
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(whole);
+        late.as_mut().await.unwrap();
+        drop(late);
+        drop((has, other));
+        assert_eq!(locks.state.lock().tables.len(), 1);
     }
 
     #[test]

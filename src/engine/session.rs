@@ -313,7 +313,7 @@ impl Session {
             Statement::Discard(what) => self.discard(*what)?,
             Statement::Begin(modes) => self.begin(*modes),
             Statement::Commit(chain) => return self.commit_block(*chain).await,
-            Statement::Rollback(chain) => self.rollback_block(*chain),
+            Statement::Rollback(chain) => self.rollback_block(*chain)?,
             Statement::Savepoint(name) => {
                 self.check_in_block("SAVEPOINT")?;
                 self.transaction.save(name.as_str())?;
@@ -442,10 +442,11 @@ impl Session {
     }
 
     async fn commit_block(&mut self, chain: Chain) -> Result<Outcome> {
+        self.check_chain("COMMIT AND CHAIN", chain)?;
         if !self.transaction.is_explicit() {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
-        let is_failed = self.transaction.is_failed();
+        let (is_failed, is_read_only) = (self.transaction.is_failed(), self.transaction.is_read_only());
         let pending = self.transaction.end();
         let durability = self.settings.durability();
         self.cursors.end_transaction(!is_failed);
@@ -454,13 +455,15 @@ impl Session {
             self.commit_as(pending, durability).await?;
         }
         if chain == Chain::Yes {
-            self.transaction.begin(false);
+            self.transaction.begin(is_read_only);
         }
         let tag = if is_failed { "ROLLBACK" } else { "COMMIT" };
         Ok(Outcome::Command { tag: tag.to_owned() })
     }
 
-    fn rollback_block(&mut self, chain: Chain) -> &'static str {
+    fn rollback_block(&mut self, chain: Chain) -> Result<&'static str> {
+        self.check_chain("ROLLBACK AND CHAIN", chain)?;
+        let is_read_only = self.transaction.is_read_only();
         if !self.transaction.is_explicit() {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
@@ -469,9 +472,13 @@ impl Session {
         self.settings.end_transaction(false);
         self.reported.extend(self.settings.reported());
         if chain == Chain::Yes {
-            self.transaction.begin(false);
+            self.transaction.begin(is_read_only);
         }
-        "ROLLBACK"
+        Ok("ROLLBACK")
+    }
+
+    fn check_chain(&self, word: &str, chain: Chain) -> Result<()> {
+        if chain == Chain::Yes { self.check_in_block(word) } else { Ok(()) }
     }
 
     /// From now on the session reads what is committed now.

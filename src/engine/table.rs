@@ -18,6 +18,9 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Rows that are looked at where statements are served, at most: more are for the threads of queries.
+pub(crate) const ROWS_AT_ONCE_MAX: u64 = 1_024;
+
 /// The current rows of every table that was read since the start.
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -26,6 +29,8 @@ pub(crate) struct Tables {
     pub(crate) pins: Arc<Pins>,
     /// Of tables without a key, the changes of each partition.
     versions: Mutex<HashMap<TopicId, Arc<Mutex<Changed>>>>,
+    /// Of tables without a key, the version of the catalog in which all queries that read them follow changed rows.
+    changeable: Mutex<HashMap<TopicId, u64>>,
     /// For the rows of all of them.
     room: HoldingRoom,
 }
@@ -33,7 +38,8 @@ pub(crate) struct Tables {
 impl Tables {
     /// No table read yet.
     pub(crate) fn new(room: HoldingRoom) -> Self {
-        Self { tables: Mutex::default(), versions: Mutex::default(), pins: Arc::default(), room }
+        let (tables, versions, changeable) = Default::default();
+        Self { tables, versions, changeable, pins: Arc::default(), room }
     }
 
     /// The rows of `relation` as of `cut`, which whoever reads took while holding a pin: batches of the stored columns, then
@@ -77,6 +83,17 @@ impl Tables {
         })
     }
 
+    /// Whether the rows are in memory, but for those of the last [`ROWS_AT_ONCE_MAX`] events, and nobody is at work on them.
+    pub(crate) fn is_folded(&self, relation: &Arc<Relation>, partitions: &Partitions) -> bool {
+        let Some(table) = self.tables.lock().get(&relation.id).map(Arc::clone) else { return false };
+        let Some(table) = table.try_lock() else { return false };
+        let is_folded = |(id, fold): (PartitionId, &Fold)| match partitions.get(relation.id, id) {
+            Some(partition) => partition.view().offset_end().since(fold.position).value() <= ROWS_AT_ONCE_MAX,
+            None => true,
+        };
+        table.is_of(relation) && relation.partitions().zip(&table.partitions).all(is_folded)
+    }
+
     /// The number of rows of each partition.
     ///
     /// # Errors
@@ -105,24 +122,30 @@ impl Tables {
         let new = || Arc::new(Mutex::new(Changed { partitions: Vec::new(), held: self.room.share() }));
         let table = Arc::clone(self.versions.lock().entry(relation.id).or_insert_with(new));
         let mut table = table.lock();
-        table.partitions.resize_with(relation.options.partitions as usize, SharedVersions::default);
-        for (id, versions) in relation.partitions().zip(table.partitions.iter_mut()) {
-            let Some(partition) = partitions.get(relation.id, id) else { continue };
-            Versions::catch_up(versions, relation, &partition, cut)?;
-        }
-        let bytes: u64 = table.partitions.iter().map(|partition| partition.read().bytes()).sum();
-        table.held.put(ByteSize::new(bytes));
-        if bytes > 0 && table.held.is_over() {
-            let bytes_max = table.held.bytes_max();
-            table.partitions.clear();
-            table.held.put(ByteSize::ZERO);
-            return Err(out_of_memory(relation, bytes_max));
+        let has_known = table.held.bytes() > ByteSize::ZERO;
+        match table.catch_up(relation, partitions, cut) {
+            // Of what was known, compaction may have removed most.
+            Err(error) if error.sqlstate == SqlState::OutOfMemory && has_known => {
+                table.catch_up(relation, partitions, cut)?;
+            }
+            caught_up => caught_up?,
         }
         Ok(table.partitions.clone())
     }
 
+    /// Whether rows of a table without a key were found to be changeable in this version of the catalog.
+    pub(crate) fn can_change(&self, topic: TopicId, version: u64) -> bool {
+        self.changeable.lock().get(&topic) == Some(&version)
+    }
+
+    /// Remembers that rows of a table without a key can change.
+    pub(crate) fn set_can_change(&self, topic: TopicId, version: u64) {
+        self.changeable.lock().insert(topic, version);
+    }
+
     /// Forgets tables that are no longer in the catalog.
     pub(crate) fn retain(&self, catalog: &Snapshot) {
+        self.changeable.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
         self.versions.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
         self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
     }
@@ -177,6 +200,23 @@ type State<'a> = (PartitionId, &'a Fold, Offset);
 struct Changed {
     partitions: Vec<SharedVersions>,
     held: Held,
+}
+
+impl Changed {
+    /// Reads the changes up to `cut`; forgets all of them when they do not fit.
+    fn catch_up(&mut self, relation: &Relation, partitions: &Partitions, cut: EntryIndex) -> Result<(), SqlError> {
+        self.partitions.resize_with(relation.options.partitions as usize, SharedVersions::default);
+        let mut each = relation.partitions().zip(self.partitions.iter_mut());
+        let caught_up = each.try_for_each(|(id, versions)| match partitions.get(relation.id, id) {
+            Some(partition) => Versions::catch_up(versions, &mut self.held, (relation, &partition), cut),
+            None => Ok(()),
+        });
+        if caught_up.as_ref().is_err_and(|error| error.sqlstate == SqlState::OutOfMemory) {
+            self.partitions.clear();
+            self.held.put(ByteSize::ZERO);
+        }
+        caught_up
+    }
 }
 
 /// A table's rows at a moment.
@@ -269,8 +309,7 @@ impl Table {
             }
         }
         fold.keep_for(keep_from, first);
-        let after = fold.bytes();
-        self.count(before, after);
+        self.held.count(before, fold.bytes());
         if end <= position {
             return Ok(());
         }
@@ -282,8 +321,7 @@ impl Table {
             let before = fold.bytes();
             fold.take(&self.keyed, &stored)?;
             fold.tidy(&self.keyed)?;
-            let after = fold.bytes();
-            self.count(before, after);
+            self.held.count(before, fold.bytes());
             if self.held.is_over() {
                 self.partitions.iter_mut().for_each(|fold| *fold = Fold::default());
                 self.held.put(ByteSize::ZERO);
@@ -294,14 +332,9 @@ impl Table {
         self.partitions.get_mut(id.value() as usize).into_iter().for_each(|fold| fold.position = end);
         Ok(())
     }
-
-    /// Counts bytes that became others.
-    fn count(&mut self, before: u64, after: u64) {
-        self.held.put(ByteSize::new(self.held.bytes().value().saturating_sub(before) + after));
-    }
 }
 
-fn out_of_memory(relation: &Relation, bytes_max: ByteSize) -> SqlError {
+pub(super) fn out_of_memory(relation: &Relation, bytes_max: ByteSize) -> SqlError {
     SqlError::new(SqlState::OutOfMemory, format!("the rows of table \"{}\" do not fit in memory", relation.name))
         .detail(format!("current rows of all tables and the state of continuous queries may take {bytes_max} bytes"))
         .hint(

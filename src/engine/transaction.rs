@@ -3,16 +3,18 @@
 //! Writes are held back until COMMIT and then appended at once, so they become visible together or not at all. Leaves out cursors (`cursor`) and the append (`replication`). A crash before COMMIT forgets
 //! them, as it must.
 
+use crate::engine::change::OwnRows;
 use crate::engine::held::{Held, HoldingRoom};
 use crate::engine::row_lock::{LockMark, LockOwner, RowLocks};
 use crate::engine::{TransactionStatus, replication_error};
 use crate::replication::{PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
+use millstream_catalog::Relation;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_MIN, STATEMENT_ROWS_BYTES_MAX};
 use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Why writes are held back.
@@ -43,6 +45,8 @@ pub(crate) struct Transaction {
     staged: BTreeSet<TopicId>,
     bytes: ByteSize,
     held: Option<Held>,
+    /// Rows of `writes` as its statements read them, by table.
+    own: HashMap<TopicId, (Arc<OwnRows>, Held)>,
     locks: Option<Arc<LockOwner>>,
 }
 
@@ -55,6 +59,9 @@ struct Savepoint {
     bytes: ByteSize,
     locks: LockMark,
 }
+
+/// Rows of a table that a transaction wrote, and its writes since they were told.
+pub(crate) type OwnSoFar = (Arc<OwnRows>, Vec<PartitionWrite>);
 
 /// Bytes a write takes in memory beside its rows.
 const WRITE_BYTES: ByteSize = ByteSize::new(1 << 10);
@@ -112,8 +119,40 @@ impl Transaction {
     }
 
     /// What waits for COMMIT, in statement order.
-    pub(crate) fn writes(&self) -> impl Iterator<Item = &PartitionWrite> {
+    fn writes(&self) -> impl Iterator<Item = &PartitionWrite> {
         self.writes.iter().map(|(_, write)| write)
+    }
+
+    /// The rows it wrote to `relation` as far as they were told before, and the writes since; `None` when there are none.
+    ///
+    /// # Errors
+    /// As [`OwnRows::new`].
+    pub(crate) fn take_own(&mut self, relation: &Arc<Relation>) -> Result<Option<OwnSoFar>, SqlError> {
+        let known = self.own.remove(&relation.id).map(|(own, _)| own).filter(|own| own.is_of(relation));
+        let from = known.as_ref().map_or(0, |own| own.writes());
+        let of = |write: &&PartitionWrite| write.topic == relation.id;
+        let more: Vec<PartitionWrite> = self.writes().skip(from).filter(of).cloned().collect();
+        Ok(match known {
+            Some(known) => Some((known, more)),
+            None if more.is_empty() => None,
+            None => Some((Arc::new(OwnRows::new(relation)?), more)),
+        })
+    }
+
+    /// Keeps rows of all writes to a table for its next statement.
+    ///
+    /// # Errors
+    /// 53200 when all transactions together hold too much.
+    pub(crate) fn keep_own(&mut self, room: &HoldingRoom, topic: TopicId, own: &Arc<OwnRows>) -> Result<(), SqlError> {
+        let mut held = room.share();
+        held.set(own.bytes())?;
+        self.own.insert(topic, (Arc::clone(own), held));
+        Ok(())
+    }
+
+    /// How many writes wait for COMMIT.
+    pub(crate) fn writes_len(&self) -> usize {
+        self.writes.len()
     }
 
     /// Whether rows of `topic` are in the log already, where statements of this transaction do not see them.
@@ -176,21 +215,40 @@ impl Transaction {
         self.block == Block::Pipeline
     }
 
-    /// A statement failed: of an explicit block only its end is accepted from now on. Rows locked since the last savepoint
-    /// are free, before the client ends the block.
+    /// A statement failed: of a block only its end is accepted from now on. What came since the last savepoint is forgotten
+    /// and its rows are free, before the client ends the block.
     pub(crate) fn fail(&mut self) {
-        if self.is_explicit() {
-            self.is_failed = true;
-            match (self.savepoints.last(), &self.locks) {
-                (Some(saved), Some(own)) => own.release_since(&saved.locks),
-                _ => self.locks = None,
-            }
+        if !self.is_open() {
+            return;
         }
+        self.is_failed = true;
+        if let Some(last) = self.savepoints.len().checked_sub(1) {
+            self.cut_back(last);
+            return;
+        }
+        let (block, is_read_only) = (self.block, self.is_read_only);
+        *self = Self { block, is_read_only, is_failed: true, ..Self::default() };
     }
 
-    /// Whether a statement failed in an explicit block.
+    /// Forgets what came after a savepoint.
+    fn cut_back(&mut self, savepoint: usize) {
+        let Some(Savepoint { writes, claims, bytes, locks, .. }) = self.savepoints.get(savepoint) else { return };
+        self.locks.iter().for_each(|own| own.release_since(locks));
+        self.writes.truncate(*writes);
+        self.claims.truncate(*claims);
+        self.own.retain(|_, (own, _)| own.writes() <= *writes);
+        self.bytes = *bytes;
+        self.held.iter_mut().for_each(|held| held.put(*bytes));
+    }
+
+    /// Whether a statement failed in the block.
     pub(crate) fn is_failed(&self) -> bool {
         self.is_failed
+    }
+
+    /// Whether it was begun as one that only reads.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.is_read_only
     }
 
     /// 25006 in a read-only transaction.
@@ -254,6 +312,7 @@ impl Transaction {
             return Ok(());
         }
         let mut by_shard: BTreeMap<ShardId, Vec<PartitionWrite>> = BTreeMap::new();
+        self.own.clear();
         for (shard, write) in std::mem::take(&mut self.writes) {
             self.staged.insert(write.topic);
             by_shard.entry(shard).or_default().push(write);
@@ -314,19 +373,10 @@ impl Transaction {
     /// 3B001 when there is none of that name.
     pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
         let at = self.find(name)?;
-        let Savepoint { writes, claims, bytes, ref locks, .. } = self.savepoints[at];
-        if let Some(own) = &self.locks {
-            own.release_since(locks);
-        }
+        self.cut_back(at);
         self.savepoints.truncate(at + 1);
-        self.writes.truncate(writes);
-        self.claims.truncate(claims);
-        self.bytes = bytes;
         self.is_failed = false;
-        match &mut self.held {
-            Some(held) => held.set(bytes),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn find(&self, name: &str) -> Result<usize, SqlError> {
@@ -350,6 +400,7 @@ impl Transaction {
         }
         self.savepoints.clear();
         self.staged.clear();
+        self.own.clear();
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
         (!shares.is_empty()).then_some(Pending { shares, _held: held, locks: self.locks.clone() })

@@ -156,9 +156,9 @@ impl Keeper {
         let catalog = self.engine.catalog();
         let partitions = shard.partitions();
         let mut looked = 0;
-        if all {
-            self.shards.entry(shard.id()).or_default().is_held = false;
-        }
+        let seen = self.shards.entry(shard.id()).or_default();
+        seen.resting.retain(|_, since| env::elapsed(*since) < REST);
+        seen.is_held &= !all;
         for relation in catalog.relations().filter(|relation| relation.shard == shard.id()) {
             let policy = policy_of(relation);
             if !all && policy.retention.is_none() && policy.retention_bytes.is_none() {
@@ -207,7 +207,6 @@ impl Keeper {
         let Some(range) = actions.rewrite else { return };
         let seen = self.shards.entry(shard.id()).or_default();
         let place = (relation.id, id);
-        seen.resting.retain(|_, since| env::elapsed(*since) < REST);
         // A second run in a partition waits for the first: it changes what the second would be decided on.
         if seen.resting.contains_key(&place) || actions.offset_start.is_some() {
             return;

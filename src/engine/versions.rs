@@ -5,7 +5,9 @@
 //! ever: an event that replaced another does so whatever comes later, so readers of older cuts share it. Leaves out the rows.
 //! In memory; after a crash the log is read again.
 
+use crate::engine::held::Held;
 use crate::engine::read_error;
+use crate::engine::table::out_of_memory;
 use crate::storage::{KeyValues, Partition, PartitionView, Parts, Pruner, ScanRequest, StoredBatch};
 use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::buffer::BooleanBuffer;
@@ -57,18 +59,18 @@ impl Versions {
     }
 
     /// About the bytes it takes.
-    pub(super) fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.replaced.len() as u64 * CHANGE_BYTES
     }
 
-    /// Brings `shared` to `cut`; replaces it where what it knows is of rows that are no longer there.
+    /// Brings `shared` to `cut`, counting it in `held`; replaces it where what it knows is of rows that are no longer there.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When the log cannot be read; 53200 when the changes take too much memory.
     pub(super) fn catch_up(
         shared: &mut SharedVersions,
-        relation: &Relation,
-        partition: &Partition,
+        held: &mut Held,
+        (relation, partition): (&Relation, &Partition),
         cut: EntryIndex,
     ) -> Result<(), SqlError> {
         let view = partition.view();
@@ -79,6 +81,7 @@ impl Versions {
         };
         if is_old {
             // Whoever reads an older view keeps what was known.
+            held.count(shared.read().bytes(), 0);
             let (start, position) = (view.offset_start(), view.offset_start());
             *shared = Arc::new(RwLock::new(Self { start, position, ..Self::default() }));
         }
@@ -87,16 +90,21 @@ impl Versions {
         if end <= position {
             return Ok(());
         }
-        let mut more = Vec::new();
         for stored in changes(relation, &view, position..end) {
             let stored = stored.map_err(|error| read_error(&relation.name, error))?;
-            more.extend(changes_of(&stored));
+            let (before, after) = {
+                let mut known = shared.write();
+                let before = known.bytes();
+                changes_of(&stored).for_each(|(offset, id, is_gone)| known.take(offset, id, is_gone));
+                known.position = stored.offset_end();
+                (before, known.bytes())
+            };
+            held.count(before, after);
+            if after > before && held.is_over() {
+                return Err(out_of_memory(relation, held.bytes_max()));
+            }
         }
-        let mut known = shared.write();
-        for (offset, id, is_gone) in more {
-            known.take(offset, id, is_gone);
-        }
-        known.position = end;
+        shared.write().position = end;
         Ok(())
     }
 
@@ -157,14 +165,11 @@ fn changes(
 }
 
 /// Offset, id and end of each row that changed.
-fn changes_of(stored: &StoredBatch) -> Vec<(u64, u64, bool)> {
+fn changes_of(stored: &StoredBatch) -> impl Iterator<Item = (u64, u64, bool)> + '_ {
     let (ids, gone) = (stored.batch.column(0).as_primitive::<Int64Type>(), stored.batch.column(1).as_boolean());
-    if ids.null_count() == ids.len() {
-        return Vec::new();
-    }
     let offsets = stored.row_offsets();
     let rows = (0..ids.len()).filter(|row| ids.is_valid(*row));
-    rows.map(|row| (offsets.value(row) as u64, ids.value(row) as u64, gone.is_valid(row) && gone.value(row))).collect()
+    rows.map(move |row| (offsets.value(row) as u64, ids.value(row) as u64, gone.is_valid(row) && gone.value(row)))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use std::sync::Arc;
 const BATCHES_AHEAD: usize = 8;
 
 /// Aggregates whose result depends on the order of rows.
-const ORDERED_AGGREGATES: [&str; 4] = ["array_agg", "string_agg", "first_value", "last_value"];
+const ORDERED_AGGREGATES: [&str; 5] = ["array_agg", "string_agg", "first_value", "last_value", "nth_value"];
 
 /// True if a result of `plan` depends on the order in which an aggregate takes rows.
 pub(super) fn has_ordered_aggregate(plan: &LogicalPlan) -> Result<bool> {

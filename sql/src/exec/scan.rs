@@ -116,8 +116,28 @@ impl ScanExec {
     /// # Errors
     /// Those of the port.
     pub(super) fn in_parts(&self) -> Result<Self> {
+        if self.target.relation.has_tombstones() {
+            return Ok(self.by_part());
+        }
         let target = ScanTarget { parallelism: THREADS_OF_PARTS, ..self.target.clone() };
         Ok(Self { is_in_parts: true, ..Self::open(target)? })
+    }
+
+    /// The same scan with a partition for each iterator of the port: as small as they get where the rows are in memory.
+    fn by_part(&self) -> Self {
+        let queues = self.rounds.lock().unwrap_or_else(PoisonError::into_inner).queues.clone();
+        let parts = queues.first().map_or(0, |queue| queue.lock().unwrap_or_else(PoisonError::into_inner).len());
+        let properties =
+            PlanProperties::clone(&self.properties).with_partitioning(Partitioning::UnknownPartitioning(parts));
+        Self {
+            target: self.target.clone(),
+            rounds: Mutex::new(Rounds { queues, taken: vec![0; parts] }),
+            is_in_parts: true,
+            scanned: Arc::clone(&self.scanned),
+            summary: self.summary.clone(),
+            properties: Arc::new(properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
     }
 
     /// The iterators `partition` shares with the others; opened anew when it has read them before, as recursive queries do.

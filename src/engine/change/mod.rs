@@ -5,6 +5,8 @@
 //! update is lost, whatever the order; a statement by itself is computed anew and does not fail. Leaves out planning (sql),
 //! locks (`row_lock`) and the refusal (replication). A crash before the append forgets the statement.
 
+mod attempt;
+mod own_rows;
 mod plans;
 mod returning;
 mod row_ids;
@@ -20,20 +22,17 @@ use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
 use crate::engine::query;
-use crate::engine::row_lock::LockOwner;
 use crate::engine::session::Session;
 use crate::engine::write::Routed;
 use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag};
 use crate::replication::PartitionWrite;
-use crate::storage::KeySet;
 use crate::storage::batch::batch_bytes;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::Schema;
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
-use millstream_catalog::model::limit::CHANGE_ATTEMPTS_MAX;
-use millstream_catalog::model::{ByteSize, Offset, SqlState, Timestamp};
+use millstream_catalog::model::{ByteSize, SqlState, Timestamp};
 use millstream_catalog::{QueryState, Relation, RelationChange, RelationKind, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{Change, Select, Target};
@@ -43,16 +42,13 @@ use plans::{ANOTHER_TIME, Known, Plans};
 use returning::Returning;
 use source::{TargetSource, internal};
 use std::sync::Arc;
-use std::time::Duration;
 use update::Update;
 use upsert::Upsert;
 
+pub(crate) use own_rows::OwnRows;
 pub(crate) use plans::KeptPlans;
 pub(crate) use row_ids::settled;
 pub(crate) use upsert::has_conflicts;
-
-/// Attempts that found their rows changed, after which plain INSERTs into the table are held back.
-const FREE_ATTEMPTS: usize = 8;
 
 /// What a statement does to rows of one table.
 enum Work<'a> {
@@ -74,15 +70,6 @@ impl Computed {
     fn parts(&mut self) -> impl Iterator<Item = &mut PartitionWrite> {
         self.tombstones.parts.iter_mut().chain(&mut self.new.parts)
     }
-}
-
-/// What RETURNING shows, and when that is known.
-enum Shows<'a> {
-    Nothing,
-    /// Columns: before rows are written, so that an error leaves nothing written.
-    Columns(&'a Returning),
-    /// Places too: once rows are written.
-    Places(&'a Returning),
 }
 
 /// What a statement did.
@@ -123,7 +110,7 @@ impl Session {
         declared: &[Option<SqlType>],
         now: Timestamp,
     ) -> Result<Plans> {
-        let source = self.target_source(update.relation())?;
+        let source = self.target_source(update.relation());
         let context = PlanContext { now, ..self.reading(&source) };
         let (select, types) = (update.select(), declared.to_vec());
         let find = self.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
@@ -143,7 +130,6 @@ impl Session {
     ) -> Result<Arc<Plans>> {
         let known = kept.take(&self.engine, &self.settings);
         if let Known::Plans(plans) = known {
-            plans.source.refresh(self.log_source(), self.transaction.writes())?;
             return Ok(plans);
         }
         let declared: Vec<Option<SqlType>> = types.into_iter().map(Some).collect();
@@ -236,18 +222,21 @@ impl Session {
     /// 0A000 while a continuous query reads it for which events are not taken back.
     async fn with_row_ids(&self, relation: Arc<Relation>) -> Result<Arc<Relation>> {
         let catalog = self.engine.catalog();
-        for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
-            let can_follow = match relation.row_ids {
-                _ if query.state == QueryState::Terminated => true,
-                Some(_) => query::plan(&self.engine, query).is_ok_and(|(.., pipeline)| pipeline.takes_changes()),
-                None => false,
-            };
-            if !can_follow {
-                return Err(SqlError::unsupported(
-                    format!("changing rows of table \"{}\", which query \"{}\" reads,", relation.name, query.name),
-                    "the query cannot take rows back: give the table a PRIMARY KEY, or drop the query",
-                ));
+        if !self.engine.tables().can_change(relation.id, catalog.version()) {
+            for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
+                let can_follow = match relation.row_ids {
+                    _ if query.state == QueryState::Terminated => true,
+                    Some(_) => query::plan(&self.engine, query).is_ok_and(|(.., pipeline)| pipeline.takes_changes()),
+                    None => false,
+                };
+                if !can_follow {
+                    return Err(SqlError::unsupported(
+                        format!("changing rows of table \"{}\", which query \"{}\" reads,", relation.name, query.name),
+                        "the query cannot take rows back: give the table a PRIMARY KEY, or drop the query",
+                    ));
+                }
             }
+            self.engine.tables().set_can_change(relation.id, catalog.version());
         }
         if relation.row_ids.is_some() {
             return Ok(relation);
@@ -259,108 +248,14 @@ impl Session {
         relation.ok_or_else(|| SqlError::new(SqlState::UndefinedTable, "the table was dropped meanwhile"))
     }
 
-    fn target_source(&self, relation: &Arc<Relation>) -> Result<Arc<TargetSource>> {
-        Ok(Arc::new(TargetSource::new(self.log_source(), relation, self.transaction.writes())?))
+    /// A table as it is committed now.
+    fn target_source(&self, relation: &Arc<Relation>) -> Arc<TargetSource> {
+        Arc::new(TargetSource::new(self.log_source(), relation))
     }
 
     /// What a query over the table is planned with.
     fn reading(&self, source: &Arc<TargetSource>) -> PlanContext {
         PlanContext { source: Arc::clone(source) as _, ..self.plan_context() }
-    }
-
-    /// Computes and writes, anew when rows changed meanwhile.
-    async fn carry_out(
-        &mut self,
-        work: &Work<'_>,
-        source: &Arc<TargetSource>,
-        values: &[ScalarValue],
-        returning: Option<&Returning>,
-    ) -> Result<Done> {
-        let relation = source.relation();
-        if self.transaction.has_staged(relation.id) {
-            let what =
-                format!("changing rows of \"{}\" after many were written to it in the same transaction", relation.name);
-            return Err(SqlError::unsupported(what, "commit what was written first"));
-        }
-        let shows = match returning {
-            None => Shows::Nothing,
-            Some(returning) if returning.shows_places && work.gives_places() => Shows::Places(returning),
-            Some(returning) => Shows::Columns(returning),
-        };
-        if let Shows::Places(_) = shows {
-            self.commit_before_places().await?;
-        }
-        let is_by_itself = !self.transaction.is_open() || matches!(shows, Shows::Places(_));
-        let owner = self.transaction.lock_owner(&self.engine.row_locks);
-        let mut barrier = None;
-        for attempt in 0..CHANGE_ATTEMPTS_MAX {
-            if attempt == FREE_ATTEMPTS {
-                barrier = Some(self.engine.row_locks.barrier(relation.id));
-            }
-            if attempt > 0 {
-                self.take_cuts().await;
-                source.refresh(self.log_source(), self.transaction.writes())?;
-            }
-            let mut held = self.engine.holding.share();
-            let mut computed = work.compute(self, source, values, &mut held).await?;
-            let wait = self.settings.lock_timeout();
-            if lock_and_look(relation, (&owner, wait), source, &mut computed).await? {
-                continue;
-            }
-            match self.write_computed(relation, computed, &shows, values).await {
-                Err(error) if error.sqlstate == SqlState::SerializationFailure && is_by_itself => {}
-                done => return done,
-            }
-        }
-        drop(barrier);
-        Err(SqlError::new(SqlState::SerializationFailure, "could not serialize access due to concurrent update")
-            .detail(format!("the rows changed during each of {CHANGE_ATTEMPTS_MAX} attempts"))
-            .hint("try again"))
-    }
-
-    /// Offsets are known once rows are written: within a block they are not; in a pipeline what came before is written too.
-    async fn commit_before_places(&mut self) -> Result<()> {
-        if !self.transaction.is_open() {
-            return Ok(());
-        }
-        if !self.transaction.is_pipeline() {
-            return Err(SqlError::unsupported(
-                "RETURNING rowpartition or rowoffset inside a transaction block",
-                "offsets are assigned at COMMIT: send the statement by itself, outside of BEGIN",
-            ));
-        }
-        match self.transaction.take_writes() {
-            Some(before) => self.commit(before).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Appends, or holds back within a transaction.
-    async fn write_computed(
-        &mut self,
-        relation: &Relation,
-        computed: Computed,
-        shows: &Shows<'_>,
-        values: &[ScalarValue],
-    ) -> Result<Done> {
-        let Computed { tombstones, new, mut shown } = computed;
-        let count = shown.num_rows();
-        let parts: Vec<PartitionWrite> = tombstones.parts.iter().chain(&new.parts).cloned().collect();
-        let rows = match shows {
-            Shows::Nothing => None,
-            Shows::Columns(returning) => Some(returning.rows(self, shown, values).await?),
-            Shows::Places(returning) => {
-                let bases = self.append_now(relation, parts, None).await?;
-                if new.row_count > 0 {
-                    let of_new: Vec<Offset> = bases.into_iter().skip(tombstones.parts.len()).collect();
-                    shown = returning::with_places(shown, new.places(&of_new))?;
-                }
-                let rows = Some(returning.rows(self, shown, values).await?);
-                return Ok(Done { count, rows });
-            }
-        };
-        self.append(relation, parts, None).await?;
-        Ok(Done { count, rows })
     }
 
     /// Runs a query to its end.
@@ -429,42 +324,6 @@ impl Work<'_> {
             Self::Upsert(upsert) => upsert.compute(session, source, values, held).await,
         }
     }
-}
-
-/// Locks the rows and guards their writes; true when they changed since they were read.
-async fn lock_and_look(
-    relation: &Relation,
-    (owner, wait): (&LockOwner, Option<Duration>),
-    source: &TargetSource,
-    computed: &mut Computed,
-) -> Result<bool> {
-    let key = relation.identity();
-    let (mut keys, mut hashes) = (Vec::new(), Vec::new());
-    for part in computed.parts() {
-        part.guard = Some(source.guard(part)?);
-        let of_part = KeySet::new(&part.batch, &key).map_err(internal)?;
-        match relation.row_ids {
-            Some(at) => hashes.extend(row_ids::locks(part, at)),
-            None => hashes.extend(of_part.hashes()),
-        }
-        keys.push(of_part);
-    }
-    if hashes.is_empty() {
-        return Ok(false);
-    }
-    let locked = owner.lock(relation.id, &hashes);
-    match wait {
-        None => locked.await?,
-        Some(wait) => tokio::time::timeout(wait, locked)
-            .await
-            .map_err(|_| SqlError::new(SqlState::LockNotAvailable, "canceling statement due to lock timeout"))??,
-    }
-    for (part, keys) in computed.parts().zip(&keys) {
-        if source.is_stale(part, keys)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// An error of RETURNING, in a statement that has other tables too.

@@ -5,7 +5,8 @@
 use super::source::{RowsSource, TargetSource, internal};
 use crate::engine::session::Session;
 use crate::engine::{Result, ResultColumn};
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::LogicalPlan;
@@ -30,6 +31,15 @@ pub(super) struct Returning {
     pub(super) columns: Arc<[ResultColumn]>,
     /// Whether it asks where rows are.
     pub(super) shows_places: bool,
+    /// The columns that are places; `None` when places are in expressions too.
+    pub(super) places: Option<Vec<(usize, Place)>>,
+}
+
+/// Where a row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Partition,
+    Offset,
 }
 
 /// Whether a list has sub-queries, and whether it names places.
@@ -48,13 +58,79 @@ impl Visitor for Look {
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
-        let name = match expr {
-            Expr::Identifier(ident) => Some(ident),
-            Expr::CompoundIdentifier(idents) => idents.last(),
-            _ => None,
-        };
-        self.shows_places |= name.is_some_and(|name| [ROWPARTITION, ROWOFFSET].contains(&name.value.as_str()));
+        self.shows_places |= place(expr).is_some();
         ControlFlow::Continue(())
+    }
+}
+
+/// The place that an expression is.
+fn place(expr: &Expr) -> Option<Place> {
+    let name = match expr {
+        Expr::Identifier(ident) => ident,
+        Expr::CompoundIdentifier(idents) => idents.last()?,
+        _ => return None,
+    };
+    match name.value.as_str() {
+        ROWPARTITION => Some(Place::Partition),
+        ROWOFFSET => Some(Place::Offset),
+        _ => None,
+    }
+}
+
+/// Which of a list's `columns` are places; `None` when a place is within an expression.
+fn places(items: &[SelectItem], columns: usize) -> Option<Vec<(usize, Place)>> {
+    let is_wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+    let wildcards = items.iter().filter(|item| is_wildcard(item)).count();
+    // Each stands for the columns of the one table.
+    let width = columns.saturating_sub(items.len() - wildcards) / wildcards.max(1);
+    let (mut at, mut places) = (0, Vec::new());
+    for item in items {
+        match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => match place(expr) {
+                Some(place) => places.push((at, place)),
+                None if names_place(expr) => return None,
+                None => {}
+            },
+            _ => {}
+        }
+        at += if is_wildcard(item) { width } else { 1 };
+    }
+    Some(places)
+}
+
+fn names_place(expr: &Expr) -> bool {
+    let mut look = Look::default();
+    let _ = expr.visit(&mut look);
+    look.shows_places
+}
+
+/// Whether an expression names the offset of the target's row.
+pub(super) fn names_offset(part: &impl Visit, target: &Target) -> bool {
+    struct Find<'a>(&'a str);
+    impl Visitor for Find<'_> {
+        type Break = ();
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            let is_of_target = match expr {
+                Expr::CompoundIdentifier(idents) => idents.iter().rev().nth(1).is_none_or(|of| of.value == self.0),
+                _ => true,
+            };
+            match place(expr) {
+                Some(Place::Offset) if is_of_target => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    part.visit(&mut Find(target.shown())).is_break()
+}
+
+/// 0A000 where offsets are asked for and some of `offsets` are of rows that the transaction wrote itself.
+pub(super) fn check_committed(offsets: &ArrayRef) -> Result<()> {
+    match offsets.as_primitive::<Int64Type>().values().iter().all(|offset| *offset >= 0) {
+        true => Ok(()),
+        false => Err(SqlError::unsupported(
+            "rowoffset of a row that the transaction has written itself",
+            "offsets are assigned at COMMIT: commit first",
+        )),
     }
 }
 
@@ -90,6 +166,7 @@ impl Returning {
         let planned = session.engine.compute.run(async move { plan_select(&context, &select, &types) }).await?;
         check(&planned)?;
         Ok(Some(Self {
+            places: places(items, planned.columns.len()),
             columns: planned.columns.clone().into(),
             planned: Arc::new(planned),
             source: rows,
@@ -131,6 +208,23 @@ impl Returning {
         self.source.clear();
         Ok(found?.rows)
     }
+
+    /// What it showed of rows before they were written, with their places.
+    ///
+    /// # Errors
+    /// When they cannot be put together; none is known.
+    pub(super) fn with_places(
+        &self,
+        rows: RecordBatch,
+        (partitions, offsets): (ArrayRef, ArrayRef),
+    ) -> Result<RecordBatch> {
+        let mut columns: Vec<ArrayRef> = rows.columns().to_vec();
+        for (at, place) in self.places.iter().flatten() {
+            let column = columns.get_mut(*at).ok_or_else(|| internal("a column of RETURNING is missing"))?;
+            *column = Arc::clone(if *place == Place::Partition { &partitions } else { &offsets });
+        }
+        RecordBatch::try_new(rows.schema(), columns).map_err(internal)
+    }
 }
 
 /// Each changed row gives one.
@@ -158,13 +252,4 @@ pub(super) fn over_rows(session: &Session, source: &Arc<RowsSource>) -> PlanCont
     let context = session.plan_context();
     let settings = PlanSettings { target_partitions: 1, ..PlanSettings::clone(&context.settings) };
     PlanContext { source: Arc::clone(source) as _, settings: Arc::new(settings), ..context }
-}
-
-/// `rows` of a scan at these partitions and offsets.
-pub(super) fn with_places(rows: RecordBatch, (partitions, offsets): (ArrayRef, ArrayRef)) -> Result<RecordBatch> {
-    let mut columns: Vec<ArrayRef> = rows.columns().to_vec();
-    let stored = columns.len().saturating_sub(2);
-    columns.truncate(stored);
-    columns.extend([partitions, offsets]);
-    RecordBatch::try_new(rows.schema(), columns).map_err(internal)
 }

@@ -1,8 +1,12 @@
 //! Changes beside other sessions: in pipelines, behind barriers, and of tables whose definition changes meanwhile.
 
+use super::{Update, Work};
 use crate::engine::tests::{in_time, open, run, session};
 use crate::engine::{Engine, Session, TransactionStatus};
 use crate::storage::FaultDisk;
+use futures::FutureExt;
+use millstream_catalog::model::ByteSize;
+use millstream_sql::dialect::Statement;
 use std::sync::Arc;
 
 /// An engine with table `t (k, v)` of the rows (1, 10) and (2, 20), at places that say which is which.
@@ -122,5 +126,175 @@ async fn columns_may_be_added_between_two_changes_of_a_transaction() {
     run(&mut self::session(&engine), "ALTER TABLE t ADD COLUMN w integer DEFAULT 7").await.unwrap();
     run(&mut session, "UPDATE t SET v = v + w WHERE k < 3; UPDATE t SET w = 8 WHERE k = 3; COMMIT").await.unwrap();
     assert_eq!(rows(&engine).await, ["1|18|7", "2|28|7", "3|30|8"]);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_returning_leaves_nothing_written() {
+    let (engine, mut session) = with_table().await;
+    for sql in [
+        "UPDATE t SET v = 5 WHERE k = 1 RETURNING rowoffset, 1 / (v - 5)",
+        "INSERT INTO t VALUES (1, 5) ON CONFLICT (k) DO UPDATE SET v = 5 RETURNING 1 / (t.v - 5), *, rowoffset",
+    ] {
+        assert_eq!(run(&mut session, sql).await.unwrap_err().sqlstate.code(), "22012");
+        assert_eq!(rows(&engine).await, ["1|10", "2|20"]);
+    }
+    let over = "UPDATE t SET v = 5 WHERE k = 1 RETURNING rowoffset + 1";
+    assert_eq!(run(&mut session, over).await.unwrap_err().sqlstate.code(), "0A000");
+    assert_eq!(rows(&engine).await, ["1|10", "2|20"]);
+    let told = "UPDATE t SET v = 5 WHERE k = 1 RETURNING *, rowoffset AS at, t.*, t.rowpartition, v + 1";
+    let told = run(&mut session, told).await.unwrap();
+    let place = run(&mut session, "SELECT t.*, rowoffset, t.*, rowpartition, v + 1 FROM t WHERE k = 1").await.unwrap();
+    assert_eq!(told, place);
+    // Where rows were is known.
+    let gone = run(&mut session, "DELETE FROM t WHERE k = 1 RETURNING rowoffset * 2 - rowoffset").await.unwrap();
+    assert_eq!(gone.len(), 1);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_are_not_committed_have_no_offset() {
+    let (engine, mut session) = with_table().await;
+    run(&mut session, "CREATE TABLE bag (v bigint)").await.unwrap();
+    for sql in [
+        "BEGIN; INSERT INTO t VALUES (3, 30); DELETE FROM t WHERE k = 3 RETURNING rowoffset",
+        "BEGIN; INSERT INTO t VALUES (3, 30); UPDATE t SET v = rowoffset",
+        "BEGIN; INSERT INTO t VALUES (3, 30); UPDATE t AS x SET v = 1 + x.rowoffset WHERE k = 3",
+        "BEGIN; INSERT INTO bag VALUES (3); UPDATE bag SET v = rowoffset",
+        "BEGIN; INSERT INTO t VALUES (3, 30); \
+         INSERT INTO t VALUES (3, 0) ON CONFLICT (k) DO UPDATE SET v = t.rowoffset",
+    ] {
+        assert_eq!(run(&mut session, sql).await.expect_err(sql).sqlstate.code(), "0A000", "{sql}");
+        run(&mut session, "ROLLBACK").await.unwrap();
+    }
+    let sql = "BEGIN; INSERT INTO t VALUES (3, 30); DELETE FROM t WHERE rowoffset < 1000; \
+               UPDATE t SET v = 31 WHERE k = 3; COMMIT";
+    run(&mut session, sql).await.unwrap();
+    assert_eq!(rows(&engine).await, ["3|31"]);
+    // In a pipeline what came before is committed first.
+    session.begin_pipeline();
+    run(&mut session, "INSERT INTO bag VALUES (1)").await.unwrap();
+    let told = run(&mut session, "UPDATE bag SET v = 2 RETURNING v, rowoffset").await.unwrap();
+    session.end_implicit(true).await.unwrap();
+    assert_eq!(told, run(&mut session, "SELECT v, rowoffset FROM bag").await.unwrap());
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_statement_of_a_long_transaction_sees_those_before_it() {
+    const ROWS: i64 = 60;
+    let (engine, mut session) = with_table().await;
+    run(&mut session, "CREATE TABLE bag (k integer, v bigint); INSERT INTO bag VALUES (1, 0)").await.unwrap();
+    run(&mut session, "BEGIN").await.unwrap();
+    for k in 3..3 + ROWS {
+        run(&mut session, &format!("INSERT INTO t VALUES ({k}, 0); INSERT INTO bag VALUES ({k}, 0)")).await.unwrap();
+        run(&mut session, "SAVEPOINT a; UPDATE t SET v = 1000 WHERE k > 2; DELETE FROM bag").await.unwrap();
+        run(&mut session, "ROLLBACK TO a").await.unwrap();
+        run(&mut session, "RELEASE a; UPDATE bag SET v = v + 1").await.unwrap();
+        for k in [3, k] {
+            run(&mut session, &format!("UPDATE t SET v = v + 1 WHERE k = {k}")).await.unwrap();
+        }
+        if k % 2 == 0 {
+            run(&mut session, &format!("DELETE FROM t WHERE k = {k}")).await.unwrap();
+        }
+    }
+    run(&mut session, "DELETE FROM t WHERE k < 3; UPDATE t SET v = v + 100; COMMIT").await.unwrap();
+    let expected: Vec<String> = (3..3 + ROWS)
+        .filter(|k| k % 2 == 1)
+        .map(|k| format!("{k}|{}", if k == 3 { 101 + ROWS } else { 101 }))
+        .collect();
+    assert_eq!(rows(&engine).await, expected);
+    let bag = run(&mut session, "SELECT k, v FROM bag ORDER BY k").await.unwrap();
+    let begun = |k: i64| if k == 1 { ROWS } else { ROWS + 3 - k };
+    let expected: Vec<String> = [1].into_iter().chain(3..3 + ROWS).map(|k| format!("{k}|{}", begun(k))).collect();
+    assert_eq!(bag, expected);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_transaction_holds_is_given_back_when_it_fails_or_ends() {
+    let (engine, mut session) = with_table().await;
+    let many = "INSERT INTO t SELECT g, g FROM generate_series(1, 3000) AS s(g)";
+    let sql = "UPDATE t SET v = v + 1 WHERE k = 7";
+    let parsed = session.parse(sql).await.unwrap().remove(0);
+    let prepared = session.prepare(parsed, &[]).await.unwrap();
+    for _ in 0..3 {
+        run(&mut session, &format!("BEGIN; {many}")).await.unwrap();
+        let before = engine.holding.used();
+        session.execute(&prepared, vec![], crate::engine::Via::Simple).await.unwrap();
+        assert!(engine.holding.used().value() > before.value() + 100_000, "the rows it reads of its own");
+        run(&mut session, "COMMIT").await.unwrap();
+        assert_eq!(engine.holding.used(), ByteSize::ZERO);
+    }
+    run(&mut session, &format!("BEGIN; {many}; SAVEPOINT a; {many}; SAVEPOINT b")).await.unwrap();
+    let held = engine.holding.used();
+    run(&mut session, &format!("{many}; {sql}; SELECT nosuch")).await.unwrap_err();
+    assert_eq!(engine.holding.used(), held);
+    run(&mut session, "ROLLBACK TO a; SELECT nosuch").await.unwrap_err();
+    assert!(engine.holding.used().value() <= held.value() / 2 + 1);
+    run(&mut session, "ROLLBACK TO a; COMMIT").await.unwrap();
+    run(&mut session, &format!("BEGIN; {many}; SELECT nosuch")).await.unwrap_err();
+    assert_eq!(engine.holding.used(), ByteSize::ZERO);
+    run(&mut session, "COMMIT").await.unwrap();
+    // Of a pipeline the rest is passed over until Sync; its rows are free before.
+    session.begin_pipeline();
+    run(&mut session, "UPDATE t SET v = 0 WHERE k = 7; SELECT nosuch").await.unwrap_err();
+    in_time("update", run(&mut self::session(&engine), "UPDATE t SET v = -7 WHERE k = 7")).await.unwrap();
+    session.end_implicit(false).await.unwrap();
+    assert_eq!(run(&mut session, "SELECT v FROM t WHERE k = 7").await.unwrap(), ["-7"]);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inserts_go_on_while_a_statement_waits_for_rows() {
+    let (engine, mut session) = with_table().await;
+    let relation = engine.catalog().relation("t").unwrap().clone();
+    let mut other = self::session(&engine);
+    run(&mut other, "BEGIN; UPDATE t SET v = 1 WHERE k = 1").await.unwrap();
+    let parsed = session.parse("UPDATE t SET v = 5 WHERE k = 1").await.unwrap().remove(0);
+    let Statement::Change(change) = &parsed.statement else { panic!("no change") };
+    let update = Update::bind(&relation, change).unwrap();
+    session.take_cuts().await;
+    let plans = session.plans(change, &update, &[], engine.clock().now()).await.unwrap();
+    let work = Work::Update(update.by(&plans.find));
+    let (mut held, owner) = (engine.holding.share(), engine.row_locks.owner());
+    let mut computed = work.compute(&session, &plans.source, &[], &mut held).await.unwrap();
+    let mut barrier = Some(engine.row_locks.barrier(relation.id));
+    let mut looking = Box::pin(session.lock_and_look(&plans.source, &owner, &mut barrier, &mut computed));
+    assert!(looking.as_mut().now_or_never().is_none());
+    assert!(!engine.row_locks.is_closed(relation.id));
+    run(&mut other, "ROLLBACK").await.unwrap();
+    assert!(!in_time("lock", looking).await.unwrap());
+    // A chain keeps what the transaction was, and is of a block.
+    for end in ["COMMIT", "ROLLBACK"] {
+        let error = run(&mut other, &format!("{end} AND CHAIN")).await.unwrap_err();
+        assert_eq!(error.sqlstate.code(), "25P01");
+        run(&mut other, &format!("BEGIN READ ONLY; {end} AND CHAIN")).await.unwrap();
+        assert_eq!(run(&mut other, "INSERT INTO t VALUES (8, 8)").await.unwrap_err().sqlstate.code(), "25006");
+        run(&mut other, "ROLLBACK").await.unwrap();
+    }
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_rows_without_a_key_take_no_more_than_there_is() {
+    let (engine, mut session) = with_table().await;
+    run(&mut session, "CREATE TABLE bag (v bigint); INSERT INTO bag VALUES (1), (2)").await.unwrap();
+    for _ in 0..20 {
+        run(&mut session, "UPDATE bag SET v = v + 1").await.unwrap();
+    }
+    let relation = engine.catalog().relation("bag").unwrap().clone();
+    let partitions = engine.shard(relation.shard).unwrap().partitions();
+    let room = crate::engine::held::HoldingRoom::new(ByteSize::new(30 * 96));
+    let tables = crate::engine::table::Tables::new(room.clone());
+    let cut = partitions.applied();
+    for _ in 0..2 {
+        assert_eq!(tables.versions(&relation, &partitions, cut).unwrap_err().sqlstate.code(), "53200");
+        assert_eq!(room.used(), ByteSize::ZERO);
+    }
+    run(&mut session, "TRUNCATE bag; INSERT INTO bag VALUES (1); UPDATE bag SET v = 2").await.unwrap();
+    let partitions = engine.shard(relation.shard).unwrap().partitions();
+    tables.versions(&relation, &partitions, partitions.applied()).unwrap();
+    assert_eq!(room.used().value(), 96);
     engine.shutdown().await;
 }

@@ -2,6 +2,7 @@
 //!
 //! Leaves out attempts and locks (`mod`).
 
+use super::returning::{check_committed, names_offset};
 use super::row_ids;
 use super::source::{TargetSource, internal};
 use super::{Computed, Found};
@@ -25,6 +26,7 @@ use millstream_sql::exec::RunningPlan;
 use millstream_sql::plan::{PlannedSelect, scan_schema};
 use millstream_sql::types::ColumnEncoder;
 use parking_lot::Mutex;
+use sqlparser::ast::Expr;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -33,6 +35,8 @@ pub(super) struct Update<'a> {
     relation: Arc<Relation>,
     change: &'a Change,
     plan: ChangePlan,
+    /// Whether what it computes depends on where rows are.
+    names_offset: bool,
     /// The query that finds the rows, once it is planned.
     find: Option<Arc<PlannedSelect>>,
     /// What the last attempt's query did.
@@ -54,7 +58,14 @@ impl<'a> Update<'a> {
                 ChangePlan::rowtime(relation, rowtime.as_deref())?
             }
         };
-        Ok(Self { relation: Arc::clone(relation), change, plan, find: None, ran: Mutex::default() })
+        let names = |expr: &Expr| names_offset(expr, &change.target);
+        let in_values = match &change.kind {
+            ChangeKind::Update(assignments) => assignments.iter().filter_map(|it| it.value.as_ref()).any(names),
+            ChangeKind::Delete(_) => names_offset(&change.returning, &change.target),
+        };
+        let names_offset = in_values || change.selection.as_ref().is_some_and(names);
+        let (relation, ran) = (Arc::clone(relation), Mutex::default());
+        Ok(Self { relation, change, plan, names_offset, find: None, ran })
     }
 
     pub(super) fn relation(&self) -> &Arc<Relation> {
@@ -98,13 +109,16 @@ impl<'a> Update<'a> {
         let find = self.find.as_ref().ok_or_else(|| SqlError::internal("an UPDATE has no plan"))?;
         let mut found = session.run_plan(session.reading(source), Arc::clone(find), values, held).await?;
         *self.ran.lock() = found.ran.take();
+        if self.names_offset {
+            check_committed(found.rows.column(self.plan.found_columns() - 1))?;
+        }
         if !self.change.from.is_empty() {
             found.rows = first_of_each(&found.rows, self.plan.found_columns())?;
         }
         let now = session.engine.clock().now();
         match self.is_delete() {
             true => self.deleted(session, &found, now),
-            false => self.updated(session, source, &found, now),
+            false => self.updated(session, source, &found, now).await,
         }
     }
 
@@ -123,7 +137,13 @@ impl<'a> Update<'a> {
         Ok(Computed { tombstones, new: Routed::default(), shown })
     }
 
-    fn updated(&self, session: &Session, source: &TargetSource, found: &Found, now: Timestamp) -> Result<Computed> {
+    async fn updated(
+        &self,
+        session: &Session,
+        source: &Arc<TargetSource>,
+        found: &Found,
+        now: Timestamp,
+    ) -> Result<Computed> {
         let rows = self.plan.rows(&found.rows, &found.columns)?;
         if let Some(at) = self.relation.row_ids {
             let new = self.renamed(session, (rows, &found.rows), at, now)?;
@@ -131,7 +151,7 @@ impl<'a> Update<'a> {
         }
         let new = write::route(&session.engine, &self.relation, rows, now)?;
         let shown = shown(&self.relation, &new)?;
-        let moved = self.moved(source, found, new.stored.as_ref())?;
+        let moved = self.moved(session, source, found, new.stored.as_ref()).await?;
         let tombstones = match moved {
             Some(left) => write::route_stored(
                 &self.relation,
@@ -175,7 +195,13 @@ impl<'a> Update<'a> {
     ///
     /// # Errors
     /// 23505 when a new key is another row's.
-    fn moved(&self, source: &TargetSource, found: &Found, new: Option<&RecordBatch>) -> Result<Option<RecordBatch>> {
+    async fn moved(
+        &self,
+        session: &Session,
+        source: &Arc<TargetSource>,
+        found: &Found,
+        new: Option<&RecordBatch>,
+    ) -> Result<Option<RecordBatch>> {
         let Some(new) = new else { return Ok(None) };
         let key = self.relation.schema.key();
         let old_keys = KeySet::new(&found.rows, &key).map_err(internal)?;
@@ -190,7 +216,8 @@ impl<'a> Update<'a> {
         let comes: BooleanArray = is_there.iter().map(|is| Some(!is)).collect();
         if comes.true_count() > 0 {
             let arrivals = filter_record_batch(new, &comes).map_err(internal)?;
-            let existing = source.rows_of(&KeySet::new(&arrivals, &key).map_err(internal)?, &arrivals)?;
+            let keys = KeySet::new(&arrivals, &key).map_err(internal)?;
+            let existing = session.rows_of(source, keys, arrivals).await?;
             if existing.num_rows() > 0 {
                 return Err(duplicate(&self.relation, &existing, 0));
             }

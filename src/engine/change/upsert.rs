@@ -3,7 +3,7 @@
 //! `DO UPDATE` is a query over pairs: the row that is there, under the table's name, and the proposed one, `excluded`.
 //! Leaves out attempts and locks (`mod`).
 
-use super::returning::{Returning, has_query, over_rows};
+use super::returning::{Returning, check_committed, has_query, names_offset, over_rows};
 use super::source::{RowsSource, TargetSource, internal};
 use super::update::shown;
 use super::{Computed, Work, outcome};
@@ -64,6 +64,8 @@ struct Pairs<'a> {
     excluded: Arc<Relation>,
     plan: ChangePlan,
     selection: Option<&'a Expr>,
+    /// Whether what it computes depends on where rows are.
+    names_offset: bool,
 }
 
 impl Session {
@@ -93,7 +95,7 @@ impl Session {
             pairs.plan.check(&planned.columns)?;
             declared = planned.params.into_iter().map(Some).collect();
         }
-        let (source, now) = (self.target_source(&relation)?, self.engine.clock().now());
+        let (source, now) = (self.target_source(&relation), self.engine.clock().now());
         let returning = Returning::plan(self, (&source, now), (&target, &insert.returning), &declared).await?;
         let (params, columns) = Returning::describe(returning.as_ref(), &declared);
         Ok((params, columns, Plan::Late))
@@ -151,7 +153,7 @@ impl Session {
         let target = target_of(insert);
         let Arguments { types, values } = prepared.arguments(&params)?;
         let declared: Vec<Option<SqlType>> = types.iter().cloned().map(Some).collect();
-        let (source, now) = (self.target_source(&relation)?, self.engine.clock().now());
+        let (source, now) = (self.target_source(&relation), self.engine.clock().now());
         let returning = Returning::plan(self, (&source, now), (&target, &insert.returning), &declared).await?;
         let update = Pairs::bind(&relation, &target, conflict)?;
         let mut held = self.engine.holding.share();
@@ -298,12 +300,14 @@ impl<'a> Pairs<'a> {
         }
         let excluded = Arc::new(Relation { id: EXCLUDED_ID, name, ..Relation::clone(relation) });
         let plan = ChangePlan::new(relation, assignments)?;
-        Ok(Some(Self { target: target.clone(), excluded, plan, selection: selection.as_deref() }))
+        let names = |expr: &Expr| names_offset(expr, target);
+        let names_offset = assignments.iter().filter_map(|it| it.value.as_ref()).chain(selection.as_deref()).any(names);
+        Ok(Some(Self { target: target.clone(), excluded, plan, selection: selection.as_deref(), names_offset }))
     }
 
     /// The query over pairs, and what it sees: nothing but them.
     fn query(&self, session: &Session, relation: &Arc<Relation>) -> Result<(PlanContext, Select)> {
-        self.query_over(session, relation, &Arc::new(RowsSource::new(session.target_source(relation)?)))
+        self.query_over(session, relation, &Arc::new(RowsSource::new(session.target_source(relation))))
     }
 
     fn query_over(
@@ -347,7 +351,7 @@ impl Upsert<'_> {
     ) -> Result<Computed> {
         let arguments = (self.declared.as_slice(), values);
         let keys = KeySet::new(&self.proposed, &self.relation.schema.key()).map_err(internal)?;
-        let existing = source.rows_of(&keys, &self.proposed)?;
+        let existing = session.rows_of(source, keys.clone(), self.proposed.clone()).await?;
         let Sorted { inserted, pairs } = self.sort_out(&keys, &existing)?;
         // Of each row to write: its place among the proposed, and its row in `rows`.
         let mut order: Vec<(u32, u32)> = inserted.into_iter().map(|row| (row, row)).collect();
@@ -408,6 +412,9 @@ impl Upsert<'_> {
         let rows = RowsSource::new(Arc::clone(source));
         let there = UInt32Array::from_iter_values(pairs.iter().map(|(there, _)| *there));
         let there = take_record_batch(existing, &there).map_err(internal)?;
+        if update.names_offset {
+            check_committed(there.column(there.num_columns() - 1))?;
+        }
         let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
         let placed = placed(&self.relation, &take_record_batch(&self.proposed, &proposed).map_err(internal)?, &there)?;
         let at: HashMap<_, _> = places(&there).zip(pairs.iter().map(|(_, proposed)| *proposed)).collect();
