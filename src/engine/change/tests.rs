@@ -3,9 +3,11 @@
 use super::{Update, Work};
 use crate::engine::tests::{in_time, open, run, session};
 use crate::engine::{Engine, Session, TransactionStatus};
-use crate::storage::FaultDisk;
+use crate::storage::upkeep::decide;
+use crate::storage::{CompactionPlan, FaultDisk, PartitionFacts, Rewrite, UpkeepPolicy};
 use futures::FutureExt;
-use millstream_catalog::model::ByteSize;
+use millstream_catalog::Relation;
+use millstream_catalog::model::{ByteSize, Offset, PartitionId, Span};
 use millstream_sql::dialect::Statement;
 use std::sync::Arc;
 
@@ -276,6 +278,29 @@ async fn inserts_go_on_while_a_statement_waits_for_rows() {
     engine.shutdown().await;
 }
 
+/// Leaves of each row of the first partition its last event.
+async fn compact(engine: &Engine, relation: &Relation) {
+    let shard = engine.shard(relation.shard).unwrap();
+    let (policy, partition) =
+        (UpkeepPolicy { compaction: Some(Span::from_micros(0)), ..Default::default() }, PartitionId::new(0));
+    for _ in 0..20 {
+        shard.seal().await.unwrap();
+        let facts = PartitionFacts::of(&shard.partitions().get(relation.id, partition).unwrap().view());
+        let now = engine.clock().now();
+        let Some(range) = decide(&facts, &policy, Offset::new(u64::MAX), now).rewrite else { return };
+        let key = relation.identity().into_iter().map(|column| column as u32).collect();
+        let rewrite = Rewrite {
+            topic: relation.id,
+            partition,
+            offsets: range.offsets,
+            number: facts.rewrites() + 1,
+            compression: relation.options.compression,
+            compaction: range.tombstones_upto.map(|tombstones_upto| CompactionPlan { key, tombstones_upto, now }),
+        };
+        shard.rewrite(vec![rewrite], Arc::default()).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_rows_without_a_key_take_no_more_than_there_is() {
     let (engine, mut session) = with_table().await;
@@ -291,6 +316,15 @@ async fn changes_of_rows_without_a_key_take_no_more_than_there_is() {
     for _ in 0..2 {
         assert_eq!(tables.versions(&relation, &partitions, cut).unwrap_err().sqlstate.code(), "53200");
         assert_eq!(room.used(), ByteSize::ZERO);
+    }
+    // What compaction has left fits again.
+    let room = crate::engine::held::HoldingRoom::new(ByteSize::new(45 * 96));
+    let tables = crate::engine::table::Tables::new(room.clone());
+    tables.versions(&relation, &partitions, cut).unwrap();
+    compact(&engine, &relation).await;
+    for _ in 0..10 {
+        run(&mut session, "UPDATE bag SET v = v + 1").await.unwrap();
+        tables.versions(&relation, &partitions, partitions.applied()).unwrap();
     }
     run(&mut session, "TRUNCATE bag; INSERT INTO bag VALUES (1); UPDATE bag SET v = 2").await.unwrap();
     let partitions = engine.shard(relation.shard).unwrap().partitions();

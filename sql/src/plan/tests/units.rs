@@ -126,6 +126,22 @@ async fn only_needed_columns_and_rows_are_asked_for() {
 }
 
 #[tokio::test]
+async fn rows_of_a_table_are_opened_once_though_several_threads_read_them() {
+    let mut rows = source::rows();
+    let airports = rows.get_mut("airports").unwrap();
+    airports.push(airports[0].clone());
+    let memory = Arc::new(Memory { rows, requests: Default::default() });
+    let settings = Arc::new(PlanSettings { target_partitions: 2, ..PlanSettings::default() });
+    let context = PlanContext { source: Arc::clone(&memory) as _, settings, ..source::context() };
+    let planned = plan_select(&context, &parsed("SELECT name FROM airports"), &[]).unwrap();
+    let text = explain(&context, &planned, Vec::new(), ExplainMode::Plan).await.unwrap().join("\n");
+    assert!(text.contains("InOrder: parallel=2") && text.contains("parts=2"), "{text}");
+    memory.requests.lock().unwrap().clear();
+    run(&context, "SELECT name FROM airports", Vec::new(), &[]).await.unwrap();
+    assert_eq!(memory.requests.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn count_comes_from_metadata() {
     let context = source::context();
     let planned = plan_select(&context, &parsed("SELECT count(*) FROM flights"), &[]).unwrap();
