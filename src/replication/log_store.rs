@@ -131,6 +131,11 @@ impl LogStore {
         self.wal.sync()
     }
 
+    /// As [`Wal::free_spares`].
+    pub(crate) fn free_spares(&self) {
+        self.wal.free_spares();
+    }
+
     /// As [`LogStore::check_room`], of entries by which space comes back.
     pub(crate) fn check_room_to_free(&self, bytes: usize) -> Result<(), StorageError> {
         if self.stall.is_stalled() {

@@ -491,6 +491,9 @@ fn run_seal(job: SealJob, log: LogStore, read: Arc<ReadSide>) -> oneshot::Receiv
     let task = env::spawn_blocking(move || {
         // A job that panics drops `done` unanswered. The shard is gone when nobody takes the result.
         if let Ok(result) = catch_unwind(AssertUnwindSafe(|| log.sync().and_then(|()| job.run()))) {
+            if matches!(result, Err(StorageError::DiskFull)) {
+                log.free_spares();
+            }
             let _ = done.send(result);
         } else {
             drop(done);

@@ -273,7 +273,7 @@ async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, sealed: Arc<Notify>) {
     loop {
         sealed.notified().await;
         let stats = wal.stats();
-        if stats.bytes < WAL_BYTES_TARGET {
+        if stats.bytes < WAL_BYTES_TARGET.plus(stats.spare_bytes) {
             continue;
         }
         let Some(core) = cores.iter().find(|core| Some(core.id()) == stats.oldest) else { continue };

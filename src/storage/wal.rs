@@ -155,6 +155,8 @@ pub struct WalStats {
     pub files: usize,
     /// Their bytes.
     pub bytes: ByteSize,
+    /// Of these, those of files that hold nothing.
+    pub spare_bytes: ByteSize,
     /// Appends answered.
     pub appends: u64,
     /// Syncs for them.
@@ -504,6 +506,13 @@ impl Wal {
         self.check_room_beside(bytes, 0)
     }
 
+    /// Removes files that are kept to be used again: something else has no space.
+    pub fn free_spares(&self) {
+        if let Err(error) = self.inner.preparer.free_spares() {
+            tracing::warn!(%error, "could not remove a spare file of the write-ahead log");
+        }
+    }
+
     /// Whether the next file could not be allocated.
     pub fn is_disk_full(&self) -> bool {
         self.inner.preparer.failure().is_some()
@@ -533,12 +542,13 @@ impl Wal {
     /// Counts and sizes.
     pub fn stats(&self) -> WalStats {
         let shared = &self.inner.shared;
-        let (held, held_bytes) = self.inner.preparer.held();
+        let [(ready, ready_bytes), (spares, spare_bytes)] = self.inner.preparer.held();
         let index = shared.index.lock();
         let bytes: u64 = index.files.values().map(|file| file.bytes).sum();
         WalStats {
-            files: index.files.len() + held,
-            bytes: ByteSize::new(bytes + held_bytes),
+            files: index.files.len() + ready + spares,
+            bytes: ByteSize::new(bytes + ready_bytes + spare_bytes),
+            spare_bytes: ByteSize::new(spare_bytes),
             appends: shared.counts.appends.load(Ordering::Relaxed),
             syncs: shared.counts.syncs.load(Ordering::Relaxed),
             bytes_written: ByteSize::new(shared.counts.bytes_written.load(Ordering::Relaxed)),

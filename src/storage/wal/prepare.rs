@@ -14,8 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Spare files kept; one is in use while another is refilled, more only hold space back from segments.
-const SPARES_MAX: usize = 2;
+/// Spare files kept: about as many as a seal gives back at once, so that a log that is written without a pause is made of
+/// files that need no filling. On a full disk they go first.
+const SPARES_MAX: usize = 8;
 
 /// On a full disk a file may be smaller by this factor: writers go on as soon as there is a little space.
 const SMALLER_MAX: u64 = 16;
@@ -178,17 +179,31 @@ impl Preparer {
         self.wake(state);
     }
 
+    /// Removes spare files, for what else wants space.
+    ///
+    /// # Errors
+    /// The system's error; the others stay.
+    pub(super) fn free_spares(&self) -> io::Result<()> {
+        while let Some(name) = self.take_spare() {
+            self.disk.remove(&self.dir.join(name))?;
+        }
+        self.disk.sync_dir(&self.dir)
+    }
+
+    fn take_spare(&self) -> Option<String> {
+        self.state.lock().spares.pop()
+    }
+
     /// Why the next file cannot be had, if so.
     pub(super) fn failure(&self) -> Option<StorageError> {
         self.state.lock().failure.clone()
     }
 
-    /// Files and bytes held for later.
-    pub(super) fn held(&self) -> (usize, u64) {
+    /// The file that is ready, and the spare ones: files and bytes each.
+    pub(super) fn held(&self) -> [(usize, u64); 2] {
         let state = self.state.lock();
-        let ready = state.ready.as_ref().map_or(0, |file| file.bytes);
-        let files = state.spares.len() + usize::from(state.ready.is_some());
-        (files, ready + state.spares.len() as u64 * self.file_bytes)
+        let ready = state.ready.as_ref().map_or((0, 0), |file| (1, file.bytes));
+        [ready, (state.spares.len(), state.spares.len() as u64 * self.file_bytes)]
     }
 
     fn wake(&self, state: MutexGuard<'_, State>) {
@@ -282,5 +297,30 @@ impl Preparer {
             self.disk.remove(&path)?;
         }
         self.disk.sync_dir(&self.dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::fault_disk::FaultDisk;
+
+    #[test]
+    fn files_given_back_are_used_again_or_removed() {
+        const BYTES: u64 = 1 << 16;
+        let disk = Arc::new(FaultDisk::new());
+        let dir = PathBuf::from("wal");
+        disk.create_dir_all(&dir).unwrap();
+        let preparer = Preparer::new(disk.clone(), dir, BYTES, Mode::Inline, (None, Vec::new()));
+        let files: Vec<_> = (1..=12).map(|sequence| preparer.take(sequence, 1).unwrap()).collect();
+        let used = disk.bytes_used();
+        preparer.retire(files);
+        assert_eq!(preparer.held(), [(0, 0), (SPARES_MAX, SPARES_MAX as u64 * BYTES)]);
+        let again: Vec<_> = (13..=20).map(|sequence| preparer.take(sequence, 1).unwrap()).collect();
+        assert_eq!((again.len(), preparer.held()[1].0), (SPARES_MAX, 0));
+        assert_eq!(disk.bytes_used(), used / 12 * SPARES_MAX as u64, "none was made anew");
+        preparer.retire(again);
+        preparer.free_spares().unwrap();
+        assert_eq!((preparer.held(), disk.bytes_used()), ([(0, 0), (0, 0)], 0));
     }
 }

@@ -5,6 +5,7 @@ use crate::kit::events::Events;
 use crate::kit::race::Party;
 use crate::kit::report::median;
 use crate::peer::kafka::Kafka;
+use crate::peer::sql::SqlPipe;
 use crate::peer::{Pipe, Write};
 use arrow::array::{Array, AsArray as _};
 use arrow::buffer::Buffer;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{SinkExt as _, StreamExt as _};
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -63,15 +65,18 @@ impl SqlClient {
     }
 }
 
-#[async_trait(?Send)]
-impl Write for SqlClient {
-    async fn write(&mut self, events: &[&str]) -> anyhow::Result<()> {
-        match events {
-            [event] => self.insert(event).await,
-            // Each has a Sync of its own, so each is a transaction.
-            _ => try_join_all(events.iter().map(|event| self.insert(event))).await.map(drop),
-        }
+/// Clients that do no more than INSERT into `table`, each after it has said `set`.
+pub(crate) async fn inserters(
+    count: usize,
+    (address, user): (SocketAddr, &str),
+    set: &str,
+    table: &str,
+) -> anyhow::Result<Vec<Box<dyn Write>>> {
+    let mut clients: Vec<Box<dyn Write>> = Vec::new();
+    for _ in 0..count {
+        clients.push(Box::new(SqlPipe::connect(address, user, set, table).await?));
     }
+    Ok(clients)
 }
 
 /// What is taken of a turn of writes.

@@ -4,7 +4,8 @@ use crate::kit::events::Events;
 use crate::kit::race::{Party, Race};
 use crate::kit::report::{Report, Unit};
 use crate::kit::server::{Server, directory};
-use crate::parties::{OURS, SqlClient, create_stream, create_table};
+use crate::parties::{OURS, create_stream, create_table};
+use crate::peer::sql::SqlPipe;
 use crate::peer::{Peers, Write};
 use crate::report_peak;
 use async_trait::async_trait;
@@ -23,10 +24,12 @@ pub(crate) async fn run(report: &mut Report, rounds: usize, peers: &Peers) -> an
     let dir = directory()?;
     let server = Server::start(dir.path())?;
     create_stream(&server.client().await?, NAME).await?;
-    race.ours(OURS, pipeline(Box::new(SqlClient::prepare(server.client().await?, NAME).await?)));
+    let (address, user) = server.sql_address();
+    race.ours(OURS, pipeline(Box::new(SqlPipe::connect(address, user, "", NAME).await?)));
     if let Some(postgres) = &peers.postgres {
         create_table(&postgres.client().await?, NAME).await?;
-        let client = SqlClient::prepare(postgres.client().await?, NAME).await?;
+        let (address, user) = postgres.address();
+        let client = SqlPipe::connect(address, user, "", NAME).await?;
         race.peer("PostgreSQL", pipeline(Box::new(client)), &[(OURS, Some(50.0))]);
     }
     if let Some(redis) = &peers.redis {

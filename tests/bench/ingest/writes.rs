@@ -5,13 +5,12 @@ use crate::kit::events::Events;
 use crate::kit::race::Race;
 use crate::kit::report::{Aim, Report, Unit};
 use crate::kit::server::{Server, directory};
-use crate::parties::{Disk, Figure, KafkaTurn, OURS, SqlClient, Writers, create_stream, create_table};
+use crate::parties::{Disk, Figure, KafkaTurn, OURS, Writers, create_stream, create_table, inserters};
 use crate::peer::kafka::Flush;
 use crate::peer::{Peers, Write};
 use crate::{SIZES, report_peak};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio_postgres::Client;
 
 const CLIENTS: usize = 64;
 /// Our name where writes are acknowledged before they are synced, and where they are not, beside them.
@@ -75,13 +74,13 @@ pub(crate) async fn unsynced(
                 .await?
                 .batch_execute(&format!("CREATE STREAM {name} (payload text) WITH (durability = 'async')"))
                 .await?;
-            race.ours(WRITTEN, writers(work.sql(name, "", async || server.client().await).await?));
-            let synced = work.sql(name, "SET durability = 'sync'", async || server.client().await).await?;
+            race.ours(WRITTEN, writers(inserters(clients, server.sql_address(), "", name).await?));
+            let synced = inserters(clients, server.sql_address(), "SET durability = 'sync'", name).await?;
             race.peer(SYNCED, writers(synced), &[(WRITTEN, None)]);
             if let Some(postgres) = &peers.postgres {
                 create_table(&postgres.client().await?, name).await?;
                 let set = "SET synchronous_commit = off";
-                let unsynced = work.sql(name, set, async || postgres.client().await).await?;
+                let unsynced = inserters(clients, postgres.address(), set, name).await?;
                 race.peer("PostgreSQL, synchronous_commit=off", writers(unsynced), &[(WRITTEN, None)]);
             }
             for nats in peers.nats.iter().filter(|nats| !nats.is_durable()) {
@@ -122,10 +121,10 @@ impl Work {
         let events = Rc::new(Events::new(EVENTS, self.size));
         let writers = |clients| Writers { clients, events: Rc::clone(&events), time: self.time, figure: self.figure };
         create_stream(&server.client().await?, name).await?;
-        race.ours(OURS, writers(self.sql(name, "", async || server.client().await).await?));
+        race.ours(OURS, writers(inserters(self.clients, server.sql_address(), "", name).await?));
         if let Some(postgres) = &peers.postgres {
             create_table(&postgres.client().await?, name).await?;
-            let clients = self.sql(name, "", async || postgres.client().await).await?;
+            let clients = inserters(self.clients, postgres.address(), "", name).await?;
             race.peer("PostgreSQL", writers(clients), &[(OURS, self.aims.postgres)]);
         }
         if let Some(redis) = &peers.redis {
@@ -144,22 +143,6 @@ impl Work {
             race.peer(nats.name(), writers(clients), &[(OURS, aim)]);
         }
         self.enter_kafka(race, peers, name, &[Flush::Default, Flush::Always])
-    }
-
-    /// Clients of a server of SQL, each after it has said `set`.
-    async fn sql(
-        &self,
-        name: &str,
-        set: &str,
-        connect: impl AsyncFn() -> anyhow::Result<Client>,
-    ) -> anyhow::Result<Vec<Box<dyn Write>>> {
-        let mut clients: Vec<Box<dyn Write>> = Vec::new();
-        for _ in 0..self.clients {
-            let client = connect().await?;
-            client.batch_execute(set).await?;
-            clients.push(Box::new(SqlClient::prepare(client, name).await?));
-        }
-        Ok(clients)
     }
 
     fn enter_kafka<'a>(

@@ -55,6 +55,11 @@ impl Server {
         self.address
     }
 
+    /// Where it listens, and for whom.
+    pub(crate) fn sql_address(&self) -> (SocketAddr, &'static str) {
+        (self.address, "millstream")
+    }
+
     /// A client of it.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
         connect(self.address, "millstream").await

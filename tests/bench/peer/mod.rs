@@ -4,6 +4,7 @@ pub(crate) mod kafka;
 pub(crate) mod nats;
 pub(crate) mod postgres;
 pub(crate) mod redis;
+pub(crate) mod sql;
 
 use crate::kit::report::Report;
 use async_trait::async_trait;

@@ -65,6 +65,11 @@ impl Postgres {
         Ok(Self { _process: process, address, _dir: dir })
     }
 
+    /// Where it listens, and for whom.
+    pub(crate) fn address(&self) -> (SocketAddr, &'static str) {
+        (self.address, "bench")
+    }
+
     /// A client of it.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
         connect(self.address, "bench").await
