@@ -7,12 +7,12 @@ use super::row_ids::{ids_of, partitions_of};
 use super::source::internal;
 use crate::engine::Result;
 use crate::replication::PartitionWrite;
-use crate::storage::KeySet;
 use crate::storage::batch::batch_bytes;
 use crate::storage::fit::Wanted;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::row::{RowConverter, SortField};
 use millstream_catalog::Relation;
 use millstream_catalog::model::{ByteSize, PartitionId};
 use millstream_sql::plan::scan_schema;
@@ -30,8 +30,8 @@ const GONE: i64 = 0;
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRows {
     relation: Arc<Relation>,
-    /// Tells keys apart; `None` in a table without one.
-    key: Option<KeySet>,
+    /// Gives keys as bytes; `None` in a table without one.
+    key: Option<Arc<RowConverter>>,
     /// How many of the transaction's writes are in it.
     writes: usize,
     /// Of every row it wrote, the place of the last form.
@@ -58,13 +58,13 @@ impl OwnRows {
     /// # Errors
     /// When keys cannot be compared; none is known.
     pub(crate) fn new(relation: &Arc<Relation>) -> Result<Self> {
-        let columns = relation.schema.key();
+        let schema = scan_schema(relation);
+        let field = |at: usize| SortField::new(schema.field(at).data_type().clone());
         let key = match relation.row_ids {
             Some(_) => None,
             None => {
-                let keys = scan_schema(relation).project(&columns).map_err(internal)?;
-                let places: Vec<usize> = (0..columns.len()).collect();
-                Some(KeySet::new(&RecordBatch::new_empty(Arc::new(keys)), &places).map_err(internal)?)
+                let fields = relation.schema.key().into_iter().map(field).collect();
+                Some(Arc::new(RowConverter::new(fields).map_err(internal)?))
             }
         };
         let (relation, last) = (Arc::clone(relation), HashMap::new());
@@ -108,7 +108,8 @@ impl OwnRows {
         columns.push(Arc::new(Int32Array::from_value(partition.value() as i32, rows)));
         columns.push(Arc::new(Int64Array::from_iter_values((0..rows as i64).map(|row| self.next - row))));
         let chunk = RecordBatch::try_new(scan_schema(&self.relation), columns).map_err(internal)?;
-        let keys = self.keys_of(&chunk)?;
+        let mut keys: Vec<Box<[u8]>> = Vec::with_capacity(rows);
+        self.each_key(&chunk, |key| keys.push(Box::from(key)))?;
         self.chunks.push(Chunk { rows: chunk, live: vec![true; rows], rows_live: rows, is_copy: false });
         let gone = self.relation.row_ids.map_or(batch.num_columns() - 1, |at| at + 1);
         for (key, is_gone) in keys.into_iter().zip(batch.column(gone).as_boolean()) {
@@ -159,20 +160,25 @@ impl OwnRows {
         Some((at, row))
     }
 
-    /// The key of each row of `rows`, as [`scan_schema`] has them.
-    fn keys_of(&self, rows: &RecordBatch) -> Result<Vec<Box<[u8]>>> {
+    /// Gives `take` the key of each row of `rows`, as [`scan_schema`] has them.
+    fn each_key(&self, rows: &RecordBatch, mut take: impl FnMut(&[u8])) -> Result<()> {
         match (&self.key, self.relation.row_ids) {
             (Some(key), _) => {
-                key.keys_of(&rows.project(&self.relation.schema.key()).map_err(internal)?).map_err(internal)
+                let columns: Vec<ArrayRef> =
+                    self.relation.schema.key().into_iter().map(|at| Arc::clone(rows.column(at))).collect();
+                key.convert_columns(&columns).map_err(internal)?.iter().for_each(|key| take(key.as_ref()));
+                Ok(())
             }
             (None, Some(at)) => {
                 let end = rows.num_columns();
                 let partitions = rows.column(end - 2).as_primitive::<Int32Type>().values();
-                let ids = ids_of(rows, at, end - 1);
-                let key = |(partition, id): (&i32, &i64)| {
-                    Box::from([partition.to_le_bytes().as_slice(), &id.to_le_bytes()].concat())
-                };
-                Ok(partitions.iter().zip(ids.values()).map(key).collect())
+                let mut key = [0; 12];
+                for (partition, id) in partitions.iter().zip(ids_of(rows, at, end - 1).values()) {
+                    key[..4].copy_from_slice(&partition.to_le_bytes());
+                    key[4..].copy_from_slice(&id.to_le_bytes());
+                    take(&key);
+                }
+                Ok(())
             }
             (None, None) => Err(internal("rows have lost their ids")),
         }
@@ -183,8 +189,9 @@ impl OwnRows {
     /// # Errors
     /// When they cannot be told apart; none is known.
     pub(super) fn others(&self, rows: &RecordBatch) -> Result<RecordBatch> {
-        let is_other: BooleanArray = self.keys_of(rows)?.iter().map(|key| Some(!self.last.contains_key(key))).collect();
-        filter_record_batch(rows, &is_other).map_err(internal)
+        let mut is_other = Vec::with_capacity(rows.num_rows());
+        self.each_key(rows, |key| is_other.push(!self.last.contains_key(key)))?;
+        filter_record_batch(rows, &is_other.into()).map_err(internal)
     }
 
     /// The rows that are there, in these partitions; `lookup` may leave out those with other keys.
@@ -215,9 +222,8 @@ impl OwnRows {
 
     /// The rows with these keys, one array per key column; `None` when the arrays are of other types.
     fn with_keys(&self, keys: &[ArrayRef]) -> Option<Vec<RecordBatch>> {
-        let schema = scan_schema(&self.relation).project(&self.relation.schema.key()).ok()?;
-        let keys = self.key.as_ref()?.keys_of(&RecordBatch::try_new(Arc::new(schema), keys.to_vec()).ok()?).ok()?;
-        let found = keys.iter().filter_map(|key| self.find(*self.last.get(key)?));
+        let keys = self.key.as_ref()?.convert_columns(keys).ok()?;
+        let found = keys.iter().filter_map(|key| self.find(*self.last.get(key.as_ref())?));
         let mut found: Vec<(usize, usize)> = found.collect();
         found.sort_unstable();
         found.dedup();
