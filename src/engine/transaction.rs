@@ -131,7 +131,8 @@ impl Transaction {
         let known = self.own.remove(&relation.id).map(|(own, _)| own).filter(|own| own.is_of(relation));
         let from = known.as_ref().map_or(0, |own| own.writes());
         let of = |write: &&PartitionWrite| write.topic == relation.id;
-        let more: Vec<PartitionWrite> = self.writes().skip(from).filter(of).cloned().collect();
+        let since = self.writes.get(from..).unwrap_or_default().iter().map(|(_, write)| write);
+        let more: Vec<PartitionWrite> = since.filter(of).cloned().collect();
         Ok(match known {
             Some(known) => Some((known, more)),
             None if more.is_empty() => None,

@@ -69,6 +69,12 @@ impl TargetSource {
         Reading(self)
     }
 
+    /// Whether it holds rows of a transaction.
+    #[cfg(test)]
+    pub(super) fn has_own(&self) -> bool {
+        self.rows().own.is_some()
+    }
+
     /// The table.
     pub(crate) fn relation(&self) -> &Arc<Relation> {
         &self.relation

@@ -1,6 +1,7 @@
 //! Changes beside other sessions: in pipelines, behind barriers, and of tables whose definition changes meanwhile.
 
-use super::{Update, Work};
+use super::plans::Known;
+use super::{Plan, Update, Work};
 use crate::engine::tests::{in_time, open, run, session};
 use crate::engine::{Engine, Session, TransactionStatus};
 use crate::storage::upkeep::decide;
@@ -220,14 +221,22 @@ async fn what_a_transaction_holds_is_given_back_when_it_fails_or_ends() {
     let sql = "UPDATE t SET v = v + 1 WHERE k = 7";
     let parsed = session.parse(sql).await.unwrap().remove(0);
     let prepared = session.prepare(parsed, &[]).await.unwrap();
-    for _ in 0..3 {
+    let mut plans_kept = 0;
+    for _ in 0..4 {
         run(&mut session, &format!("BEGIN; {many}")).await.unwrap();
         let before = engine.holding.used();
         session.execute(&prepared, vec![], crate::engine::Via::Simple).await.unwrap();
         assert!(engine.holding.used().value() > before.value() + 100_000, "the rows it reads of its own");
+        if let Plan::Change(kept) = &prepared.plan
+            && let Known::Plans(plans) = kept.take(&engine, &session.settings)
+        {
+            assert!(!plans.source.has_own(), "a plan that is kept");
+            plans_kept += 1;
+        }
         run(&mut session, "COMMIT").await.unwrap();
         assert_eq!(engine.holding.used(), ByteSize::ZERO);
     }
+    assert!(plans_kept > 0);
     run(&mut session, &format!("BEGIN; {many}; SAVEPOINT a; {many}; SAVEPOINT b")).await.unwrap();
     let held = engine.holding.used();
     run(&mut session, &format!("{many}; {sql}; SELECT nosuch")).await.unwrap_err();
