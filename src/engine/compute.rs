@@ -51,6 +51,15 @@ impl Compute {
         AbortOnDropHandle::new(self.handle.spawn(work)).await.map_err(died)?
     }
 
+    /// Runs `work` there when it is much, else at once: to change threads would take longer.
+    pub(crate) async fn run_if<T: Send + 'static>(
+        &self,
+        is_much: bool,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if is_much { self.run(async move { work() }).await } else { work() }
+    }
+
     /// Starts `work` there; aborting the handle stops it.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
         self.handle.spawn(work)

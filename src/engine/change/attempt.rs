@@ -12,7 +12,6 @@ use crate::engine::session::Session;
 use crate::engine::table::ROWS_AT_ONCE_MAX;
 use crate::replication::PartitionWrite;
 use crate::storage::KeySet;
-use arrow::array::RecordBatch;
 use datafusion::common::ScalarValue;
 use futures::FutureExt;
 use millstream_catalog::Relation;
@@ -64,26 +63,9 @@ impl Session {
             }
             Ok(own)
         };
-        let own = match rows as u64 <= ROWS_AT_ONCE_MAX {
-            true => extend()?,
-            false => self.engine.compute.run(async move { extend() }).await?,
-        };
+        let own = self.engine.compute.run_if(rows as u64 > ROWS_AT_ONCE_MAX, extend).await?;
         self.transaction.keep_own(&self.engine.holding, relation.id, &own)?;
         Ok(Some(own))
-    }
-
-    /// The rows of a table that have one of `keys`, those of `of`.
-    pub(super) async fn rows_of(
-        &self,
-        source: &Arc<TargetSource>,
-        keys: KeySet,
-        of: RecordBatch,
-    ) -> Result<RecordBatch> {
-        if of.num_rows() as u64 <= ROWS_AT_ONCE_MAX && source.is_folded() {
-            return source.rows_of(&keys, &of);
-        }
-        let source = Arc::clone(source);
-        self.engine.compute.run(async move { source.rows_of(&keys, &of) }).await
     }
 
     /// Computes and writes, anew when rows changed meanwhile.
@@ -171,13 +153,9 @@ impl Session {
             }
         }
         for (partition, keys) in keys {
-            let is_stale = match source.rows_since(partition)? <= ROWS_AT_ONCE_MAX {
-                true => source.is_stale(partition, &keys)?,
-                false => {
-                    let source = Arc::clone(source);
-                    self.engine.compute.run(async move { source.is_stale(partition, &keys) }).await?
-                }
-            };
+            let is_much = source.rows_since(partition)? > ROWS_AT_ONCE_MAX;
+            let source = Arc::clone(source);
+            let is_stale = self.engine.compute.run_if(is_much, move || source.is_stale(partition, &keys)).await?;
             if is_stale {
                 return Ok(true);
             }

@@ -8,8 +8,9 @@ use super::source::{TargetSource, internal};
 use super::{Computed, Found};
 use crate::engine::held::Held;
 use crate::engine::session::Session;
+use crate::engine::table::ROWS_AT_ONCE_MAX;
 use crate::engine::write::{self, Routed};
-use crate::engine::{Result, ResultColumn};
+use crate::engine::{Engine, Result, ResultColumn};
 use crate::storage::KeySet;
 use arrow::array::{
     ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array,
@@ -32,15 +33,23 @@ use std::sync::Arc;
 
 /// An UPDATE or DELETE bound to its table.
 pub(super) struct Update<'a> {
-    relation: Arc<Relation>,
     change: &'a Change,
-    plan: ChangePlan,
+    forms: Arc<Forms>,
     /// Whether what it computes depends on where rows are.
     names_offset: bool,
     /// The query that finds the rows, once it is planned.
     find: Option<Arc<PlannedSelect>>,
     /// What the last attempt's query did.
     ran: Mutex<Option<RunningPlan>>,
+}
+
+/// What becomes of rows that were found.
+struct Forms {
+    relation: Arc<Relation>,
+    plan: ChangePlan,
+    is_delete: bool,
+    /// A row may be found several times.
+    is_joined: bool,
 }
 
 impl<'a> Update<'a> {
@@ -64,29 +73,30 @@ impl<'a> Update<'a> {
             ChangeKind::Delete(_) => names_offset(&change.returning, &change.target),
         };
         let names_offset = in_values || change.selection.as_ref().is_some_and(names);
-        let (relation, ran) = (Arc::clone(relation), Mutex::default());
-        Ok(Self { relation, change, plan, names_offset, find: None, ran })
+        let (is_delete, is_joined) = (matches!(change.kind, ChangeKind::Delete(_)), !change.from.is_empty());
+        let forms = Arc::new(Forms { relation: Arc::clone(relation), plan, is_delete, is_joined });
+        Ok(Self { change, forms, names_offset, find: None, ran: Mutex::default() })
     }
 
     pub(super) fn relation(&self) -> &Arc<Relation> {
-        &self.relation
+        &self.forms.relation
     }
 
     pub(super) fn is_delete(&self) -> bool {
-        matches!(self.change.kind, ChangeKind::Delete(_))
+        self.forms.is_delete
     }
 
     /// The query that finds the rows.
     pub(super) fn select(&self) -> Select {
-        self.plan.select(&self.change.target, self.change.from.clone(), self.change.selection.clone())
+        self.forms.plan.select(&self.change.target, self.change.from.clone(), self.change.selection.clone())
     }
 
     pub(super) fn param_types(&self, declared: &[Option<SqlType>]) -> Vec<Option<SqlType>> {
-        self.plan.param_types(declared)
+        self.forms.plan.param_types(declared)
     }
 
     pub(super) fn check(&self, columns: &[ResultColumn]) -> Result<()> {
-        self.plan.check(columns)
+        self.forms.plan.check(columns)
     }
 
     /// Runs `find` to find the rows.
@@ -110,26 +120,40 @@ impl<'a> Update<'a> {
         let mut found = session.run_plan(session.reading(source), Arc::clone(find), values, held).await?;
         *self.ran.lock() = found.ran.take();
         if self.names_offset {
-            check_committed(found.rows.column(self.plan.found_columns() - 1))?;
+            check_committed(found.rows.column(self.forms.plan.found_columns() - 1))?;
         }
-        if !self.change.from.is_empty() {
+        let is_much = found.rows.num_rows() as u64 > ROWS_AT_ONCE_MAX || !self.forms.is_at_hand(source);
+        let (forms, engine, source) = (Arc::clone(&self.forms), Arc::clone(&session.engine), Arc::clone(source));
+        let now = engine.clock().now();
+        session.engine.compute.run_if(is_much, move || forms.of(&engine, &source, found, now)).await
+    }
+}
+
+impl Forms {
+    /// Whether what it looks up is in memory.
+    fn is_at_hand(&self, source: &TargetSource) -> bool {
+        self.is_delete || self.relation.row_ids.is_some() || source.is_folded()
+    }
+
+    /// The new forms of found rows, or what ends them.
+    fn of(&self, engine: &Engine, source: &TargetSource, mut found: Found, now: Timestamp) -> Result<Computed> {
+        if self.is_joined {
             found.rows = first_of_each(&found.rows, self.plan.found_columns())?;
         }
-        let now = session.engine.clock().now();
-        match self.is_delete() {
-            true => self.deleted(session, &found, now),
-            false => self.updated(session, source, &found, now).await,
+        match self.is_delete {
+            true => self.deleted(engine, &found, now),
+            false => self.updated(engine, source, &found, now),
         }
     }
 
-    fn deleted(&self, session: &Session, found: &Found, now: Timestamp) -> Result<Computed> {
+    fn deleted(&self, engine: &Engine, found: &Found, now: Timestamp) -> Result<Computed> {
         let rowtime = self.plan.rowtimes(&found.rows, &found.columns)?;
         let rowtime = rowtime.map(|rowtime| write::not_null(rowtime, "rowtime", &self.relation)).transpose()?;
         let tombstones = match self.relation.row_ids {
             Some(at) => self.ends(&found.rows, at, rowtime, now)?,
             None => {
                 let tombstones = tombstones(&self.relation, &found.rows, rowtime, now)?;
-                write::route_stored(&self.relation, tombstones, &session.engine.spreader)?
+                write::route_stored(&self.relation, tombstones, &engine.spreader)?
             }
         };
         let shown = found.rows.columns().iter().take(self.plan.found_columns()).cloned().collect();
@@ -137,27 +161,19 @@ impl<'a> Update<'a> {
         Ok(Computed { tombstones, new: Routed::default(), shown })
     }
 
-    async fn updated(
-        &self,
-        session: &Session,
-        source: &Arc<TargetSource>,
-        found: &Found,
-        now: Timestamp,
-    ) -> Result<Computed> {
+    fn updated(&self, engine: &Engine, source: &TargetSource, found: &Found, now: Timestamp) -> Result<Computed> {
         let rows = self.plan.rows(&found.rows, &found.columns)?;
         if let Some(at) = self.relation.row_ids {
-            let new = self.renamed(session, (rows, &found.rows), at, now)?;
+            let new = self.renamed(engine, (rows, &found.rows), at, now)?;
             return Ok(Computed { tombstones: Routed::default(), shown: shown(&self.relation, &new)?, new });
         }
-        let new = write::route(&session.engine, &self.relation, rows, now)?;
+        let new = write::route(engine, &self.relation, rows, now)?;
         let shown = shown(&self.relation, &new)?;
-        let moved = self.moved(session, source, found, new.stored.as_ref()).await?;
+        let moved = self.moved(source, found, new.stored.as_ref())?;
         let tombstones = match moved {
-            Some(left) => write::route_stored(
-                &self.relation,
-                tombstones(&self.relation, &left, None, now)?,
-                &session.engine.spreader,
-            )?,
+            Some(left) => {
+                write::route_stored(&self.relation, tombstones(&self.relation, &left, None, now)?, &engine.spreader)?
+            }
             None => Routed::default(),
         };
         Ok(Computed { tombstones, new, shown })
@@ -166,7 +182,7 @@ impl<'a> Update<'a> {
     /// New forms of `found` rows of a table without a key, each in the partition it was in.
     fn renamed(
         &self,
-        session: &Session,
+        engine: &Engine,
         (rows, found): (InsertRows, &RecordBatch),
         at: usize,
         now: Timestamp,
@@ -176,7 +192,7 @@ impl<'a> Update<'a> {
         row_ids::name_rows(&mut columns, at, &row_ids::ids_of(found, at, places + 1), false)?;
         let batch = RecordBatch::try_new(rows.batch.schema(), columns).map_err(internal)?;
         let places = row_ids::partitions_of(found.column(places));
-        write::route_to(&session.engine, &self.relation, (InsertRows { batch, ..rows }, &places), now)
+        write::route_to(engine, &self.relation, (InsertRows { batch, ..rows }, &places), now)
     }
 
     /// Events by which `found` rows of a table without a key go: what they were, for those that must not be NULL.
@@ -195,13 +211,7 @@ impl<'a> Update<'a> {
     ///
     /// # Errors
     /// 23505 when a new key is another row's.
-    async fn moved(
-        &self,
-        session: &Session,
-        source: &Arc<TargetSource>,
-        found: &Found,
-        new: Option<&RecordBatch>,
-    ) -> Result<Option<RecordBatch>> {
+    fn moved(&self, source: &TargetSource, found: &Found, new: Option<&RecordBatch>) -> Result<Option<RecordBatch>> {
         let Some(new) = new else { return Ok(None) };
         let key = self.relation.schema.key();
         let old_keys = KeySet::new(&found.rows, &key).map_err(internal)?;
@@ -216,8 +226,7 @@ impl<'a> Update<'a> {
         let comes: BooleanArray = is_there.iter().map(|is| Some(!is)).collect();
         if comes.true_count() > 0 {
             let arrivals = filter_record_batch(new, &comes).map_err(internal)?;
-            let keys = KeySet::new(&arrivals, &key).map_err(internal)?;
-            let existing = session.rows_of(source, keys, arrivals).await?;
+            let existing = source.rows_of(&KeySet::new(&arrivals, &key).map_err(internal)?, &arrivals)?;
             if existing.num_rows() > 0 {
                 return Err(duplicate(&self.relation, &existing, 0));
             }

@@ -11,7 +11,8 @@ use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Plan, Planned, Prepared};
 use crate::engine::session::Session;
-use crate::engine::write::{self, Routed};
+use crate::engine::table::ROWS_AT_ONCE_MAX;
+use crate::engine::write::{self, Routed, Spreader};
 use crate::engine::{Outcome, Param, Result};
 use crate::storage::KeySet;
 use crate::storage::batch::batch_bytes;
@@ -43,16 +44,24 @@ const EXCLUDED_ID: TopicId = TopicId::new(u64::MAX);
 
 /// Rows proposed to a table, and what becomes of those whose keys are there.
 pub(super) struct Upsert<'a> {
-    relation: Arc<Relation>,
-    proposed: RecordBatch,
+    proposed: Arc<Proposed>,
     update: Option<Pairs<'a>>,
     /// The types of the parameters.
     declared: Vec<Option<SqlType>>,
 }
 
+/// Rows proposed to a table.
+struct Proposed {
+    relation: Arc<Relation>,
+    rows: RecordBatch,
+    /// Whether rows that are there are updated.
+    has_update: bool,
+}
+
 /// What becomes of proposed rows.
-#[derive(Default)]
 struct Sorted {
+    /// The rows that are there.
+    existing: RecordBatch,
     inserted: Vec<u32>,
     /// A row that is there, and a proposed one.
     pairs: Vec<(u32, u32)>,
@@ -172,7 +181,8 @@ impl Session {
             }
         };
         let proposed = proposed.unwrap_or_else(|| RecordBatch::new_empty(self.engine.stored_schema(&relation)));
-        let work = Work::Upsert(Upsert { relation, proposed, update, declared });
+        let proposed = Arc::new(Proposed { relation, rows: proposed, has_update: update.is_some() });
+        let work = Work::Upsert(Upsert { proposed, update, declared });
         let done = self.carry_out(&work, &source, &values, returning.as_ref()).await?;
         Ok(outcome("INSERT 0", done, returning.as_ref()))
     }
@@ -350,41 +360,67 @@ impl Upsert<'_> {
         held: &mut Held,
     ) -> Result<Computed> {
         let arguments = (self.declared.as_slice(), values);
-        let keys = KeySet::new(&self.proposed, &self.relation.schema.key()).map_err(internal)?;
-        let existing = session.rows_of(source, keys.clone(), self.proposed.clone()).await?;
-        let Sorted { inserted, pairs } = self.sort_out(&keys, &existing)?;
-        // Of each row to write: its place among the proposed, and its row in `rows`.
-        let mut order: Vec<(u32, u32)> = inserted.into_iter().map(|row| (row, row)).collect();
-        let mut rows = vec![self.proposed.clone()];
-        if let (Some(update), false) = (&self.update, pairs.is_empty()) {
-            let (updated, numbers) =
-                self.updated(update, session, (source, &existing), &pairs, (arguments, held)).await?;
-            let base = self.proposed.num_rows() as u32;
-            order.extend(numbers.into_iter().zip(base..));
-            rows.push(updated);
-        }
-        order.sort_unstable();
-        let all = concat_batches(&self.proposed.schema(), &rows).map_err(internal)?;
-        let indices = UInt32Array::from_iter_values(order.into_iter().map(|(_, row)| row));
-        let stored = take_record_batch(&all, &indices).map_err(internal)?;
-        let new = write::route_stored(&self.relation, stored, &session.engine.spreader)?;
-        let shown = shown(&self.relation, &new)?;
-        Ok(Computed { tombstones: Routed::default(), new, shown })
+        let compute = &session.engine.compute;
+        let is_much = self.proposed.rows.num_rows() as u64 > ROWS_AT_ONCE_MAX;
+        let (proposed, read) = (Arc::clone(&self.proposed), Arc::clone(source));
+        let sorted = compute.run_if(is_much || !source.is_folded(), move || proposed.sort_out(&read)).await?;
+        let updated = match &self.update {
+            Some(update) if !sorted.pairs.is_empty() => {
+                Some(self.updated(update, session, (source, &sorted), (arguments, held)).await?)
+            }
+            _ => None,
+        };
+        let (proposed, engine) = (Arc::clone(&self.proposed), Arc::clone(&session.engine));
+        compute.run_if(is_much, move || proposed.with(sorted.inserted, updated, &engine.spreader)).await
     }
 
+    /// New forms of the rows of `pairs` that the condition lets through, and the places of their proposed rows.
+    async fn updated(
+        &self,
+        update: &Pairs<'_>,
+        session: &Session,
+        (source, Sorted { existing, pairs, .. }): (&Arc<TargetSource>, &Sorted),
+        (arguments, held): ((&[Option<SqlType>], &[ScalarValue]), &mut Held),
+    ) -> Result<(RecordBatch, Vec<u32>)> {
+        let Proposed { relation, rows: stored, .. } = &*self.proposed;
+        let rows = RowsSource::new(Arc::clone(source));
+        let there = UInt32Array::from_iter_values(pairs.iter().map(|(there, _)| *there));
+        let there = take_record_batch(existing, &there).map_err(internal)?;
+        if update.names_offset {
+            check_committed(there.column(there.num_columns() - 1))?;
+        }
+        let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
+        let placed = placed(relation, &take_record_batch(stored, &proposed).map_err(internal)?, &there)?;
+        let at: HashMap<_, _> = places(&there).zip(pairs.iter().map(|(_, proposed)| *proposed)).collect();
+        rows.set(EXCLUDED_ID, placed);
+        rows.set(relation.id, there);
+        let (context, select) = update.query_over(session, relation, &Arc::new(rows))?;
+        let found = session.run_whole(context, select, arguments, held).await?;
+        let own = found.rows.project(&(0..update.plan.found_columns()).collect::<Vec<_>>()).map_err(internal)?;
+        let places = places(&own).filter_map(|place| at.get(&place).copied()).collect();
+        let rows = update.plan.rows(&found.rows, &found.columns)?;
+        let routed = write::route(&session.engine, relation, rows, session.engine.clock().now())?;
+        let empty = || RecordBatch::new_empty(stored.schema());
+        Ok((routed.stored.unwrap_or_else(empty), places))
+    }
+}
+
+impl Proposed {
     /// The proposed rows that are inserted, and pairs of a row that is there and a proposed one.
     ///
     /// # Errors
     /// 21000 for two proposed rows with one key, when rows are updated.
-    fn sort_out(&self, keys: &KeySet, existing: &RecordBatch) -> Result<Sorted> {
-        let there = keys.keys_of(existing).map_err(internal)?;
+    fn sort_out(&self, source: &TargetSource) -> Result<Sorted> {
+        let keys = KeySet::new(&self.rows, &self.relation.schema.key()).map_err(internal)?;
+        let existing = source.rows_of(&keys, &self.rows)?;
+        let there = keys.keys_of(&existing).map_err(internal)?;
         let there: HashMap<_, _> = there.into_iter().zip(0_u32..).collect();
         let mut seen = HashMap::new();
-        let mut sorted = Sorted::default();
-        for (row, key) in (0_u32..).zip(keys.keys_of(&self.proposed).map_err(internal)?) {
+        let mut sorted = Sorted { existing, inserted: Vec::new(), pairs: Vec::new() };
+        for (row, key) in (0_u32..).zip(keys.keys_of(&self.rows).map_err(internal)?) {
             let found = there.get(&key).copied();
             if seen.insert(key, row).is_some() {
-                if self.update.is_none() {
+                if !self.has_update {
                     continue;
                 }
                 let fact = "ON CONFLICT DO UPDATE command cannot affect row a second time";
@@ -400,34 +436,27 @@ impl Upsert<'_> {
         Ok(sorted)
     }
 
-    /// New forms of the rows of `pairs` that the condition lets through, and the places of their proposed rows.
-    async fn updated(
+    /// The rows that are inserted, and those that are updated with the places of their proposed rows, in the order proposed.
+    fn with(
         &self,
-        update: &Pairs<'_>,
-        session: &Session,
-        (source, existing): (&Arc<TargetSource>, &RecordBatch),
-        pairs: &[(u32, u32)],
-        (arguments, held): ((&[Option<SqlType>], &[ScalarValue]), &mut Held),
-    ) -> Result<(RecordBatch, Vec<u32>)> {
-        let rows = RowsSource::new(Arc::clone(source));
-        let there = UInt32Array::from_iter_values(pairs.iter().map(|(there, _)| *there));
-        let there = take_record_batch(existing, &there).map_err(internal)?;
-        if update.names_offset {
-            check_committed(there.column(there.num_columns() - 1))?;
+        inserted: Vec<u32>,
+        updated: Option<(RecordBatch, Vec<u32>)>,
+        spreader: &Spreader,
+    ) -> Result<Computed> {
+        // Of each row to write: its place among the proposed, and its row in `rows`.
+        let mut order: Vec<(u32, u32)> = inserted.into_iter().map(|row| (row, row)).collect();
+        let mut rows = vec![self.rows.clone()];
+        if let Some((updated, numbers)) = updated {
+            order.extend(numbers.into_iter().zip(self.rows.num_rows() as u32..));
+            rows.push(updated);
         }
-        let proposed = UInt32Array::from_iter_values(pairs.iter().map(|(_, proposed)| *proposed));
-        let placed = placed(&self.relation, &take_record_batch(&self.proposed, &proposed).map_err(internal)?, &there)?;
-        let at: HashMap<_, _> = places(&there).zip(pairs.iter().map(|(_, proposed)| *proposed)).collect();
-        rows.set(EXCLUDED_ID, placed);
-        rows.set(self.relation.id, there);
-        let (context, select) = update.query_over(session, &self.relation, &Arc::new(rows))?;
-        let found = session.run_whole(context, select, arguments, held).await?;
-        let own = found.rows.project(&(0..update.plan.found_columns()).collect::<Vec<_>>()).map_err(internal)?;
-        let places = places(&own).filter_map(|place| at.get(&place).copied()).collect();
-        let rows = update.plan.rows(&found.rows, &found.columns)?;
-        let routed = write::route(&session.engine, &self.relation, rows, session.engine.clock().now())?;
-        let empty = || RecordBatch::new_empty(self.proposed.schema());
-        Ok((routed.stored.unwrap_or_else(empty), places))
+        order.sort_unstable();
+        let all = concat_batches(&self.rows.schema(), &rows).map_err(internal)?;
+        let indices = UInt32Array::from_iter_values(order.into_iter().map(|(_, row)| row));
+        let stored = take_record_batch(&all, &indices).map_err(internal)?;
+        let new = write::route_stored(&self.relation, stored, spreader)?;
+        let shown = shown(&self.relation, &new)?;
+        Ok(Computed { tombstones: Routed::default(), new, shown })
     }
 }
 
