@@ -5,20 +5,24 @@
 //! pass and used as it is. Text of json, and strings that are padded or cut, go through `ColumnBuilder`. Leaves out
 //! names and NOT NULL.
 
-use crate::types::{AssignRefused, ColumnBuilder, ColumnEncoder, ValueError, assign_array};
+use crate::types::{AssignRefused, ColumnBuilder, ColumnEncoder, ValueError, assign_array, canonical};
 use crate::types::{DATE_END, DATE_FIRST, DAY, filled_bytes, least_bytes};
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, Int64Array, ListArray, PrimitiveArray, new_null_array,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, Int64Array, ListArray, MapArray, PrimitiveArray,
+    StructArray, new_null_array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::compute::cast;
+use arrow::compute::{cast, nullif};
 use arrow::datatypes::{
     DataType, Date32Type, Date64Type, Decimal128Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit,
     Time32MillisecondType, Time32SecondType, Time64MicrosecondType, Time64NanosecondType, TimeUnit,
     TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
 };
+use arrow::error::ArrowError;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
+use millstream_catalog::schema::StructField;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -29,7 +33,7 @@ pub(super) type Refused = AssignRefused;
 pub(super) fn is_assignable(from: &DataType, to: &SqlType) -> bool {
     use DataType::{
         Binary, BinaryView, Boolean, Date32, Date64, Dictionary, Duration, FixedSizeBinary, FixedSizeList, Interval,
-        LargeBinary, LargeList, LargeUtf8, List, Null, Time32, Time64, Timestamp, Utf8, Utf8View,
+        LargeBinary, LargeList, LargeUtf8, List, Map, Null, Struct, Time32, Time64, Timestamp, Utf8, Utf8View,
     };
     match (from, to) {
         (Null, _) | (Boolean, SqlType::Boolean) => true,
@@ -50,6 +54,15 @@ pub(super) fn is_assignable(from: &DataType, to: &SqlType) -> bool {
         (List(item) | LargeList(item) | FixedSizeList(item, _), SqlType::Array(to)) => {
             is_assignable(item.data_type(), to)
         }
+        (Struct(from), SqlType::Struct(to)) => from.iter().all(|field| {
+            let to = to.iter().find(|to| to.name == *field.name());
+            let is_only = from.iter().filter(|other| other.name() == field.name()).count() == 1;
+            is_only && to.is_some_and(|to| is_assignable(field.data_type(), &to.sql_type))
+        }),
+        (Map(entries, _), SqlType::Map(key, value)) => match entries.data_type() {
+            Struct(fields) => is_assignable(fields[0].data_type(), key) && is_assignable(fields[1].data_type(), value),
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -77,6 +90,8 @@ pub(super) fn assign(array: &ArrayRef, to: &SqlType) -> Result<ArrayRef, Refused
         SqlType::TimestampTz => Ok(Arc::new(timestamp(array)?.with_timezone("UTC"))),
         SqlType::Interval => interval(array),
         SqlType::Array(item) => list(array, item),
+        SqlType::Struct(fields) => structs(array.as_struct(), fields, to),
+        SqlType::Map(key, value) => map(array.as_map(), (key, value), to),
         _ => cast_to(array, &to.arrow(), to),
     }
 }
@@ -253,15 +268,72 @@ fn list(array: &ArrayRef, item: &SqlType) -> Result<ArrayRef, Refused> {
         row: 0,
         error: ValueError::new(SqlState::ProgramLimitExceeded, "a list of the arrow stream has too many elements"),
     })?;
-    let values = assign(&values, item).map_err(|refused| {
-        let row = ends.iter().position(|end| *end as usize > refused.row).unwrap_or(1) - 1;
-        Refused { row, error: refused.error }
-    })?;
+    let values = assign(&values, item).map_err(|refused| row_of(&ends, refused))?;
     let offsets = OffsetBuffer::new(ScalarBuffer::from(ends));
     let field = Arc::new(item.field("item", true));
     let list = ListArray::try_new(field, offsets, values, array.nulls().cloned());
     let refused = |_| Refused { row: 0, error: ValueError::unassignable(item, "another list") };
     list.map(|list| Arc::new(list) as ArrayRef).map_err(refused)
+}
+
+/// What was refused of an element, with the row of its list.
+fn row_of(ends: &[i32], refused: Refused) -> Refused {
+    let row = ends.iter().position(|end| *end as usize > refused.row).unwrap_or(1) - 1;
+    Refused { row, error: refused.error }
+}
+
+/// Fields go by name; those that are not there are NULL.
+fn structs(found: &StructArray, fields: &[StructField], to: &SqlType) -> Result<ArrayRef, Refused> {
+    let refused = |_| Refused { row: 0, error: ValueError::unassignable(to, "another struct") };
+    let absent = found.nulls().map(|nulls| BooleanArray::new(!nulls.inner(), None));
+    let child = |field: &StructField| match (found.column_by_name(&field.name), &absent) {
+        (None, _) => Ok(new_null_array(&field.sql_type.arrow(), found.len())),
+        (Some(child), None) => assign(child, &field.sql_type),
+        // What stands in the fields of a NULL is no value.
+        (Some(child), Some(absent)) => assign(&nullif(child, absent).map_err(refused)?, &field.sql_type),
+    };
+    let children = fields.iter().map(child).collect::<Result<_, _>>()?;
+    let DataType::Struct(fields) = to.arrow() else {
+        return Err(refused(ArrowError::NotYetImplemented(String::new())));
+    };
+    let made = StructArray::try_new_with_length(fields, children, found.nulls().cloned(), found.len());
+    made.map(|made| Arc::new(made) as ArrayRef).map_err(refused)
+}
+
+/// Keys are there, and each once.
+fn map(found: &MapArray, (key, value): (&SqlType, &SqlType), to: &SqlType) -> Result<ArrayRef, Refused> {
+    let offsets = found.value_offsets();
+    let (start, length) = (offsets[0] as usize, (offsets[found.len()] - offsets[0]) as usize);
+    let ends: Vec<i32> = offsets.iter().map(|offset| offset - offsets[0]).collect();
+    let part =
+        |values: &ArrayRef, to| assign(&values.slice(start, length), to).map_err(|refused| row_of(&ends, refused));
+    let (keys, values) = (part(found.keys(), key)?, part(found.values(), value)?);
+    let distinct = canonical(Arc::clone(&keys));
+    let texts = ColumnEncoder::new(distinct.as_ref(), key);
+    let mut seen = HashSet::new();
+    for (row, pair) in ends.windows(2).enumerate() {
+        seen.clear();
+        for entry in pair[0] as usize..pair[1] as usize {
+            let mut text = Vec::new();
+            let is_there = texts.text(entry, &mut text);
+            if !is_there || !seen.insert(text) {
+                let what = if is_there { "a key is there twice" } else { "a key is NULL" };
+                let error = ValueError::unassignable(to, "a map of the arrow stream").detail(what.to_owned());
+                return Err(Refused { row, error });
+            }
+        }
+    }
+    let refused = |_| Refused { row: 0, error: ValueError::unassignable(to, "another map") };
+    let DataType::Map(entries, _) = to.arrow() else {
+        return Err(refused(ArrowError::NotYetImplemented(String::new())));
+    };
+    let DataType::Struct(fields) = entries.data_type() else {
+        return Err(refused(ArrowError::NotYetImplemented(String::new())));
+    };
+    let pairs = StructArray::try_new(fields.clone(), vec![keys, values], None).map_err(refused)?;
+    let offsets = OffsetBuffer::new(ScalarBuffer::from(ends));
+    let made = MapArray::try_new(Arc::clone(&entries), offsets, pairs, found.nulls().cloned(), false);
+    made.map(|made| Arc::new(made) as ArrayRef).map_err(refused)
 }
 
 /// Where the elements of each list begin, and where the last ends, in the elements of these lists alone; `None` for more
@@ -320,6 +392,19 @@ pub(super) fn stored_bytes(array: &dyn Array, to: &SqlType) -> usize {
         (DataType::FixedSizeList(..), SqlType::Array(item)) => {
             let values = array.as_fixed_size_list().values();
             items(values, item, 0, values.len())
+        }
+        (DataType::Struct(_), SqlType::Struct(fields)) => {
+            let found = array.as_struct();
+            let child = |field: &StructField| match found.column_by_name(&field.name) {
+                Some(child) => stored_bytes(child.as_ref(), &field.sql_type),
+                None => wide(filled_bytes(&field.sql_type)),
+            };
+            fields.iter().map(child).fold(array.len(), usize::saturating_add)
+        }
+        (DataType::Map(..), SqlType::Map(key, value)) => {
+            let map = array.as_map();
+            let (start, end) = (map.value_offsets()[0] as usize, map.value_offsets()[map.len()] as usize);
+            items(map.keys(), key, start, end).saturating_add(items(map.values(), value, start, end))
         }
         _ => wide(filled_bytes(to)),
     }

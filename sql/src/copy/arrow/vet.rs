@@ -60,7 +60,8 @@ fn vet_field(field: &Field<'_>) -> Option<Result<(), &'static str>> {
     if let Some(dictionary) = field.dictionary() {
         let index = dictionary.indexType()?;
         matches!(index.bitWidth(), 8 | 16 | 32 | 64).then_some(())?;
-        if matches!(found, Type::List | Type::LargeList | Type::FixedSizeList | Type::Null) {
+        let is_nested = matches!(found, Type::List | Type::LargeList | Type::FixedSizeList | Type::Struct_ | Type::Map);
+        if is_nested || found == Type::Null {
             return Some(Err("dictionary of lists"));
         }
     }
@@ -112,6 +113,12 @@ fn vet_field(field: &Field<'_>) -> Option<Result<(), &'static str>> {
             (field.type_as_fixed_size_list()?.listSize() > 0).then_some(())?;
             return only_child(field);
         }
+        Type::Struct_ => return children(field),
+        Type::Map => {
+            let entries = field.children().filter(|children| children.len() == 1)?.get(0);
+            (entries.type_type() == Type::Struct_ && entries.children()?.len() == 2).then_some(())?;
+            return children(&entries);
+        }
         other => return other.variant_name().map(Err),
     };
     is_known.then_some(Ok(()))
@@ -124,6 +131,11 @@ fn is_unit(unit: TimeUnit) -> bool {
 fn only_child(field: &Field<'_>) -> Option<Result<(), &'static str>> {
     let children = field.children().filter(|children| children.len() == 1)?;
     vet_field(&children.get(0))
+}
+
+fn children(field: &Field<'_>) -> Option<Result<(), &'static str>> {
+    let mut children = field.children()?.iter();
+    children.try_fold(Ok(()), |before, child| Some(before.and(vet_field(&child)?)))
 }
 
 /// Checks what a batch says of its columns against its body; gives the bytes they take uncompressed.
@@ -227,6 +239,13 @@ where
             DataType::List(item) => {
                 self.numbers(4)?;
                 self.column(item.data_type(), Length::Unknown)?;
+            }
+            DataType::Map(entries, _) => {
+                self.numbers(4)?;
+                self.column(entries.data_type(), Length::Unknown)?;
+            }
+            DataType::Struct(fields) => {
+                fields.iter().try_for_each(|field| self.column(field.data_type(), Length::Elements(length)))?;
             }
             DataType::LargeList(item) => {
                 self.numbers(8)?;
