@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use futures::FutureExt as _;
 use millstream::cli::{CheckArgs, Cli, Command, DumpArgs, DumpRows, ReportFormat, StartArgs};
 use millstream::config::Config;
 use millstream::node::Node;
@@ -140,8 +141,20 @@ async fn wait(node: &Node) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         }
     };
+    Ok(stop(&node, code).await)
+}
+
+/// Stops the node; `code` unless that fails.
+async fn stop(node: &Node, code: ExitCode) -> ExitCode {
+    let has_failed = node.failed().now_or_never().is_some();
     node.stop().await;
-    Ok(code)
+    match node.failed().now_or_never() {
+        Some(reason) if !has_failed => {
+            eprintln!("millstream: the last changes may be lost, the log could not be closed: {reason}");
+            ExitCode::FAILURE
+        }
+        _ => code,
+    }
 }
 
 /// `millstream` alone: a node, and a shell on it when there is a terminal.
@@ -157,8 +170,7 @@ async fn alone() -> anyhow::Result<ExitCode> {
     let node = Node::start(&Config::load(&args)?).await?;
     announce(&node);
     let code = shell::on(node.pg_address()).await;
-    node.stop().await;
-    Ok(code)
+    Ok(stop(&node, code).await)
 }
 
 /// Traces go to standard error; MILLSTREAM_LOG sets the filter.

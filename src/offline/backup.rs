@@ -178,7 +178,7 @@ fn listed(shard: u32, manifest: &Bytes) -> Result<Vec<Listed>, BackupError> {
     // What else the manifest says of one that cannot be read, the check of the copy names.
     let staged = inspect::read_manifest(manifest.applied.clone(), manifest.extra.clone());
     let staged = staged.map_or_else(|_| Vec::new(), |content| content.staged);
-    let staged = staged.iter().map(|(_, staged)| of(STAGED, staged.file(), staged.identity()));
+    let staged = staged.iter().map(|listed| of(STAGED, listed.file.file(), listed.file.identity()));
     Ok(segments.chain(staged).collect())
 }
 

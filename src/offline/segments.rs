@@ -32,7 +32,7 @@ pub(crate) struct Place<'a> {
     /// The last entry of the segment before.
     pub(crate) entry: EntryIndex,
     /// What a repair does about what cannot be made good.
-    pub(crate) given_up: &'static str,
+    pub(crate) given_up: &'a str,
 }
 
 impl Place<'_> {

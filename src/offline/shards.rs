@@ -7,13 +7,14 @@ use super::heal::flipped_bit;
 use super::log::{Log, ShardLog};
 use super::report::Finding;
 use super::segments;
+use crate::replication::inspect::StagedListed;
+use crate::storage::StorageError;
 use crate::storage::manifest::{CRC_POSITION, MANIFEST, MANIFEST_TMP, Manifest, PartitionManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
 use crate::storage::staging::STAGED;
-use crate::storage::{StagedFile, StorageError};
 use bytes::Bytes;
 use millstream_catalog::State;
-use millstream_catalog::model::{EntryIndex, Offset, PartitionId, StageId};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The manifest of a shard, within the data directory.
@@ -177,16 +178,25 @@ pub(crate) fn check_staged(
     check: &mut Check,
     shard: u32,
     manifest: &Manifest,
-    staged: &[(StageId, StagedFile)],
+    staged: &[StagedListed],
 ) -> Result<(), StorageError> {
-    for (stage, listed) in staged {
+    for StagedListed { stage, file: listed, decider } in staged {
         // Nobody reads rows of a topic that is gone; one that cannot be read was named.
         let topic = manifest.index.topics.iter().find(|topic| topic.topic == listed.topic());
         let Some(storage) = topic.and_then(|topic| topic.storage().ok()) else { continue };
         let file = format!("shards/{shard}/{STAGED}/{}", listed.file());
         let (name, partition, published) =
             (format!("#{}", storage.topic), listed.partition(), manifest.index.published);
-        let given_up = "the transaction that the rows are of is given up, as at the next start if it was not committed";
+        let given_up = match decider {
+            Some(decider) => format!(
+                "the rows are given up here; shard {decider} decides about the transaction that they are of, and if it \
+                 commits, other shards have its other rows"
+            ),
+            None => {
+                "the transaction that the rows are of is given up, as at the next start if it was not committed".into()
+            }
+        };
+        let given_up = given_up.as_str();
         let mut place =
             segments::Place { shard, topic: &name, partition, published, entry: EntryIndex::default(), given_up };
         let found = check.report.findings.len();
@@ -196,7 +206,7 @@ pub(crate) fn check_staged(
         // Its rows have no offsets yet.
         check.report.findings.iter_mut().skip(found).for_each(|finding| finding.offsets = None);
     }
-    let listed: HashSet<&str> = staged.iter().map(|(_, listed)| listed.file()).collect();
+    let listed: HashSet<&str> = staged.iter().map(|listed| listed.file.file()).collect();
     let dir = check.dir.join("shards").join(shard.to_string()).join(STAGED);
     for entry in super::list(&*check.disk, &dir)?.iter().filter(|entry| !listed.contains(entry.name.as_str())) {
         let file = format!("shards/{shard}/{STAGED}/{}", entry.name);

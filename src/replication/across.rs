@@ -13,12 +13,11 @@ use super::error::ReplicationError;
 use super::flow::Request;
 use super::raft::Reply;
 use super::shard::{CHANGE_BYTES, Core};
-use super::staging;
 use super::types::{Append, Decider};
 use crate::env;
 use futures::future::join_all;
 use millstream_catalog::model::{EntryIndex, ShardId, StageId, TransactionId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,10 +29,18 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The last applied entry of each shard, taken between commits.
 pub type Cuts = HashMap<ShardId, EntryIndex>;
 
+/// Bits of a transaction's number that count those of one life of its decider; the term is in the others, so that no
+/// number comes again while a shard that still knows it is out of service.
+const COUNT_BITS: u32 = 40;
+
+/// A prepared transaction in one shard.
+type Prepared = (Arc<Core>, StageId);
+
 /// What commits over the shards of a node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Across {
-    transactions: AtomicU64,
+    /// Transactions since the start.
+    count: AtomicU64,
     /// Held by each transaction while its shards carry it out, together with others; alone by whoever takes cuts.
     gate: Arc<RwLock<()>>,
 }
@@ -45,26 +52,33 @@ struct Share {
 }
 
 impl Across {
-    /// Carries out or gives up what a crash left prepared. No transaction may have begun.
-    ///
-    /// # Errors
-    /// When a shard stopped.
-    pub(crate) async fn start(cores: &[Arc<Core>], is_whole: bool) -> Result<Self, ReplicationError> {
-        let last = resolve(cores, is_whole).await?;
-        Ok(Self { transactions: AtomicU64::new(last.value()), gate: Arc::default() })
+    /// Carries out or gives up what a crash left prepared. No transaction may have begun. `is_whole` when no shard is out
+    /// of service. On a full disk that goes on after the start.
+    pub(crate) async fn start(cores: &[Arc<Core>], is_whole: bool) -> Self {
+        let across = Self::default();
+        let ending = resolve(Arc::clone(&across.gate), cores, is_whole).await;
+        let mut ending = env::spawn("resolve", ending);
+        while cores.iter().all(|core| core.has_room_to_free()) {
+            if tokio::time::timeout(RETRY, &mut ending).await.is_ok() {
+                break;
+            }
+        }
+        across
     }
 
     /// Commits appends to several shards, all or none. When it returns, all are durable, and visible to every later read.
     ///
     /// # Errors
-    /// Of a shard that refuses its share; nothing was written then. With `Stopped` and `ShuttingDown` it is not known.
+    /// Of a shard that refuses its share; nothing was written then. With `Stopped`, `Storage` and `ShuttingDown` it is not
+    /// known.
     ///
     /// # Cancellation
     /// The transaction goes on.
     pub(crate) async fn append(&self, shares: Vec<(Arc<Core>, Append)>) -> Result<(), ReplicationError> {
         let Some((first, _)) = shares.first() else { return Ok(()) };
         let (stopped, first) = (Arc::clone(first), Arc::clone(first));
-        let transaction = TransactionId::new(self.transactions.fetch_add(1, Ordering::Relaxed) + 1);
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let transaction = TransactionId::new(first.term().value() << COUNT_BITS | count);
         let decider = Decider { shard: first.id(), transaction };
         let shares = shares.into_iter().map(|(core, append)| Share { core, append }).collect();
         let (sender, receiver) = oneshot::channel();
@@ -76,7 +90,7 @@ impl Across {
             // A caller that went away does not want the answer.
             let _ = sender.send(committed.map(drop));
             if is_decided {
-                submit(&first, Request::Forget(transaction), "a decision was not forgotten").await;
+                forget(&first, transaction).await;
             }
         });
         receiver.await.unwrap_or_else(|_| Err(stopped.stopped()))
@@ -118,99 +132,146 @@ async fn commit(
         refused.get_or_insert(ReplicationError::SequenceGap { producer, topic, sequence, next });
     }
     if refused.is_some() || is_repeated {
-        join_all(prepared.iter().map(|(core, stage)| staging::abort(core, *stage))).await;
+        abort(prepared).await;
         return refused.map_or(Ok(false), Err);
     }
-    match first.submit(Request::Decide(decider.transaction), CHANGE_BYTES).await {
-        Ok(_) => {}
-        // Whether the record is there is known at the next start.
-        Err(error @ (ReplicationError::Stopped { .. } | ReplicationError::ShuttingDown)) => return Err(error),
-        Err(error) => {
-            join_all(prepared.iter().map(|(core, stage)| staging::abort(core, *stage))).await;
-            return Err(error);
-        }
-    }
-    carry_out(gate, prepared).await.map(|()| true)
+    finish(gate, first, decider.transaction, prepared).await.map(|()| true)
 }
 
 /// The stage that waits for the decision; `None` when all rows were written before.
 async fn prepare(decider: Decider, share: Share) -> Result<Option<StageId>, ReplicationError> {
     let Share { core, mut append } = share;
-    let staged = append.staged;
     let (mut parts, bytes) = core.check(std::mem::take(&mut append.parts))?;
     parts.retain(|part| part.batch.num_rows() > 0);
     append.parts = parts;
     let bytes = bytes + append.overhead_bytes() + CHANGE_BYTES;
-    let answer = core.submit(Request::Prepare(decider, append), bytes).await;
-    match (answer, staged) {
-        (Ok(Reply::Staged(stage)), _) => Ok(Some(stage)),
-        (Ok(Reply::Appended(_)), _) => Ok(None),
-        (Ok(_), _) => Err(core.stopped()),
-        (Err(error), _) => Err(error),
+    match core.submit(Request::Prepare(decider, append), bytes).await? {
+        Reply::Staged(stage) => Ok(Some(stage)),
+        Reply::Appended(_) => Ok(None),
+        Reply::Done(_) | Reply::Catalog(_) => Err(core.stopped()),
     }
 }
 
+/// Records that a transaction commits, and carries it out.
+///
+/// # Errors
+/// When it is not recorded, which ends it; or it is not known whether, which the next start finds: until then its shares
+/// stay prepared. And as [`carry_out`].
+pub(super) async fn finish(
+    gate: &RwLock<()>,
+    first: &Core,
+    transaction: TransactionId,
+    prepared: Vec<Prepared>,
+) -> Result<(), ReplicationError> {
+    if let Err(error) = first.submit(Request::Decide(transaction), CHANGE_BYTES).await {
+        if error.is_unwritten() {
+            abort(prepared).await;
+        }
+        return Err(error);
+    }
+    carry_out(gate, prepared).await
+}
+
 /// Carries out a decision in every shard at once, as far as readers see.
-async fn carry_out(gate: &RwLock<()>, prepared: Vec<(Arc<Core>, StageId)>) -> Result<(), ReplicationError> {
-    let mut rest = prepared;
+///
+/// # Errors
+/// Of a shard that cannot: its next start does. The others have carried it out.
+async fn carry_out(gate: &RwLock<()>, prepared: Vec<Prepared>) -> Result<(), ReplicationError> {
+    let (mut rest, mut failed) = (prepared, None);
     loop {
+        // Before the gate: statements wait for whoever holds it.
+        while !rest.iter().all(|(core, _)| core.has_room_to_free()) {
+            tokio::time::sleep(RETRY).await;
+        }
         let answers = {
             let _shared = gate.read().await;
             let commits = rest.iter().map(|(core, stage)| core.submit(Request::Commit(*stage), CHANGE_BYTES));
             join_all(commits).await
         };
-        let mut without_room = Vec::new();
+        let mut again = Vec::new();
         for (share, answer) in rest.into_iter().zip(answers) {
             match answer {
-                // Carried out before.
-                Ok(_) | Err(ReplicationError::NoStage(_)) => {}
-                Err(ReplicationError::DiskFull) => without_room.push(share),
-                Err(error) => return Err(error),
+                Ok(_) => {}
+                Err(error) if error.is_retryable() => again.push(share),
+                Err(ReplicationError::NoStage(_)) => {
+                    let reason = "its share of a transaction that commits is gone".to_owned();
+                    failed = Some(ReplicationError::Stopped { shard: share.0.id(), reason });
+                }
+                Err(error) => failed = Some(error),
             }
         }
-        if without_room.is_empty() {
-            return Ok(());
+        if again.is_empty() {
+            return failed.map_or(Ok(()), Err);
         }
-        rest = without_room;
+        rest = again;
         tokio::time::sleep(RETRY).await;
     }
 }
 
-async fn submit(core: &Arc<Core>, request: Request, failure: &'static str) {
-    if let Err(error) = core.submit(request, CHANGE_BYTES).await {
-        tracing::debug!(shard = core.id().value(), %error, failure);
+/// Gives up what is prepared of a transaction that does not commit; on a full disk as soon as there is room for that.
+async fn abort(prepared: Vec<Prepared>) {
+    let abort = async |(core, stage): Prepared| {
+        while let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
+            if !error.is_retryable() {
+                tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
+                return;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    join_all(prepared.into_iter().map(abort)).await;
+}
+
+/// Nobody waits for a decision any more.
+async fn forget(core: &Core, transaction: TransactionId) {
+    if let Err(error) = core.submit(Request::Forget(transaction), CHANGE_BYTES).await {
+        tracing::debug!(shard = core.id().value(), %error, "a decision was not forgotten");
     }
 }
 
-/// Ends what is prepared as its decider says, and forgets decisions that nobody waits for any more; the last transaction
-/// that is still known. `is_whole` when no shard is out of service.
-async fn resolve(cores: &[Arc<Core>], is_whole: bool) -> Result<TransactionId, ReplicationError> {
-    let kept = join_all(cores.iter().map(|core| core.transactions())).await;
-    let decisions: HashMap<ShardId, _> =
-        cores.iter().zip(&kept).map(|(core, (_, decisions))| (core.id(), decisions)).collect();
-    let mut last = TransactionId::default();
-    for (core, (stages, own)) in cores.iter().zip(&kept) {
-        last = own.iter().copied().fold(last, TransactionId::max);
-        for (stage, decider) in stages {
-            let Some(Decider { shard, transaction }) = decider else { continue };
-            last = last.max(*transaction);
-            let request = match decisions.get(shard) {
-                Some(decided) if decided.contains(transaction) => Request::Commit(*stage),
-                Some(_) => Request::Abort(*stage),
-                None => {
-                    tracing::warn!(shard = core.id().value(), decider = shard.value(), "a transaction is in doubt");
-                    continue;
-                }
-            };
-            core.submit(request, CHANGE_BYTES).await?;
+/// What ends all that is prepared, as its decider says, and forgets decisions that nobody waits for any more.
+async fn resolve(
+    gate: Arc<RwLock<()>>,
+    cores: &[Arc<Core>],
+    mut is_whole: bool,
+) -> impl Future<Output = ()> + Send + 'static {
+    let mut kept = Vec::new();
+    for core in cores {
+        match core.transactions().await {
+            Some(transactions) => kept.push((Arc::clone(core), transactions)),
+            // It ended since its start.
+            None => is_whole = false,
         }
     }
-    if is_whole {
-        for (core, (_, decisions)) in cores.iter().zip(&kept) {
-            for transaction in decisions {
-                core.submit(Request::Forget(*transaction), CHANGE_BYTES).await?;
+    let decisions: HashMap<ShardId, _> = kept.iter().map(|(core, (_, decisions))| (core.id(), decisions)).collect();
+    let (mut decided, mut undecided) = (BTreeMap::<_, Vec<Prepared>>::new(), Vec::new());
+    for (core, (stages, _)) in &kept {
+        for (stage, decider) in stages {
+            let Some(Decider { shard, transaction }) = decider else { continue };
+            let prepared = (Arc::clone(core), *stage);
+            match decisions.get(shard) {
+                Some(of) if of.contains(transaction) => {
+                    decided.entry((*shard, *transaction)).or_default().push(prepared)
+                }
+                Some(_) => undecided.push(prepared),
+                None => {
+                    tracing::warn!(shard = core.id().value(), decider = shard.value(), "a transaction is in doubt");
+                }
             }
         }
     }
-    Ok(last)
+    async move {
+        abort(undecided).await;
+        for committed in join_all(decided.into_values().map(|prepared| carry_out(&gate, prepared))).await {
+            if let Err(error) = committed {
+                tracing::warn!(%error, "a transaction that commits waits for a shard that is out of service");
+                is_whole = false;
+            }
+        }
+        for (core, (_, decisions)) in kept.iter().filter(|_| is_whole) {
+            for transaction in decisions {
+                forget(core, *transaction).await;
+            }
+        }
+    }
 }

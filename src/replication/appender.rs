@@ -88,7 +88,7 @@ impl Appender {
     /// # Cancellation
     /// As [`Appender::submit`].
     pub(crate) async fn queue(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Answer, ReplicationError> {
-        let permits = self.acquire(bytes).await?;
+        let permits = self.acquire(request.takes_room().then_some(bytes)).await?;
         let (sender, receiver) = oneshot::channel();
         let waiting = Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } };
         let taken = {
@@ -102,10 +102,14 @@ impl Appender {
         Ok(receiver)
     }
 
-    async fn acquire(&self, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], ReplicationError> {
+    async fn acquire(
+        &self,
+        bytes: Option<usize>,
+    ) -> Result<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>), ReplicationError> {
         let requests = Arc::clone(&self.requests).acquire_owned().await.map_err(|_| self.stopped())?;
+        let Some(bytes) = bytes else { return Ok((requests, None)) };
         let bytes = self.room.acquire(bytes).await.ok_or_else(|| self.stopped())?;
-        Ok([requests, bytes])
+        Ok((requests, Some(bytes)))
     }
 
     /// Why nothing more is answered.
@@ -130,6 +134,11 @@ impl Appender {
         self.room.close();
         self.requests.close();
         self.wake.notify_one();
+    }
+
+    /// Whether nothing more is taken.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_shutting_down.load(Ordering::Acquire)
     }
 
     /// Requests that wait, and their bytes.
@@ -300,6 +309,7 @@ fn form(taken: Vec<Waiting>) -> Formed {
                 forming.writes.push(Write::Stage(stage, parts));
             }
             Request::Abort(stage) => forming.writes.push(Write::Abort(stage)),
+            Request::GiveUp(stage) => forming.writes.push(Write::GiveUp(stage)),
             Request::Commit(stage) => forming.writes.push(Write::Commit(stage)),
             Request::Decide(transaction) => forming.writes.push(Write::Decide(transaction)),
             Request::Forget(transaction) => forming.writes.push(Write::Forget(transaction)),

@@ -96,8 +96,10 @@ pub(crate) enum Write {
     Append(AppendWrite),
     /// Rows of a transaction that will commit, or be given up, with a later write; `None` begins one.
     Stage(Option<StageId>, Vec<Part>),
-    /// Gives a transaction up.
+    /// Gives a transaction up, prepared or not.
     Abort(StageId),
+    /// Gives a transaction up that is not prepared: of one that is, its decider knows.
+    GiveUp(StageId),
     /// An append that is checked now, and carried out or given up when a transaction over several shards ends.
     Prepare(Decider, AppendWrite),
     /// Carries out what was prepared.

@@ -5,6 +5,7 @@
 
 use crate::storage::StorageError;
 use millstream_catalog::CatalogError;
+use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::{
     ByteSize, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StageId, StepNumber, TopicId,
 };
@@ -37,6 +38,8 @@ pub(crate) enum Refused {
     NoStage(StageId),
     #[error(transparent)]
     Catalog(CatalogError),
+    #[error("too many parts of open transactions")]
+    StagesFull,
 }
 
 /// Why a request was not carried out, or why replication did not start.
@@ -122,6 +125,9 @@ pub enum ReplicationError {
     /// The transaction was given up; nothing of it was written.
     #[error("transaction {0} was given up")]
     NoStage(StageId),
+    /// Open transactions of the shard have as many parts in files as they may; nothing was written.
+    #[error("open transactions have written rows in more than {STAGED_PARTS_MAX} parts")]
+    StagesFull,
     /// The shard remembers as many producers as it may.
     #[error("too many producers")]
     ProducersFull,
@@ -178,7 +184,7 @@ impl ReplicationError {
         match self {
             Self::NoTopic(_) | Self::NoPartition(..) | Self::TopicBehind(_) => SqlState::UndefinedTable,
             Self::SchemaMismatch { .. } | Self::Encode(_) => SqlState::InternalError,
-            Self::TooLarge { .. } | Self::CheckpointOverdue { .. } => SqlState::ProgramLimitExceeded,
+            Self::TooLarge { .. } | Self::CheckpointOverdue { .. } | Self::StagesFull => SqlState::ProgramLimitExceeded,
             Self::NoQuery(_) => SqlState::UndefinedObject,
             Self::StaleStep { .. } | Self::StaleCheckpoint { .. } | Self::Changed(_) => SqlState::SerializationFailure,
             Self::EventsNeeded { .. } => SqlState::ObjectInUse,
@@ -199,7 +205,9 @@ impl ReplicationError {
     /// Whether the same request may succeed later, on this node.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } | Self::ProducersFull => true,
+            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } | Self::ProducersFull | Self::StagesFull => {
+                true
+            }
             Self::NoTopic(_)
             | Self::NoPartition(..)
             | Self::TopicBehind(_)
@@ -221,6 +229,14 @@ impl ReplicationError {
             | Self::FewerShards { .. }
             | Self::Start { .. } => false,
         }
+    }
+}
+
+impl ReplicationError {
+    /// Whether it is known that the request is not in the log. What a shard that stopped says is not: the entry may have
+    /// been what stopped it.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        matches!(self, Self::NoLeader(_) | Self::DiskFull | Self::Encode(_))
     }
 }
 
@@ -253,6 +269,7 @@ impl From<Refused> for ReplicationError {
             }
             Refused::ProducersFull => Self::ProducersFull,
             Refused::NoStage(stage) => Self::NoStage(stage),
+            Refused::StagesFull => Self::StagesFull,
             Refused::Catalog(error) => Self::Catalog(error),
         }
     }

@@ -32,6 +32,8 @@ pub(crate) enum Request {
     /// Rows of a transaction; `None` begins one.
     Stage(Option<StageId>, Vec<PartitionWrite>),
     Abort(StageId),
+    /// As `Abort`, unless it is prepared.
+    GiveUp(StageId),
     Prepare(Decider, Append),
     Commit(StageId),
     Decide(TransactionId),
@@ -79,7 +81,15 @@ impl Request {
     /// Whether files are not needed any more after it, from the next seal on.
     pub(crate) fn frees_files(&self) -> bool {
         use Change::{DropTopic, MoveStarts, Rewrite, Truncate};
-        matches!(self, Self::Abort(_) | Self::Change(DropTopic(_) | MoveStarts(_) | Rewrite(_) | Truncate(_)))
+        matches!(
+            self,
+            Self::Abort(_) | Self::GiveUp(_) | Self::Change(DropTopic(_) | MoveStarts(_) | Rewrite(_) | Truncate(_))
+        )
+    }
+
+    /// Whether it waits for room for its bytes: not what gives room back, or ends what others wait for.
+    pub(crate) fn takes_room(&self) -> bool {
+        !self.frees_space() && !matches!(self, Self::Decide(_))
     }
 
     /// Whether space comes back by it, or by what follows it, or others wait for it to end what is decided: it goes on when
@@ -119,7 +129,7 @@ pub(crate) struct Waiting {
 pub(crate) struct ReplySender {
     pub(crate) sender: oneshot::Sender<Result<Reply, ReplicationError>>,
     /// Held until the answer: the request's bytes are in memory until then.
-    pub(crate) _permits: [OwnedSemaphorePermit; 2],
+    pub(crate) _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl ReplySender {
@@ -226,10 +236,9 @@ mod tests {
     use tokio::sync::Semaphore;
 
     fn waiting(request: Request, bytes: usize) -> Waiting {
-        let semaphore = Arc::new(Semaphore::new(2));
-        let permit = || Arc::clone(&semaphore).try_acquire_owned().expect("free permit");
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free permit");
         let sender = oneshot::channel().0;
-        Waiting { request, bytes, reply: ReplySender { sender, _permits: [permit(), permit()] } }
+        Waiting { request, bytes, reply: ReplySender { sender, _permits: (permit, None) } }
     }
     fn append(bytes: usize) -> Waiting {
         waiting(Request::Append(Append::default()), bytes)

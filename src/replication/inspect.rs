@@ -8,7 +8,8 @@ use super::identity::Identity;
 use super::manifest::{Extra, decode_applied, decode_extra, encode_extra};
 use super::raft::{decode_log_id, decode_vote, index_of, term_of};
 use super::stages;
-use crate::storage::{Disk, StagedFile, StorageError};
+pub(crate) use super::stages::StagedListed;
+use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
 use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, RowCount, StageId, Term, TopicId};
 use millstream_catalog::{Command, State};
@@ -52,7 +53,7 @@ pub(crate) struct ManifestContent {
     pub(crate) catalog: Option<State>,
     pub(crate) queries: usize,
     /// The files of open transactions.
-    pub(crate) staged: Vec<(StageId, StagedFile)>,
+    pub(crate) staged: Vec<StagedListed>,
 }
 
 /// Writes the file "node" anew.

@@ -424,7 +424,9 @@ impl Machine {
             Ok(sealed) => {
                 self.store.install(sealed);
                 self.count_unsealed();
-                self.stages.forget_ended(unstaged);
+                if let Some(upto) = meta.last_log_id.as_ref().map(index_of) {
+                    self.stages.listed(upto, unstaged);
+                }
             }
             Err(StorageError::DiskFull) => {
                 tracing::warn!(shard = self.shard.value(), "no space left to write segments, trying again later");

@@ -106,14 +106,7 @@ impl Replication {
         let Some((catalog, data)) = cores.split_first() else {
             return Err(start_error("it was not opened".to_owned()));
         };
-        let across = match Across::start(data, damaged.is_empty()).await {
-            Ok(across) => across,
-            Err(error) => {
-                join_all(cores.iter().map(|core| core.shutdown())).await;
-                wal.close();
-                return Err(error);
-            }
-        };
+        let across = Across::start(data, damaged.is_empty()).await;
         let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.sealed)));
         let watch = env::spawn("log-watch", watch(wal.clone(), shared.failure.clone()));
         Ok(Self {
@@ -158,6 +151,11 @@ impl Replication {
     #[cfg(test)]
     pub(crate) fn cores(&self) -> &[Arc<Core>] {
         &self.cores
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> &WriteRoom {
+        &self.room
     }
 
     /// Bytes of rows on their way to the log.
@@ -210,11 +208,15 @@ impl Replication {
         }
     }
 
-    /// Refuses further requests, ends every shard, and syncs and closes the log.
+    /// Refuses further requests, ends every shard, and syncs and closes the log. When the last sync fails, what was answered
+    /// before it was synced may be lost: [`Replication::failed`] completes then.
     pub async fn shutdown(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
         join_all(self.cores.iter().map(|core| core.shutdown())).await;
         self.wal.close();
+        if *self.wal.failed().borrow() {
+            self.failure.report(&StorageError::SyncFailed);
+        }
     }
 }
 

@@ -106,8 +106,8 @@ impl Producers {
     }
 
     /// Remembers rows that [`Producers::check`] found new.
-    pub(crate) fn record(&mut self, append: &[ProducerClaim], now: Timestamp) {
-        for claim in append {
+    pub(crate) fn record<'a>(&mut self, claims: impl IntoIterator<Item = &'a ProducerClaim>, now: Timestamp) {
+        for claim in claims {
             let produced = Produced { next: claim.sequence.plus(claim.rows), at: now };
             self.insert(claim.topic, claim.producer.clone(), produced);
         }

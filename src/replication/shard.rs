@@ -50,6 +50,9 @@ pub(super) const CHANGE_BYTES: usize = 4 << 10;
 /// How long a start waits for transactions to be given up.
 const START_ABORTS_WAIT: Duration = Duration::from_secs(5);
 
+/// Open transactions, and what decides about those that are prepared; and decisions.
+pub(super) type Transactions = (Vec<(StageId, Option<Decider>)>, Vec<TransactionId>);
+
 /// What all shards of a node share.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
@@ -170,7 +173,7 @@ impl Core {
 
     /// Whether the node runs, and has the room in its log that was asked for.
     fn check_writable(&self, room: Result<(), StorageError>) -> Result<(), ReplicationError> {
-        if self.failure.reason().is_some() || self.failure.damage().is_some() {
+        if self.is_ended() {
             return Err(self.appender.stopped());
         }
         match room {
@@ -178,6 +181,10 @@ impl Core {
             Err(StorageError::DiskFull) => Err(ReplicationError::DiskFull),
             Err(_) => Err(self.appender.stopped()),
         }
+    }
+
+    fn is_ended(&self) -> bool {
+        self.failure.reason().is_some() || self.failure.damage().is_some() || self.appender.is_closed()
     }
 
     async fn change(&self, change: Change) -> Result<Reply, ReplicationError> {
@@ -215,6 +222,11 @@ impl Core {
         self.id
     }
 
+    #[cfg(test)]
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
     /// Why nothing more is answered.
     pub(super) fn stopped(&self) -> ReplicationError {
         self.appender.stopped()
@@ -227,15 +239,27 @@ impl Core {
             let core = Arc::clone(self);
             env::spawn("abort", async move { staging::abort(&core, stage).await })
         };
-        let open = self.transactions().await.0.into_iter().filter(|(_, decider)| decider.is_none());
+        let (stages, _) = self.transactions().await.unwrap_or_default();
+        let open = stages.into_iter().filter(|(_, decider)| decider.is_none());
         let aborted = join_all(open.map(|(stage, _)| abort(stage)));
         let _ = tokio::time::timeout(START_ABORTS_WAIT, aborted).await;
     }
 
-    /// Transactions that neither committed nor were given up, and the decisions about transactions kept here.
-    pub(super) async fn transactions(&self) -> (Vec<(StageId, Option<Decider>)>, Vec<TransactionId>) {
+    /// Transactions that neither committed nor were given up, and the decisions about transactions kept here; `None` when
+    /// the shard ended.
+    pub(super) async fn transactions(&self) -> Option<Transactions> {
         let stages = self.raft.with_state_machine(|machine| Box::pin(std::future::ready(machine.stages())));
-        stages.await.unwrap_or_default()
+        stages.await.ok()
+    }
+
+    /// Whether a small entry by which space comes back finds room; also when it finds something else that stops it.
+    pub(super) fn has_room_to_free(&self) -> bool {
+        self.is_ended() || !matches!(self.log.check_room_to_free(CHANGE_BYTES), Err(StorageError::DiskFull))
+    }
+
+    /// The current term, another in each life of the node.
+    pub(super) fn term(&self) -> Term {
+        Term::new(self.raft.metrics().borrow_watched().current_term)
     }
 
     /// The last entry that readers see.

@@ -12,7 +12,7 @@ use crate::storage::batch::batch_bytes;
 use crate::storage::{Disk, KeySet, ShardStore, StagedFile, StagedRows, StorageError};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, PartitionId, ProducerId, StageId, Timestamp, TopicId, TransactionId,
+    ByteSize, EntryIndex, PartitionId, ProducerId, ShardId, StageId, Timestamp, TopicId, TransactionId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +60,8 @@ struct StagedPart {
     held: Vec<Option<KeySet>>,
     /// Where they are; nowhere when the disk was full.
     file: Option<StagedFile>,
+    /// A manifest lists the file.
+    is_listed: bool,
     /// Why they cannot be read.
     damage: Option<StorageError>,
 }
@@ -203,6 +205,11 @@ impl Stages {
         self.open.get(&stage)?.parts.iter().find_map(|part| part.damage.as_ref())
     }
 
+    /// Parts of all transactions.
+    pub(crate) fn parts(&self) -> usize {
+        self.open.values().map(|staged| staged.parts.len()).sum()
+    }
+
     /// Forgets a transaction, which was committed or given up.
     pub(crate) fn end(&mut self, stage: StageId) {
         let parts = self.open.remove(&stage).unwrap_or_default().parts;
@@ -245,17 +252,19 @@ impl Stages {
         }
     }
 
-    /// The files of open transactions, but for damaged ones, and the names of those that ended; `None` while some rows are
-    /// in memory only.
+    /// The files of open transactions that no manifest lists yet, and the names of those that ended; `None` while some
+    /// rows are in memory only.
     pub(crate) fn files(&self) -> Option<(Vec<StagedFile>, Vec<String>)> {
-        let parts = self.open.values().flat_map(|staged| &staged.parts).filter(|part| part.damage.is_none());
+        let parts = self.open.values().flat_map(|staged| &staged.parts).filter(|part| !part.is_listed);
         let files = parts.map(|part| part.file.clone()).collect::<Option<_>>()?;
         Some((files, self.ended.clone()))
     }
 
-    /// A manifest was written when there were so many names of ended files.
-    pub(crate) fn forget_ended(&mut self, count: usize) {
-        self.ended.drain(..count.min(self.ended.len()));
+    /// A manifest was written that lists what was applied up to `upto`, when there were so many names of ended files.
+    pub(crate) fn listed(&mut self, upto: EntryIndex, ended: usize) {
+        let parts = self.open.values_mut().flat_map(|staged| &mut staged.parts);
+        parts.filter(|part| part.entry <= upto).for_each(|part| part.is_listed = true);
+        self.ended.drain(..ended.min(self.ended.len()));
     }
 
     /// The bytes a manifest keeps: JSON.
@@ -275,7 +284,7 @@ impl Stages {
     }
 
     /// What a manifest kept; files of no open transaction are removed. Damaged ones are missed when their transaction
-    /// commits: most are given up.
+    /// commits: most are given up. With keys that are held they are missed at once: what else is written depends on them.
     ///
     /// # Errors
     /// [`StagesError`] when bytes are not what was written, or of the disk.
@@ -289,7 +298,7 @@ impl Stages {
             for ListedPart { entry, file, is_last, held } in listed {
                 let (runs, damage) = match file.read(disk, dir, store.topic(file.topic())) {
                     Ok(runs) => (runs, None),
-                    Err(damage) if damage.is_damage() => (Vec::new(), Some(damage)),
+                    Err(damage) if damage.is_damage() && held.iter().all(Option::is_none) => (Vec::new(), Some(damage)),
                     Err(error) => return Err(error.into()),
                 };
                 kept.push(file.clone());
@@ -298,7 +307,7 @@ impl Stages {
                     None => Ok(None),
                 };
                 let held = runs.iter().zip(held).map(keys).collect::<Result<_, StorageError>>()?;
-                parts.push(StagedPart { runs, entry, is_last, held, file: Some(file), damage });
+                parts.push(StagedPart { runs, entry, is_last, held, file: Some(file), is_listed: true, damage });
             }
             stages.open.insert(stage, Stage { parts, prepared });
         }
@@ -321,13 +330,25 @@ fn decode(bytes: &[u8]) -> Result<Listed, DecodeError> {
     decoded.map_err(|error| DecodeError::Damaged(error.to_string()))
 }
 
+/// A file of an open transaction, as a manifest lists it.
+#[derive(Debug)]
+pub(crate) struct StagedListed {
+    pub(crate) stage: StageId,
+    pub(crate) file: StagedFile,
+    /// The shard that decides about the transaction, of one that is prepared.
+    pub(crate) decider: Option<ShardId>,
+}
+
 /// The files of open transactions that a manifest lists.
 ///
 /// # Errors
 /// When the bytes are not what was written.
-pub(crate) fn listed(bytes: &[u8]) -> Result<Vec<(StageId, StagedFile)>, DecodeError> {
-    let open = decode(bytes)?.open.into_iter();
-    Ok(open.flat_map(|of| of.parts.into_iter().map(move |part| (of.stage, part.file))).collect())
+pub(crate) fn listed(bytes: &[u8]) -> Result<Vec<StagedListed>, DecodeError> {
+    let of = |open: ListedStage| {
+        let (stage, decider) = (open.stage, open.prepared.map(|prepared| prepared.decider.shard));
+        open.parts.into_iter().map(move |part| StagedListed { stage, file: part.file, decider })
+    };
+    Ok(decode(bytes)?.open.into_iter().flat_map(of).collect())
 }
 
 /// What a manifest keeps, without the transactions `given_up`: their ids are not used again.
@@ -349,7 +370,7 @@ fn parts_of(rows: Vec<(StagedRows, Option<KeySet>)>, entry: EntryIndex, is_last:
     let part = |mut runs: Vec<(StagedRows, _)>| {
         runs.sort_by_key(|(rows, _)| rows.partition);
         let (runs, held) = runs.into_iter().unzip();
-        StagedPart { runs, entry, is_last, held, file: None, damage: None }
+        StagedPart { runs, entry, is_last, held, file: None, is_listed: false, damage: None }
     };
     by_topic.into_values().map(part).collect()
 }

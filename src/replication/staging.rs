@@ -97,9 +97,10 @@ impl Drop for Staging {
     }
 }
 
-/// Gives a transaction up; on a full disk as soon as the log has room for that.
+/// Gives a transaction up; on a full disk as soon as the log has room for that. Of one that is prepared nothing happens: a
+/// client may go away while its transaction commits.
 pub(super) async fn abort(core: &Core, stage: StageId) {
-    while let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
+    while let Err(error) = core.submit(Request::GiveUp(stage), CHANGE_BYTES).await {
         if !error.is_retryable() {
             tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
             return;

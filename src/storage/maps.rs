@@ -32,6 +32,12 @@ impl Slot {
         }
         open
     }
+
+    /// Lets the file go, as when others are used more.
+    #[cfg(test)]
+    pub(super) fn evict(&self) {
+        self.open.store(None);
+    }
 }
 
 impl Drop for Slot {

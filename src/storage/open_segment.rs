@@ -322,7 +322,9 @@ impl OpenSegment {
     /// # Errors
     /// As [`OpenSegment::read`].
     pub(crate) fn read_anew(&self, block: usize, wanted: &Wanted) -> Result<StoredBatch, StorageError> {
-        self.blocks[block].is_verified.store(false, Ordering::Release);
+        if let Some(block) = self.blocks.get(block) {
+            block.is_verified.store(false, Ordering::Release);
+        }
         self.read(block, wanted)
     }
 
@@ -387,7 +389,9 @@ impl OpenSegment {
     }
 
     fn damaged(&self, block: usize, reason: Arc<str>) -> StorageError {
-        let offsets = self.block_offsets(block);
+        // A scan may ask for blocks of the file as it was planned, when it could be opened.
+        let is_whole = self.damage.is_some();
+        let offsets = if is_whole { self.offset_start()..self.offset_end() } else { self.block_offsets(block) };
         StorageError::DamagedRows { topic: self.footer.topic, partition: self.footer.partition, offsets, reason }
     }
 }

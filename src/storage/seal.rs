@@ -43,7 +43,7 @@ pub struct SealJob {
     pub(crate) removing: Vec<Removing>,
     pub(crate) applied: Bytes,
     pub(crate) extra: Bytes,
-    /// Staged rows that `extra` speaks of.
+    /// Staged rows that `extra` speaks of, and no manifest before.
     pub(crate) staged: Vec<StagedFile>,
     /// Files of staged rows that it no longer speaks of.
     pub(crate) unstaged: Vec<String>,
@@ -83,7 +83,7 @@ impl Sealed {
 }
 
 impl SealJob {
-    /// The same job, whose `extra` speaks of the files `staged` and no longer of those named `unstaged`.
+    /// The same job, whose `extra` speaks of the files `staged`, as the first, and no longer of those named `unstaged`.
     pub fn with_staged(self, staged: Vec<StagedFile>, unstaged: Vec<String>) -> Self {
         Self { staged, unstaged, ..self }
     }

@@ -153,29 +153,40 @@ impl Segment {
         if let Some(open) = self.slot.open() {
             return Ok(open);
         }
-        let damage = match self.damage.get() {
-            Some(damage) => damage,
-            None => match OpenSegment::open(&*self.home.disk, &self.home.dir, self.file.clone(), &self.expected) {
-                Ok(open) => {
-                    let open = Arc::new(open);
-                    maps::keep(&self.slot, &open);
-                    return Ok(open);
-                }
-                Err(error) if error.is_damage() => {
-                    let mut is_new = false;
-                    let damage = self.damage.get_or_init(|| {
-                        is_new = true;
-                        error.to_string().into()
-                    });
-                    if is_new {
-                        self.report(damage);
-                    }
-                    damage
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        Ok(Arc::new(OpenSegment::unreadable(self.file.clone(), &self.expected, Arc::clone(damage))))
+        if let Some(damage) = self.damage.get() {
+            return Ok(self.stand_in(damage));
+        }
+        match OpenSegment::open(&*self.home.disk, &self.home.dir, self.file.clone(), &self.expected) {
+            Ok(open) => {
+                let open = Arc::new(open);
+                maps::keep(&self.slot, &open);
+                Ok(open)
+            }
+            Err(error) => self.not_opened(error),
+        }
+    }
+
+    fn not_opened(&self, error: StorageError) -> Result<Arc<OpenSegment>, StorageError> {
+        if !error.is_damage() {
+            return Err(error);
+        }
+        // Another may have kept it open meanwhile, to unlink its file.
+        if let Some(open) = self.slot.open() {
+            return Ok(open);
+        }
+        let mut is_new = false;
+        let damage = self.damage.get_or_init(|| {
+            is_new = true;
+            error.to_string().into()
+        });
+        if is_new {
+            self.report(damage);
+        }
+        Ok(self.stand_in(damage))
+    }
+
+    fn stand_in(&self, damage: &Arc<str>) -> Arc<OpenSegment> {
+        Arc::new(OpenSegment::unreadable(self.file.clone(), &self.expected, Arc::clone(damage)))
     }
 
     /// Keeps the file open until the segment is dropped, so that it may be unlinked: readers of older views go on.
@@ -185,6 +196,18 @@ impl Segment {
     pub(crate) fn pin(&self) -> Result<(), StorageError> {
         let open = self.opened()?;
         maps::pin(&self.slot, &open)
+    }
+
+    /// Lets its file go, as when others are used more.
+    #[cfg(test)]
+    pub(crate) fn evict(&self) {
+        self.slot.evict();
+    }
+
+    /// As [`Segment::opened`], when the file could not be opened.
+    #[cfg(test)]
+    pub(crate) fn opened_after(&self, error: StorageError) -> Result<Arc<OpenSegment>, StorageError> {
+        self.not_opened(error)
     }
 
     /// Whether its file is open now.

@@ -5,6 +5,7 @@
 use super::super::batch::StoredBatch;
 use super::super::disk::RealDisk;
 use super::super::fault_disk::FaultDisk;
+use super::super::fit::Wanted;
 use super::super::partition::PartitionView;
 use super::super::scan::ScanRequest;
 use super::super::testing::{dense, numbers, rows, topic};
@@ -391,6 +392,45 @@ fn a_segment_is_opened_when_it_is_read_and_stays_readable_after_its_file_went() 
     seal(&mut store, 4).unwrap();
     assert_eq!(files(&disk, "segments"), [""; 0]);
     assert_eq!(dense(0, old.scan(ScanRequest::all()).map(Result::unwrap)), (0..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn blocks_that_were_planned_of_a_file_that_is_gone_fail_each() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..150_000);
+    seal(&mut store, 1).unwrap();
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let segment = &view.segments()[0];
+    let scan = view.scan(ScanRequest::all());
+    assert_eq!(scan.counts().batches_read, 3);
+    segment.evict();
+    disk.remove(&Path::new(DIR).join("segments").join(segment.file())).unwrap();
+    let all = Offset::ZERO..Offset::new(150_000);
+    for read in scan {
+        assert!(matches!(read, Err(StorageError::DamagedRows { offsets, .. }) if offsets == all));
+    }
+    let wanted = Wanted::new(&view.schema, None).unwrap();
+    let read = segment.opened().unwrap().read_anew(2, &wanted);
+    assert!(matches!(read, Err(StorageError::DamagedRows { offsets, .. }) if offsets == all));
+}
+
+/// A reader finds it not open and goes to the disk; meanwhile it is opened, kept, and its file is unlinked.
+#[test]
+fn a_file_that_is_unlinked_while_it_is_kept_open_is_no_damage() {
+    let (disk, mut store) = fresh();
+    store.create_topic(topic(1, 1, Compression::None));
+    append(&mut store, 1, 1, 0, 0..10);
+    seal(&mut store, 1).unwrap();
+    let view = store.partitions().get(TopicId::new(1), PartitionId::new(0)).unwrap().view();
+    let segment = &view.segments()[0];
+    segment.evict();
+    segment.pin().unwrap();
+    disk.remove(&Path::new(DIR).join("segments").join(segment.file())).unwrap();
+    let open = segment.opened_after(StorageError::Missing { file: segment.file().to_owned() }).unwrap();
+    let wanted = Wanted::new(&view.schema, None).unwrap();
+    assert_eq!(numbers(&open.read(0, &wanted).unwrap().batch), (0..10).collect::<Vec<_>>());
+    assert_eq!(segment.damage(), None);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, Topic
 use millstream_catalog::relation::Compression;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -162,7 +163,7 @@ impl StagedFile {
     /// Makes files durable, before a manifest lists them.
     ///
     /// # Errors
-    /// [`StorageError::SyncFailed`]; the node must stop.
+    /// [`StorageError::Missing`] names the file; after [`StorageError::SyncFailed`] the node must stop.
     pub fn sync(files: &[Self], disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
         if files.is_empty() {
             return Ok(());
@@ -170,7 +171,10 @@ impl StagedFile {
         let staged = dir.join(STAGED);
         for listed in files {
             let file = disk.open(&staged.join(&listed.file));
-            let file = file.map_err(|error| StorageError::io("sync staged rows", error))?;
+            let file = file.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => StorageError::Missing { file: listed.file.clone() },
+                _ => StorageError::io("sync staged rows", error),
+            })?;
             file.sync_data().map_err(|_| StorageError::SyncFailed)?;
         }
         disk.sync_dir(&staged).and_then(|()| disk.sync_dir(dir)).map_err(|_| StorageError::SyncFailed)

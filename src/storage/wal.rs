@@ -582,6 +582,7 @@ impl Inner {
             && writer.join().is_err()
         {
             tracing::error!("the write-ahead log's writer panicked");
+            self.shared.failed.send_replace(true);
         }
         self.shared.syncer.close();
         self.preparer.close();

@@ -120,6 +120,8 @@ pub const REWRITE_BYTES_TARGET: ByteSize = ByteSize::new(256 << 20);
 pub const SEGMENTS_OPEN_MAX: usize = 16_384;
 /// Removed segments that are kept open because somebody still reads them; files of more wait for the next seal.
 pub const SEGMENTS_PINNED_MAX: usize = 16_384;
+/// Parts of a shard's open transactions, each in a mapped file: with the segments fewer maps than Linux gives a process.
+pub const STAGED_PARTS_MAX: usize = 16_384;
 /// Runs of segments that one entry of the log replaces, and log starts that one moves.
 pub const REWRITES_MAX: usize = 1_024;
 /// How long after a write with `durability = 'async'` the log is synced, at most: what a power cut may cost. Five syncs a

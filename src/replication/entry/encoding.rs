@@ -19,6 +19,7 @@
 //! | 24 commit of what was prepared | `stage u64` |
 //! | 25 decide | `transaction u64` |
 //! | 26 forget a decision | `transaction u64` |
+//! | 27 abort of what is not prepared | `stage u64` |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
@@ -163,6 +164,7 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
         Write::Commit(stage) => encode_id(encoder, 24, stage.value()),
         Write::Decide(transaction) => encode_id(encoder, 25, transaction.value()),
         Write::Forget(transaction) => encode_id(encoder, 26, transaction.value()),
+        Write::GiveUp(stage) => encode_id(encoder, 27, stage.value()),
         Write::Step(step) => {
             encoder.u8(2);
             encoder.u64(step.query.value());
@@ -235,6 +237,7 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
         24 => Ok(Write::Commit(StageId::new(decoder.u64()?))),
         25 => Ok(Write::Decide(TransactionId::new(decoder.u64()?))),
         26 => Ok(Write::Forget(TransactionId::new(decoder.u64()?))),
+        27 => Ok(Write::GiveUp(StageId::new(decoder.u64()?))),
         2 => Ok(Write::Step(StepWrite {
             query: QueryId::new(decoder.u64()?),
             step: StepNumber::new(decoder.u64()?),

@@ -90,6 +90,7 @@ fn writes() -> Writes {
             Write::Commit(StageId::new(4)),
             Write::Decide(TransactionId::new(1 << 40)),
             Write::Forget(TransactionId::new(1 << 40)),
+            Write::GiveUp(StageId::new(9)),
         ],
     }
 }

@@ -7,6 +7,7 @@ use crate::replication::error::Refused;
 use crate::replication::guard::{self, GuardError};
 use crate::replication::producers::{Novelty, Verdict};
 use crate::replication::{progress, stages};
+use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::{EntryIndex, RowCount};
 
 impl Machine {
@@ -30,10 +31,15 @@ impl Machine {
                 }
                 Write::Stage(stage, parts) => match stage.filter(|stage| self.stages.rows(*stage).is_none()) {
                     Some(stage) => Err(Refused::NoStage(stage)),
+                    None if self.stages.parts() >= STAGED_PARTS_MAX => Err(Refused::StagesFull),
                     None => self.check_parts(writes, parts).map(|()| Novelty::Staged),
                 },
                 Write::Commit(stage) if self.stages.prepared(*stage).is_none() => Err(Refused::NoStage(*stage)),
-                Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => Ok(Novelty::Staged),
+                Write::Commit(stage) => match self.stages.damage(*stage) {
+                    Some(damage) => return Err(damage.clone().into()),
+                    None => Ok(Novelty::Staged),
+                },
+                Write::Abort(_) | Write::GiveUp(_) | Write::Decide(_) | Write::Forget(_) => Ok(Novelty::Staged),
                 Write::Step(step) => {
                     let verdict = progress::check_step(&queries, step);
                     let verdict = verdict.and_then(|()| self.check_parts(writes, &step.outputs));
@@ -96,7 +102,7 @@ pub(super) fn parts_of(write: &Write) -> &[Part] {
     match write {
         Write::Append(append) | Write::Prepare(_, append) => &append.parts,
         Write::Stage(_, parts) => parts,
-        Write::Abort(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => &[],
+        Write::Abort(_) | Write::GiveUp(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => &[],
         Write::Step(step) => &step.outputs,
         Write::Checkpoint(_) => &[],
     }

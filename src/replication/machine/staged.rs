@@ -47,12 +47,15 @@ impl Machine {
                 }
                 Write::Commit(stage) => {
                     if let Some(Prepared { claims, now, .. }) = self.stages.prepared(*stage) {
+                        // Those of topics that were dropped meanwhile are no more.
+                        let claims = claims.iter().filter(|claim| self.store.topic(claim.topic).is_some());
                         self.read.producers.write().record(claims, *now);
                         self.append_staged(index, *stage)?;
                     }
                     self.stages.end(*stage);
                 }
-                Write::Abort(stage) => self.stages.end(*stage),
+                Write::GiveUp(stage) if self.stages.prepared(*stage).is_some() => {}
+                Write::Abort(stage) | Write::GiveUp(stage) => self.stages.end(*stage),
                 Write::Decide(transaction) => self.stages.decide(*transaction),
                 Write::Forget(transaction) => self.stages.forget(*transaction),
                 Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) => {}

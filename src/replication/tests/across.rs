@@ -3,7 +3,7 @@
 use super::node::{batch, topic};
 use crate::replication::flow::Request;
 use crate::replication::raft::Reply;
-use crate::replication::shard::CHANGE_BYTES;
+use crate::replication::shard::{CHANGE_BYTES, Core};
 use crate::replication::types::Decider;
 use crate::replication::*;
 use crate::storage::wal::WalOptions;
@@ -14,9 +14,9 @@ use millstream_catalog::model::*;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-const SHARDS: u32 = 3;
+pub(super) const SHARDS: u32 = 3;
 
-async fn start(disk: &FaultDisk) -> Replication {
+pub(super) async fn start(disk: &FaultDisk) -> Replication {
     let config = ReplicationConfig {
         data_dir: PathBuf::from("/data"),
         node: NodeId::new(1),
@@ -28,11 +28,11 @@ async fn start(disk: &FaultDisk) -> Replication {
     Replication::start_on(config, Arc::new(disk.clone()), wal_options).await.expect("starts")
 }
 
-fn topic_of(shard: u32) -> TopicId {
+pub(super) fn topic_of(shard: u32) -> TopicId {
     TopicId::new(u64::from(shard) + 10)
 }
 
-async fn begin(disk: &FaultDisk) -> Replication {
+pub(super) async fn begin(disk: &FaultDisk) -> Replication {
     let node = start(disk).await;
     for shard in 1..=SHARDS {
         let created = of(&node, shard).create_topic(topic(topic_of(shard), 1)).await;
@@ -41,54 +41,67 @@ async fn begin(disk: &FaultDisk) -> Replication {
     node
 }
 
-fn of(node: &Replication, shard: u32) -> &Shard {
+pub(super) fn of(node: &Replication, shard: u32) -> &Shard {
     node.shard(ShardId::new(shard)).expect("a shard")
 }
 
-fn part(shard: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
+pub(super) fn part(shard: u32, values: impl IntoIterator<Item = i64>) -> PartitionWrite {
     PartitionWrite { topic: topic_of(shard), partition: PartitionId::new(0), batch: batch(values), guard: None }
 }
 
-fn guarded(shard: u32, position: u64, values: &[i64]) -> PartitionWrite {
+pub(super) fn guarded(shard: u32, position: u64, values: &[i64]) -> PartitionWrite {
     let guard = Some(Guard { position: Offset::new(position), key: Arc::new([0]) });
     PartitionWrite { guard, ..part(shard, values.iter().copied()) }
 }
 
-fn share(part: PartitionWrite) -> (ShardId, Append) {
+pub(super) fn share(part: PartitionWrite) -> (ShardId, Append) {
     (ShardId::new(part.topic.value() as u32 - 10), Append::from(vec![part]))
 }
 
-fn values(node: &Replication, shard: u32) -> Vec<i64> {
+pub(super) fn values(node: &Replication, shard: u32) -> Vec<i64> {
     let partition = of(node, shard).partitions().get(topic_of(shard), PartitionId::new(0)).expect("partition");
     let batches = partition.view().scan(ScanRequest::all()).map(|batch| batch.expect("reads").batch);
     batches.flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
 }
 
 /// What is left of transactions, over all shards: undecided, and decided.
-async fn left(node: &Replication) -> (usize, usize) {
+pub(super) async fn left(node: &Replication) -> (usize, usize) {
     let mut left = (0, 0);
     for core in node.cores() {
-        let (stages, decisions) = core.transactions().await;
+        let (stages, decisions) = core.transactions().await.unwrap_or_default();
         left = (left.0 + stages.len(), left.1 + decisions.len());
     }
     left
 }
 
-async fn prepare(node: &Replication, decider: Decider, part: PartitionWrite) -> Result<StageId, ReplicationError> {
-    let (shard, append) = share(part);
-    let core = node.cores().iter().find(|core| core.id() == shard).expect("a shard");
-    match core.submit(Request::Prepare(decider, append), CHANGE_BYTES).await? {
+pub(super) fn core(node: &Replication, shard: u32) -> &Arc<Core> {
+    node.cores().iter().find(|core| core.id() == ShardId::new(shard)).expect("a shard")
+}
+
+pub(super) async fn prepare(
+    node: &Replication,
+    decider: Decider,
+    part: PartitionWrite,
+) -> Result<StageId, ReplicationError> {
+    prepare_share(node, decider, share(part)).await
+}
+
+pub(super) async fn prepare_share(
+    node: &Replication,
+    decider: Decider,
+    (shard, append): (ShardId, Append),
+) -> Result<StageId, ReplicationError> {
+    match core(node, shard.value()).submit(Request::Prepare(decider, append), CHANGE_BYTES).await? {
         Reply::Staged(stage) => Ok(stage),
         other => panic!("{other:?}"),
     }
 }
 
-async fn submit(node: &Replication, shard: u32, request: Request) -> Result<Reply, ReplicationError> {
-    let core = node.cores().iter().find(|core| core.id() == ShardId::new(shard)).expect("a shard");
-    core.submit(request, CHANGE_BYTES).await
+pub(super) async fn submit(node: &Replication, shard: u32, request: Request) -> Result<Reply, ReplicationError> {
+    core(node, shard).submit(request, CHANGE_BYTES).await
 }
 
-const DECIDER: Decider = Decider { shard: ShardId::new(1), transaction: TransactionId::new(77) };
+pub(super) const DECIDER: Decider = Decider { shard: ShardId::new(1), transaction: TransactionId::new(77) };
 
 #[tokio::test]
 async fn all_shards_have_it_and_keep_it() {

@@ -7,6 +7,7 @@ use crate::storage::wal::WalOptions;
 use crate::storage::{FaultDisk, ScanRequest};
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use futures::FutureExt as _;
 use millstream_catalog::model::{ByteSize, Durability, NodeId, Offset, PartitionId, ShardId};
 use std::path::PathBuf;
 
@@ -141,6 +142,22 @@ async fn a_crash_at_any_step_loses_only_an_end_that_was_not_synced() {
         node.shutdown().await;
     }
     assert!(lost > 0, "every statement was synced");
+}
+
+#[tokio::test]
+async fn a_last_sync_that_fails_is_told() {
+    for is_failing in [false, true] {
+        let disk = FaultDisk::new();
+        let node = start_sealing(&disk, 64 << 20).await;
+        shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+        let append = Append { durability: Durability::Async, ..Append::from(vec![part(0, [1])]) };
+        if is_failing {
+            disk.fail_sync_after(0);
+        }
+        shard(&node).append(append).await.expect("appended");
+        node.shutdown().await;
+        assert_eq!(node.failed().now_or_never().is_some(), is_failing);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A node's shards on a disk in memory: append, crash, start again, compare.
 
 mod across;
+mod across_faults;
 mod durability;
 mod log_suite;
 mod lost_files;

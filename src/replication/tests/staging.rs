@@ -1,8 +1,10 @@
 //! Transactions of several entries: seen when they commit, gone when they do not, and kept over seals and crashes.
 
-use super::node::{TOPIC, part, shard, start_sealing, topic, values};
+use super::node::{TOPIC, part, shard, start_sealing, topic, until, values};
 use crate::replication::*;
 use crate::storage::FaultDisk;
+use futures::future::join_all;
+use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::*;
 use std::path::Path;
 
@@ -77,6 +79,59 @@ async fn what_was_not_committed_is_given_up() {
     assert_eq!(files(&after), 0);
     assert_eq!(values(&node, 0), [0, 1, 2]);
     node.shutdown().await;
+}
+
+#[tokio::test]
+async fn parts_of_open_transactions_are_limited() {
+    let disk = FaultDisk::new();
+    let node = begin(&disk).await;
+    let mut stagings: Vec<Staging> = (0..STAGED_PARTS_MAX).map(|_| shard(&node).staging()).collect();
+    for some in stagings.chunks_mut(512) {
+        let added = join_all(some.iter_mut().map(|staging| staging.add(vec![part(0, [1])]))).await;
+        assert!(added.iter().all(Result::is_ok));
+    }
+    let mut more = shard(&node).staging();
+    let refused = more.add(vec![part(0, [1])]).await.expect_err("one more");
+    assert_eq!(refused.sqlstate(), SqlState::ProgramLimitExceeded);
+    let first = stagings.swap_remove(0);
+    shard(&node).append(commit(&first, Vec::new())).await.expect("committed");
+    shard(&node).staging().add(vec![part(0, [1])]).await.expect("there is room for one");
+    node.shutdown().await;
+}
+
+/// A manifest that lists a file has it synced: later ones need not. One that is gone before costs its shard, not the node.
+#[tokio::test]
+async fn staged_files_are_synced_once_and_missed_by_the_first_manifest() {
+    use crate::storage::Disk as _;
+    use futures::FutureExt as _;
+    for is_listed in [true, false] {
+        let disk = FaultDisk::new();
+        let node = begin(&disk).await;
+        let owned = std::sync::Arc::clone(&node.shards()[0]);
+        let mut staging = owned.staging();
+        staging.add(vec![part(0, 0..1_000)]).await.expect("staged");
+        if is_listed {
+            owned.seal().await.expect("sealed");
+            until(&node, |status| !status.is_sealing && status.sealed == status.applied).await;
+        }
+        let dir = Path::new("/data/shards/1/staged");
+        for file in disk.list(dir).expect("files") {
+            disk.remove(&dir.join(file.name)).expect("removed");
+        }
+        owned.append(vec![part(1, [1])]).await.expect("appended");
+        owned.seal().await.expect("sealed");
+        if is_listed {
+            until(&node, |status| !status.is_sealing && status.sealed == status.applied).await;
+            owned.append(commit(&staging, Vec::new())).await.expect("its map has the rows");
+            assert_eq!(values(&node, 0).len(), 1_000);
+        } else {
+            while node.damage(ShardId::new(1)).is_none() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(node.failed().now_or_never().is_none());
+        node.shutdown().await;
+    }
 }
 
 /// A transaction over many seals, with a crash at a chosen step of the disk: all of it is there, or nothing.
