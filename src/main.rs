@@ -141,7 +141,7 @@ async fn wait(node: &Node) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         }
     };
-    Ok(stop(&node, code).await)
+    Ok(stop(node, code).await)
 }
 
 /// Stops the node; `code` unless that fails.

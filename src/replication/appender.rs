@@ -69,15 +69,6 @@ impl Appender {
         appender
     }
 
-    /// Waits for space in the queue, then for the answer.
-    ///
-    /// # Cancellation
-    /// Before the request is queued nothing happens; after that it is carried out unobserved.
-    pub(crate) async fn submit(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
-        let receiver = self.queue(request, bytes).await?;
-        self.answer(receiver).await
-    }
-
     /// What came in by `receiver`.
     pub(crate) async fn answer(&self, receiver: Answer) -> Result<Reply, ReplicationError> {
         receiver.await.unwrap_or_else(|_| Err(self.stopped()))
@@ -86,7 +77,7 @@ impl Appender {
     /// Waits for space in the queue. Requests queued one after the other are carried out in that order.
     ///
     /// # Cancellation
-    /// As [`Appender::submit`].
+    /// Before the request is queued nothing happens; after that it is carried out unobserved.
     pub(crate) async fn queue(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Answer, ReplicationError> {
         let permits = self.acquire(request.takes_room().then_some(bytes)).await?;
         let (sender, receiver) = oneshot::channel();

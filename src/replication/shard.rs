@@ -148,7 +148,8 @@ impl Core {
         let check = if request.frees_space() { LogStore::check_room_to_free } else { LogStore::check_room };
         self.check_writable(check(&self.log, bytes))?;
         let frees_files = request.frees_files();
-        let reply = self.appender.submit(request, bytes).await?;
+        let answer = self.appender.queue(request, bytes).await?;
+        let reply = self.appender.answer(answer).await?;
         if frees_files && (self.log.is_disk_full() || self.read.is_disk_full.load(Ordering::Relaxed)) {
             self.seal_for_space();
         }
@@ -163,7 +164,11 @@ impl Core {
         let (appender, read, shard) = (Arc::clone(&self.appender), Arc::clone(&self.read), self.id.value());
         // Not awaited: who gave the files up need not wait until they are gone.
         let _task = env::spawn("seal", async move {
-            let sealed = appender.submit(Request::Change(Change::Seal), CHANGE_BYTES).await;
+            let queued = appender.queue(Request::Change(Change::Seal), CHANGE_BYTES).await;
+            let sealed = match queued {
+                Ok(answer) => appender.answer(answer).await.map(drop),
+                Err(error) => Err(error),
+            };
             read.is_seal_asked.store(false, Ordering::Release);
             if let Err(error) = sealed {
                 tracing::debug!(shard, %error, "files that are not needed wait for the next seal");
