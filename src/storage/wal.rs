@@ -519,14 +519,12 @@ impl Wal {
     }
 
     fn check_room_beside(&self, bytes: ByteSize, margin: u64) -> Result<(), StorageError> {
-        let Some(failure) = self.inner.preparer.failure() else { return Ok(()) };
         let shared = &self.inner.shared;
-        let queued = shared.queue.lock().bytes;
-        if queued.saturating_add(bytes.value()).saturating_add(margin) <= shared.room.load(Ordering::Relaxed) {
+        let bytes = shared.queue.lock().bytes.saturating_add(bytes.value());
+        if bytes.saturating_add(margin) <= shared.room.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.inner.preparer.retry();
-        Err(failure)
+        self.inner.preparer.check_room(bytes)
     }
 
     /// Turns true, for ever, when a write or sync failed: the node must stop.

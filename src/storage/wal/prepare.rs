@@ -21,6 +21,9 @@ const SPARES_MAX: usize = 8;
 /// On a full disk a file may be smaller by this factor: writers go on as soon as there is a little space.
 const SMALLER_MAX: u64 = 16;
 
+/// What a file holds beside the frames of entries, as a share of the usual size: the reserve, and votes and marks.
+const OVERHEAD_SHARE: u64 = 32;
+
 /// Where files are prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -124,6 +127,37 @@ impl Preparer {
         if state.failure.is_some() && !state.is_due {
             state.is_due = true;
             self.wake(state);
+        }
+    }
+
+    /// Whether the next file, as far as is known, takes `bytes` of frames. When it was made on a full disk and is too small
+    /// for them, a larger one is tried instead.
+    ///
+    /// # Errors
+    /// [`StorageError::DiskFull`] when it is too small; why there is none otherwise.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), StorageError> {
+        let mut state = self.state.lock();
+        let needed = bytes + self.file_bytes / OVERHEAD_SHARE;
+        match &state.ready {
+            Some(file) if file.bytes >= self.file_bytes || file.bytes >= needed => Ok(()),
+            Some(file) => {
+                let wanted = (file.sequence, needed.max(self.file_bytes), needed);
+                let refused = state.failure.clone().unwrap_or(StorageError::DiskFull);
+                if !state.is_due {
+                    state.wanted = Some(wanted);
+                    state.is_due = true;
+                    self.wake(state);
+                }
+                Err(refused)
+            }
+            None => match state.failure.clone() {
+                Some(failure) => {
+                    drop(state);
+                    self.retry();
+                    Err(failure)
+                }
+                None => Ok(()),
+            },
         }
     }
 
@@ -251,6 +285,8 @@ impl Preparer {
         let Some((sequence, bytes, least)) = state.wanted.filter(|_| state.is_due) else { return };
         let spare = if bytes == self.file_bytes { state.spares.pop() } else { None };
         let was_full = matches!(state.failure, Some(StorageError::DiskFull));
+        // It has the same name: nobody may write to it while a larger one takes its place.
+        let small = state.ready.take();
         drop(state);
         let made = match &spare {
             Some(name) => file::recycle(&*self.disk, &self.dir, name, sequence, bytes),
@@ -271,6 +307,7 @@ impl Preparer {
                     tracing::warn!(error = %failure, "could not allocate the next log file");
                 }
                 state.failure = Some(failure);
+                state.ready = small;
             }
         }
         drop(state);
@@ -322,5 +359,31 @@ mod tests {
         preparer.retire(again);
         preparer.free_spares().unwrap();
         assert_eq!((preparer.held(), disk.bytes_used()), ([(0, 0), (0, 0)], 0));
+    }
+
+    #[test]
+    fn a_file_made_on_a_full_disk_takes_what_fits_it_and_gives_way_to_a_larger_one() {
+        const BYTES: u64 = 1 << 16;
+        let disk = Arc::new(FaultDisk::new());
+        let dir = PathBuf::from("wal");
+        disk.create_dir_all(&dir).unwrap();
+        disk.set_capacity(Some(9_000));
+        let preparer = Preparer::new(disk.clone(), dir, BYTES, Mode::Inline, (None, Vec::new()));
+        preparer.request(1);
+        assert_eq!(preparer.held()[0], (1, BYTES / 8));
+        preparer.check_room(BYTES / 16).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(preparer.check_room(BYTES / 4), Err(StorageError::DiskFull)));
+            assert_eq!(preparer.held()[0], (1, BYTES / 8));
+        }
+        preparer.check_room(BYTES / 16).unwrap();
+        disk.set_capacity(Some(40_000));
+        assert!(matches!(preparer.check_room(BYTES / 4), Err(StorageError::DiskFull)));
+        preparer.check_room(BYTES / 4).unwrap();
+        disk.set_capacity(None);
+        let file = preparer.take(1, BYTES / 4).unwrap();
+        assert!(file.bytes >= BYTES / 4 && disk.bytes_used() == file.bytes);
+        preparer.request(2);
+        preparer.check_room(10 * BYTES).unwrap();
     }
 }
