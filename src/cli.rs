@@ -90,7 +90,7 @@ pub struct StartArgs {
     /// Memory of the whole process, as 2GB or 512MB [default: half of the machine's, or of its control group's]
     ///
     /// Fixed shares of it go to queries, rows that are not committed, writes on their way, rows that are not in segments,
-    /// state of tables and continuous queries, mapped files, and connections. At least 256MB.
+    /// state of tables and continuous queries, mapped files, and connections. At least 512MB.
     #[arg(long, value_name = "SIZE", env = "MILLSTREAM_MEMORY")]
     pub memory: Option<String>,
     /// Listen on addresses other than loopback although no passwords are asked for

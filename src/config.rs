@@ -234,13 +234,13 @@ mod tests {
         assert_eq!(load("2GB"), Ok(2 << 30));
         assert_eq!(load(" 1.5 GB "), Ok(3 << 29));
         assert_eq!(load("524288kB"), Ok(512 << 20));
-        assert_eq!(load("268435456B"), Ok(256 << 20));
-        assert_eq!(load("255MB"), Err("memory must be at least 256MB, not \"255MB\"".to_owned()));
+        assert_eq!(load("536870912B"), Ok(512 << 20));
+        assert_eq!(load("511MB"), Err("memory must be at least 512MB, not \"511MB\"".to_owned()));
         for text in ["", "2", "2gb", "2GiB", "GB", "many", "50%"] {
             assert!(load(text).unwrap_err().contains("a size such as 2GB"), "{text}");
         }
         for text in ["-2GB", "nanGB", "0GB"] {
-            assert!(load(text).unwrap_err().contains("at least 256MB"), "{text}");
+            assert!(load(text).unwrap_err().contains("at least 512MB"), "{text}");
         }
         assert_eq!(
             (half(Some(8 << 30)).value(), half(Some(300 << 20)), half(None)),

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn shares_and_the_program_are_all_of_the_memory() {
-        for memory in [MEMORY_BYTES_MIN.value(), 512 * MIB, 1 << 30, 12 << 30] {
+        for memory in [MEMORY_BYTES_MIN.value(), 1 << 30, 12 << 30] {
             let budget = Budget::of(ByteSize::new(memory));
             let shares = Share::ALL.iter().map(|(share, ..)| budget.share(*share).value());
             assert_eq!(shares.sum::<u64>() + PROGRAM_BYTES.value(), memory);
@@ -161,14 +161,14 @@ mod tests {
     fn what_is_derived_of_shares_stays_within_its_limits() {
         let (least, large) = (Budget::of(MEMORY_BYTES_MIN), Budget::of(ByteSize::new(64 << 30)));
         let asked = ByteSize::new(64 * MIB);
-        assert_eq!(least.seal_bytes(asked, 1).value(), 12 * MIB);
-        assert_eq!(least.seal_bytes(asked, 4).value(), 3 * MIB);
+        assert_eq!(least.seal_bytes(asked, 1).value(), 36 * MIB);
+        assert_eq!(least.seal_bytes(asked, 4).value(), 9 * MIB);
         assert_eq!(least.seal_bytes(asked, 1_000), SEAL_BYTES_MIN);
         assert_eq!(large.seal_bytes(asked, 4), asked);
-        assert_eq!(least.sessions_max(), 512);
+        assert_eq!(least.sessions_max(), 1_536);
         assert_eq!(large.sessions_max(), SESSIONS_MAX);
-        assert_eq!(least.subscription_bytes(), SUBSCRIPTION_BYTES_MIN);
+        assert_eq!(least.subscription_bytes().value(), 192 << 10);
         assert_eq!(large.subscription_bytes(), SUBSCRIPTION_BYTES_MAX);
-        assert_eq!(least.query_bytes().value(), 16 * MIB);
+        assert_eq!(least.query_bytes().value(), 48 * MIB);
     }
 }

@@ -50,6 +50,14 @@ impl Bulk {
         self.hold();
     }
 
+    /// Whether memory is short with so many bytes of data that is not yet rows.
+    pub(crate) fn is_short_with(&mut self, undecoded: ByteSize) -> bool {
+        self.held.put(self.bytes.plus(undecoded));
+        let is_short = undecoded >= STAGE_BYTES_MIN && self.held.is_much();
+        self.hold();
+        is_short
+    }
+
     /// Holds `bytes` of data that is not yet rows besides them. Much of it needs room: it cannot leave memory.
     ///
     /// # Errors

@@ -71,6 +71,11 @@ impl CopyIn {
     pub fn push(&mut self, data: &[u8]) -> Result<()> {
         self.decoder.push(data)?;
         self.drain()?;
+        if self.bulk.is_short_with(self.decoder.held_bytes()) {
+            // Rows can leave memory, what is not yet rows cannot.
+            self.decoder.cut()?;
+            self.drain()?;
+        }
         self.bulk.set_undecoded(self.decoder.held_bytes())
     }
 

@@ -38,6 +38,9 @@ pub enum BackupError {
     /// Something is there already.
     #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// Copies would copy themselves.
+    #[error("{} is inside of the data directory", .0.display())]
+    Inside(PathBuf),
     /// Nothing to copy.
     #[error("{} is not the data directory of a node that has started", .0.display())]
     NoDirectory(PathBuf),
@@ -82,6 +85,11 @@ pub fn backup(disk: Arc<dyn Disk>, dir: &Path, to: &Path, base: Option<&Path>) -
     let identity = read_file(&*disk, &dir.join(IDENTITY)).map_err(|_| BackupError::NoDirectory(dir.to_owned()))?;
     if identity == UNFINISHED.as_bytes() {
         return Err(BackupError::NoDirectory(dir.to_owned()));
+    }
+    if let (Ok(dir), Ok(inside)) = (std::path::absolute(dir), std::path::absolute(to))
+        && inside.starts_with(dir)
+    {
+        return Err(BackupError::Inside(to.to_owned()));
     }
     check_empty(&*disk, to)?;
     let pins = dir.join(PINS);

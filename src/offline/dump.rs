@@ -169,7 +169,7 @@ impl Dump<'_> {
         };
         self.footer(&parsed.footer, &parsed.schema)?;
         let footer = parsed.footer;
-        let end_start = footer.blocks.last().map_or(0, |block| (block.position + block.bytes) as usize);
+        let end_start = footer.parts_end().unwrap_or(0) as usize;
         let end = bytes.get(end_start..).unwrap_or_default();
         let schema: SchemaRef = Arc::new(parsed.schema);
         let expected = SegmentExpected {

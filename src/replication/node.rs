@@ -270,12 +270,12 @@ async fn watch(wal: Wal, failure: Failure) {
     }
 }
 
-/// Seals quiet shards whose few old entries keep the shared log from giving files back.
+/// Seals quiet shards whose few old entries keep the shared log from giving files back, when it is large or the disk full.
 async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, sealed: Arc<Notify>) {
     loop {
         sealed.notified().await;
         let stats = wal.stats();
-        if stats.bytes < WAL_BYTES_TARGET.plus(stats.spare_bytes) {
+        if !stats.is_disk_full && stats.bytes < WAL_BYTES_TARGET.plus(stats.spare_bytes) {
             continue;
         }
         let Some(core) = cores.iter().find(|core| Some(core.id()) == stats.oldest) else { continue };

@@ -529,7 +529,10 @@ impl Shard {
     /// # Errors
     /// [`ReplicationError`].
     pub async fn drop_topic(&self, topic: TopicId) -> Result<(), ReplicationError> {
-        self.core.change(Change::DropTopic(topic)).await.map(|_| ())
+        let has_segments = self.has_segments(&[topic]);
+        self.core.change(Change::DropTopic(topic)).await?;
+        self.free(has_segments).await;
+        Ok(())
     }
 
     /// Moves log starts forward: the events before are no longer read, and their files go with the next seals. Each
@@ -547,7 +550,26 @@ impl Shard {
     /// # Errors
     /// [`ReplicationError::EventsNeeded`] when a query would read some again after a restart.
     pub async fn truncate(&self, topics: Vec<TopicId>) -> Result<(), ReplicationError> {
-        self.core.change(Change::Truncate(topics)).await.map(|_| ())
+        let has_segments = self.has_segments(&topics);
+        self.core.change(Change::Truncate(topics)).await?;
+        self.free(has_segments).await;
+        Ok(())
+    }
+
+    fn has_segments(&self, topics: &[TopicId]) -> bool {
+        let read = self.core.read.topics.read();
+        let partitions = |id: &TopicId| read.get(id).map_or(0, |topic| topic.partitions);
+        let mut places = topics.iter().flat_map(|id| (0..partitions(id)).map(|number| (*id, PartitionId::new(number))));
+        places.any(|(topic, id)| {
+            self.core.partitions.get(topic, id).is_some_and(|partition| !partition.view().segments().is_empty())
+        })
+    }
+
+    /// Files that nobody reads any more go with the next manifest: writes one when there are any.
+    async fn free(&self, has_segments: bool) {
+        if has_segments && let Err(error) = self.core.change(Change::Seal).await {
+            tracing::debug!(shard = self.core.id.value(), %error, "files are removed later");
+        }
     }
 
     /// Forgets the checkpoint of a query that will not run again, so that it holds back no events.

@@ -40,7 +40,7 @@ pub const ARROW_METADATA_BYTES_MAX: usize = 16 << 20;
 /// Bytes of rows that a statement or transaction keeps in memory before it writes them to the log as part of itself.
 pub const STAGE_BYTES_TARGET: ByteSize = ByteSize::new(32 << 20);
 /// The least memory a node is given: beside the program itself, each share must hold what one statement needs.
-pub const MEMORY_BYTES_MIN: ByteSize = ByteSize::new(256 << 20);
+pub const MEMORY_BYTES_MIN: ByteSize = ByteSize::new(512 << 20);
 /// Bytes of rows a statement holds before it gives some up for want of memory: fewer would make entries without end.
 pub const STAGE_BYTES_MIN: ByteSize = ByteSize::new(256 << 10);
 /// Savepoints of one transaction.

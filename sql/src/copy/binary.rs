@@ -133,6 +133,11 @@ impl BinaryReader {
         self.sink.close_batch()
     }
 
+    /// Makes a batch of the rows so far.
+    pub(super) fn cut(&mut self) -> Result<(), SqlError> {
+        self.sink.close_batch()
+    }
+
     /// Bytes of what was taken and is not yet a batch.
     pub(super) fn held_bytes(&self) -> usize {
         self.partial.capacity() + self.sink.held_bytes()

@@ -74,6 +74,19 @@ impl CopyDecoder {
         }
     }
 
+    /// Gives the whole rows so far as a batch, although there is room for more in it: memory is short.
+    ///
+    /// # Errors
+    /// Those of [`Self::push`].
+    pub fn cut(&mut self) -> Result<(), SqlError> {
+        match &mut self.0 {
+            Reader::Lines(reader) => reader.cut(),
+            Reader::Binary(reader) => reader.cut(),
+            // Its batches are those of the stream.
+            Reader::Arrow(_) => Ok(()),
+        }
+    }
+
     /// Bytes of data that was taken and not yet given as rows: parts of a row or message, rows of a batch that is not
     /// full, dictionaries.
     pub fn held_bytes(&self) -> ByteSize {

@@ -13,6 +13,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Spare files kept: about as many as a seal gives back at once, so that a log that is written without a pause is made of
 /// files that need no filling. On a full disk they go first.
@@ -23,6 +24,9 @@ const SMALLER_MAX: u64 = 16;
 
 /// What a file holds beside the frames of entries, as a share of the usual size: the reserve, and votes and marks.
 const OVERHEAD_SHARE: u64 = 32;
+
+/// Between attempts on a full disk.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where files are prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +95,12 @@ impl Preparer {
         loop {
             let mut state = self.state.lock();
             while !state.has_work() && !state.is_closing {
-                self.changed.wait(&mut state);
+                if state.failure.is_none() || state.wanted.is_none() {
+                    self.changed.wait(&mut state);
+                } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
+                    // There may be space again.
+                    state.is_due = true;
+                }
             }
             if state.is_closing {
                 return;
