@@ -74,9 +74,18 @@ impl Replication {
         let (wal, recovered) = Wal::open(Arc::clone(&disk), &dir.join("wal"), wal_options)?;
         wal.hold(lock);
         let has_votes = recovered.values().any(|shard| shard.vote.is_some() || shard.corrupt.is_some());
-        if let Some(before) = &before
-            && let Err(error) = before.check(identity.shards, has_votes)
-        {
+        let checked = match &before {
+            Some(before) => before.check(identity.shards, has_votes),
+            // Of a node that was killed before it wrote the file, or that lost it: the log has its shards.
+            None => {
+                if has_votes {
+                    tracing::warn!("the file \"node\" of the data directory is missing, and written anew");
+                }
+                let there = recovered.keys().map(|shard| shard.value()).max().unwrap_or(0);
+                Identity { shards: there, ..identity }.check(identity.shards, true)
+            }
+        };
+        if let Err(error) = checked {
             wal.close();
             return Err(error);
         }

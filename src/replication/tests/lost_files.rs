@@ -62,6 +62,19 @@ async fn a_log_that_is_gone_is_missed() {
 }
 
 #[tokio::test]
+async fn without_its_name_a_directory_is_not_taken_for_one_of_fewer_shards() {
+    let disk = used_disk().await;
+    assert_eq!(refusal(&disk, 3).await, "it started");
+    let name = Path::new("/data/node");
+    disk.remove(name).expect("removed");
+    let refused = refusal(&disk, 1).await;
+    assert!(refused.contains('3') && refused != "it started", "{refused}");
+    assert!(!disk.exists(name).expect("listed"), "nothing is written");
+    assert_eq!(refusal(&disk, 3).await, "it started");
+    assert!(disk.exists(name).expect("listed"));
+}
+
+#[tokio::test]
 async fn a_missing_manifest_is_named_and_its_segments_stay() {
     let disk = used_disk().await;
     let segments = disk.list(Path::new("/data/shards/1/segments")).expect("segments");

@@ -448,9 +448,12 @@ async fn on_a_full_disk_what_gives_space_back_goes_on() {
     assert_eq!(staged(), 1);
     // Enough for a segment, too little for a file of the log.
     disk.set_capacity(Some(disk.bytes_used() + (900 << 10)));
-    let mut refused = 0;
+    // Numbers that no compression makes smaller.
+    let noise = |round: i64| (0..1_000).map(move |n| (round * 1_000 + n).wrapping_mul(0x1E37_79B9_7F4A_7C15));
+    let (mut refused, mut round) = (0, 0);
     while refused < 50 {
-        if let Err(error) = shard(&node).append(vec![part(0, vec![7; 1_000])]).await {
+        round += 1;
+        if let Err(error) = shard(&node).append(vec![part(0, noise(round))]).await {
             assert_eq!(error.sqlstate(), SqlState::DiskFull, "{error}");
             refused += 1;
         }

@@ -170,6 +170,21 @@ pub(super) fn recycle(
     recycled.map_err(failed)
 }
 
+/// Writes the header of a file without frames anew if it is not whole.
+///
+/// # Errors
+/// The system's error, [`StorageError::Newer`].
+pub(super) fn heal_header(file: &WalFile) -> Result<(), StorageError> {
+    let failed = |source| StorageError::io("write the header of a prepared log file", source);
+    let mut header = vec![0; DATA_START as usize];
+    file.file.read_at(&mut header, 0).map_err(failed)?;
+    if check_header(&header, file.sequence, file.bytes)? {
+        return Ok(());
+    }
+    let written = file.file.write_at(&encode_header(file.sequence, file.bytes), 0);
+    written.and_then(|()| file.file.sync_data()).map_err(failed)
+}
+
 fn name_file(disk: &dyn Disk, dir: &Path, path: &Path, file: WalFile) -> std::io::Result<WalFile> {
     file.file.write_at(&encode_header(file.sequence, file.bytes), 0)?;
     file.file.sync_data()?;

@@ -60,6 +60,8 @@ struct State {
     ready: Option<Arc<WalFile>>,
     /// Why the last attempt failed, until one succeeds.
     failure: Option<StorageError>,
+    /// The last file is smaller than usual: there was no space for more.
+    is_short: bool,
     /// Names of spare files.
     spares: Vec<String>,
     /// Purged files, oldest first.
@@ -151,7 +153,8 @@ impl Preparer {
             Some(file) if file.bytes >= self.file_bytes || file.bytes >= needed => Ok(()),
             Some(file) => {
                 let wanted = (file.sequence, needed.max(self.file_bytes), needed);
-                let refused = state.failure.clone().unwrap_or(StorageError::DiskFull);
+                // Said before the attempt: until it is over there is no next file.
+                let refused = state.failure.get_or_insert(StorageError::DiskFull).clone();
                 if !state.is_due {
                     state.wanted = Some(wanted);
                     state.is_due = true;
@@ -165,6 +168,8 @@ impl Preparer {
                     self.retry();
                     Err(failure)
                 }
+                // It is being made; after a small one it may fail, and what was proposed until then would wait.
+                None if state.is_short => Err(StorageError::DiskFull),
                 None => Ok(()),
             },
         }
@@ -308,6 +313,7 @@ impl Preparer {
         state.is_due = false;
         match made {
             Ok(file) => {
+                state.is_short = file.bytes < self.file_bytes;
                 state.ready = Some(Arc::new(file));
                 state.failure = None;
             }

@@ -223,6 +223,9 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) ->
     };
     let position = if current.sequence == newest { end } else { DATA_START };
     let ready = next(current.sequence + 1);
+    for file in ready.iter().chain((current.sequence != newest).then_some(&current)) {
+        file::heal_header(file)?;
+    }
     for file in after {
         disk.remove(&dir.join(log_name(file.sequence))).map_err(failed)?;
     }
