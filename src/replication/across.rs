@@ -210,16 +210,17 @@ async fn carry_out(gate: &RwLock<()>, prepared: Vec<Prepared>) -> Result<(), Rep
 
 /// Gives up what is prepared of a transaction that does not commit; on a full disk as soon as there is room for that.
 async fn abort(prepared: Vec<Prepared>) {
-    let abort = async |(core, stage): Prepared| {
-        while let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
-            if !error.is_retryable() {
-                tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
-                return;
-            }
-            tokio::time::sleep(RETRY).await;
+    join_all(prepared.into_iter().map(|(core, stage)| abort_share(core, stage))).await;
+}
+
+async fn abort_share(core: Arc<Core>, stage: StageId) {
+    while let Err(error) = core.submit(Request::Abort(stage), CHANGE_BYTES).await {
+        if !error.is_retryable() {
+            tracing::debug!(shard = core.id().value(), %error, "a transaction was not given up before the end");
+            return;
         }
-    };
-    join_all(prepared.into_iter().map(abort)).await;
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Nobody waits for a decision any more.
