@@ -124,7 +124,7 @@ async fn fifty_gigabytes_open_without_being_read() {
     let config = Config { seal_bytes: SEAL_BYTES_MIN, ..config(dir.path()) };
     let node = Node::start(&config).await.unwrap();
     let client = connect(node.pg_address()).await;
-    value(&client, "CREATE STREAM s (v text) WITH (partitions = 800, compression = 'none')").await;
+    value(&client, "CREATE STREAM s (v text KEY) WITH (partitions = 800, compression = 'none')").await;
     // Each topic has its own segments of a seal: one row in each partition, and enough bytes for a seal.
     value(&client, "INSERT INTO s SELECT repeat(md5(g::text), 8) FROM generate_series(1, 80000) AS n(g)").await;
     let count = format!("SELECT count(DISTINCT partition) = {SEGMENTS} FROM millstream.segments");
