@@ -26,7 +26,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// Bytes read from the WAL at once when entries are applied after a restart.
 const READ_BYTES: ByteSize = ByteSize::new(8 << 20);
@@ -41,6 +41,8 @@ pub(crate) struct LogStore {
     /// The statements that come, come one at a time.
     is_alone: Arc<AtomicBool>,
     failure: Failure,
+    /// Woken when entries are gone from the WAL.
+    purges: Arc<Notify>,
 }
 
 /// Where the log stands. Indexes here are Raft's; the WAL's are one higher, so that the WAL can say "nothing
@@ -66,7 +68,7 @@ fn damaged(shard: ShardId, what: &str, error: &DecodeError) -> io::Error {
 }
 
 impl LogStore {
-    /// The log of `shard` as the WAL recovered it.
+    /// The log of `shard` as the WAL recovered it; `purges` is woken when entries are gone from it.
     ///
     /// # Errors
     /// When a recovered mark cannot be read.
@@ -75,6 +77,7 @@ impl LogStore {
         shard: ShardId,
         recovered: ShardRecovered,
         failure: Failure,
+        purges: Arc<Notify>,
     ) -> Result<Self, io::Error> {
         let vote = recovered.vote.map(decode_vote).transpose().map_err(|e| damaged(shard, "vote", &e))?;
         let purged = recovered.purged.map(|(_, payload)| decode_log_id(payload)).transpose();
@@ -88,7 +91,7 @@ impl LogStore {
         let first = recovered.first.map_or_else(|| last.next_index(), |first| first.value().saturating_sub(1));
         let state = State { vote, committed, purged, last, first, cache: VecDeque::new() };
         let (state, is_alone) = (Arc::new(Mutex::new(state)), Arc::default());
-        Ok(Self { wal, shard, state, stall: Arc::default(), is_alone, failure })
+        Ok(Self { wal, shard, state, stall: Arc::default(), is_alone, failure, purges })
     }
 
     /// Drops entries up to `upto` from the cache: they are applied.
@@ -173,15 +176,14 @@ impl LogStore {
         synced.await.unwrap_or(Err(StorageError::Closed)).map_err(io::Error::other)
     }
 
-    /// Writes `records` without waiting; a failure stops the node.
-    fn write_later(&self, records: Vec<WalRecord>) {
+    /// Writes `record` without waiting, and then does `then`; a failure stops the node.
+    fn write_later(&self, record: WalRecord, then: impl FnOnce() + Send + 'static) {
         let failure = self.failure.clone();
-        let done = move |result: Result<(), StorageError>| {
-            if let Err(error) = result {
-                failure.report(&error);
-            }
+        let done = move |result: Result<(), StorageError>| match result {
+            Ok(()) => then(),
+            Err(error) => failure.report(&error),
         };
-        self.wal.append(self.shard, records, Urgency::Batched, Box::new(done));
+        self.wal.append(self.shard, vec![record], Urgency::Batched, Box::new(done));
     }
 
     /// Entries of `start..end` in order, from cache and WAL, stopping after `bytes_max` but never before one.
@@ -302,7 +304,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(id) = committed else { return Ok(()) };
-        self.write_later(vec![WalRecord::Committed { payload: encode_log_id(&id) }]);
+        self.write_later(WalRecord::Committed { payload: encode_log_id(&id) }, || ());
         self.state.lock().committed = Some(id);
         Ok(())
     }
@@ -382,7 +384,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             state.last = state.last.max(Some(id));
             state.first = state.first.max(state.purged.next_index());
         }
-        self.write_later(vec![WalRecord::Purge { upto: wal_index(id.index()), payload: encode_log_id(&id) }]);
+        let record = WalRecord::Purge { upto: wal_index(id.index()), payload: encode_log_id(&id) };
+        let purges = Arc::clone(&self.purges);
+        self.write_later(record, move || purges.notify_one());
         Ok(())
     }
 }

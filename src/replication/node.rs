@@ -97,7 +97,7 @@ impl Replication {
             seal_bytes: config.seal_bytes,
             room: WriteRoom::new(config.writes_bytes),
             failure: Failure::new(),
-            sealed: Arc::new(Notify::new()),
+            purged: Arc::new(Notify::new()),
         };
         let started = match start_shards(&config, &shared, recovered).await {
             Ok(started) if before != Some(identity) => {
@@ -116,7 +116,7 @@ impl Replication {
             return Err(start_error("it was not opened".to_owned()));
         };
         let across = Across::start(data, damaged.is_empty()).await;
-        let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.sealed)));
+        let keeper = env::spawn("log-keeper", keep(wal.clone(), Arc::clone(&cores), Arc::clone(&shared.purged)));
         let watch = env::spawn("log-watch", watch(wal.clone(), shared.failure.clone()));
         Ok(Self {
             catalog: Arc::new(CatalogShard::new(Arc::clone(catalog))),
@@ -280,16 +280,18 @@ async fn watch(wal: Wal, failure: Failure) {
 }
 
 /// Seals quiet shards whose few old entries keep the shared log from giving files back, when it is large or the disk full.
-async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, sealed: Arc<Notify>) {
+/// One after the other: whose turn it is shows when the entries of the one before are gone. After a seal that failed nobody's,
+/// since on a full disk the next would fail too, and its entries would fill what is left of the log.
+async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, purged: Arc<Notify>) {
     loop {
-        sealed.notified().await;
         let stats = wal.stats();
-        if !stats.is_disk_full && stats.bytes < WAL_BYTES_TARGET.plus(stats.spare_bytes) {
-            continue;
-        }
-        let Some(core) = cores.iter().find(|core| Some(core.id()) == stats.oldest) else { continue };
-        if let Err(error) = core.seal().await {
+        let is_due = stats.is_disk_full || stats.bytes >= WAL_BYTES_TARGET.plus(stats.spare_bytes);
+        let core = cores.iter().find(|core| is_due && Some(core.id()) == stats.oldest);
+        if let Some(core) = core
+            && let Err(error) = core.seal().await
+        {
             tracing::debug!(shard = core.id().value(), %error, "a quiet shard was not sealed");
         }
+        purged.notified().await;
     }
 }

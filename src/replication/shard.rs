@@ -63,8 +63,8 @@ pub(crate) struct Shared {
     pub(crate) seal_bytes: ByteSize,
     pub(crate) room: WriteRoom,
     pub(crate) failure: Failure,
-    /// Woken when a shard has sealed, so that the log may have files to give back.
-    pub(crate) sealed: Arc<Notify>,
+    /// Woken when entries of a shard went from the log, so that another may be what keeps its files.
+    pub(crate) purged: Arc<Notify>,
 }
 
 /// A running shard.
@@ -110,8 +110,8 @@ impl Core {
             return Err(damage.into());
         }
         let failure = shared.failure.of_shard();
-        let log =
-            LogStore::open(shared.wal.clone(), id, recovered, failure.clone()).map_err(|e| fail(e.to_string()))?;
+        let log = LogStore::open(shared.wal.clone(), id, recovered, failure.clone(), Arc::clone(&shared.purged));
+        let log = log.map_err(|e| fail(e.to_string()))?;
         if log.has_lost_all() {
             let what = "a shard has a vote there and none of its entries";
             return Err(StorageError::Corrupt { file: "wal".to_owned(), position: 0, what }.into());
@@ -137,7 +137,7 @@ impl Core {
         lead(&raft, node, &shared.failure).await.map_err(ended)?;
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone(), shared.room.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
-        let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read), Arc::clone(&shared.sealed)));
+        let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read)));
         let (disk, tasks) = (Arc::clone(&shared.disk), [compactor, retry]);
         let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, tasks });
         core.abort_stages().await;
@@ -358,7 +358,7 @@ async fn apply_committed(machine: &mut Machine, log: &LogStore) -> Result<(), st
 }
 
 /// After each seal: takes the segments into use, and lets the log go that they replace.
-async fn compact(raft: Raft, read: Arc<ReadSide>, sealed: Arc<Notify>) {
+async fn compact(raft: Raft, read: Arc<ReadSide>) {
     let mut seals = read.seals.subscribe();
     // A crash may have come between a manifest and the purge of the log behind it.
     if let Some(upto) = read.sealed().and_then(|sealed| sealed.value().checked_sub(LOG_ENTRIES_KEPT))
@@ -374,7 +374,6 @@ async fn compact(raft: Raft, read: Arc<ReadSide>, sealed: Arc<Notify>) {
         if installed.await.is_err() || raft.trigger().snapshot().await.is_err() {
             return;
         }
-        sealed.notify_one();
         if seals.changed().await.is_err() {
             return;
         }

@@ -17,15 +17,28 @@ use std::sync::Arc;
 pub(super) const SHARDS: u32 = 3;
 
 pub(super) async fn start(disk: &FaultDisk) -> Replication {
+    start_with(disk, (1 << 20, 1 << 20)).await
+}
+
+/// With so many bytes before a seal, and in a file of the log.
+pub(super) async fn start_with(disk: &FaultDisk, (seal_bytes, file_bytes): (u64, u64)) -> Replication {
     let config = ReplicationConfig {
         data_dir: PathBuf::from("/data"),
         node: NodeId::new(1),
         shards: SHARDS,
-        seal_bytes: ByteSize::new(1 << 20),
+        seal_bytes: ByteSize::new(seal_bytes),
         writes_bytes: ByteSize::new(64 << 20),
     };
-    let wal_options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
+    let wal_options = WalOptions { file_bytes: ByteSize::new(file_bytes), ..WalOptions::default() };
     Replication::start_on(config, Arc::new(disk.clone()), wal_options).await.expect("starts")
+}
+
+/// A topic in each shard.
+pub(super) async fn create_topics(node: &Replication) {
+    for shard in 1..=SHARDS {
+        let created = of(node, shard).create_topic(topic(topic_of(shard), 1)).await;
+        created.expect("created");
+    }
 }
 
 pub(super) fn topic_of(shard: u32) -> TopicId {
@@ -34,10 +47,7 @@ pub(super) fn topic_of(shard: u32) -> TopicId {
 
 pub(super) async fn begin(disk: &FaultDisk) -> Replication {
     let node = start(disk).await;
-    for shard in 1..=SHARDS {
-        let created = of(&node, shard).create_topic(topic(topic_of(shard), 1)).await;
-        created.expect("created");
-    }
+    create_topics(&node).await;
     node
 }
 

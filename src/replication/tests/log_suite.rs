@@ -91,7 +91,8 @@ impl StoreBuilder<TypeConfig, LogStore, Plain, Closing> for Builder {
     async fn build(&self) -> Result<(Closing, LogStore, Plain), StorageError<TypeConfig>> {
         let options = WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
         let (wal, _) = Wal::open(Arc::new(FaultDisk::new()), Path::new("/wal"), options).expect("opens");
-        let store = LogStore::open(wal.clone(), ShardId::new(1), Default::default(), Failure::new()).expect("empty");
+        let store = LogStore::open(wal.clone(), ShardId::new(1), Default::default(), Failure::new(), Arc::default())
+            .expect("empty");
         Ok((Closing(wal), store, Plain::default()))
     }
 }
@@ -107,7 +108,8 @@ async fn entries_without_room_wait_and_go_in_order() {
     let options = || WalOptions { file_bytes: ByteSize::new(1 << 20), ..WalOptions::default() };
     let (wal, _) = Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options()).expect("opens");
     let failure = Failure::new();
-    let mut store = LogStore::open(wal.clone(), ShardId::new(1), Default::default(), failure.clone()).expect("empty");
+    let mut store = LogStore::open(wal.clone(), ShardId::new(1), Default::default(), failure.clone(), Arc::default())
+        .expect("empty");
     let retry = crate::env::spawn("retry", store.clone().retry_stalled());
     let mut flushed = Vec::new();
     for index in 0..60 {
@@ -154,7 +156,7 @@ async fn entries_without_room_wait_and_go_in_order() {
     wal.close();
     let (wal, mut shards) = Wal::open(Arc::new(disk), Path::new("/wal"), options()).expect("opens");
     let recovered = shards.remove(&ShardId::new(1)).expect("shard");
-    let mut store = LogStore::open(wal.clone(), ShardId::new(1), recovered, failure).expect("readable");
+    let mut store = LogStore::open(wal.clone(), ShardId::new(1), recovered, failure, Arc::default()).expect("readable");
     let entries = store.try_get_log_entries(0..100).await.expect("reads");
     assert!(entries.iter().map(RaftEntry::index).eq(0..60));
     wal.close();

@@ -3,6 +3,7 @@
 mod across;
 mod across_faults;
 mod durability;
+mod full_disk;
 mod log_suite;
 mod lost_files;
 mod node;
