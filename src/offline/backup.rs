@@ -22,7 +22,7 @@ use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Directory, within the data directory, of second names that keep files as they are.
@@ -86,7 +86,7 @@ pub fn backup(disk: Arc<dyn Disk>, dir: &Path, to: &Path, base: Option<&Path>) -
     if identity == UNFINISHED.as_bytes() {
         return Err(BackupError::NoDirectory(dir.to_owned()));
     }
-    if let (Ok(dir), Ok(inside)) = (std::path::absolute(dir), std::path::absolute(to))
+    if let (Ok(dir), Ok(inside)) = (whole(dir), whole(to))
         && inside.starts_with(dir)
     {
         return Err(BackupError::Inside(to.to_owned()));
@@ -109,6 +109,18 @@ pub fn backup(disk: Arc<dyn Disk>, dir: &Path, to: &Path, base: Option<&Path>) -
     drop(lock);
     let (bytes, linked) = copied?;
     Ok(Copied { bytes, linked, report: check::check(disk, to)? })
+}
+
+/// The path from the root on, without `.` and `..`, as far as its text tells.
+fn whole(path: &Path) -> io::Result<PathBuf> {
+    let mut whole = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            Component::ParentDir => drop(whole.pop()),
+            part => whole.push(part),
+        }
+    }
+    Ok(whole)
 }
 
 /// Copies the backup `from` to the new data directory `dir`, durably, after checking it.

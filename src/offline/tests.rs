@@ -1,19 +1,23 @@
 //! Check and repair against a node's directory on the disk in memory: one flipped bit anywhere, files cut and removed.
 //! What a node then reads is compared with a model that shares nothing with the files.
 
+use super::backup::backup;
 use super::check::{check, check_and_repair};
 use super::dump::{RowFormat, dump};
 use super::log::pieces;
 use super::{Finding, Severity, read_file};
 use crate::replication::{PartitionWrite, Replication, ReplicationConfig};
+use crate::storage::footer::parse_end;
 use crate::storage::frame::HEADER_BYTES;
 use crate::storage::wal::WalOptions;
 use crate::storage::wal::file::{DATA_START, FileName};
 use crate::storage::{Disk, FaultDisk, ScanRequest, StorageError, TopicStorage};
 use arrow::array::{AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use millstream_catalog::Compression;
 use millstream_catalog::model::{ByteSize, NodeId, Offset, PartitionId, ShardId, TopicId};
+use millstream_catalog::schema::KEY_METADATA;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -316,6 +320,54 @@ async fn a_dump_of_damaged_files_says_where_it_stops() {
     assert!(text(&disk, log).contains("no more frames"));
     disk.flip_bit(log, DATA_START + 20, 2).unwrap();
     assert!(text(&disk, log).contains("DAMAGED: bit 162 of its header"), "{}", text(&disk, log));
+}
+
+#[tokio::test]
+async fn a_dump_of_a_segment_with_bloom_filters_has_its_rows() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await.unwrap();
+    let shard = node.shard(ShardId::new(1)).unwrap();
+    let key = std::collections::HashMap::from([(KEY_METADATA.to_owned(), "0,1".to_owned())]);
+    let keyed = Arc::new(schema().as_ref().clone().with_metadata(key));
+    let (topic, partition) = (TopicId::new(7), PartitionId::new(0));
+    let storage = TopicStorage { topic, partitions: 1, schema: Arc::clone(&keyed), compression: Compression::Lz4 };
+    shard.create_topic(storage).await.unwrap();
+    let values: Vec<i64> = (0..300).collect();
+    let batch = rows(&values).with_schema(keyed).unwrap();
+    shard.append(vec![PartitionWrite { topic, partition, batch, guard: None }]).await.unwrap();
+    node.shutdown().await;
+    let all = files(&disk, Path::new(DIR));
+    let segment = all.iter().find(|path| name(path).contains("segments/t7-p0")).expect("sealed");
+    let map = Buffer::from(read_file(&disk, segment).unwrap());
+    assert_eq!(parse_end("segment", &map).unwrap().footer.blooms.len(), 2);
+    for (format, row) in [
+        (RowFormat::Csv, "\n{},{},the number {},"),
+        (RowFormat::Json, "\n{\"rowoffset\":{},\"v\":{},\"text\":\"the number {}\""),
+    ] {
+        let mut text = Vec::new();
+        dump(&disk, segment, Some(format), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(!text.contains("DAMAGED") && text.contains("offsets 0 up to 300"), "{text}");
+        assert!(text.contains("column \"v\" Int64: 0 nulls, 0 to 299"), "{text}");
+        for value in &values {
+            let row = row.replace("{}", &value.to_string());
+            assert_eq!(text.matches(&row).count(), 1, "{row}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backup_into_the_data_directory_is_refused_and_writes_nothing() {
+    let (disk, _) = filled().await;
+    let (before, steps) = (snapshot(&disk), disk.steps());
+    for to in ["/data", "/data/backup", "/data/copies/monday", "/./data/copy", "/elsewhere/../data/copy"] {
+        let error = backup(Arc::new(disk.clone()), Path::new(DIR), Path::new(to), None).unwrap_err();
+        assert_eq!(error.to_string(), format!("{to} is inside of the data directory"));
+        assert_eq!((disk.steps(), snapshot(&disk) == before), (steps, true), "{to}");
+    }
+    // One whose name only begins alike is another.
+    let copied = backup(Arc::new(disk.clone()), Path::new(DIR), Path::new("/data-copy"), None).unwrap();
+    assert!(copied.report.is_clean(), "{}", copied.report);
 }
 
 #[path = "staged_tests.rs"]
