@@ -423,3 +423,66 @@ async fn copy_data_that_is_not_yet_rows_is_held_against_the_room_of_the_node() {
     others.set(others.bytes_max()).unwrap();
     engine.shutdown().await;
 }
+
+/// Short rows with the numbers below `count`, as copy data.
+fn copy_data(format: &str, count: u64) -> Vec<u8> {
+    let filler = "x".repeat(60);
+    let binary = |number: u64| {
+        let value = format!("{filler}{number}");
+        let mut row = [&2_u16.to_be_bytes()[..], &8_u32.to_be_bytes(), &number.to_be_bytes()].concat();
+        row.extend((value.len() as u32).to_be_bytes());
+        row.extend(value.into_bytes());
+        row
+    };
+    let row = |number: u64| match format {
+        "text" => format!("{number}\t{filler}{number}\n").into_bytes(),
+        "csv" => format!("{number},\"{filler}{number}\"\n").into_bytes(),
+        "json" => format!("{{\"k\": {number}, \"v\": \"{filler}{number}\"}}\n").into_bytes(),
+        _ => binary(number),
+    };
+    let mut data = if format == "binary" { b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec() } else { Vec::new() };
+    data.extend((0..count).flat_map(row));
+    if format == "binary" {
+        data.extend([0xff; 2]);
+    }
+    data
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copied_rows_leave_memory_before_their_batch_is_full_when_memory_is_short() {
+    const ROWS: u64 = 40_000;
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut others = engine.room();
+    let room = ByteSize::new(1 << 20);
+    others.set(ByteSize::new(others.bytes_max().value() - room.value())).unwrap();
+    let mut session = session(&engine);
+    for format in ["text", "csv", "json", "binary"] {
+        run(&mut session, &format!("CREATE STREAM s_{format} (k bigint, v text) WITH (partitions = 2)")).await.unwrap();
+        let sql = format!("COPY s_{format} FROM STDIN (FORMAT {format})");
+        let parsed = session.parse(&sql).await.unwrap().remove(0);
+        let prepared = session.prepare(parsed, &[]).await.unwrap();
+        let Outcome::CopyIn(mut copy) = session.execute(&prepared, vec![], Via::Simple).await.unwrap() else {
+            panic!("{sql} takes no data")
+        };
+        let data = copy_data(format, ROWS);
+        // Fewer rows than a batch has, and more bytes than others leave.
+        assert!(data.len() as u64 > 2 * room.value());
+        let mut flushes = 0;
+        for chunk in data.chunks(10_007) {
+            copy.push(chunk).unwrap_or_else(|error| panic!("{format}, after {flushes} flushes: {error}"));
+            if copy.is_full() {
+                copy.flush(&mut session).await.unwrap();
+                flushes += 1;
+            }
+        }
+        assert_eq!(copy.finish(&mut session).await.unwrap(), ROWS, "{format}");
+        assert!(flushes >= 3, "{format}: {flushes}");
+        let sql = format!(
+            "SELECT count(*), count(DISTINCT k), min(k), max(k), bool_and(v = repeat('x', 60) || k) FROM s_{format}"
+        );
+        assert_eq!(run(&mut session, &sql).await.unwrap(), [format!("{ROWS}|{ROWS}|0|{}|true", ROWS - 1)], "{format}");
+        assert_eq!(engine.holding.used(), others.bytes(), "{format}");
+    }
+    drop(session);
+    engine.shutdown().await;
+}
