@@ -21,8 +21,13 @@ use millstream_catalog::model::{ByteSize, NodeId, ShardId};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+/// Between looks at the log while nothing goes from it: the first time, and in the long run.
+const KEEP_PAUSE_MIN: Duration = Duration::from_secs(1);
+const KEEP_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How a node's log is laid out.
 #[derive(Debug, Clone)]
@@ -280,9 +285,10 @@ async fn watch(wal: Wal, failure: Failure) {
 }
 
 /// Seals quiet shards whose few old entries keep the shared log from giving files back, when it is large or the disk full.
-/// One after the other: whose turn it is shows when the entries of the one before are gone. After a seal that failed nobody's,
-/// since on a full disk the next would fail too, and its entries would fill what is left of the log.
+/// One after the other: whose turn it is shows when the entries of the one before are gone. A seal that finds no space is tried
+/// again rarely, since each try is an entry in what is left of the log.
 async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, purged: Arc<Notify>) {
+    let mut pause = KEEP_PAUSE_MIN;
     loop {
         let stats = wal.stats();
         let is_due = stats.is_disk_full || stats.bytes >= WAL_BYTES_TARGET.plus(stats.spare_bytes);
@@ -292,6 +298,9 @@ async fn keep(wal: Wal, cores: Arc<[Arc<Core>]>, purged: Arc<Notify>) {
         {
             tracing::debug!(shard = core.id().value(), %error, "a quiet shard was not sealed");
         }
-        purged.notified().await;
+        pause = match tokio::time::timeout(pause, purged.notified()).await {
+            Ok(()) => KEEP_PAUSE_MIN,
+            Err(_) => (pause * 2).min(KEEP_PAUSE_MAX),
+        };
     }
 }

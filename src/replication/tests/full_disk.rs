@@ -61,46 +61,63 @@ async fn a_seal_without_space_gives_up_spare_files_of_the_log() {
 /// Each shard but the first has one row in the oldest file of the log, and gets no more.
 #[tokio::test]
 async fn on_a_full_disk_quiet_shards_are_sealed_so_that_log_files_go() {
-    let disk = FaultDisk::new();
-    // Too little for the smallest file of the log, enough for a segment of one row.
-    let node = full_log(&disk, 40 << 10).await;
-    // Nobody asks for a seal, writes, or gives space from outside.
-    let begun = crate::env::instant();
-    while (2..=3).any(|shard| of(&node, shard).status().sealed.is_none()) || node.wal_stats().is_disk_full {
-        wait(begun, "quiet shards are sealed and log files go").await;
+    for is_asked in [true, false] {
+        let disk = FaultDisk::new();
+        // Too little for the smallest file of the log, enough for a segment of one row.
+        let node = full_log(&disk, (40 << 10, is_asked)).await;
+        // Nobody asks for a seal, writes, or gives space from outside.
+        let begun = crate::env::instant();
+        while (2..=3).any(|shard| of(&node, shard).status().sealed.is_none()) || node.wal_stats().is_disk_full {
+            wait(begun, "quiet shards are sealed and log files go").await;
+        }
+        of(&node, 1).append(vec![across::part(1, 0..60_000)]).await.expect("there is space again");
+        let found = [1, 2, 3].map(|shard| across::values(&node, shard));
+        assert!(found[0].iter().skip_while(|value| **value < 0).copied().eq(0..60_000));
+        assert_eq!(found[1..], [vec![2], vec![3]]);
+        node.shutdown().await;
     }
-    of(&node, 1).append(vec![across::part(1, 0..60_000)]).await.expect("there is space again");
-    let found = [1, 2, 3].map(|shard| across::values(&node, shard));
-    assert_eq!(found, [(0..60_000).collect(), vec![2], vec![3]]);
-    node.shutdown().await;
 }
 
-/// A log whose next file has no space, with so many bytes left on the disk, and a seal that was asked for since.
-async fn full_log(disk: &FaultDisk, bytes_left: u64) -> Replication {
+async fn forget_first(node: &Replication) {
+    of(node, 1).truncate(vec![across::topic_of(1)]).await.expect("truncated");
+}
+
+/// A log whose next file has no space, with so many bytes left on the disk. The first shard has given up its rows: before
+/// that, or since, which asks for a seal of that shard.
+async fn full_log(disk: &FaultDisk, (bytes_left, is_asked): (u64, bool)) -> Replication {
     let node = start_with(disk, (64 << 20, 1 << 20)).await;
     create_topics(&node).await;
     for shard in [2, 3] {
         of(&node, shard).append(vec![across::part(shard, [i64::from(shard)])]).await.expect("appended");
     }
-    let rows = || vec![across::part(1, vec![7; 1_000])];
+    let rows = || vec![across::part(1, vec![-1; 1_000])];
     while names(disk, "/data/wal").iter().filter(|name| name.ends_with(".wal")).count() < 3 {
         of(&node, 1).append(rows()).await.expect("appended");
     }
-    disk.set_capacity(Some(disk.bytes_used() + bytes_left));
+    assert!((1..=3).all(|shard| of(&node, shard).status().sealed.is_none()));
     let begun = crate::env::instant();
+    if !is_asked {
+        forget_first(&node).await;
+        of(&node, 1).seal().await.expect("sealed");
+        while of(&node, 1).status().purged.is_none() {
+            wait(begun, "a seal").await;
+        }
+    }
+    disk.set_capacity(Some(disk.bytes_used() + bytes_left));
     while !node.wal_stats().is_disk_full {
         of(&node, 1).append(rows()).await.expect("the prepared file has room");
         wait(begun, "a log that is full").await;
     }
-    assert!((2..=3).all(|shard| of(&node, shard).status().sealed.is_none()));
-    of(&node, 1).truncate(vec![across::topic_of(1)]).await.expect("truncated");
+    if is_asked {
+        forget_first(&node).await;
+    }
     node
 }
 
 #[tokio::test]
 async fn seals_that_find_no_space_do_not_fill_the_rest_of_the_log() {
     let disk = FaultDisk::new();
-    let node = full_log(&disk, 0).await;
+    let node = full_log(&disk, (0, true)).await;
     let entries = |node: &Replication| {
         let last = |status: ShardStatus| status.log_last.map_or(0, |last| last.value());
         last(node.catalog().status()) + (1..=3).map(|shard| last(of(node, shard).status())).sum::<u64>()
@@ -111,7 +128,8 @@ async fn seals_that_find_no_space_do_not_fill_the_rest_of_the_log() {
         tokio::task::yield_now().await;
     }
     let more = entries(&node) - before;
-    assert!(more <= 4, "{more}");
+    assert!(more < 50, "{more}");
+    of(&node, 3).drop_topic(across::topic_of(3)).await.expect("what gives space back goes on");
     node.shutdown().await;
 }
 
@@ -146,6 +164,32 @@ async fn files_of_topics_that_are_truncated_or_dropped_go_at_once() {
         assert_eq!(shard(&node).topic(TOPIC).is_none(), is_dropped);
         node.shutdown().await;
     }
+}
+
+/// Retention asks for no seal by itself.
+#[tokio::test]
+async fn after_a_seal_without_space_files_that_retention_gives_up_go_at_once() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await;
+    shard(&node).create_topic(topic(TOPIC, 1)).await.expect("created");
+    shard(&node).append(vec![part(0, 0..1_000)]).await.expect("appended");
+    shard(&node).seal().await.expect("sealed");
+    let segments = || names(&disk, "/data/shards/1/segments").len();
+    until(&node, |status| !status.is_sealing && status.sealed == status.applied).await;
+    // The log needs nothing: its next file is there.
+    until(&node, |_| names(&disk, "/data/wal").iter().filter(|name| name.ends_with(".wal")).count() == 2).await;
+    disk.set_capacity(Some(disk.bytes_used() + (8 << 10)));
+    shard(&node).append(vec![part(0, 0..1_000)]).await.expect("appended");
+    shard(&node).seal().await.expect("asked for");
+    // Behind what the seal begins with.
+    across::core(&node, 1).transactions().await.expect("runs");
+    until(&node, |status| !status.is_sealing).await;
+    assert!(segments() == 1 && shard(&node).status().sealed < shard(&node).status().applied);
+    let all = vec![(TOPIC, PartitionId::new(0), Offset::new(u64::MAX))];
+    shard(&node).move_starts(all).await.expect("moved");
+    until(&node, |_| segments() == 0).await;
+    assert!(!node.wal_stats().is_disk_full);
+    node.shutdown().await;
 }
 
 const LOG_FILE_BYTES: u64 = 64 << 10;
