@@ -201,9 +201,17 @@ async fn start_small(disk: &FaultDisk) -> Replication {
 
 /// Writes until not even that finds room by which space comes back.
 async fn fill(node: &Replication, disk: &FaultDisk) {
-    disk.set_capacity(Some(disk.bytes_used()));
     let begun = crate::env::instant();
-    while of(node, 1).append(vec![across::part(1, vec![-1; 300])]).await.is_ok() {
+    while names(disk, "/data/wal").iter().filter(|name| name.ends_with(".wal")).count() < 2 {
+        wait(begun, "the next file of the log").await;
+    }
+    disk.set_capacity(Some(disk.bytes_used()));
+    // Small, so that the log has room until it knows that there is no file after the next.
+    while !node.wal_stats().is_disk_full {
+        of(node, 1).append(vec![across::part(1, vec![-1; 50])]).await.expect("the next file has room");
+        wait(begun, "a full log").await;
+    }
+    while of(node, 1).append(vec![across::part(1, vec![-1; 50])]).await.is_ok() {
         wait(begun, "a full log").await;
     }
     while across::core(node, 1).has_room_to_free() {
