@@ -40,9 +40,14 @@ pub(crate) struct SessionEntry {
 #[derive(Debug, Default)]
 struct Activity {
     application_name: String,
-    statement: Option<String>,
+    /// The beginning of the last statement.
+    statement: String,
+    is_running: bool,
     interrupt: CancellationToken,
 }
+
+/// The first characters of a statement that others are shown.
+const SHOWN_CHARS_MAX: usize = 1_000;
 
 /// A copy of a session's entry for the system view.
 #[derive(Debug, Clone)]
@@ -64,15 +69,24 @@ pub struct SessionRow {
 impl SessionEntry {
     /// Marks the beginning of a statement; the token is cancelled by a cancel request from now on.
     pub(crate) fn begin(&self, text: &str) -> CancellationToken {
+        let end = match text.len() <= SHOWN_CHARS_MAX {
+            true => text.len(),
+            false => text.char_indices().nth(SHOWN_CHARS_MAX).map_or(text.len(), |(end, _)| end),
+        };
         let mut activity = self.activity.lock();
-        activity.statement = Some(text.chars().take(1_000).collect());
-        activity.interrupt = CancellationToken::new();
+        activity.is_running = true;
+        activity.statement.clear();
+        activity.statement.push_str(text.get(..end).unwrap_or_default());
+        // A request that came between two statements has cancelled neither.
+        if activity.interrupt.is_cancelled() {
+            activity.interrupt = CancellationToken::new();
+        }
         activity.interrupt.clone()
     }
 
     /// Marks the end of a statement.
     pub(crate) fn end(&self) {
-        self.activity.lock().statement = None;
+        self.activity.lock().is_running = false;
     }
 
     /// Remembers `application_name` for the system view.
@@ -162,7 +176,7 @@ impl Registry {
                     application_name: activity.application_name.clone(),
                     client: entry.client.clone(),
                     started_at: entry.started_at,
-                    statement: activity.statement.clone(),
+                    statement: activity.is_running.then(|| activity.statement.clone()),
                 }
             })
             .collect();
@@ -185,5 +199,27 @@ mod tests {
         assert!(error.detail.unwrap().contains("1 sessions") && error.hint.unwrap().contains("--memory"));
         registry.close(first.id);
         open().unwrap();
+    }
+
+    #[test]
+    fn a_cancel_request_cancels_what_runs_and_not_what_follows() {
+        let registry = Registry::new(1);
+        let entry = registry.open("ann", "", "here", Timestamp::default()).unwrap();
+        let shown = || registry.rows().remove(0).statement;
+        let long = "é".repeat(SHOWN_CHARS_MAX + 1);
+        let first = entry.begin(&long);
+        assert_eq!(shown().unwrap(), "é".repeat(SHOWN_CHARS_MAX));
+        registry.cancel(SessionId { secret: entry.id.secret.wrapping_add(1), ..entry.id });
+        assert!(!first.is_cancelled());
+        registry.cancel(entry.id);
+        assert!(first.is_cancelled());
+        let second = entry.begin("SELECT 2");
+        assert!(!second.is_cancelled());
+        entry.end();
+        assert_eq!(shown(), None);
+        registry.cancel(entry.id);
+        let third = entry.begin("SELECT 3");
+        assert!(!third.is_cancelled());
+        assert_eq!(shown().unwrap(), "SELECT 3");
     }
 }

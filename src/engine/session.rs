@@ -269,6 +269,14 @@ impl Session {
     async fn dispatch(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
         prepared.check_param_count(params.len())?;
         match &prepared.parsed.statement {
+            Statement::Insert(insert) => self.insert(insert, prepared, params).await,
+            // Boxed: an INSERT need not carry what they need.
+            _ => Box::pin(self.dispatch_other(prepared, params, via)).await,
+        }
+    }
+
+    async fn dispatch_other(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
+        match &prepared.parsed.statement {
             Statement::Select(select) => {
                 let arguments = prepared.arguments(&params)?;
                 match select.emit {
@@ -276,7 +284,6 @@ impl Session {
                     None => self.pull_query(select, prepared, arguments).await.map(Outcome::Rows),
                 }
             }
-            Statement::Insert(insert) => self.insert(insert, prepared, params).await,
             Statement::Change(change) => {
                 let arguments = prepared.arguments(&params)?;
                 Box::pin(self.change(change, prepared, arguments)).await

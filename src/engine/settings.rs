@@ -266,8 +266,10 @@ impl Settings {
         self.changed.get(definition.name).map_or_else(|| definition.default.to_owned(), Clone::clone)
     }
 
-    fn get(&self, name: &'static str) -> String {
-        find(name).map(|definition| self.value(definition)).unwrap_or_default()
+    /// The value of a setting of this table, by its name there.
+    fn get(&self, name: &'static str) -> &str {
+        let default = || SETTINGS.iter().find(|definition| definition.name == name).map_or("", |it| it.default);
+        self.changed.get(name).map_or_else(default, String::as_str)
     }
 
     /// Sets `name`; returns the value to report when the client wants to know of it.
@@ -353,18 +355,18 @@ impl Settings {
 
     /// `statement_timeout`, `None` when off.
     pub(crate) fn statement_timeout(&self) -> Option<Span> {
-        parse_time(&self.get("statement_timeout")).filter(|span| *span > Span::ZERO)
+        parse_time(self.get("statement_timeout")).filter(|span| *span > Span::ZERO)
     }
 
     /// `lock_timeout`, `None` when off.
     pub(crate) fn lock_timeout(&self) -> Option<Duration> {
-        let span = parse_time(&self.get("lock_timeout")).filter(|span| *span > Span::ZERO)?;
+        let span = parse_time(self.get("lock_timeout")).filter(|span| *span > Span::ZERO)?;
         u64::try_from(span.micros()).ok().map(Duration::from_micros)
     }
 
     /// `fetch_timeout`, `None` when off.
     pub(crate) fn fetch_timeout(&self) -> Option<Span> {
-        parse_time(&self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
+        parse_time(self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
     }
 
     /// When writes are acknowledged, if the session says so: else their topics do.
@@ -374,12 +376,12 @@ impl Settings {
 
     /// The session's producer; empty for none.
     pub(crate) fn producer_id(&self) -> String {
-        self.get("producer_id")
+        self.get("producer_id").to_owned()
     }
 
     /// The schemas of `search_path` that exist.
     pub(crate) fn search_path(&self) -> Vec<String> {
-        let path = names(&self.get("search_path")).unwrap_or_default();
+        let path = names(self.get("search_path")).unwrap_or_default();
         path.into_iter().filter(|schema| SCHEMAS.contains(&schema.as_str())).collect()
     }
 

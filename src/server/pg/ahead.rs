@@ -2,8 +2,8 @@
 //! one sync among many, and still gets an answer for each.
 //!
 //! Owns what was answered behind them, which is held back until they are settled, in order. A statement runs ahead only
-//! while more of the client's messages are at hand, and only INSERTs of one shard: they are committed in the order they
-//! were sent, so after a crash a prefix of them is there. Everything else waits for them first. Leaves out which
+//! while more of the client's messages are at hand or others run ahead of it, and only INSERTs of one shard: they are
+//! committed in the order they were sent, so after a crash a prefix of them is there. Everything else waits for them first. Leaves out which
 //! statements may (engine). A crash loses what was not answered, as a lost connection does.
 
 use crate::engine::{Commit, ShardId};

@@ -41,6 +41,11 @@ impl Stopping {
         self.now.cancel();
     }
 
+    /// Whether no new work is taken.
+    pub(crate) fn is_gentle(&self) -> bool {
+        self.gently.is_cancelled()
+    }
+
     /// Resolves when no new work is taken.
     pub(crate) async fn gently(&self) {
         self.gently.cancelled().await;

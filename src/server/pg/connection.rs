@@ -75,8 +75,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             if message == Frontend::Terminate {
                 return Ok(());
             }
-            // Boxed: an idle connection need not hold what the largest statement needs.
-            Box::pin(self.handle(message)).await?;
+            self.handle(message).await?;
             self.session.end_statement();
             if self.wire.is_full() {
                 self.settle().await?;
@@ -99,6 +98,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
 
     /// The next frame, unless the server stops first.
     async fn next_frame(&mut self) -> Result<Frame, Stop> {
+        if self.wire.has_frame() && !self.stopping.is_gentle() {
+            // Who is sent much has it done in parts: what was queued meanwhile goes on its way.
+            tokio::task::coop::consume_budget().await;
+            return Ok(self.wire.next_frame().await?);
+        }
         tokio::select! {
             biased;
             () = self.stopping.gently() => Err(Stop::Fatal(error::shutting_down())),
@@ -149,12 +153,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         };
         let was_in_block = self.session.transaction_status() != TransactionStatus::Idle;
         let result = match message {
-            Frontend::Query(sql) => self.simple_query(&sql).await,
-            Frontend::Parse { name, sql, param_oids } => self.parse(&name, &sql, &param_oids).await,
+            // Boxed: an idle connection need not hold what they need.
+            Frontend::Query(sql) => Box::pin(self.simple_query(&sql)).await,
+            Frontend::Parse { name, sql, param_oids } => Box::pin(self.parse(&name, &sql, &param_oids)).await,
             Frontend::Bind(bind) => self.bind(bind),
             Frontend::Describe { target, name } => self.describe(target, &name),
             Frontend::Execute { portal, rows_max } => self.execute_portal(&portal, rows_max).await,
-            Frontend::Close { target, name } => self.close(target, &name).await,
+            Frontend::Close { target, name } => Box::pin(self.close(target, &name)).await,
             Frontend::Flush => self.flush().await,
             Frontend::Sync => return self.sync().await,
             Frontend::FunctionCall => {
@@ -182,6 +187,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         }
     }
 
+    /// The signals of a statement of `text` that had to wait for those before it: only now it begins.
+    pub(super) async fn settled(&mut self, signals: Signals, text: &str) -> Result<Signals, Stop> {
+        if self.ahead.is_empty() {
+            return Ok(signals);
+        }
+        self.settle().await?;
+        Ok(self.signals(text))
+    }
+
     async fn flush(&mut self) -> Result<(), Stop> {
         self.settle().await?;
         let signals = self.signals("");
@@ -194,7 +208,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         if self.session.is_implicit() {
             self.settle().await?;
             let signals = self.signals("");
-            match step(self.wire, &signals, self.session.end_implicit(is_ok)).await.map_err(Stop::from) {
+            match step(self.wire, &signals, Box::pin(self.session.end_implicit(is_ok))).await.map_err(Stop::from) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) | Err(Stop::Statement(error)) => self.report(&error),
                 Err(stop) => return Err(stop),
@@ -247,7 +261,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
 pub(super) async fn step<S, F>(wire: &mut Wire<S>, signals: &Signals, future: F) -> Result<F::Output, Interrupt>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    F: Future,
+    F: Future + Unpin,
 {
     wire.during(signals, Flushing::Soon, Orphan::Finish, future).await
 }

@@ -17,6 +17,7 @@ use crate::server::pg::rows::{self, Formats};
 use crate::server::pg::wire::UNCOUNTED_BYTES_MAX;
 use millstream_catalog::model::ByteSize;
 use millstream_catalog::model::limit::PREPARED_MAX;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,7 +40,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         let param_types = param_oids.iter().map(|oid| param_type(*oid)).collect::<Result<Vec<_>, _>>()?;
         let signals = self.signals(sql);
-        let mut statements = step(self.wire, &signals, self.session.parse(sql)).await??;
+        let mut statements = step(self.wire, &signals, pin!(self.session.parse(sql))).await??;
         let parsed = statements.pop();
         if !statements.is_empty() {
             let message = "cannot insert multiple commands into a prepared statement";
@@ -47,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         match parsed {
             Some(parsed) => {
-                let prepared = step(self.wire, &signals, self.session.prepare(parsed, &param_types)).await??;
+                let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed, &param_types))).await??;
                 self.session.store_statement(name, prepared)?;
                 self.statements_empty.remove(name);
             }
@@ -182,18 +183,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     pub(super) async fn execute_portal(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
         let Some(portal) = self.portals.take(name) else {
             self.settle().await?;
-            return self.execute_cursor(name, rows_max).await;
+            return Box::pin(self.execute_cursor(name, rows_max)).await;
         };
         let Some(prepared) = portal.prepared.clone() else {
             reply::bare(self.wire.out(), Bare::EmptyQuery);
             self.portals.put_back(name, portal);
             return Ok(());
         };
-        let signals = self.signals(prepared.text());
+        let mut signals = self.signals(prepared.text());
         let timer = self.meters.statement();
         let (source, is_first) = match portal.state {
             State::Open(source) => {
-                self.settle().await?;
+                signals = self.settled(signals, prepared.text()).await?;
                 (Some(source), false)
             }
             State::Done => {
@@ -201,34 +202,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message).into());
             }
             State::Bound(params) => {
-                // More comes behind the Sync that commits this by itself.
-                let shard =
-                    if rows_max == 0 && self.is_followed(true) { self.session.ahead_shard(&prepared) } else { None };
+                // More comes behind the Sync that commits this by itself, or it is the last of many.
+                let may_run_ahead = rows_max == 0 && self.is_followed(true);
+                let shard = if may_run_ahead { self.session.ahead_shard(&prepared) } else { None };
                 if let Some(shard) = shard {
                     if !self.ahead.takes(shard) {
-                        self.settle().await?;
+                        signals = self.settled(signals, prepared.text()).await?;
                     }
-                    let queued = step(self.wire, &signals, self.session.insert_ahead(&prepared, params)).await??;
+                    let queued =
+                        step(self.wire, &signals, pin!(self.session.insert_ahead(&prepared, params))).await??;
                     self.run_ahead(shard, queued, timer);
                     let portal =
                         Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done, _held: None };
                     self.portals.put_back(name, portal);
                     return Ok(());
                 }
-                self.settle().await?;
+                signals = self.settled(signals, prepared.text()).await?;
                 // A Sync right behind commits by itself what came alone.
                 if self.wire.input().first() != Some(&b'S') {
                     self.session.begin_pipeline();
                 }
                 let via = if rows_max == 0 { Via::Extended } else { Via::Portal };
-                let executing = self.session.execute(&prepared, params, via);
-                let outcome = step(self.wire, &signals, executing).await??;
+                let outcome = step(self.wire, &signals, pin!(self.session.execute(&prepared, params, via))).await??;
                 (self.begin(outcome, &signals).await?, true)
             }
         };
         let state = match source {
             Some(mut source) => {
-                self.send_portal(&mut source, &portal.formats, &signals, rows_max).await?;
+                Box::pin(self.send_portal(&mut source, &portal.formats, &signals, rows_max)).await?;
                 State::Open(source)
             }
             None => State::Done,
@@ -240,10 +241,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         Ok(())
     }
 
-    /// Whether more messages are at hand behind this one, or behind the Sync after it.
+    /// Whether more messages are at hand behind this one, or behind the Sync that must come after it; or others were
+    /// before it and wait.
     pub(super) fn is_followed(&self, by_sync: bool) -> bool {
-        let input = self.wire.input();
-        if by_sync { input.first() == Some(&b'S') && input.len() > SYNC_BYTES } else { !input.is_empty() }
+        let (input, is_last) = (self.wire.input(), !self.ahead.is_empty());
+        if by_sync {
+            return input.first() == Some(&b'S') && (input.len() > SYNC_BYTES || is_last);
+        }
+        !input.is_empty() || is_last
     }
 
     /// Completes an outcome without rows; gives back the rows of one with.
@@ -254,8 +259,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 return Ok(Some(Box::new(Source::new(rows))));
             }
             Outcome::Command { tag } => tag,
-            Outcome::CopyIn(copy) => self.copy_in(copy, signals).await?,
-            Outcome::CopyOut(copy) => self.copy_out(copy, signals).await?,
+            Outcome::CopyIn(copy) => Box::pin(self.copy_in(copy, signals)).await?,
+            Outcome::CopyOut(copy) => Box::pin(self.copy_out(copy, signals)).await?,
             Outcome::Empty => {
                 reply::bare(self.wire.out(), Bare::EmptyQuery);
                 return Ok(None);
@@ -310,10 +315,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     /// Runs a statement of ours on behalf of a message.
     async fn run_text(&mut self, text: &str, signals: &Signals) -> Result<Outcome, Stop> {
-        let mut statements = step(self.wire, signals, self.session.parse(text)).await??;
+        let mut statements = step(self.wire, signals, pin!(self.session.parse(text))).await??;
         let Some(parsed) = statements.pop() else { return Ok(Outcome::Empty) };
-        let prepared = step(self.wire, signals, self.session.prepare(parsed, &[])).await??;
-        Ok(step(self.wire, signals, self.session.execute(&prepared, Vec::new(), Via::Extended)).await??)
+        let prepared = step(self.wire, signals, pin!(self.session.prepare(parsed, &[]))).await??;
+        Ok(step(self.wire, signals, pin!(self.session.execute(&prepared, Vec::new(), Via::Extended))).await??)
     }
 }
 

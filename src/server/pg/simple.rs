@@ -11,6 +11,7 @@ use crate::server::pg::error::Stop;
 use crate::server::pg::pump::{Goal, Source};
 use crate::server::pg::reply::{self, Bare};
 use crate::server::pg::rows::{self, Formats};
+use std::pin::pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
@@ -24,7 +25,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         self.statements_empty.remove("");
         self.portals.take("");
         let signals = self.signals(sql);
-        let mut statements = step(self.wire, &signals, self.session.parse(sql)).await??;
+        let mut statements = step(self.wire, &signals, pin!(self.session.parse(sql))).await??;
         if statements.is_empty() {
             reply::bare(self.wire.out(), Bare::EmptyQuery);
             return Ok(());
@@ -38,7 +39,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let result = self.run_all(statements, is_several).await;
         // One statement may end a pipeline.
         if self.session.is_implicit() {
-            let ending = step(self.wire, &signals, self.session.end_implicit(result.is_ok())).await;
+            let ending = step(self.wire, &signals, pin!(self.session.end_implicit(result.is_ok()))).await;
             let tag = result?;
             ending??;
             self.finish(tag);
@@ -57,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let Some(parsed) = statements.pop() else { return Ok(false) };
         let signals = self.signals(&parsed.text);
         let timer = self.meters.statement();
-        let prepared = step(self.wire, &signals, self.session.prepare(parsed.clone(), &[])).await??;
+        let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed.clone(), &[]))).await??;
         let shard = if prepared.params().is_empty() { self.session.ahead_shard(&prepared) } else { None };
         let Some(shard) = shard else {
             self.settle().await?;
@@ -67,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         if !self.ahead.takes(shard) {
             self.settle().await?;
         }
-        let queued = step(self.wire, &signals, self.session.insert_ahead(&prepared, Vec::new())).await??;
+        let queued = step(self.wire, &signals, pin!(self.session.insert_ahead(&prepared, Vec::new()))).await??;
         self.run_ahead(shard, queued, timer);
         Ok(true)
     }
@@ -102,11 +103,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
-        let prepared = step(self.wire, &signals, self.session.prepare(parsed, &[])).await??;
+        let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed, &[]))).await??;
         if !prepared.params().is_empty() {
             return Err(SqlError::new(SqlState::UndefinedParameter, "there is no parameter $1").into());
         }
-        let outcome = step(self.wire, &signals, self.session.execute(&prepared, Vec::new(), Via::Simple)).await??;
+        let outcome =
+            step(self.wire, &signals, pin!(self.session.execute(&prepared, Vec::new(), Via::Simple))).await??;
         let tag = match outcome {
             Outcome::Rows(rows) => self.send_rows(rows, &signals).await?,
             Outcome::Command { tag } => tag,

@@ -19,7 +19,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// Output is written once it holds this much, so that memory stays constant however long a result is.
 pub(super) const OUTPUT_BYTES_TARGET: usize = 64 << 10;
@@ -104,6 +104,8 @@ pub(super) struct Wire<S> {
     room: Option<Held>,
     /// Output that waits for something before it; while there is some, more goes behind it.
     held: Option<Vec<u8>>,
+    /// Left as it is when a wait ends: a timer set anew for each statement would wake a thread each time.
+    flush_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -120,6 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             written: 0,
             room: None,
             held: None,
+            flush_timer: None,
         }
     }
 
@@ -157,7 +160,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether a whole frame, or the beginning of copy data, was read already.
     pub(super) fn has_frame(&self) -> bool {
         let whole = |(_, len)| self.input.len() >= 5 + len;
-        self.copy_left > 0 || self.skipping.is_some() || self.header().is_ok_and(|header| header.is_some_and(whole))
+        match &self.skipping {
+            Some((_, left)) => self.input.len() >= *left,
+            None if self.copy_left > 0 => !self.input.is_empty(),
+            None => self.header().is_ok_and(|header| header.is_some_and(whole)),
+        }
     }
 
     /// Whether output has reached the size at which it should be written.
@@ -314,19 +321,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// # Errors
     /// `Cancelled` by request, `Stopped` by shutdown, `Gone` when the connection broke or, as `orphan` says,
     /// when the client sent its last byte. The future is dropped then, which ends the statement.
-    pub(super) async fn during<F: Future>(
+    pub(super) async fn during<F: Future + Unpin>(
         &mut self,
         signals: &Signals,
         flushing: Flushing,
         orphan: Orphan,
-        future: F,
+        mut future: F,
     ) -> Result<F::Output, Interrupt> {
-        let mut future = pin!(future);
         let mut interrupted = pin!(signals.interrupted());
-        let mut flush_timer: Option<Pin<Box<Sleep>>> = None;
+        let mut flush_at: Option<Instant> = None;
         let mut orphan_timer: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            if let Poll::Ready(output) = Pin::new(&mut future).poll(cx) {
                 return Poll::Ready(Ok(output));
             }
             if let Poll::Ready(interrupt) = interrupted.as_mut().poll(cx) {
@@ -334,7 +340,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
             let is_due = match flushing {
                 Flushing::Now => true,
-                Flushing::Soon => !self.output.is_empty() && is_over(&mut flush_timer, FLUSH_DELAY, cx),
+                Flushing::Soon => {
+                    let at = || Instant::now() + FLUSH_DELAY;
+                    !self.output.is_empty() && self.is_flush_due(*flush_at.get_or_insert_with(at), cx)
+                }
             };
             if self.poll_io(cx, is_due).is_err() {
                 return Poll::Ready(Err(Interrupt::Gone));
@@ -346,6 +355,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Pending
         })
         .await
+    }
+
+    /// Whether `at` has come; if not, the task is woken then or before. A timer that an earlier wait left is not later.
+    fn is_flush_due(&mut self, at: Instant, cx: &mut Context<'_>) -> bool {
+        let timer = self.flush_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= at {
+                return true;
+            }
+            timer.as_mut().reset(at);
+        }
+        false
     }
 
     /// Writes what can be written, if asked to, and reads ahead what may be read.
@@ -565,6 +586,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_part_of_copy_data_is_no_frame_before_it_is_there() {
+        let (mut client, mut wire) = pair(1024);
+        client.write_all(b"d\0\0\0\x08ab").await.unwrap();
+        assert_eq!(wire.next_frame().await.unwrap(), Frame::CopyData(Bytes::from_static(b"ab")));
+        assert!(!wire.has_frame());
+        client.write_all(b"cd").await.unwrap();
+        wire.read_arrived().await.unwrap();
+        assert!(wire.has_frame());
+        assert_eq!(wire.next_frame().await.unwrap(), Frame::CopyData(Bytes::from_static(b"cd")));
+        assert!(!wire.has_frame());
+    }
+
+    #[tokio::test]
     async fn a_client_that_hangs_up_ends_a_subscription() {
         let (client, mut wire) = pair(1024);
         let (_, _, signals) = signals();
@@ -593,7 +627,7 @@ mod tests {
             tokio::task::yield_now().await;
             5
         };
-        assert_eq!(wire.during(&signals, Flushing::Soon, Orphan::Finish, command).await, Ok(5));
+        assert_eq!(wire.during(&signals, Flushing::Soon, Orphan::Finish, pin!(command)).await, Ok(5));
         assert_eq!(wire.next_frame().await.unwrap(), Frame::Whole(b'S', Bytes::new()));
         assert!(matches!(wire.next_frame().await, Err(WireError::Gone)));
     }
