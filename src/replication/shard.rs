@@ -110,11 +110,18 @@ impl Core {
             return Err(damage.into());
         }
         let failure = shared.failure.of_shard();
+        let file_before = recovered.file_before.clone();
         let log = LogStore::open(shared.wal.clone(), id, recovered, failure.clone(), Arc::clone(&shared.purged));
         let log = log.map_err(|e| fail(e.to_string()))?;
         if log.has_lost_all() {
-            let what = "a shard has a vote there and none of its entries";
-            return Err(StorageError::Corrupt { file: "wal".to_owned(), position: 0, what }.into());
+            return Err(match file_before {
+                Some(file) => StorageError::Corrupt { file, position: 0, what: "the file is missing" },
+                None => {
+                    let what = "a shard has a vote there and none of its entries";
+                    StorageError::Corrupt { file: "wal".to_owned(), position: 0, what }
+                }
+            }
+            .into());
         }
         // Before the store removes or sets aside what no manifest names.
         check_manifest(shared, dir, id, &log)?;
@@ -491,7 +498,7 @@ impl Shard {
         append.parts = split_empty(parts).0;
         let bytes = bytes + append.overhead_bytes();
         self.core.check_writable(self.core.log.check_room(bytes))?;
-        let answer = self.core.appender.queue(Request::Append(append), bytes).await?;
+        let answer = self.core.appender.queue_first(Request::Append(append), bytes).await?;
         let core = Arc::clone(&self.core);
         Ok(async move { core.appender.answer(answer).await.map(drop) })
     }

@@ -11,6 +11,8 @@
 use super::error::StorageError;
 use super::mmap::MAPS;
 use arrow::buffer::Buffer;
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, retry_on_intr};
 use std::any::Any;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -189,6 +191,13 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
         Ok(self.len()? == 0)
     }
 
+    /// Takes the space for the first `bytes` bytes, which may be more than there are: they read as zeros, and writing them
+    /// needs no more space. False where the file system cannot do that; nothing is done then.
+    ///
+    /// # Errors
+    /// `StorageFull`, or the system's error.
+    fn reserve(&self, bytes: u64) -> io::Result<bool>;
+
     /// Cuts or zero-extends the file.
     ///
     /// # Errors
@@ -325,6 +334,14 @@ impl DiskFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        match retry_on_intr(|| rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, bytes)) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

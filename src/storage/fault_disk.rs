@@ -70,6 +70,8 @@ struct State {
     syncs_until_failure: Option<u64>,
     panics_at_create: bool,
     capacity: Option<u64>,
+    /// Files cannot take space before it is written to.
+    is_without_reserves: bool,
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -126,6 +128,11 @@ impl FaultDisk {
     /// Lets `syncs` more file syncs succeed and fails the one after; what it should have made durable never will be.
     pub fn fail_sync_after(&self, syncs: u64) {
         self.state.lock().syncs_until_failure = Some(syncs);
+    }
+
+    /// As a file system on which files take no space before they are written to.
+    pub fn refuse_reserves(&self) {
+        self.state.lock().is_without_reserves = true;
     }
 
     /// Bounds the sum of all file lengths; `None` lifts the bound.
@@ -604,6 +611,16 @@ impl DiskFile for FaultFile {
         let mut state = self.state.lock();
         state.check_power()?;
         Ok(state.node(self.id)?.current.len() as u64)
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        if self.state.lock().is_without_reserves {
+            return Ok(false);
+        }
+        if self.len()? < bytes {
+            self.set_len(bytes)?;
+        }
+        Ok(true)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

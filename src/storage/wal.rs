@@ -4,7 +4,8 @@
 //! headers, allocation), `prepare` (the next file, ahead of need), `writer` (frames, group commit), `syncer` (what is
 //! on stable storage), `recover` (what a crash left), `index` and `read`. Leaves out what payloads mean: replication, its one caller, knows.
 //!
-//! While one batch is being synced the next forms, and goes out with one write and one sync; there is no timer.
+//! While one batch is being synced the next forms, and goes out with one write and one sync. On a slow disk it waits a part
+//! of a sync's time for the shards that were in the last.
 //! A caller that is alone may write for itself ([`Urgency::Inline`]): that saves two changes of thread.
 //! A crash loses nothing that was answered, but for entries that asked to be answered before they were synced
 //! ([`Urgency::Written`]). Those, and what was submitted and not answered, may be there or not, but never with a hole
@@ -23,12 +24,14 @@ mod syncer;
 mod tests;
 mod writer;
 
-use self::index::Index;
+use self::file::log_name;
+use self::index::{Index, ShardIndex};
 use self::prepare::{Mode, Preparer};
 use self::syncer::Syncer;
 use self::writer::{Append, Marks, Writer};
 use super::disk::{DirLock, Disk};
 use super::error::StorageError;
+use super::patience::Patience;
 use crate::env;
 use bytes::Bytes;
 use millstream_catalog::model::limit::ASYNC_INLINE_BYTES_MAX;
@@ -41,6 +44,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle, ThreadId};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// How a log is laid out.
@@ -146,6 +150,8 @@ pub struct ShardRecovered {
     pub last: Option<(Term, EntryIndex)>,
     /// Damage that may have cost this shard something: it must neither vote nor lead here.
     pub corrupt: Option<StorageError>,
+    /// The file before the oldest one, if there ever was one: it had what comes before everything here.
+    pub file_before: Option<String>,
 }
 
 /// Counts since the log was opened, and its size now.
@@ -250,11 +256,21 @@ impl Shared {
 
     /// The writer's thread: batches until the log is closed.
     fn write(&self, writer: &Mutex<Writer>, batch_bytes_max: u64) {
+        // Whose entries the last sync made durable, and until when their next ones are waited for: they answer their clients
+        // only now, and would have to wait for the sync after the next, and each client for two of those.
+        let (mut last, mut until, mut patience) = (Vec::new(), env::instant(), Patience::default());
         loop {
             let mut queue = self.queue.lock();
             while queue.is_inline || (queue.waiting.is_empty() && !queue.is_closing) {
                 queue.is_writer_idle = true;
                 self.work.wait(&mut queue);
+            }
+            while env::instant() < until && !queue.is_closing && queue.bytes < batch_bytes_max && !queue.has_all(&last)
+            {
+                queue.is_writer_idle = true;
+                if self.work.wait_until(&mut queue, until).timed_out() {
+                    patience.waited_in_vain();
+                }
             }
             queue.is_writer_idle = false;
             let marks = std::mem::take(&mut queue.marks);
@@ -265,7 +281,16 @@ impl Shared {
             let batch = queue.take_batch(batch_bytes_max);
             drop(queue);
             self.drained.notify_all();
+            last.clear();
+            let synced = batch.iter().filter(|append| append.durability == Durability::Sync);
+            last.extend(synced.map(|append| append.shard));
+            let begin = env::instant();
             Self::commit(writer, batch, marks);
+            let now = env::instant();
+            if !last.is_empty() {
+                patience.took(now.saturating_duration_since(begin));
+            }
+            until = now + if last.is_empty() { Duration::ZERO } else { patience.time() };
         }
     }
 
@@ -312,6 +337,11 @@ const INLINE_ROOM_MIN: u64 = 4 << 10;
 const INLINE_SYNC_MICROS_MAX: u64 = 1_000;
 
 impl Queue {
+    /// Whether something of each of `shards` waits.
+    fn has_all(&self, shards: &[ShardId]) -> bool {
+        shards.iter().all(|shard| self.waiting.iter().any(|append| append.shard == *shard))
+    }
+
     /// The longest run of what waits that fits `bytes_max`, but at least one append.
     fn take_batch(&mut self, bytes_max: u64) -> Vec<Append> {
         let mut bytes = 0;
@@ -341,7 +371,10 @@ impl Wal {
     ) -> Result<(Self, HashMap<ShardId, ShardRecovered>), StorageError> {
         let mut recovered = recover::recover(&disk, dir, &options)?;
         let index = std::mem::take(&mut recovered.index);
-        let shards = index.shards.iter().map(|(shard, index)| (*shard, index.recovered())).collect();
+        let file_before = index.files.keys().next().filter(|first| **first > 1).map(|first| log_name(first - 1));
+        let recovered_of =
+            |index: &ShardIndex| ShardRecovered { file_before: file_before.clone(), ..index.recovered() };
+        let shards = index.shards.iter().map(|(shard, index)| (*shard, recovered_of(index))).collect();
         let shared = Arc::new(Shared::new(index));
         let file_bytes = options.file_bytes.value();
         let found = (recovered.ready.take(), std::mem::take(&mut recovered.spares));

@@ -1,7 +1,7 @@
 //! A file of the log: its name, its header, its allocation.
 //!
 //! Owns what is at bytes 0 to 511 and how a file comes to be; frames start at [`DATA_START`]. Leaves out when
-//! files are needed (`prepare`) and what is in them. A file gets its final name only when it is zero-filled (or
+//! files are needed (`prepare`) and what is in them. A file gets its final name only when its space is taken (or it is
 //! recycled), its header synced; a crash before leaves a `.tmp` or `.spare` that recovery drops or reuses.
 //!
 //! | byte | size | field |
@@ -26,8 +26,10 @@ pub(crate) const DATA_START: u64 = 512;
 const VERSION: u16 = 1;
 const MAGIC: [u8; 8] = *b"MSWALOG\0";
 const HEADER_BYTES: usize = 64;
-/// Bytes zero-filled between syncs: bounds what a sync of the writer may have to wait behind.
+/// Bytes filled between syncs where space cannot be taken otherwise.
 const FILL_BYTES: u64 = 1 << 20;
+/// Bytes filled at once of a file that could be used as it is: a sync of the writer may have to wait behind them.
+const STEP_BYTES: u64 = 256 << 10;
 
 /// A file of the log, open.
 #[derive(Debug)]
@@ -118,14 +120,16 @@ pub(crate) fn check_header(bytes: &[u8], sequence: u64, len: u64) -> Result<bool
     Ok(true)
 }
 
-/// Allocates the file `sequence`: zero-filled in steps, synced, named.
+/// Allocates the file `sequence`: its space taken, synced, named. Also whether there is something to [`fill`].
 ///
 /// # Errors
 /// [`StorageError::DiskFull`] or the system's error; nothing is left behind if that can be helped.
-pub(super) fn create(disk: &dyn Disk, dir: &Path, sequence: u64, bytes: u64) -> Result<WalFile, StorageError> {
+pub(super) fn create(disk: &dyn Disk, dir: &Path, sequence: u64, bytes: u64) -> Result<(WalFile, bool), StorageError> {
     let unfinished = dir.join(unfinished_name(sequence));
-    let filled = fill(disk, &unfinished, bytes);
-    let named = filled.and_then(|file| name_file(disk, dir, &unfinished, WalFile { sequence, bytes, file }));
+    let taken = take_space(disk, &unfinished, bytes);
+    let named = taken.and_then(|(file, must_fill)| {
+        Ok((name_file(disk, dir, &unfinished, WalFile { sequence, bytes, file })?, must_fill))
+    });
     named.map_err(|source| {
         // Best effort: an unfinished file is dropped by the next start anyway.
         let _ = disk.remove(&unfinished);
@@ -133,8 +137,11 @@ pub(super) fn create(disk: &dyn Disk, dir: &Path, sequence: u64, bytes: u64) -> 
     })
 }
 
-fn fill(disk: &dyn Disk, path: &Path, bytes: u64) -> std::io::Result<Arc<dyn DiskFile>> {
+fn take_space(disk: &dyn Disk, path: &Path, bytes: u64) -> std::io::Result<(Arc<dyn DiskFile>, bool)> {
     let file = disk.create(path)?;
+    if file.reserve(bytes)? {
+        return Ok((file, true));
+    }
     let zeros = vec![0; FILL_BYTES.min(bytes) as usize];
     let mut position = 0;
     while position < bytes {
@@ -145,7 +152,31 @@ fn fill(disk: &dyn Disk, path: &Path, bytes: u64) -> std::io::Result<Arc<dyn Dis
             file.sync_data()?;
         }
     }
-    Ok(file)
+    Ok((file, false))
+}
+
+/// Writes zeros to some of a file without frames, from `position` on; gives where they end. File systems with a journal
+/// write to it at the first sync of a place that was never written, which makes that sync two.
+///
+/// # Errors
+/// The system's error.
+pub(super) fn fill_step(file: &WalFile, position: u64) -> std::io::Result<u64> {
+    let end = file.bytes.min(position + STEP_BYTES);
+    file.file.write_at(&vec![0; (end - position) as usize], position)?;
+    file.file.sync_data()?;
+    Ok(end)
+}
+
+/// The same for all of it.
+///
+/// # Errors
+/// The system's error.
+pub(super) fn fill(file: &WalFile) -> std::io::Result<()> {
+    let mut position = DATA_START;
+    while position < file.bytes {
+        position = fill_step(file, position)?;
+    }
+    Ok(())
 }
 
 /// Makes the spare file `name` the file `sequence`. One with a second name is left to whoever gave it that (a backup,
@@ -159,7 +190,7 @@ pub(super) fn recycle(
     name: &str,
     sequence: u64,
     bytes: u64,
-) -> Result<WalFile, StorageError> {
+) -> Result<(WalFile, bool), StorageError> {
     let path = dir.join(name);
     let failed = |source| StorageError::io("recycle a file of the write-ahead log", source);
     if disk.is_linked(&path).map_err(failed)? {
@@ -167,7 +198,7 @@ pub(super) fn recycle(
         return create(disk, dir, sequence, bytes);
     }
     let recycled = disk.open(&path).and_then(|file| name_file(disk, dir, &path, WalFile { sequence, bytes, file }));
-    recycled.map_err(failed)
+    Ok((recycled.map_err(failed)?, false))
 }
 
 /// Writes the header of a file without frames anew if it is not whole.

@@ -125,6 +125,7 @@ impl ShardIndex {
             first: self.first(),
             last: last.map(|term| (term, EntryIndex::new(self.first + self.entries.len() as u64 - 1))),
             corrupt: self.corrupt.clone(),
+            file_before: None,
         }
     }
 

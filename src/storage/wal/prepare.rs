@@ -1,10 +1,12 @@
 //! The helper that has the next file ready before the current one is full, and takes purged files back.
 //!
+//! A new file only has its space taken; while there is time it is filled too, slowly, and may be used before that ends.
+//!
 //! Owns spare and prepared files. Leaves out frames. The writer asks ([`Preparer::request`]) as soon as it moves to a
 //! new file and takes the result when it is full; only then a slow or full disk reaches it. A crash leaves a
 //! prepared, a spare or an unfinished file, each told by its name.
 
-use super::file::{self, WalFile, log_name, spare_name};
+use super::file::{self, DATA_START, WalFile, log_name, spare_name};
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -13,6 +15,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Spare files kept: about as many as a seal gives back at once, so that a log that is written without a pause is made of
@@ -27,6 +30,11 @@ const OVERHEAD_SHARE: u64 = 32;
 
 /// Between attempts on a full disk.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Between the steps in which a new file is filled that is not yet due: each keeps the writer's syncs waiting.
+const FILL_PACE: Duration = Duration::from_millis(5);
+/// Of the current file this part is used when the next one is filled.
+const USED_PART: u64 = 2;
 
 /// Where files are prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +53,10 @@ pub(super) struct Preparer {
     dir: PathBuf,
     file_bytes: u64,
     mode: Mode,
+    /// Up to where the next file should be filled by now.
+    due: AtomicU64,
+    /// Up to where it is; the largest number when there is nothing to fill.
+    filled: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -58,6 +70,14 @@ struct State {
     /// Finished attempts.
     attempts: u64,
     ready: Option<Arc<WalFile>>,
+    /// Up to where the ready file is filled, if there is more to fill. `Preparer::filled` says the same to the writer.
+    filled: Option<u64>,
+    /// It is written to: nobody else may have it.
+    is_filling: bool,
+    /// The writer wants it as it is.
+    is_awaited: bool,
+    /// The log was just made: nobody writes much yet.
+    is_new: bool,
     /// Why the last attempt failed, until one succeeds.
     failure: Option<StorageError>,
     /// The last file is smaller than usual: there was no space for more.
@@ -88,26 +108,47 @@ impl Preparer {
         mode: Mode,
         found: (Option<Arc<WalFile>>, Vec<String>),
     ) -> Self {
-        let state = State { ready: found.0, spares: found.1, ..State::default() };
-        Self { disk, dir, file_bytes, mode, state: Mutex::new(state), changed: Condvar::new() }
+        // One that was found ready and half filled stays so.
+        let state = State { is_new: found.0.is_none(), ready: found.0, spares: found.1, ..State::default() };
+        let (due, filled) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        Self { disk, dir, file_bytes, mode, due, filled, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// The current file of `bytes` is used up to `position`.
+    pub(super) fn used(&self, position: u64, bytes: u64) {
+        let due = self.file_bytes.saturating_mul(USED_PART).saturating_mul(position) / bytes.max(1);
+        self.due.store(due, Ordering::Relaxed);
+        if self.is_behind() {
+            // One that comes too early is made up for by the next, or by the pace.
+            self.changed.notify_all();
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.filled.load(Ordering::Relaxed) < self.due.load(Ordering::Relaxed)
     }
 
     /// Works until [`Preparer::close`].
     pub(super) fn run(&self) {
         loop {
             let mut state = self.state.lock();
-            while !state.has_work() && !state.is_closing {
-                if state.failure.is_none() || state.wanted.is_none() {
-                    self.changed.wait(&mut state);
-                } else if self.changed.wait_for(&mut state, RETRY).timed_out() {
+            let mut must_fill = false;
+            while !must_fill && !state.has_work() && !state.is_closing {
+                if state.failure.is_some() && state.wanted.is_some() {
                     // There may be space again.
-                    state.is_due = true;
+                    state.is_due |= self.changed.wait_for(&mut state, RETRY).timed_out();
+                } else if state.filled.is_none() {
+                    self.changed.wait(&mut state);
+                } else {
+                    must_fill =
+                        state.is_new || self.is_behind() || self.changed.wait_for(&mut state, FILL_PACE).timed_out();
                 }
             }
             if state.is_closing {
                 return;
             }
-            if catch_unwind(AssertUnwindSafe(|| self.work(state))).is_err() {
+            let work = if must_fill { Self::fill } else { Self::work };
+            if catch_unwind(AssertUnwindSafe(|| work(self, state))).is_err() {
                 tracing::error!("the write-ahead log's helper panicked");
                 self.state.lock().is_broken = true;
                 self.changed.notify_all();
@@ -184,8 +225,11 @@ impl Preparer {
         let mut state = self.state.lock();
         let attempts_before = state.attempts;
         loop {
-            if let Some(file) = state.ready.take() {
-                state.wanted = None;
+            if !state.is_filling
+                && let Some(file) = state.ready.take()
+            {
+                (state.wanted, state.is_new) = (None, false);
+                self.set_filled(&mut state, None);
                 return Ok(file);
             }
             if state.is_closing {
@@ -199,7 +243,8 @@ impl Preparer {
             {
                 return Err(failure.clone());
             }
-            if !state.is_due {
+            state.is_awaited = state.is_filling;
+            if !state.is_due && !state.is_filling {
                 state.wanted = Some((sequence, bytes.max(self.file_bytes), bytes.max(self.file_bytes / SMALLER_MAX)));
                 state.is_due = true;
             }
@@ -275,6 +320,32 @@ impl Preparer {
         }
     }
 
+    fn set_filled(&self, state: &mut State, filled: Option<u64>) {
+        state.filled = filled;
+        self.filled.store(filled.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Fills some of the ready file, with the lock released meanwhile.
+    fn fill(&self, mut state: MutexGuard<'_, State>) {
+        let (Some(file), Some(from)) = (state.ready.clone(), state.filled.take()) else { return };
+        state.is_filling = true;
+        drop(state);
+        let filled = file::fill_step(&file, from);
+        let mut state = self.state.lock();
+        state.is_filling = false;
+        let is_awaited = std::mem::take(&mut state.is_awaited);
+        let left = match filled {
+            Ok(end) => Some(end).filter(|end| *end < file.bytes && !is_awaited),
+            Err(error) => {
+                tracing::warn!(%error, "a prepared log file could not be filled; it is used as it is");
+                None
+            }
+        };
+        self.set_filled(&mut state, left);
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// One piece of work, with the lock released meanwhile. Retired files go first: they are space.
     fn work(&self, mut state: MutexGuard<'_, State>) {
         if !state.is_stuck
@@ -312,8 +383,10 @@ impl Preparer {
         state.attempts += 1;
         state.is_due = false;
         match made {
-            Ok(file) => {
+            Ok((file, must_fill)) => {
                 state.is_short = file.bytes < self.file_bytes;
+                let must_fill = must_fill && !state.is_short && self.mode == Mode::Threaded;
+                self.set_filled(&mut state, must_fill.then_some(DATA_START));
                 state.ready = Some(Arc::new(file));
                 state.failure = None;
             }
@@ -330,7 +403,7 @@ impl Preparer {
     }
 
     /// A file of `bytes`, or as many as there is space for, but not fewer than `least`.
-    fn create(&self, sequence: u64, bytes: u64, least: u64) -> Result<WalFile, StorageError> {
+    fn create(&self, sequence: u64, bytes: u64, least: u64) -> Result<(WalFile, bool), StorageError> {
         let mut size = bytes;
         loop {
             match file::create(&*self.disk, &self.dir, sequence, size) {
@@ -355,6 +428,7 @@ impl Preparer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env;
     use crate::storage::fault_disk::FaultDisk;
 
     #[test]
@@ -400,5 +474,33 @@ mod tests {
         assert!(file.bytes >= BYTES / 4 && disk.bytes_used() == file.bytes);
         preparer.request(2);
         preparer.check_room(10 * BYTES).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_used_while_it_is_filled_and_no_zero_comes_after_that() {
+        const BYTES: u64 = 4 << 20;
+        for round in 0..20 {
+            let disk = Arc::new(FaultDisk::new());
+            let dir = PathBuf::from("wal");
+            disk.create_dir_all(&dir).unwrap();
+            let preparer = Arc::new(Preparer::new(disk, dir, BYTES, Mode::Threaded, (None, Vec::new())));
+            let helper = Arc::clone(&preparer);
+            let helper = env::thread("wal-prepare", move || helper.run()).unwrap();
+            preparer.request(1);
+            // As if the current file were full: the whole next one is due.
+            preparer.used(BYTES, BYTES);
+            let steps = round % 8;
+            while preparer.filled.load(Ordering::Relaxed) < steps * (256 << 10) {
+                std::thread::yield_now();
+            }
+            let file = preparer.take(1, 1).unwrap();
+            let written = vec![7; BYTES as usize];
+            file.file.write_at(&written, 0).unwrap();
+            preparer.close();
+            helper.join().unwrap();
+            let mut found = vec![0; BYTES as usize];
+            file.file.read_at(&mut found, 0).unwrap();
+            assert!(found == written, "round {round}");
+        }
     }
 }

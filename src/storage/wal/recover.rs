@@ -218,7 +218,13 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, options: &WalOptions) ->
             // A file is ended only once the one after it has its name.
             None if newest > 0 => return Err(StorageError::Missing { file: log_name(newest + 1) }),
             // Small, because the start waits for it.
-            None => Arc::new(file::create(&**disk, dir, newest + 1, file_bytes.min(FIRST_FILE_BYTES))?),
+            None => {
+                let (first, must_fill) = file::create(&**disk, dir, newest + 1, file_bytes.min(FIRST_FILE_BYTES))?;
+                if must_fill {
+                    file::fill(&first).map_err(failed)?;
+                }
+                Arc::new(first)
+            }
         },
     };
     let position = if current.sequence == newest { end } else { DATA_START };
@@ -251,6 +257,7 @@ struct Replay {
     damaged: Vec<Damage>,
     /// The first damage of unknown identity, and its file.
     unknown: Option<(u64, StorageError)>,
+    sequence_first: Option<u64>,
     sequence_next: Option<u64>,
 }
 
@@ -260,6 +267,7 @@ impl Replay {
         if let Some(missing) = self.sequence_next.filter(|next| *next != file.sequence) {
             self.damage_unknown(missing, 0, "the file is missing");
         }
+        self.sequence_first.get_or_insert(file.sequence);
         self.sequence_next = Some(file.sequence + 1);
         let bytes = read_file(file)?;
         let mut scan = scan(&bytes, file.sequence)?;
@@ -276,8 +284,7 @@ impl Replay {
     }
 
     fn damage_unknown(&mut self, sequence: u64, position: u64, what: &'static str) {
-        let error = StorageError::Corrupt { file: log_name(sequence), position, what };
-        self.unknown.get_or_insert((sequence, error));
+        self.unknown.get_or_insert((sequence, damaged(sequence, position, what)));
     }
 
     fn apply(&mut self, sequence: u64, piece: &Piece, bytes: &[u8]) {
@@ -289,8 +296,7 @@ impl Replay {
         let payload = header.payload(&bytes[position as usize..]).filter(|_| is_whole);
         let shard = header.shard;
         if payload.is_none() {
-            let what = "a checksum of a frame does not match";
-            let error = StorageError::Corrupt { file: log_name(sequence), position, what };
+            let error = damaged(sequence, position, "a checksum of a frame does not match");
             self.damaged.push(Damage { shard, header: *header, position, error });
         } else {
             // A later vote or purge makes an earlier one worthless.
@@ -302,8 +308,7 @@ impl Replay {
         let Some(change) = decode_change(header, position, payload) else { return };
         let index = self.shards.entry(shard).or_default();
         if !index.apply(change) && index.corrupt.is_none() {
-            let what = "an entry does not follow the one before";
-            index.corrupt = Some(StorageError::Corrupt { file: log_name(sequence), position, what });
+            index.corrupt = Some(damaged(sequence, position, "an entry does not follow the one before"));
         }
     }
 
@@ -330,13 +335,21 @@ impl Replay {
                 shard.corrupt.clone_from(&damage);
             }
             if shard.corrupt.is_none() && shard.has_gap() {
-                let file = log_name(shard.oldest().unwrap_or_default());
-                let what = "entries before the first one are missing";
-                shard.corrupt = Some(StorageError::Corrupt { file, position: DATA_START, what });
+                // They were in a file before, or, if there never was one, in its own.
+                let before = self.sequence_first.map_or(0, |first| first.saturating_sub(1));
+                let oldest = shard.oldest().unwrap_or_default();
+                shard.corrupt = Some(match before {
+                    0 => damaged(oldest, DATA_START, "entries before the first one are missing"),
+                    _ => damaged(before, 0, "the file is missing"),
+                });
             }
         }
         (Index { shards: self.shards, pinned, ..Index::default() }, damage)
     }
+}
+
+fn damaged(sequence: u64, position: u64, what: &'static str) -> StorageError {
+    StorageError::Corrupt { file: log_name(sequence), position, what }
 }
 
 fn locate(header: &FrameHeader, position: u64) -> Location {

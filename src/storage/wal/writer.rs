@@ -142,6 +142,7 @@ impl Writer {
         writer.shared.syncer.begin(&writer.current, writer.position);
         writer.publish_room();
         writer.purge_files();
+        writer.preparer.used(writer.position, writer.current.bytes);
         writer.preparer.request(writer.current.sequence + 1);
         writer
     }
@@ -295,6 +296,7 @@ impl Writer {
         self.current = next;
         self.position = DATA_START;
         self.shared.syncer.begin(&self.current, DATA_START);
+        self.preparer.used(DATA_START, self.current.bytes);
         self.is_purge_due = true;
         if self.current.bytes >= needed {
             self.preparer.request(self.current.sequence + 1);
@@ -359,6 +361,7 @@ impl Writer {
         self.shared.counts.bytes_written.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
         self.position += self.buffer.len() as u64;
         self.shared.syncer.wrote(self.position);
+        self.preparer.used(self.position, self.current.bytes);
         self.buffer.clear();
         if self.buffer.capacity() > BUFFER_BYTES_MAX {
             self.buffer = Vec::new();
