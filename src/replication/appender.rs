@@ -1,8 +1,8 @@
 //! Forms entries out of waiting requests, proposes them, and answers each request.
 //!
 //! Owns the shard's queue and its bounds. A request that finds nothing on its way is encoded and proposed by
-//! its own caller, with no hop to another task; what arrives meanwhile is proposed by the appender's task when
-//! the entry before is committed. Encoding never runs on the Raft core. Leaves out the rules of
+//! its own caller, with no hop to another task, unless more are about to follow it; what arrives meanwhile is proposed
+//! by the appender's task when the entry before is committed. Encoding never runs on the Raft core. Leaves out the rules of
 //! forming (`flow`). A caller that goes away does not undo its request.
 
 use super::entry::{AppendWrite, EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
@@ -79,18 +79,39 @@ impl Appender {
     /// # Cancellation
     /// Before the request is queued nothing happens; after that it is carried out unobserved.
     pub(crate) async fn queue(self: &Arc<Self>, request: Request, bytes: usize) -> Result<Answer, ReplicationError> {
-        let permits = self.acquire(request.takes_room().then_some(bytes)).await?;
-        let (sender, receiver) = oneshot::channel();
-        let waiting = Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } };
+        let (waiting, answer) = self.waiting(request, bytes).await?;
         let taken = {
-            let mut flow = self.flow.lock();
+            let (mut flow, now) = (self.flow.lock(), env::instant());
             flow.push(waiting);
-            flow.take()
+            let taken = flow.take(now);
+            if flow.gathering(now).is_some() {
+                // It looks at the time.
+                self.wake.notify_one();
+            }
+            taken
         };
         if let Some(taken) = taken {
             self.propose_detached(taken);
         }
-        Ok(receiver)
+        Ok(answer)
+    }
+
+    /// The same for a request that more will follow: they may share an entry, which the appender's task forms when it
+    /// comes to run, at the latest when the caller waits.
+    pub(crate) async fn queue_first(&self, request: Request, bytes: usize) -> Result<Answer, ReplicationError> {
+        let (waiting, answer) = self.waiting(request, bytes).await?;
+        let (mut flow, now) = (self.flow.lock(), env::instant());
+        flow.push(waiting);
+        if flow.is_ready(now) || flow.gathering(now).is_some() {
+            self.wake.notify_one();
+        }
+        Ok(answer)
+    }
+
+    async fn waiting(&self, request: Request, bytes: usize) -> Result<(Waiting, Answer), ReplicationError> {
+        let permits = self.acquire(request.takes_room().then_some(bytes)).await?;
+        let (sender, receiver) = oneshot::channel();
+        Ok((Waiting { request, bytes, reply: ReplySender { sender, _permits: permits } }, receiver))
     }
 
     async fn acquire(
@@ -139,11 +160,16 @@ impl Appender {
 
     async fn run(self: Arc<Self>) {
         loop {
-            let taken = self.flow.lock().take();
-            match taken {
-                Some(taken) => Arc::clone(&self).propose(taken).await,
-                None if self.is_shutting_down.load(Ordering::Acquire) => return,
-                None => self.wake.notified().await,
+            let (taken, gathering) = {
+                let (mut flow, now) = (self.flow.lock(), env::instant());
+                (flow.take(now), flow.gathering(now))
+            };
+            match (taken, gathering) {
+                (Some(taken), _) => Arc::clone(&self).propose(taken).await,
+                (None, _) if self.is_shutting_down.load(Ordering::Acquire) => return,
+                (None, None) => self.wake.notified().await,
+                // Either way there may be an entry to form then.
+                (None, Some(until)) => drop(tokio::time::timeout_at(until.into(), self.wake.notified()).await),
             }
         }
     }
@@ -187,7 +213,7 @@ impl Appender {
                 for waiter in waiters {
                     waiter.send(Err(error.clone().into()));
                 }
-                self.settle(|flow| flow.committed() | flow.completed());
+                self.settle(|flow| flow.committed(env::instant()) | flow.completed());
             }
         }
         self.settle(|flow| {
@@ -210,7 +236,7 @@ impl Appender {
         EntryResponder::new(
             move || {
                 is_committed.store(true, Ordering::Release);
-                appender.settle(Flow::committed);
+                appender.settle(|flow| flow.committed(env::instant()));
             },
             move |result: WriteResult| {
                 answer(in_flight.appender.shard, result, waiters);
@@ -231,7 +257,7 @@ impl Drop for InFlight {
         let is_committed = self.is_committed.load(Ordering::Acquire);
         self.appender.settle(|flow| {
             if !is_committed {
-                flow.committed();
+                flow.committed(env::instant());
             }
             flow.completed()
         });

@@ -3,16 +3,19 @@
 //! Owns the queue and the decision, as pure state under a lock of the appender's. An entry is formed at once
 //! when none is on its way to the disk; while one is, whatever arrives forms the next, so under load
 //! most statements of one sync share one entry. Enough bytes for a full entry do not wait, to keep the disk
-//! busy under bulk loads. Leaves out encoding and proposing (`appender`).
+//! busy under bulk loads. On a slow disk an entry waits a little for those whose last requests were just answered: else
+//! they and the others would take turns, and each wait for two syncs. Leaves out encoding and proposing (`appender`).
 
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
 use super::types::{Append, Checkpoint, Decider, PartitionWrite, Step};
+use crate::storage::Patience;
 use millstream_catalog::Command;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
 use millstream_catalog::model::{Durability, StageId, TransactionId};
 use std::collections::VecDeque;
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Entries proposed and not yet committed.
@@ -150,7 +153,38 @@ pub(crate) struct Flow {
     in_flight: usize,
     /// Entries in a row that were of one small request.
     alone: u32,
+    gather: Gather,
     is_closed: bool,
+}
+
+/// Those who come back once they are answered.
+#[derive(Debug, Default)]
+struct Gather {
+    patience: Patience,
+    /// Requests of the last entry, and when it was formed.
+    last: Option<(usize, Instant)>,
+    /// Requests that the next entry waits for, and until when.
+    expected: Option<(usize, Instant)>,
+}
+
+impl Gather {
+    /// The last entry is committed, and so many requests wait.
+    fn committed(&mut self, waiting: usize, now: Instant) {
+        let Some((count, since)) = self.last.take() else { return };
+        self.patience.took(now.saturating_duration_since(since));
+        let time = self.patience.time();
+        if !time.is_zero() && count + waiting > 1 {
+            self.expected = Some((count + waiting, now + time));
+        }
+    }
+
+    /// An entry of so many requests is formed.
+    fn taken(&mut self, count: usize, now: Instant) {
+        if self.expected.take().is_some_and(|(expected, _)| count < expected) {
+            self.patience.waited_in_vain();
+        }
+        self.last = Some((count, now));
+    }
 }
 
 impl Flow {
@@ -163,16 +197,29 @@ impl Flow {
         self.waiting.push_back(waiting);
     }
 
-    /// The requests of the next entry, if one may be formed now. [`Flow::formed`] must follow.
-    pub(crate) fn take(&mut self) -> Option<Vec<Waiting>> {
+    /// Whether an entry may be formed at `now`.
+    pub(crate) fn is_ready(&self, now: Instant) -> bool {
         if self.is_forming || self.waiting.is_empty() || self.in_flight >= IN_FLIGHT_MAX {
+            return false;
+        }
+        let is_full = self.waiting_bytes >= ENTRY_BYTES_TARGET.as_usize() && self.uncommitted < UNCOMMITTED_MAX;
+        is_full || (self.uncommitted == 0 && self.gathering(now).is_none())
+    }
+
+    /// Until when the next entry waits for more requests, if it does.
+    pub(crate) fn gathering(&self, now: Instant) -> Option<Instant> {
+        let (expected, until) = self.gather.expected?;
+        // Others than rows are not held up.
+        let is_of_rows = self.waiting.back().is_some_and(|last| matches!(last.request, Request::Append(_)));
+        (is_of_rows && self.waiting.len() < expected && now < until).then_some(until)
+    }
+
+    /// The requests of the next entry, if one may be formed at `now`. [`Flow::formed`] must follow.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Vec<Waiting>> {
+        if !self.is_ready(now) {
             return None;
         }
         let target = ENTRY_BYTES_TARGET.as_usize();
-        let is_full = self.waiting_bytes >= target && self.uncommitted < UNCOMMITTED_MAX;
-        if self.uncommitted > 0 && !is_full {
-            return None;
-        }
         let mut taken = Vec::new();
         let mut bytes = 0;
         let mut company = Company::Any;
@@ -190,6 +237,7 @@ impl Flow {
         self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
         let is_alone = taken.len() == 1 && self.waiting.is_empty() && bytes <= ALONE_BYTES_MAX;
         self.alone = if is_alone { self.alone.saturating_add(1) } else { 0 };
+        self.gather.taken(taken.len(), now);
         self.is_forming = true;
         self.uncommitted += 1;
         self.in_flight += 1;
@@ -205,9 +253,12 @@ impl Flow {
     pub(crate) fn formed(&mut self) {
         self.is_forming = false;
     }
-    /// An entry is on a quorum; whether something waits for that.
-    pub(crate) fn committed(&mut self) -> bool {
+    /// An entry is on a quorum at `now`; whether something waits for that.
+    pub(crate) fn committed(&mut self, now: Instant) -> bool {
         self.uncommitted = self.uncommitted.saturating_sub(1);
+        if self.uncommitted == 0 {
+            self.gather.committed(self.waiting.len(), now);
+        }
         !self.waiting.is_empty()
     }
     /// An entry is answered; whether something waits for that.
@@ -230,9 +281,11 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env;
     use crate::replication::types::ProducerClaim;
     use millstream_catalog::model::{ProducerId, RowCount, Sequence, TopicId};
     use std::sync::Arc;
+    use std::time::Duration;
     use tokio::sync::Semaphore;
 
     fn waiting(request: Request, bytes: usize) -> Waiting {
@@ -244,7 +297,7 @@ mod tests {
         waiting(Request::Append(Append::default()), bytes)
     }
     fn taken(flow: &mut Flow) -> Option<usize> {
-        flow.take().map(|taken| {
+        flow.take(env::instant()).map(|taken| {
             flow.formed();
             taken.len()
         })
@@ -253,16 +306,16 @@ mod tests {
     #[test]
     fn the_first_goes_at_once_and_what_follows_shares_the_next_entry() {
         let mut flow = Flow::default();
-        assert!(flow.take().is_none());
+        assert!(flow.take(env::instant()).is_none());
         flow.push(append(10));
         assert_eq!(taken(&mut flow), Some(1));
         flow.push(append(10));
         flow.push(append(10));
         // Two arrived while the first was on its way.
         assert_eq!(taken(&mut flow), None);
-        assert!(flow.committed());
+        assert!(flow.committed(env::instant()));
         assert_eq!(taken(&mut flow), Some(2));
-        assert!(!flow.committed());
+        assert!(!flow.committed(env::instant()));
     }
 
     #[test]
@@ -277,10 +330,10 @@ mod tests {
         }
         assert_eq!(taken(&mut flow), None);
         for _ in UNCOMMITTED_MAX..IN_FLIGHT_MAX {
-            flow.committed();
+            flow.committed(env::instant());
             assert_eq!(taken(&mut flow), Some(1));
         }
-        flow.committed();
+        flow.committed(env::instant());
         assert_eq!(taken(&mut flow), None);
         assert!(flow.completed());
         assert_eq!(taken(&mut flow), Some(1));
@@ -295,7 +348,7 @@ mod tests {
         flow.push(append(1));
         for expected in [2, 1, 1] {
             assert_eq!(taken(&mut flow), Some(expected));
-            flow.committed();
+            flow.committed(env::instant());
             flow.completed();
         }
     }
@@ -316,7 +369,7 @@ mod tests {
         }
         for expected in [4, 3, 1] {
             assert_eq!(taken(&mut flow), Some(expected));
-            flow.committed();
+            flow.committed(env::instant());
             flow.completed();
         }
     }
@@ -327,12 +380,72 @@ mod tests {
         let full = ENTRY_BYTES_TARGET.as_usize();
         flow.push(append(full));
         flow.push(append(full));
-        assert!(flow.take().is_some());
-        assert!(flow.take().is_none());
+        assert!(flow.take(env::instant()).is_some());
+        assert!(flow.take(env::instant()).is_none());
         flow.formed();
         assert_eq!(flow.close().len(), 1);
-        assert!(flow.take().is_none());
+        assert!(flow.take(env::instant()).is_none());
         flow.push(append(1));
         assert_eq!(flow.depth(), (0, 0));
+    }
+
+    #[test]
+    fn on_a_slow_disk_an_entry_waits_for_those_who_were_answered() {
+        let mut flow = Flow::default();
+        let mut now = env::instant();
+        let millis = Duration::from_millis;
+        let taken = |flow: &mut Flow, now: Instant| {
+            let taken = flow.take(now).map(|taken| taken.len());
+            flow.formed();
+            taken
+        };
+        // Until the disk is known to be slow nobody waits.
+        for _ in 0..8 {
+            flow.push(append(1));
+            assert_eq!(taken(&mut flow, now), Some(1));
+            now += millis(40);
+            flow.committed(now);
+            flow.completed();
+        }
+        // Two clients of three come while the first one's entry is on its way.
+        flow.push(append(1));
+        assert_eq!(taken(&mut flow, now), Some(1));
+        flow.push(append(1));
+        flow.push(append(1));
+        now += millis(40);
+        flow.committed(now);
+        flow.completed();
+        assert_eq!((taken(&mut flow, now), flow.gathering(now)), (None, Some(now + millis(20))));
+        flow.push(append(1));
+        assert_eq!((flow.gathering(now), taken(&mut flow, now)), (None, Some(3)));
+        // One of them goes away: the others wait for it once.
+        now += millis(40);
+        flow.committed(now);
+        flow.completed();
+        for is_waited_for in [true, false] {
+            flow.push(append(1));
+            flow.push(append(1));
+            if is_waited_for {
+                assert_eq!(taken(&mut flow, now), None);
+                now += millis(20);
+            }
+            assert_eq!(taken(&mut flow, now), Some(2));
+            now += millis(40);
+            flow.committed(now);
+            flow.completed();
+        }
+        // What is no row waits for nobody.
+        for _ in 0..8 {
+            flow.push(append(1));
+            flow.push(append(1));
+            assert_eq!(taken(&mut flow, now), Some(2));
+            now += millis(40);
+            flow.committed(now);
+            flow.completed();
+        }
+        flow.push(append(1));
+        assert_eq!(taken(&mut flow, now), None);
+        flow.push(waiting(Request::Change(Change::Seal), 1));
+        assert_eq!(taken(&mut flow, now), Some(1));
     }
 }
