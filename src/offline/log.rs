@@ -179,6 +179,8 @@ pub(crate) struct Log {
     pub(crate) catalog: Option<State>,
     /// By shard: the last entry its manifest covers, as the log counts.
     covered: BTreeMap<u32, u64>,
+    /// The oldest file with frames.
+    first_file: Option<u64>,
     damaged: Vec<Damaged>,
 }
 
@@ -209,17 +211,24 @@ pub(crate) fn check(
         return Ok(log);
     };
     let mut next = None;
-    let after = files.contains(&(newest + 1));
-    for sequence in files.into_iter().take_while(|sequence| *sequence <= newest) {
+    let (used, prepared): (Vec<_>, Vec<_>) = files.into_iter().partition(|sequence| *sequence <= newest);
+    log.first_file = used.first().copied();
+    for sequence in used {
         for missing in next.into_iter().flat_map(|next| next..sequence) {
             check.report.findings.push(Finding::damage(format!("wal/{}", log_name(missing)), "the file is missing"));
         }
         next = Some(sequence + 1);
         let is_ended = log.read_file(check, sequence, sequence == newest)?;
         // A file is ended only once the one after it has its name.
-        if sequence == newest && is_ended && !after {
+        if sequence == newest && is_ended && !prepared.contains(&(newest + 1)) {
             let file = format!("wal/{}", log_name(newest + 1));
             check.report.findings.push(Finding::damage(file, "the file is missing"));
+        }
+    }
+    for sequence in prepared {
+        let file = format!("wal/{}", log_name(sequence));
+        if let Some(bytes) = check.read(&file) {
+            check_file_header(check, &file, &bytes, sequence)?;
         }
     }
     log.judge_damage(check);
@@ -405,7 +414,14 @@ impl Log {
             let start_max = shard.purged.map_or(1, |upto| upto + 1);
             if let Some(first) = shard.first().filter(|first| *first > start_max) {
                 let what = format!("entries {start_max} to {} are missing", first - 1);
-                check.report.findings.push(Finding::damage("wal", what).of_shard(*id));
+                // They were in the file before the first one, if there ever was one.
+                let (file, what) = match self.first_file {
+                    Some(first) if first > 1 => {
+                        (format!("wal/{}", log_name(first - 1)), format!("the file is missing: {what}"))
+                    }
+                    _ => ("wal".to_owned(), what),
+                };
+                check.report.findings.push(Finding::damage(file, what).of_shard(*id));
             }
         }
     }
