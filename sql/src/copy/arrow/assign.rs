@@ -9,16 +9,15 @@ use crate::types::{AssignRefused, ColumnBuilder, ColumnEncoder, ValueError, assi
 use crate::types::{DATE_END, DATE_FIRST, DAY, filled_bytes, least_bytes};
 use arrow::array::{
     Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, Int64Array, ListArray, MapArray, PrimitiveArray,
-    StructArray, new_null_array,
+    StructArray, UInt32Array, new_null_array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::compute::{cast, nullif};
+use arrow::compute::{cast, nullif, take};
 use arrow::datatypes::{
     DataType, Date32Type, Date64Type, Decimal128Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit,
     Time32MillisecondType, Time32SecondType, Time64MicrosecondType, Time64NanosecondType, TimeUnit,
     TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
 };
-use arrow::error::ArrowError;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use millstream_catalog::schema::StructField;
@@ -284,24 +283,33 @@ fn row_of(ends: &[i32], refused: Refused) -> Refused {
 
 /// Fields go by name; those that are not there are NULL.
 fn structs(found: &StructArray, fields: &[StructField], to: &SqlType) -> Result<ArrayRef, Refused> {
-    let refused = |_| Refused { row: 0, error: ValueError::unassignable(to, "another struct") };
+    let refused = || Refused { row: 0, error: ValueError::unassignable(to, "another struct") };
     let absent = found.nulls().map(|nulls| BooleanArray::new(!nulls.inner(), None));
     let child = |field: &StructField| match (found.column_by_name(&field.name), &absent) {
         (None, _) => Ok(new_null_array(&field.sql_type.arrow(), found.len())),
         (Some(child), None) => assign(child, &field.sql_type),
         // What stands in the fields of a NULL is no value.
-        (Some(child), Some(absent)) => assign(&nullif(child, absent).map_err(refused)?, &field.sql_type),
+        (Some(child), Some(absent)) => assign(&nullif(child, absent).map_err(|_| refused())?, &field.sql_type),
     };
     let children = fields.iter().map(child).collect::<Result<_, _>>()?;
-    let DataType::Struct(fields) = to.arrow() else {
-        return Err(refused(ArrowError::NotYetImplemented(String::new())));
-    };
+    let DataType::Struct(fields) = to.arrow() else { return Err(refused()) };
     let made = StructArray::try_new_with_length(fields, children, found.nulls().cloned(), found.len());
-    made.map(|made| Arc::new(made) as ArrayRef).map_err(refused)
+    made.map(|made| Arc::new(made) as ArrayRef).map_err(|_| refused())
 }
 
 /// Keys are there, and each once.
 fn map(found: &MapArray, (key, value): (&SqlType, &SqlType), to: &SqlType) -> Result<ArrayRef, Refused> {
+    let refused = || Refused { row: 0, error: ValueError::unassignable(to, "another map") };
+    let taken;
+    let found = match (0..found.len()).any(|row| found.is_null(row) && found.value_length(row) > 0) {
+        false => found,
+        // What stands in a NULL is no entry.
+        true => {
+            let rows = UInt32Array::from_iter_values(0..u32::try_from(found.len()).unwrap_or(u32::MAX));
+            taken = take(found, &rows, None).map_err(|_| refused())?;
+            taken.as_map()
+        }
+    };
     let offsets = found.value_offsets();
     let (start, length) = (offsets[0] as usize, (offsets[found.len()] - offsets[0]) as usize);
     let ends: Vec<i32> = offsets.iter().map(|offset| offset - offsets[0]).collect();
@@ -323,17 +331,12 @@ fn map(found: &MapArray, (key, value): (&SqlType, &SqlType), to: &SqlType) -> Re
             }
         }
     }
-    let refused = |_| Refused { row: 0, error: ValueError::unassignable(to, "another map") };
-    let DataType::Map(entries, _) = to.arrow() else {
-        return Err(refused(ArrowError::NotYetImplemented(String::new())));
-    };
-    let DataType::Struct(fields) = entries.data_type() else {
-        return Err(refused(ArrowError::NotYetImplemented(String::new())));
-    };
-    let pairs = StructArray::try_new(fields.clone(), vec![keys, values], None).map_err(refused)?;
+    let DataType::Map(entries, _) = to.arrow() else { return Err(refused()) };
+    let DataType::Struct(fields) = entries.data_type() else { return Err(refused()) };
+    let pairs = StructArray::try_new(fields.clone(), vec![keys, values], None).map_err(|_| refused())?;
     let offsets = OffsetBuffer::new(ScalarBuffer::from(ends));
     let made = MapArray::try_new(Arc::clone(&entries), offsets, pairs, found.nulls().cloned(), false);
-    made.map(|made| Arc::new(made) as ArrayRef).map_err(refused)
+    made.map(|made| Arc::new(made) as ArrayRef).map_err(|_| refused())
 }
 
 /// Where the elements of each list begin, and where the last ends, in the elements of these lists alone; `None` for more

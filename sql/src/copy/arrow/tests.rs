@@ -355,6 +355,11 @@ fn structs_and_maps_are_taken_by_names_and_keys() {
     let (code, _, context) = refused(numbers.clone(), map(vec![0, 0, 3, 4], keys()));
     assert_eq!((code, context.as_str()), ("42804", "COPY s, row 2, column a"));
     assert_eq!(refused(SqlType::Map(Box::new(SqlType::Date), Box::new(SqlType::Text)), found).0, "42804");
+    // What a NULL stands over is no entry.
+    let (field, offsets, entries, _, is_sorted) = map(vec![0, 0, 3, 4], keys()).into_parts();
+    let nulls = arrow::buffer::NullBuffer::from(vec![true, false, true]);
+    let found = MapArray::new(field, offsets, entries, Some(nulls), is_sorted);
+    assert_eq!(texts(numbers, found).unwrap(), ["{}", "∅", r#"{"2":null}"#]);
 }
 
 #[test]
