@@ -6,29 +6,27 @@
 use crate::kit::events::Events;
 use crate::kit::report::{Aim, Report, Unit, middle, quantile};
 use crate::kit::server::{Server, directory};
-use crate::parties::{OURS, SqlClient, create_stream, create_table};
+use crate::parties::{OURS, create_stream, create_table};
 use crate::peer::Peers;
 use crate::peer::kafka::Flush;
 use crate::peer::nats::NatsClient;
 use crate::peer::postgres::Postgres;
 use crate::peer::redis::{RedisClient, RedisWriter};
+use crate::peer::sql::{SqlPipe, SqlReader, SqlWriter};
 use crate::report_peak;
 use anyhow::Context as _;
 use async_trait::async_trait;
-use futures::StreamExt as _;
+use futures::future::join_all;
 use std::cell::RefCell;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::Receiver;
 use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_postgres::{Client, RowStream};
 
 const EVENTS_PER_SECOND: usize = 5_000;
 const EVENTS_PER_TICK: usize = EVENTS_PER_SECOND / 1_000;
 const SIZE: usize = 100;
-/// Producers of a server of SQL take turns.
+/// Producers of PostgreSQL take turns: one waits for each commit before it begins the next.
 const PRODUCERS: usize = 8;
 /// Part of the events, at the beginning, whose times are not counted.
 const WARM_UP_PART: usize = 5;
@@ -142,15 +140,9 @@ impl Contender {
         match self {
             Self::Ours => {
                 create_stream(&server.client().await?, topic).await?;
-                let mut clients = Vec::new();
-                for _ in 0..PRODUCERS {
-                    clients.push(Rc::new(SqlClient::prepare(server.client().await?, topic).await?));
-                }
+                let producer = SqlPipe::connect(server.sql_address(), "", topic).await?;
                 let query = format!("SELECT payload FROM {topic} EMIT CHANGES WITH (auto_offset_reset = 'earliest')");
-                let no_params: [i32; 0] = [];
-                let client = server.client().await?;
-                let rows = Box::pin(client.query_raw(&query, no_params).await?);
-                measure(SqlPublisher { clients, next: 0 }, Rows { rows, _client: client }, time).await
+                sql_turn(vec![producer], SqlPipe::query(server.sql_address(), &query).await?, time).await
             }
             Self::Postgres => {
                 let postgres = peers.postgres.as_ref().context("no PostgreSQL")?;
@@ -193,12 +185,29 @@ impl Contender {
 async fn postgres_turn(postgres: &Postgres, topic: &str, time: Duration) -> anyhow::Result<Turn> {
     create_table(&postgres.client().await?, topic).await?;
     let text = format!("WITH stored AS (INSERT INTO {topic} VALUES ($1)) SELECT pg_notify('{topic}', $1)");
-    let mut clients = Vec::new();
+    let mut producers = Vec::new();
     for _ in 0..PRODUCERS {
-        clients.push(Rc::new(SqlClient::prepare_text(postgres.client().await?, &text).await?));
+        producers.push(SqlPipe::prepare(postgres.address(), "", &text).await?);
     }
-    let (client, messages) = postgres.listen(topic).await?;
-    measure(SqlPublisher { clients, next: 0 }, Notifications { messages, _client: client }, time).await
+    let listener = SqlPipe::listen(postgres.address(), &format!("LISTEN {topic}")).await?;
+    sql_turn(producers, listener, time).await
+}
+
+async fn sql_turn(
+    producers: Vec<SqlPipe>,
+    (reader, _writer): (SqlReader, SqlWriter),
+    time: Duration,
+) -> anyhow::Result<Turn> {
+    let (readers, writers): (Vec<_>, Vec<_>) = producers.into_iter().map(SqlPipe::into_halves).unzip();
+    // An event that fails is missed at the end.
+    let drain = async {
+        join_all(readers.into_iter().map(|mut reader| async move { while reader.ready(1).await.is_ok() {} })).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        turn = measure(SqlPublisher { writers, next: 0 }, SqlSubscriber { reader }, time) => turn,
+        turn = drain => turn,
+    }
 }
 
 /// Publishes for `time`, receives all of it.
@@ -252,46 +261,32 @@ async fn receive(
 }
 
 struct SqlPublisher {
-    clients: Vec<Rc<SqlClient>>,
+    writers: Vec<SqlWriter>,
     next: usize,
 }
 
 #[async_trait(?Send)]
 impl Publish for SqlPublisher {
     async fn publish(&mut self, events: Vec<String>) -> anyhow::Result<()> {
-        for event in events {
-            let client = Rc::clone(&self.clients[self.next % self.clients.len()]);
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let per_writer = if self.writers.len() == 1 { events.len() } else { 1 };
+        for some in events.chunks(per_writer) {
+            let writer = self.next % self.writers.len();
             self.next += 1;
-            tokio::task::spawn_local(async move {
-                // An event that fails is missed at the end.
-                let _ = client.insert(&event).await;
-            });
+            self.writers[writer].send(some).await?;
         }
         Ok(())
     }
 }
 
-struct Rows {
-    rows: Pin<Box<RowStream>>,
-    _client: Client,
+struct SqlSubscriber {
+    reader: SqlReader,
 }
 
 #[async_trait(?Send)]
-impl Subscribe for Rows {
+impl Subscribe for SqlSubscriber {
     async fn next(&mut self) -> anyhow::Result<Vec<String>> {
-        Ok(vec![self.rows.next().await.context("the subscription ended")??.try_get(0)?])
-    }
-}
-
-struct Notifications {
-    messages: Receiver<String>,
-    _client: Client,
-}
-
-#[async_trait(?Send)]
-impl Subscribe for Notifications {
-    async fn next(&mut self) -> anyhow::Result<Vec<String>> {
-        Ok(vec![self.messages.recv().await.context("the connection ended")?])
+        self.reader.rows().await
     }
 }
 

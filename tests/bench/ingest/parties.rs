@@ -20,8 +20,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
 /// Events a client may have sent that are not acknowledged yet: two of these.
 const WINDOW: usize = 1_000;
@@ -39,42 +38,16 @@ pub(crate) async fn create_table(client: &Client, name: &str) -> anyhow::Result<
     Ok(client.batch_execute(&format!("CREATE TABLE {name} (payload text)")).await?)
 }
 
-/// A client of ours, or of PostgreSQL, with its INSERT of one row.
-pub(crate) struct SqlClient {
-    client: Client,
-    statement: Statement,
-}
-
-impl SqlClient {
-    /// Prepares the INSERT.
-    pub(crate) async fn prepare(client: Client, name: &str) -> anyhow::Result<Self> {
-        Self::prepare_text(client, &format!("INSERT INTO {name} VALUES ($1)")).await
-    }
-
-    /// Prepares another statement that takes an event.
-    pub(crate) async fn prepare_text(client: Client, text: &str) -> anyhow::Result<Self> {
-        let statement = client.prepare(text).await?;
-        Ok(Self { client, statement })
-    }
-
-    /// Inserts one event.
-    pub(crate) async fn insert(&self, event: &str) -> anyhow::Result<()> {
-        let values: [&(dyn ToSql + Sync); 1] = [&event];
-        self.client.execute(&self.statement, &values).await?;
-        Ok(())
-    }
-}
-
 /// Clients that do no more than INSERT into `table`, each after it has said `set`.
 pub(crate) async fn inserters(
     count: usize,
-    (address, user): (SocketAddr, &str),
+    at: (SocketAddr, &str),
     set: &str,
     table: &str,
 ) -> anyhow::Result<Vec<Box<dyn Write>>> {
     let mut clients: Vec<Box<dyn Write>> = Vec::new();
     for _ in 0..count {
-        clients.push(Box::new(SqlPipe::connect(address, user, set, table).await?));
+        clients.push(Box::new(SqlPipe::connect(at, set, table).await?));
     }
     Ok(clients)
 }

@@ -24,12 +24,10 @@ pub(crate) async fn run(report: &mut Report, rounds: usize, peers: &Peers) -> an
     let dir = directory()?;
     let server = Server::start(dir.path())?;
     create_stream(&server.client().await?, NAME).await?;
-    let (address, user) = server.sql_address();
-    race.ours(OURS, pipeline(Box::new(SqlPipe::connect(address, user, "", NAME).await?)));
+    race.ours(OURS, pipeline(Box::new(SqlPipe::connect(server.sql_address(), "", NAME).await?)));
     if let Some(postgres) = &peers.postgres {
         create_table(&postgres.client().await?, NAME).await?;
-        let (address, user) = postgres.address();
-        let client = SqlPipe::connect(address, user, "", NAME).await?;
+        let client = SqlPipe::connect(postgres.address(), "", NAME).await?;
         race.peer("PostgreSQL", pipeline(Box::new(client)), &[(OURS, Some(50.0))]);
     }
     if let Some(redis) = &peers.redis {

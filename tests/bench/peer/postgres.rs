@@ -1,10 +1,8 @@
 //! PostgreSQL as a peer, when its server is installed: a cluster of its own, with its defaults, on the same disk.
 
 use crate::kit::process::{Process, free_address};
-use crate::kit::server::{config, connect, directory};
+use crate::kit::server::{connect, directory};
 use anyhow::{Context as _, bail};
-use futures::StreamExt as _;
-use futures::stream::poll_fn;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, chown};
@@ -14,11 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::sync::mpsc::{self, Receiver};
-use tokio_postgres::{AsyncMessage, Client, NoTls};
-
-/// Notifications that wait to be read.
-const NOTIFICATIONS: usize = 1 << 16;
+use tokio_postgres::Client;
 
 /// A running PostgreSQL; stopped when dropped.
 #[derive(Debug)]
@@ -73,23 +67,6 @@ impl Postgres {
     /// A client of it.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
         connect(self.address, "bench").await
-    }
-
-    /// A client that listens, and what it is told.
-    pub(crate) async fn listen(&self, channel: &str) -> anyhow::Result<(Client, Receiver<String>)> {
-        let (client, mut connection) = config(self.address, "bench").connect(NoTls).await?;
-        let (told, messages) = mpsc::channel(NOTIFICATIONS);
-        tokio::spawn(async move {
-            let mut stream = poll_fn(|context| connection.poll_message(context));
-            while let Some(Ok(message)) = stream.next().await {
-                let AsyncMessage::Notification(notification) = message else { continue };
-                if told.send(notification.payload().to_owned()).await.is_err() {
-                    break;
-                }
-            }
-        });
-        client.batch_execute(&format!("LISTEN {channel}")).await?;
-        Ok((client, messages))
     }
 }
 
