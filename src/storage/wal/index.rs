@@ -110,6 +110,11 @@ impl ShardIndex {
         !self.entries.is_empty() && self.first > start_max
     }
 
+    /// Whether there is a vote and nothing of a log, which comes before the first vote.
+    pub(super) fn has_only_vote(&self) -> bool {
+        self.vote.is_some() && self.entries.is_empty() && self.purged.is_none()
+    }
+
     /// The oldest file that has an entry of the shard.
     pub(super) fn oldest(&self) -> Option<u64> {
         self.entries.front().map(|location| location.sequence)

@@ -344,6 +344,10 @@ impl Replay {
                 });
             }
         }
+        // Somebody may bring the missing file back: what came after it stays until then.
+        if self.shards.values().any(|shard| shard.has_gap() || shard.has_only_vote()) {
+            pinned = pinned.into_iter().chain(self.sequence_first).min();
+        }
         (Index { shards: self.shards, pinned, ..Index::default() }, damage)
     }
 }

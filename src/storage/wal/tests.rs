@@ -381,13 +381,15 @@ fn damage_stays_found_while_others_go_on() {
 
 #[test]
 fn missing_file_is_damage_of_every_shard() {
-    let (disk, _, files) = filled(60);
+    let (disk, mut histories, files) = filled(60);
     assert!(files.len() > 2);
+    let away = PathBuf::from("/data/away");
     // The oldest one too, which no other file tells of.
     for missing in &files[..2] {
         let disk = disk.crash(0);
-        disk.remove(&dir().join(missing)).unwrap();
-        let (_, recovered) = Driver::open(&disk).unwrap();
+        disk.rename(&dir().join(missing), &away).unwrap();
+        let (mut driver, recovered) = Driver::open(&disk).unwrap();
+        driver.writer.finish(Marks::new());
         let damage = recovered.values().filter_map(|shard| shard.corrupt.as_ref()).collect::<Vec<_>>();
         // Of the oldest one some may need nothing.
         assert!(damage.len() == recovered.len() || (*missing == files[0] && !damage.is_empty()), "{damage:?}");
@@ -395,6 +397,11 @@ fn missing_file_is_damage_of_every_shard() {
             let is_named = matches!(error, StorageError::Corrupt { file, .. } if file == missing);
             assert!(is_named, "{missing}: {error:?}");
         }
+        drop(driver);
+        // Whoever finds it again loses nothing.
+        disk.rename(&away, &dir().join(missing)).unwrap();
+        let (driver, recovered) = Driver::open(&disk).unwrap();
+        check(&driver, &recovered, &mut histories, missing);
     }
 }
 
