@@ -412,8 +412,13 @@ impl Log {
     fn judge_shards(&self, check: &mut Check) {
         for (id, shard) in &self.shards {
             let start_max = shard.purged.map_or(1, |upto| upto + 1);
-            if let Some(first) = shard.first().filter(|first| *first > start_max) {
-                let what = format!("entries {start_max} to {} are missing", first - 1);
+            let missing = match shard.first() {
+                Some(first) => (first > start_max).then(|| format!("entries {start_max} to {} are missing", first - 1)),
+                // The first entry comes before the first vote.
+                None if shard.purged.is_none() && shard.has_vote() => Some("all entries are missing".to_owned()),
+                None => None,
+            };
+            if let Some(what) = missing {
                 // They were in the file before the first one, if there ever was one.
                 let (file, what) = match self.first_file {
                     Some(first) if first > 1 => {
