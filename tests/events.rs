@@ -139,8 +139,7 @@ async fn an_event_of_a_mebibyte_is_stored_and_one_of_64_refused_by_every_way() {
         }
         resident.push(server.resident_bytes());
     }
-    // What the first round needed may be kept for the next one; each further round needs no more, but for what the
-    // allocator gives back later. A round is ten messages.
+    // What the first round needed may be kept for the next one; each further round needs no more.
     let grown = resident[2].saturating_sub(resident[1]);
-    assert!(grown < 192 << 20, "{resident:?}");
+    assert!(grown < 96 << 20, "{resident:?}");
 }
