@@ -295,6 +295,26 @@ async fn removed_and_cut_files_are_missed() {
 }
 
 #[tokio::test]
+async fn the_first_log_file_is_named_when_all_of_a_shard_was_in_it() {
+    let disk = FaultDisk::new();
+    let node = start(&disk).await.unwrap();
+    let shard = node.shard(ShardId::new(1)).unwrap();
+    let (topic, partition) = (TopicId::new(7), PartitionId::new(0));
+    let storage = TopicStorage { topic, partitions: 1, schema: schema(), compression: Compression::None };
+    shard.create_topic(storage).await.unwrap();
+    for _ in 0..20 {
+        let batch = rows(&(0..100).collect::<Vec<_>>());
+        shard.append(vec![PartitionWrite { topic, partition, batch, guard: None }]).await.unwrap();
+    }
+    node.shutdown().await;
+    let first = files(&disk, Path::new(DIR)).into_iter().find(|path| name(path).ends_with(".wal")).unwrap();
+    disk.remove(&first).unwrap();
+    let found = damages(&disk);
+    let is_named = |finding: &Finding| finding.file == name(&first) && finding.what.contains("all entries are missing");
+    assert!(found.iter().any(is_named), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_directory_in_use_is_not_checked_and_another_is_none() {
     let (disk, _) = filled().await;
     let node = start(&disk).await.unwrap();

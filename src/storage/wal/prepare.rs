@@ -479,7 +479,8 @@ mod tests {
     #[test]
     fn a_file_is_used_while_it_is_filled_and_no_zero_comes_after_that() {
         const BYTES: u64 = 4 << 20;
-        for round in 0..20 {
+        let written = vec![7; BYTES as usize];
+        for round in 0..100 {
             let disk = Arc::new(FaultDisk::new());
             let dir = PathBuf::from("wal");
             disk.create_dir_all(&dir).unwrap();
@@ -494,7 +495,6 @@ mod tests {
                 std::thread::yield_now();
             }
             let file = preparer.take(1, 1).unwrap();
-            let written = vec![7; BYTES as usize];
             file.file.write_at(&written, 0).unwrap();
             preparer.close();
             helper.join().unwrap();

@@ -406,6 +406,38 @@ fn missing_file_is_damage_of_every_shard() {
 }
 
 #[test]
+fn files_behind_a_missing_one_stay_until_it_is_back() {
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let (answers, payload) = (Answers::default(), Bytes::from(vec![b'x'; 700]));
+    let (quiet, busy) = (ShardId::new(1), ShardId::new(2));
+    let mut commit = |shard, records| {
+        driver.writer.commit(vec![append(shard, records, 1, &answers)], Marks::new());
+    };
+    // All entries of the one are in the first file; the other one needs only the last.
+    commit(quiet, vec![WalRecord::Vote { payload: Bytes::from_static(b"vote") }, entry(1, 1, payload.clone())]);
+    (1..=60).for_each(|index| commit(busy, vec![entry(1, index, payload.clone())]));
+    commit(busy, vec![WalRecord::Purge { upto: EntryIndex::new(59), payload: Bytes::new() }]);
+    driver.writer.finish(Marks::new());
+    let logs = |disk: &FaultDisk| {
+        let names = disk.list(&dir()).unwrap().into_iter().map(|entry| entry.name);
+        names.filter(|name| name.ends_with(".wal")).collect::<Vec<_>>()
+    };
+    let before = logs(&disk);
+    assert!(before.len() > 3, "{before:?}");
+    let away = PathBuf::from("/data/away");
+    disk.rename(&dir().join(&before[0]), &away).unwrap();
+    let (mut without, _) = Driver::open(&disk).unwrap();
+    without.writer.finish(Marks::new());
+    drop(without);
+    assert!(before[1..].iter().all(|name| logs(&disk).contains(name)), "{before:?}, {:?}", logs(&disk));
+    disk.rename(&away, &dir().join(&before[0])).unwrap();
+    let (driver, recovered) = Driver::open(&disk).unwrap();
+    assert!(recovered.values().all(|shard| shard.corrupt.is_none()));
+    assert_eq!(driver.read_all(quiet, &recovered[&quiet]).len(), 1);
+}
+
+#[test]
 fn failed_sync_is_for_ever_and_costs_nothing_acknowledged() {
     for seed in 0..40 {
         let disk = FaultDisk::new();
