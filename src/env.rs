@@ -8,7 +8,11 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
+
+/// How long a thread waits for another to take its place.
+const PLACE_TAKEN_MAX: Duration = Duration::from_millis(10);
 
 /// Where the time comes from.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
@@ -78,6 +82,26 @@ where
     F: FnOnce() + Send + 'static,
 {
     std::thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+/// Whether a task that came from outside waits for a thread of this runtime.
+pub fn is_place_wanted() -> bool {
+    Handle::try_current().is_ok_and(|runtime| runtime.metrics().global_queue_depth() > 0)
+}
+
+/// Hands the place of this thread in its runtime to another, which goes on with the tasks that wait for it, while this one
+/// stays with its task. Returns when a task that came last was run.
+pub fn give_up_place() {
+    let Ok(runtime) = Handle::try_current() else { return };
+    if runtime.runtime_flavor() != RuntimeFlavor::MultiThread {
+        return;
+    }
+    tokio::task::block_in_place(|| {
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        runtime.spawn(async move { send.send(()) });
+        // An error is that the runtime stops, or that the machine is too busy to wait longer.
+        let _ = receive.recv_timeout(PLACE_TAKEN_MAX);
+    });
 }
 
 /// Starts a runtime of its own with `threads` named threads.

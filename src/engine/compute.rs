@@ -1,15 +1,20 @@
 //! The threads that plan and run queries, apart from those that replicate and serve.
 //!
-//! Their stacks are large: planners recurse. A panic inside ends the statement, not the process. Leaves out
-//! what runs. A crash does nothing to it.
+//! Their stacks are large: planners recurse. A panic inside ends the statement, not the process. A statement that works
+//! for long without waiting keeps its thread, but another takes its place in the pool, so that all statements go on and
+//! the system shares the processors among them. Leaves out what runs. A crash does nothing to it.
 
 use crate::engine::{BatchStream, Result};
 use crate::env;
 use futures::StreamExt;
 use millstream_catalog::model::SqlState;
 use millstream_sql::SqlError;
+use millstream_sql::exec::{Interrupts, StopOnDrop};
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +23,30 @@ use tokio_util::task::AbortOnDropHandle;
 const STACK_BYTES: usize = 32 << 20;
 /// Batches a query may be ahead of its reader.
 const BATCHES_AHEAD: usize = 2;
+
+/// How long a statement may keep its place in the pool while another waits for one.
+const TURN: Duration = Duration::from_millis(50);
+/// The same when no statement is seen to wait; one that runs may still have left work behind on the thread.
+const TURN_MAX: Duration = Duration::from_millis(250);
+
+thread_local! {
+    /// When this thread began, or last gave up its place.
+    static TURN_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// For a statement that begins.
+pub(crate) fn interrupts() -> Arc<Interrupts> {
+    let began = env::instant();
+    Arc::new(Interrupts::new(move || {
+        let now = env::instant();
+        let turn = TURN_BEGAN.get().unwrap_or(began).max(began);
+        let held = now.saturating_duration_since(turn);
+        if held >= TURN_MAX || (held >= TURN && env::is_place_wanted()) {
+            env::give_up_place();
+            TURN_BEGAN.set(Some(env::instant()));
+        }
+    }))
+}
 
 /// A pool of query threads.
 #[derive(Debug)]
@@ -65,8 +94,9 @@ impl Compute {
         self.handle.spawn(work)
     }
 
-    /// Moves the work behind `stream` there, at most [`BATCHES_AHEAD`] batches before its reader.
-    pub(crate) fn drive(&self, mut stream: BatchStream) -> BatchStream {
+    /// Moves the work behind `stream` there, at most [`BATCHES_AHEAD`] batches before its reader, and holds `stop` until
+    /// that is dropped.
+    pub(crate) fn drive(&self, mut stream: BatchStream, stop: StopOnDrop) -> BatchStream {
         let (send, receive) = mpsc::channel(BATCHES_AHEAD);
         let task = AbortOnDropHandle::new(self.handle.spawn(async move {
             while let Some(batch) = stream.next().await {
@@ -75,14 +105,14 @@ impl Compute {
                 }
             }
         }));
-        let state = (receive, Some(task));
-        Box::pin(futures::stream::unfold(state, |(mut receive, mut task)| async move {
+        let state = (receive, Some(task), stop);
+        Box::pin(futures::stream::unfold(state, |(mut receive, mut task, stop)| async move {
             if let Some(batch) = receive.recv().await {
-                return Some((batch, (receive, task)));
+                return Some((batch, (receive, task, stop)));
             }
             match task.take()?.await {
                 Ok(()) => None,
-                Err(error) => Some((Err(died(error)), (receive, None))),
+                Err(error) => Some((Err(died(error)), (receive, None, stop))),
             }
         }))
     }

@@ -104,8 +104,9 @@ impl Session {
     async fn run_planned(&self, planned: PlannedSelect, params: Vec<ScalarValue>) -> Result<Rows> {
         let context = self.plan_context();
         let columns: Arc<[ResultColumn]> = planned.columns.clone().into();
+        let stop = context.settings.interrupts.stop_on_drop();
         let stream = self.engine.compute.run(async move { exec::execute(&context, &planned, params).await }).await?;
-        let stream = self.engine.compute.drive(stream);
+        let stream = self.engine.compute.drive(stream, stop);
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream })
     }
 
@@ -232,6 +233,7 @@ impl Session {
         let context = self.plan_context();
         let mode = if explain.analyze { exec::ExplainMode::Analyze } else { exec::ExplainMode::Plan };
         let is_verbose = explain.verbose;
+        let _stop = context.settings.interrupts.stop_on_drop();
         self.engine
             .compute
             .run(async move {

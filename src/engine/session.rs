@@ -5,6 +5,7 @@
 //! with it.
 
 use crate::engine::change::settled;
+use crate::engine::compute;
 use crate::engine::cursor::Cursors;
 use crate::engine::pin::Pin;
 use crate::engine::registry::{SessionEntry, SessionId};
@@ -591,6 +592,7 @@ impl Session {
             search_path: self.settings.search_path(),
             target_partitions: self.engine.config.query_threads,
             memory: self.engine.query_memory.clone(),
+            interrupts: compute::interrupts(),
             ..PlanSettings::default()
         }
     }

@@ -2,6 +2,7 @@
 //! back. What was acknowledged is kept outside of the engine and compared.
 
 mod durability;
+mod interrupts;
 
 use super::{Engine, EngineConfig, Outcome, Session, SessionOptions, Via};
 use crate::env::Clock;

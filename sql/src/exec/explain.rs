@@ -2,6 +2,7 @@
 //!
 //! Leaves out continuous queries, whose pipelines describe themselves. Pure but for running the query under ANALYZE.
 
+use super::interrupt::InterruptExec;
 use super::scan::ScanExec;
 use super::{physical_plan, session};
 use crate::error::SqlError;
@@ -53,6 +54,9 @@ pub(super) fn lines(plan: &dyn ExecutionPlan, mode: ExplainMode) -> Vec<String> 
 }
 
 fn describe(plan: &dyn ExecutionPlan, mode: ExplainMode, depth: usize, lines: &mut Vec<String>) {
+    if plan.downcast_ref::<InterruptExec>().is_some() {
+        return plan.children().into_iter().for_each(|input| describe(input.as_ref(), mode, depth, lines));
+    }
     let indent = "  ".repeat(depth);
     let shown = DisplayableExecutionPlan::new(plan).one_line().to_string();
     let shown = shown.trim_end();

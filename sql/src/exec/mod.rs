@@ -7,6 +7,7 @@ pub mod bounds;
 mod error;
 mod explain;
 mod in_order;
+mod interrupt;
 mod memory;
 pub mod pruning;
 pub mod scan;
@@ -14,6 +15,7 @@ pub(crate) mod session;
 pub mod table;
 
 pub use explain::{ExplainMode, explain};
+pub use interrupt::{Interrupts, StopOnDrop};
 pub use memory::QueryMemory;
 
 /// A query that runs: its rows, and how it gets them.
@@ -40,6 +42,7 @@ use crate::plan::{PlanContext, PlannedSelect, with_values};
 use arrow::array::RecordBatch;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::{Stream, StreamExt};
 use millstream_catalog::model::SqlState;
@@ -58,7 +61,8 @@ pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch, SqlError>> 
 /// Those of optimisation, and of opening the scans; later ones come through the stream.
 ///
 /// # Cancellation
-/// Dropping the stream stops the query at the batch it is in.
+/// Dropping the stream stops the query at the batch it is in. While a thread is inside of the stream, only
+/// [`PlanSettings::interrupts`](crate::plan::PlanSettings::interrupts) do.
 pub async fn execute(
     context: &PlanContext,
     planned: &PlannedSelect,
@@ -94,6 +98,14 @@ async fn physical_plan(
     }
     let plan = with_values(planned.plan.clone(), params)?;
     let plan = session::optimizer(state, &plan)?.optimize(plan, state, |_, _| {})?;
+    let plan = threaded(state, plan).await?;
+    match state.config().get_extension::<Interrupts>() {
+        Some(interrupts) => Ok(interrupt::interruptible(plan, &interrupts)?),
+        None => Ok(plan),
+    }
+}
+
+async fn threaded(state: &SessionState, plan: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, SqlError> {
     let threads = state.config().target_partitions();
     if threads == 1 {
         return Ok(state.query_planner().create_physical_plan(&plan, state).await?);

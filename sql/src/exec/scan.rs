@@ -6,6 +6,7 @@
 
 use crate::error::SqlError;
 use crate::exec::bounds::Bounds;
+use crate::exec::interrupt::Interrupts;
 use crate::exec::pruning::Pruning;
 use crate::function::errors::external;
 use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanCount, ScanMetrics, ScanRequest, ScanSummary};
@@ -287,13 +288,14 @@ impl ExecutionPlan for ScanExec {
         Ok(self)
     }
 
-    fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         Ok(Box::pin(ScanStream {
             queue: self.take(partition)?,
             part: self.is_in_parts.then_some(partition),
             reading: None,
             schema: Arc::clone(&self.target.schema),
             rows_of_turn: 0,
+            interrupts: context.session_config().get_extension().unwrap_or_default(),
             metrics: BaselineMetrics::new(&self.metrics, partition),
         }))
     }
@@ -353,6 +355,7 @@ struct ScanStream {
     reading: Option<BatchIter>,
     schema: SchemaRef,
     rows_of_turn: usize,
+    interrupts: Arc<Interrupts>,
     metrics: BaselineMetrics,
 }
 
@@ -394,6 +397,9 @@ impl Stream for ScanStream {
             self.rows_of_turn = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if let Err(error) = self.interrupts.check() {
+            return Poll::Ready(Some(Err(error)));
         }
         let next = self.next_batch();
         if let Some(Ok(batch)) = &next {

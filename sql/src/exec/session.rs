@@ -32,7 +32,8 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
         .with_target_partitions(settings.target_partitions.max(1))
         .with_batch_size(BATCH_ROWS)
         .with_information_schema(false)
-        .with_create_default_catalog_and_schema(false);
+        .with_create_default_catalog_and_schema(false)
+        .with_extension(Arc::clone(&settings.interrupts));
     let options = config.options_mut();
     options.sql_parser.map_string_types_to_utf8view = false;
     options.optimizer.skip_failed_rules = false;

@@ -37,7 +37,7 @@ pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;
 
-use crate::exec::QueryMemory;
+use crate::exec::{Interrupts, QueryMemory};
 use crate::ports::RelationSource;
 use datafusion::logical_expr::LogicalPlan;
 use millstream_catalog::model::{Span, Timestamp, TopicId};
@@ -76,6 +76,8 @@ pub struct PlanSettings {
     pub target_partitions: usize,
     /// Memory of sorts, aggregates and joins; more is 53200.
     pub memory: QueryMemory,
+    /// What stops the query while it works.
+    pub interrupts: Arc<Interrupts>,
 }
 
 impl Default for PlanSettings {
@@ -89,6 +91,7 @@ impl Default for PlanSettings {
             backend_pid: 0,
             target_partitions: 2,
             memory: QueryMemory::default(),
+            interrupts: Arc::default(),
         }
     }
 }

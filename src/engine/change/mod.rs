@@ -280,6 +280,7 @@ impl Session {
         held: &mut Held,
     ) -> Result<Found> {
         let values = values.to_vec();
+        let _stop = context.settings.interrupts.stop_on_drop();
         let (columns, batches, ran) = self
             .engine
             .compute

@@ -4,6 +4,7 @@
 //! `! SQLSTATE message`, with `@ position` and `? hint` where they matter.
 
 mod continuous;
+mod interrupts;
 mod source;
 mod units;
 
