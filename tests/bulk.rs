@@ -3,7 +3,7 @@
 use crate::common::Server;
 use futures::SinkExt as _;
 use std::pin::pin;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, NoTls};
 
 const ROW_BYTES: usize = 100_000;
 /// More than two parts are written to the log before the commit.
@@ -52,4 +52,25 @@ async fn a_large_copy_is_seen_whole_or_not_at_all() {
     let row = other.query_one(sql, &[]).await.unwrap();
     let rows = 2 * ROWS as i64;
     assert_eq!((row.get(0), row.get(1), row.get(2)), (rows, rows, rows * ROW_BYTES as i64));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_copy_that_is_cancelled_leaves_nothing() {
+    let server = Server::start().await;
+    let (client, other) = (server.client().await, server.client().await);
+    client.batch_execute("CREATE STREAM s (k integer KEY, v text)").await.unwrap();
+    let sink = client.copy_in::<_, bytes::Bytes>("COPY s FROM STDIN WITH (FORMAT csv)").await.unwrap();
+    let mut sink = pin!(sink);
+    let filler = "x".repeat(ROW_BYTES);
+    for number in 0..ROWS {
+        sink.send(format!("{number},{filler}\n").into()).await.unwrap();
+    }
+    client.cancel_token().cancel_query(NoTls).await.unwrap();
+    let running = "SELECT count(*) FROM millstream.sessions WHERE statement LIKE 'COPY%'";
+    while other.query_one(running, &[]).await.unwrap().get::<_, i64>(0) > 0 {}
+    let refused = sink.finish().await.unwrap_err();
+    assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("57014"), "{refused:?}");
+    assert_eq!(count(&other).await, 0);
+    client.execute("INSERT INTO s VALUES (1, 'next')", &[]).await.unwrap();
+    assert_eq!(count(&other).await, 1);
 }

@@ -331,7 +331,11 @@ impl Session {
         let shard = self.engine.shard(shard)?;
         let mut waits = 0;
         loop {
-            match shard.append(append.clone()).await {
+            let committed = match shard.begin(append.clone()).await {
+                Ok(committed) => self.outcome(committed).await,
+                Err(error) => Err(error),
+            };
+            match committed {
                 Ok(appended) => return Ok(appended.offsets),
                 // Rows that depend on nothing wait for the end of the transaction that has their keys.
                 Err(ReplicationError::Changed(_)) if is_free(&append) && waits < PREPARED_WAITS_MAX => {
@@ -351,7 +355,7 @@ impl Session {
         let is_free = appends.iter().all(|(_, append)| is_free(append));
         let mut waits = 0;
         loop {
-            match self.engine.replication().append_across(appends.clone()).await {
+            match self.outcome(self.engine.replication().append_across(appends.clone())).await {
                 Ok(()) => return Ok(()),
                 Err(ReplicationError::Changed(_)) if is_free && waits < PREPARED_WAITS_MAX => {
                     wait_for_prepared(&mut waits).await;
@@ -359,6 +363,18 @@ impl Session {
                 Err(error) => self.mend(error).await?,
             }
         }
+    }
+
+    /// Awaits what becomes of writes that were handed to the log. Meanwhile, and once they are there, the statement is not
+    /// cancelled: it would be told that nothing was written.
+    async fn outcome<T>(
+        &self,
+        committed: impl Future<Output = std::result::Result<T, ReplicationError>>,
+    ) -> std::result::Result<T, ReplicationError> {
+        self.entry.handed().set(true);
+        let committed = committed.await;
+        self.entry.handed().set(committed.is_ok());
+        committed
     }
 
     /// Makes what another session defined or altered just now, and the catalog has before the shard.

@@ -56,7 +56,7 @@ pub use millstream_sql::plan::ResultColumn;
 pub use millstream_sql::{copy as formats, types};
 pub use outcome::{Notice, Outcome, Result, Rows, RowsTag, TransactionStatus, Via};
 pub use prepare::Prepared;
-pub use registry::{SessionId, SessionRow};
+pub use registry::{Handed, SessionId, SessionRow};
 pub use session::{Session, SessionOptions};
 pub use settings::SERVER_VERSION;
 

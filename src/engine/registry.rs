@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use tokio_util::sync::CancellationToken;
 
 /// What a client must show to cancel a session's statement.
@@ -21,6 +21,27 @@ pub struct SessionId {
     pub pid: i32,
     /// A number only the client was told.
     pub secret: i32,
+}
+
+/// Whether what a statement writes was handed to the log: from then on it is not cancelled, unless it was refused.
+#[derive(Debug, Clone, Default)]
+pub struct Handed(Arc<AtomicBool>);
+
+impl Handed {
+    /// Of a statement that was handed over already.
+    pub fn already() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Whether it was.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Hands over, or says that what was handed over is no longer all there is to do.
+    pub(crate) fn set(&self, is_set: bool) {
+        self.0.store(is_set, Ordering::Release);
+    }
 }
 
 /// One open session, as others see it.
@@ -35,6 +56,7 @@ pub(crate) struct SessionEntry {
     /// When it began.
     pub started_at: Timestamp,
     activity: Mutex<Activity>,
+    handed: Handed,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +91,7 @@ pub struct SessionRow {
 impl SessionEntry {
     /// Marks the beginning of a statement; the token is cancelled by a cancel request from now on.
     pub(crate) fn begin(&self, text: &str) -> CancellationToken {
+        self.handed.set(false);
         let end = match text.len() <= SHOWN_CHARS_MAX {
             true => text.len(),
             false => text.char_indices().nth(SHOWN_CHARS_MAX).map_or(text.len(), |(end, _)| end),
@@ -82,6 +105,11 @@ impl SessionEntry {
             activity.interrupt = CancellationToken::new();
         }
         activity.interrupt.clone()
+    }
+
+    /// What the statement's commit says.
+    pub(crate) fn handed(&self) -> &Handed {
+        &self.handed
     }
 
     /// Marks the end of a statement.
@@ -143,6 +171,7 @@ impl Registry {
             client: client.to_owned(),
             started_at: now,
             activity: Mutex::new(Activity { application_name: application_name.to_owned(), ..Activity::default() }),
+            handed: Handed::default(),
         });
         sessions.insert(pid, Arc::clone(&entry));
         Ok(entry)

@@ -8,7 +8,7 @@ use crate::engine::change::settled;
 use crate::engine::compute;
 use crate::engine::cursor::Cursors;
 use crate::engine::pin::Pin;
-use crate::engine::registry::{SessionEntry, SessionId};
+use crate::engine::registry::{Handed, SessionEntry, SessionId};
 use crate::engine::settings::{SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
@@ -106,6 +106,11 @@ impl Session {
     /// the statement then drops its future or stream and reports 57014.
     pub fn begin_statement(&self, text: &str) -> CancellationToken {
         self.entry.begin(text)
+    }
+
+    /// Whether the statement was handed to the log.
+    pub fn handed(&self) -> Handed {
+        self.entry.handed().clone()
     }
 
     /// Marks the end of a statement: its last row is delivered.

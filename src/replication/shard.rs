@@ -152,15 +152,26 @@ impl Core {
     }
 
     pub(super) async fn submit(&self, request: Request, bytes: usize) -> Result<Reply, ReplicationError> {
+        self.hand_over(request, bytes).await?.await
+    }
+
+    /// Queues a request; the future gives its answer, and dropping it changes nothing.
+    async fn hand_over(
+        &self,
+        request: Request,
+        bytes: usize,
+    ) -> Result<impl Future<Output = Result<Reply, ReplicationError>> + Send, ReplicationError> {
         let check = if request.frees_space() { LogStore::check_room_to_free } else { LogStore::check_room };
         self.check_writable(check(&self.log, bytes))?;
         let frees_files = request.frees_files();
         let answer = self.appender.queue(request, bytes).await?;
-        let reply = self.appender.answer(answer).await?;
-        if frees_files && (self.log.is_disk_full() || self.read.is_disk_full.load(Ordering::Relaxed)) {
-            self.seal_for_space();
-        }
-        Ok(reply)
+        Ok(async move {
+            let reply = self.appender.answer(answer).await?;
+            if frees_files && (self.log.is_disk_full() || self.read.is_disk_full.load(Ordering::Relaxed)) {
+                self.seal_for_space();
+            }
+            Ok(reply)
+        })
     }
 
     /// Has a manifest written that no longer lists files which are not needed: only then they go.
@@ -468,20 +479,37 @@ impl Shard {
     /// # Cancellation
     /// The rows may be stored nevertheless.
     pub async fn append(&self, append: impl Into<Append>) -> Result<Appended, ReplicationError> {
+        self.begin(append).await?.await
+    }
+
+    /// The same in two steps: the first hands the rows over, the future says what became of them.
+    ///
+    /// # Errors
+    /// As of [`Shard::append`]; nothing was handed over.
+    ///
+    /// # Cancellation
+    /// Until it returns, nothing is stored.
+    pub async fn begin(
+        &self,
+        append: impl Into<Append>,
+    ) -> Result<impl Future<Output = Result<Appended, ReplicationError>> + Send, ReplicationError> {
         let mut append = append.into();
         let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
         let (parts, gaps) = split_empty(parts);
-        if parts.is_empty() && append.staged.is_none() {
-            return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
-        }
+        let is_empty = parts.is_empty() && append.staged.is_none();
         append.parts = parts;
         let bytes = bytes + append.overhead_bytes();
-        let reply = self.core.submit(Request::Append(append), bytes).await?;
-        match reply {
-            // Stored before, or all staged.
-            Reply::Appended(appended) if appended.offsets.is_empty() => Ok(appended),
-            reply => self.appended(reply, gaps),
-        }
+        let handed = if is_empty { None } else { Some(self.core.hand_over(Request::Append(append), bytes).await?) };
+        Ok(async move {
+            let Some(reply) = handed else {
+                return Ok(self.fill(Appended { index: self.core.partitions.applied(), offsets: Vec::new() }, gaps));
+            };
+            match reply.await? {
+                // Stored before, or all staged.
+                Reply::Appended(appended) if appended.offsets.is_empty() => Ok(appended),
+                reply => self.appended(reply, gaps),
+            }
+        })
     }
 
     /// Queues the rows of one statement and does not wait for them: what is queued after is appended after. The future

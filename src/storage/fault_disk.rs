@@ -13,7 +13,7 @@ use super::disk::{DirLock, Disk, DiskEntry, DiskFile};
 use super::error::StorageError;
 use arrow::buffer::Buffer;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -70,6 +70,9 @@ struct State {
     syncs_until_failure: Option<u64>,
     panics_at_create: bool,
     capacity: Option<u64>,
+    are_syncs_held: bool,
+    syncs_waiting: usize,
+    released: Arc<Condvar>,
     /// Files cannot take space before it is written to.
     is_without_reserves: bool,
 }
@@ -128,6 +131,12 @@ impl FaultDisk {
     /// Lets `syncs` more file syncs succeed and fails the one after; what it should have made durable never will be.
     pub fn fail_sync_after(&self, syncs: u64) {
         self.state.lock().syncs_until_failure = Some(syncs);
+    }
+
+    /// Makes syncs of files wait until what it returns is dropped.
+    pub fn hold_syncs(&self) -> HeldSyncs {
+        self.state.lock().are_syncs_held = true;
+        HeldSyncs { state: Arc::clone(&self.state) }
     }
 
     /// As a file system on which files take no space before they are written to.
@@ -562,6 +571,27 @@ impl Disk for FaultDisk {
     }
 }
 
+/// Syncs that wait.
+#[derive(Debug)]
+pub struct HeldSyncs {
+    state: Arc<Mutex<State>>,
+}
+
+impl HeldSyncs {
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().syncs_waiting
+    }
+}
+
+impl Drop for HeldSyncs {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        state.are_syncs_held = false;
+        state.released.notify_all();
+    }
+}
+
 struct FaultLock {
     state: Arc<Mutex<State>>,
     dir: PathBuf,
@@ -603,6 +633,10 @@ impl DiskFile for FaultFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state.lock();
+        let released = Arc::clone(&state.released);
+        state.syncs_waiting += 1;
+        released.wait_while(&mut state, |state| state.are_syncs_held);
+        state.syncs_waiting -= 1;
         state.step()?;
         state.sync(self.id)
     }

@@ -176,6 +176,7 @@ impl Session {
         }
         let Some(before) = self.transaction.take_writes() else { return Ok(()) };
         self.commit(before).await?;
+        self.entry.handed().set(false);
         self.take_cuts().await;
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! committed in the order they were sent, so after a crash a prefix of them is there. Everything else waits for them first. Leaves out which
 //! statements may (engine). A crash loses what was not answered, as a lost connection does.
 
-use crate::engine::{Commit, ShardId};
+use crate::engine::{Commit, Handed, ShardId};
 use crate::server::admin::metrics::StatementTimer;
 use crate::server::pg::connection::{Connection, step};
 use crate::server::pg::error::Stop;
@@ -66,7 +66,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             return Ok(());
         }
         let held = self.wire.held_back();
-        let signals = self.signals("");
+        let signals = self.signals("").unless(Handed::already());
         let mut sent = 0;
         for Waiting { commit, tag, timer, at } in std::mem::take(&mut self.ahead).waiting {
             self.wire.out().extend_from_slice(held.get(sent..at).unwrap_or_default());

@@ -4,8 +4,10 @@
 //! the statements they cancel: the engine has them, and gives each statement a token. A cancel request that
 //! finds no statement running therefore has no effect, as in PostgreSQL. A crash forgets all of it.
 
+use crate::engine::Handed;
 use crate::env;
-use std::future::pending;
+use std::future::{pending, poll_fn};
+use std::task::Poll;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -58,12 +60,13 @@ pub(super) struct Signals {
     cancel: CancellationToken,
     stop: CancellationToken,
     deadline: Option<Instant>,
+    handed: Handed,
 }
 
 impl Signals {
     /// For a statement that ends by itself: shutdown leaves it some time.
     pub(super) fn finite(cancel: CancellationToken, stopping: &Stopping) -> Self {
-        Self { cancel, stop: stopping.now.clone(), deadline: None }
+        Self { cancel, stop: stopping.now.clone(), deadline: None, handed: Handed::default() }
     }
 
     /// The same for a statement that does not end by itself: it stops when the shutdown begins.
@@ -76,14 +79,28 @@ impl Signals {
         Self { deadline, ..self }
     }
 
-    /// Resolves when the statement must end.
+    /// The same for a statement that can be cancelled only as long as it was not handed over.
+    pub(super) fn unless(self, handed: Handed) -> Self {
+        Self { handed, ..self }
+    }
+
+    /// Resolves when the statement must end. Polled again whenever the statement went on, it sees what was handed over.
     pub(super) async fn interrupted(&self) -> Interrupt {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Interrupt::Stopped,
+            interrupt = self.ended_early() => interrupt,
+        }
+    }
+
+    async fn ended_early(&self) -> Interrupt {
+        let interrupt = tokio::select! {
+            biased;
             () = self.cancel.cancelled() => Interrupt::Cancelled,
             () = self.timed_out() => Interrupt::TimedOut,
-        }
+        };
+        poll_fn(|_| if self.handed.is_set() { Poll::Pending } else { Poll::Ready(()) }).await;
+        interrupt
     }
 
     async fn timed_out(&self) {
@@ -97,6 +114,8 @@ impl Signals {
     pub(super) fn check(&self) -> Result<(), Interrupt> {
         if self.stop.is_cancelled() {
             Err(Interrupt::Stopped)
+        } else if self.handed.is_set() {
+            Ok(())
         } else if self.cancel.is_cancelled() {
             Err(Interrupt::Cancelled)
         } else if self.deadline.is_some_and(|deadline| deadline <= env::instant()) {
@@ -110,6 +129,7 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
 
     #[tokio::test]
     async fn endless_statements_stop_at_the_first_stage_and_others_at_the_second() {
@@ -129,6 +149,23 @@ mod tests {
         let signals = Signals::finite(CancellationToken::new(), &Stopping::default()).until(Some(env::instant()));
         assert_eq!(signals.check(), Err(Interrupt::TimedOut));
         assert_eq!(signals.interrupted().await, Interrupt::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_was_handed_over_is_not_cancelled_unless_it_is_refused() {
+        let (cancel, stopping, handed) = (CancellationToken::new(), Stopping::default(), Handed::already());
+        let signals = Signals::finite(cancel.clone(), &stopping).until(Some(env::instant())).unless(handed.clone());
+        cancel.cancel();
+        assert_eq!(signals.check(), Ok(()));
+        let mut interrupted = std::pin::pin!(signals.interrupted());
+        assert_eq!(interrupted.as_mut().now_or_never(), None);
+        handed.set(false);
+        assert_eq!(signals.check(), Err(Interrupt::Cancelled));
+        assert_eq!(interrupted.as_mut().now_or_never(), Some(Interrupt::Cancelled));
+        handed.set(true);
+        stopping.stop_now();
+        assert_eq!(signals.check(), Err(Interrupt::Stopped));
+        assert_eq!(signals.interrupted().await, Interrupt::Stopped);
     }
 
     #[tokio::test]

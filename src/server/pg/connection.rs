@@ -253,7 +253,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         let cancel = self.session.begin_statement(text);
         let timeout = self.session.statement_timeout().and_then(|span| u64::try_from(span.micros()).ok());
         let deadline = timeout.map(|micros| env::instant() + Duration::from_micros(micros));
-        Signals::finite(cancel, &self.stopping).until(deadline)
+        Signals::finite(cancel, &self.stopping).until(deadline).unless(self.session.handed())
     }
 }
 
@@ -290,4 +290,138 @@ fn too_large(tag: u8, bytes: usize, bytes_max: usize) -> SqlError {
     SqlError::new(SqlState::ProgramLimitExceeded, format!("{what} is too long"))
         .detail(format!("it has {bytes} bytes, and {bytes_max} are allowed"))
         .hint("send rows with COPY, or in several statements")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Engine, EngineConfig, Outcome, SessionId, SessionOptions, Via};
+    use crate::storage::FaultDisk;
+    use crate::storage::wal::WalOptions;
+    use futures::{StreamExt as _, poll};
+    use millstream_catalog::model::ByteSize;
+    use std::pin::pin;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::timeout;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    async fn engine(disk: &FaultDisk) -> Arc<Engine> {
+        let config = EngineConfig {
+            data_dir: "/data".into(),
+            shards: 2,
+            seal_bytes: ByteSize::new(1 << 20),
+            query_threads: 1,
+            memory: ByteSize::new(1 << 30),
+        };
+        let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
+        Engine::open_on(config, Arc::new(disk.clone()), env::system_clock(), log).await.unwrap()
+    }
+
+    async fn run(session: &mut Session, sql: &str) -> usize {
+        let mut count = 0;
+        for parsed in session.parse(sql).await.unwrap() {
+            let prepared = session.prepare(parsed, &[]).await.unwrap();
+            if let Outcome::Rows(mut rows) = session.execute(&prepared, vec![], Via::Simple).await.unwrap() {
+                while let Some(batch) = rows.stream.next().await {
+                    count += batch.unwrap().num_rows();
+                }
+            }
+        }
+        count
+    }
+
+    fn query(sql: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        reply::message(&mut bytes, b'Q', |out| reply::put_text(out, sql));
+        bytes
+    }
+
+    /// What the server says up to ReadyForQuery: completion tags, and codes of errors.
+    async fn replies(client: &mut DuplexStream) -> Vec<String> {
+        let mut said = Vec::new();
+        loop {
+            let tag = client.read_u8().await.unwrap();
+            let mut body = vec![0; client.read_u32().await.unwrap() as usize - 4];
+            client.read_exact(&mut body).await.unwrap();
+            let texts: Vec<String> =
+                body.split(|byte| *byte == 0).map(|it| String::from_utf8_lossy(it).into()).collect();
+            match tag {
+                b'C' => said.push(texts[0].clone()),
+                b'E' => said.extend(texts.iter().filter_map(|text| text.strip_prefix('C')).map(str::to_owned)),
+                b'Z' => return said,
+                _ => {}
+            }
+        }
+    }
+
+    fn session(engine: &Arc<Engine>) -> Session {
+        engine.session(SessionOptions { user: "tester".to_owned(), ..SessionOptions::default() }).unwrap()
+    }
+
+    /// Sends `sql` while no sync ends, cancels it once it was handed to the log, and lets the sync end; what was said.
+    async fn cancelled_while_it_syncs(engine: &Arc<Engine>, disk: &FaultDisk, before: &str, sql: &str) -> Vec<String> {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let mut wire = Wire::new(server);
+        let session_of_client = session(engine);
+        let (id, handed): (SessionId, _) = (session_of_client.id(), session_of_client.handed());
+        let meters = Arc::new(Meters::new());
+        let connection = Connection::new(&mut wire, session_of_client, Stopping::default(), meters);
+        let mut serving = pin!(connection.run());
+        // The welcome ends as an answer does.
+        for text in ["", before] {
+            if !text.is_empty() {
+                client.write_all(&query(text)).await.unwrap();
+            }
+            tokio::select! {
+                ended = &mut serving => panic!("{ended:?}"),
+                _ = replies(&mut client) => {}
+            }
+        }
+        let held = disk.hold_syncs();
+        // Somebody else's sync keeps the disk: this one waits behind it.
+        let mut other = session(engine);
+        let first = env::spawn("other", async move { run(&mut other, "INSERT INTO other VALUES (1)").await });
+        while held.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        client.write_all(&query(sql)).await.unwrap();
+        while !handed.is_set() {
+            assert!(poll!(&mut serving).is_pending());
+            tokio::task::yield_now().await;
+        }
+        engine.cancel(id);
+        assert!(poll!(&mut serving).is_pending());
+        drop(held);
+        let said = tokio::select! {
+            ended = &mut serving => panic!("{ended:?}"),
+            said = replies(&mut client) => said,
+        };
+        first.await.unwrap();
+        said
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn what_was_handed_to_the_log_is_not_cancelled() {
+        let disk = FaultDisk::new();
+        let engine = engine(&disk).await;
+        let mut reader = session(&engine);
+        run(
+            &mut reader,
+            "CREATE STREAM s (v int); CREATE STREAM other (v int); CREATE TABLE t (k int PRIMARY KEY, v int)",
+        )
+        .await;
+        for (before, sql, tag, read) in [
+            ("SELECT 1", "INSERT INTO s VALUES (1)", "INSERT 0 1", "SELECT v FROM s"),
+            ("BEGIN; INSERT INTO s VALUES (2)", "COMMIT", "COMMIT", "SELECT v FROM s WHERE v = 2"),
+            ("SELECT 1", "INSERT INTO t VALUES (1, 1) RETURNING k", "INSERT 0 1", "SELECT k FROM t"),
+            ("SELECT 1", "UPDATE t SET v = 2", "UPDATE 1", "SELECT k FROM t WHERE v = 2"),
+        ] {
+            let said = timeout(DEADLINE, cancelled_while_it_syncs(&engine, &disk, before, sql)).await;
+            assert_eq!(said.expect("it hangs"), [tag], "{sql}");
+            assert_eq!(run(&mut reader, read).await, 1, "{sql}");
+        }
+        drop(reader);
+        engine.shutdown().await;
+    }
 }
