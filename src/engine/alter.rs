@@ -3,7 +3,7 @@
 //! Leaves out making and dropping (`ddl`) and the shapes of rows (storage). What continuous queries made of events that
 //! are removed stays: they save their state first, so that none of them needs the events again.
 
-use crate::engine::ddl::{NODES, check_object_kind, to_the_end};
+use crate::engine::ddl::{NODES, check_object_kind};
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, query, replication_error};
 use crate::replication::ReplicationError;
@@ -45,7 +45,7 @@ impl Session {
         let changes = self.bind_changes(alter, &relation)?;
         if !changes.is_empty() {
             let engine = Arc::clone(&self.engine);
-            let done = to_the_end(carry_out(engine, relation.id, changes)).await;
+            let done = self.to_the_end(carry_out(engine, relation.id, changes)).await;
             done.map_err(|error| error.at(alter.name.position))?;
         }
         Ok(tag)
@@ -145,7 +145,7 @@ impl Session {
             topics.insert(relation.id);
         }
         if let Some(shard) = shard {
-            to_the_end(truncate(Arc::clone(&self.engine), shard, topics)).await?;
+            self.to_the_end(truncate(Arc::clone(&self.engine), shard, topics)).await?;
         }
         Ok(Outcome::Command { tag: "TRUNCATE TABLE".to_owned() })
     }

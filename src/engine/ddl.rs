@@ -136,13 +136,6 @@ impl Engine {
     }
 }
 
-/// Carries a definition out to its end, whatever becomes of the statement that asked for it: a relation that the
-/// catalog has and the shard has not could not be written.
-pub(crate) async fn to_the_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
-    let done = crate::env::spawn("definition", work).await;
-    done.unwrap_or_else(|_| Err(SqlError::internal("a definition was not carried out to its end")))
-}
-
 /// Commits a definition, makes its topic, and starts its query.
 async fn establish(engine: Arc<Engine>, command: Command) -> Result<()> {
     let Reply::Created { topic, query } = engine.propose(command).await? else {
@@ -252,7 +245,7 @@ impl Session {
         }
         relation.shard = self.engine.place();
         let command = Command::CreateRelation { relation: Box::new(relation), query: None };
-        match to_the_end(establish(Arc::clone(&self.engine), command)).await {
+        match self.to_the_end(establish(Arc::clone(&self.engine), command)).await {
             Ok(()) => {}
             Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
             Err(error) => return Err(error.at(create.name.position)),
@@ -294,7 +287,7 @@ impl Session {
             .await?;
         let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
         let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };
-        match to_the_end(establish(Arc::clone(&self.engine), command)).await {
+        match self.to_the_end(establish(Arc::clone(&self.engine), command)).await {
             Ok(()) => {}
             Err(error) if error.sqlstate == SqlState::DuplicateTable && create.if_not_exists => {}
             Err(error) => return Err(error.at(create.name.position)),
@@ -370,7 +363,7 @@ impl Session {
         }
         // Readers before what they read, so that `DROP a, b` needs no CASCADE when b reads a.
         for id in ids.into_iter().rev() {
-            match to_the_end(abolish(Arc::clone(&self.engine), id, drop.cascade)).await {
+            match self.to_the_end(abolish(Arc::clone(&self.engine), id, drop.cascade)).await {
                 Ok(()) => {}
                 // Gone with an earlier one of the list.
                 Err(error) if error.sqlstate == SqlState::UndefinedTable => {}
@@ -394,7 +387,7 @@ impl Session {
                 .at(control.name.position)
         })?;
         let (engine, id) = (Arc::clone(&self.engine), query.id);
-        to_the_end(async move {
+        self.to_the_end(async move {
             engine.propose(Command::SetQueryState { id, state }).await?;
             crate::engine::query::refresh(&engine).await?;
             engine.end_if_terminated(id).await
@@ -403,10 +396,19 @@ impl Session {
         Ok(Outcome::Command { tag: format!("{word} QUERY") })
     }
 
+    /// Carries a definition out to its end, whatever becomes of the statement that asked for it: a relation that the
+    /// catalog has and the shard has not could not be written. Meanwhile the statement is not cancelled.
+    pub(crate) async fn to_the_end(&self, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+        self.entry.handed().set(true);
+        let done = crate::env::spawn("definition", work).await;
+        self.entry.handed().set(false);
+        done.unwrap_or_else(|_| Err(SqlError::internal("a definition was not carried out to its end")))
+    }
+
     /// `FLUSH`
     pub(crate) async fn flush(&mut self) -> Result<Outcome> {
-        if let Some(pending) = self.transaction.is_implicit().then(|| self.transaction.take_writes()).flatten() {
-            self.commit(pending).await?;
+        if self.transaction.is_implicit() {
+            self.commit_before().await?;
         }
         crate::engine::query::flush(&self.engine).await?;
         Ok(Outcome::Command { tag: "FLUSH".to_owned() })

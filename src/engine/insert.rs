@@ -244,10 +244,7 @@ impl Session {
         let needs_place = returning.iter().any(|r| !matches!(r.source, ReturnedSource::Stored(_)));
         if needs_place && self.transaction.is_pipeline() {
             // Each answer is wanted at its place, so it cannot wait for Sync.
-            let before = self.transaction.take_writes();
-            if let Some(before) = before {
-                self.commit(before).await?;
-            }
+            self.commit_before().await?;
         } else if needs_place && self.transaction.is_open() {
             return Err(SqlError::unsupported(
                 "RETURNING rowpartition or rowoffset inside a transaction block",

@@ -504,6 +504,14 @@ impl Session {
         self.commit_as(pending, self.settings.durability()).await
     }
 
+    /// Appends what the statements before this one wrote; this one can be cancelled still.
+    pub(crate) async fn commit_before(&mut self) -> Result<()> {
+        let Some(pending) = self.transaction.take_writes() else { return Ok(()) };
+        let committed = self.commit(pending).await;
+        self.entry.handed().set(false);
+        committed
+    }
+
     /// As [`Session::commit`], with what the session said of durability before the transaction's settings ended.
     async fn commit_as(&mut self, pending: Pending, durability: Option<Durability>) -> Result<()> {
         let now = self.engine.clock().now();

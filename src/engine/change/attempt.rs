@@ -174,9 +174,7 @@ impl Session {
                 "offsets are assigned at COMMIT: send the statement by itself, outside of BEGIN",
             ));
         }
-        let Some(before) = self.transaction.take_writes() else { return Ok(()) };
-        self.commit(before).await?;
-        self.entry.handed().set(false);
+        self.commit_before().await?;
         self.take_cuts().await;
         Ok(())
     }

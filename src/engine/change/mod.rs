@@ -17,7 +17,6 @@ mod update;
 mod upsert;
 
 use crate::engine::alter::carry_out;
-use crate::engine::ddl::to_the_end;
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
@@ -243,7 +242,7 @@ impl Session {
         }
         // Made before rows of such tables could change.
         let carried_out = carry_out(Arc::clone(&self.engine), relation.id, vec![RelationChange::AddRowIds]);
-        to_the_end(carried_out).await?;
+        self.to_the_end(carried_out).await?;
         let relation = self.engine.catalog().relation_by_id(relation.id).cloned();
         relation.ok_or_else(|| SqlError::new(SqlState::UndefinedTable, "the table was dropped meanwhile"))
     }

@@ -44,3 +44,17 @@ async fn a_long_join_holds_up_nobody_and_ends_when_nobody_waits_for_it() {
     drop((first, second, reader));
     in_time("shutdown", engine.shutdown()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_commits_those_before_it_can_be_cancelled_afterwards() {
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut writer = session(&engine);
+    run(&mut writer, "CREATE STREAM s (v bigint); INSERT INTO s VALUES (1)").await.unwrap();
+    assert!(writer.handed().is_set());
+    writer.begin_pipeline();
+    run(&mut writer, "INSERT INTO s VALUES (2); FLUSH").await.unwrap();
+    assert!(!writer.handed().is_set());
+    assert_eq!(run(&mut writer, "SELECT v FROM s").await.unwrap(), ["1", "2"]);
+    drop(writer);
+    in_time("shutdown", engine.shutdown()).await;
+}

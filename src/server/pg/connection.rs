@@ -416,6 +416,7 @@ mod tests {
             ("BEGIN; INSERT INTO s VALUES (2)", "COMMIT", "COMMIT", "SELECT v FROM s WHERE v = 2"),
             ("SELECT 1", "INSERT INTO t VALUES (1, 1) RETURNING k", "INSERT 0 1", "SELECT k FROM t"),
             ("SELECT 1", "UPDATE t SET v = 2", "UPDATE 1", "SELECT k FROM t WHERE v = 2"),
+            ("SELECT 1", "CREATE STREAM made (v int)", "CREATE STREAM", "SELECT count(*) FROM made"),
         ] {
             let said = timeout(DEADLINE, cancelled_while_it_syncs(&engine, &disk, before, sql)).await;
             assert_eq!(said.expect("it hangs"), [tag], "{sql}");
