@@ -8,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const START_TIME_MAX: Duration = Duration::from_secs(60);
+/// `USER_HZ`: the unit of times in `/proc`, the same on all of Linux's platforms of today.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A process that ends when this is dropped.
 #[derive(Debug)]
@@ -58,6 +60,15 @@ pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// Processor time of a process, of all its threads.
+pub(crate) fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name in parentheses may hold spaces; user and system time are the 12th and 13th field after it.
+    let (_, fields) = stat.rsplit_once(") ").context("no fields")?;
+    let ticks: Vec<f64> = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
 }
 
 /// Resident memory of a process.

@@ -45,12 +45,16 @@ pub(crate) enum Unit {
     Times(&'static str),
     /// Millions of bytes per second.
     MegabytesPerSecond,
+    /// Seconds of one core's time for each million of what is named.
+    CoreSecondsPerMillion(&'static str),
+    /// A number of what is named.
+    Count(&'static str),
 }
 
 impl Unit {
     /// Whether a smaller figure is the better one.
     pub(crate) fn is_better_when_less(self) -> bool {
-        matches!(self, Self::Millis | Self::Mebibytes | Self::Percent)
+        matches!(self, Self::Millis | Self::Mebibytes | Self::Percent | Self::CoreSecondsPerMillion(_))
     }
 
     fn show(self, figure: f64) -> String {
@@ -61,12 +65,14 @@ impl Unit {
             Self::Percent => format!("{figure:.2} %"),
             Self::Times(what) => format!("{figure:.2} × {what}").trim_end().to_owned(),
             Self::MegabytesPerSecond => format!("{figure:.1} MB/s"),
+            Self::CoreSecondsPerMillion(what) => format!("{figure:.2} s of a core / 1,000,000 {what}"),
+            Self::Count(what) => format!("{} {what}", thousands(figure)),
         }
     }
 }
 
 /// A whole number with separators.
-fn thousands(figure: f64) -> String {
+pub(crate) fn thousands(figure: f64) -> String {
     let digits = format!("{figure:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
