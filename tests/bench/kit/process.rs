@@ -8,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const START_TIME_MAX: Duration = Duration::from_secs(60);
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
+const SETTLE_LOOK: Duration = Duration::from_millis(500);
 /// `USER_HZ`: the unit of times in `/proc`, the same on all of Linux's platforms of today.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -71,6 +73,20 @@ pub(crate) fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
     Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
 }
 
+/// Waits until a process has no more to do than an idle one: what a start leaves to the background is done.
+pub(crate) async fn settle(process: u32) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let mut seconds = cpu_seconds(process)?;
+    while begin.elapsed() < SETTLE_TIME_MAX {
+        tokio::time::sleep(SETTLE_LOOK).await;
+        let before = std::mem::replace(&mut seconds, cpu_seconds(process)?);
+        if seconds - before < SETTLE_LOOK.as_secs_f64() / 20.0 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("it does not come to rest")
+}
+
 /// Resident memory of a process.
 pub(crate) fn resident_mebibytes(process: u32) -> anyhow::Result<f64> {
     memory_mebibytes(process, "VmRSS:")
@@ -79,6 +95,11 @@ pub(crate) fn resident_mebibytes(process: u32) -> anyhow::Result<f64> {
 /// The most resident memory a process has had.
 pub(crate) fn peak_mebibytes(process: u32) -> anyhow::Result<f64> {
     memory_mebibytes(process, "VmHWM:")
+}
+
+/// Lets a process's peak begin again with what is resident now.
+pub(crate) fn forget_peak(process: u32) -> anyhow::Result<()> {
+    fs::write(format!("/proc/{process}/clear_refs"), "5").context("its peak cannot be reset")
 }
 
 /// Resident memory of a process that is not a mapped file's.
