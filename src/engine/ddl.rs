@@ -71,6 +71,20 @@ impl Engine {
         self.shard(sink.shard)
     }
 
+    /// The shard of all `sources` of a query.
+    ///
+    /// # Errors
+    /// 0A000 when they are in several.
+    pub(crate) fn shard_of_all(&self, sources: &[Arc<Relation>]) -> Result<&Arc<Shard>> {
+        let first = sources.first().ok_or_else(|| SqlError::internal("a query without a source"))?;
+        if let Some(other) = sources.iter().find(|source| source.shard != first.shard) {
+            let what =
+                format!("a continuous query over \"{}\" and \"{}\", which are in two shards,", first.name, other.name);
+            return Err(SqlError::unsupported(what, "run the server with --shards 1"));
+        }
+        self.shard_of(first)
+    }
+
     pub(crate) async fn ensure_topic(&self, relation: &Relation) -> Result<()> {
         let shard = self.shard_of(relation)?;
         let topic = TopicStorage {
@@ -306,7 +320,7 @@ impl Session {
         let output = pipeline.output();
         check_kind(create, output.kind)?;
         output.check_storable()?;
-        let source = plan.sources.first().ok_or_else(|| SqlError::internal("a query without a source"))?;
+        let shard = self.engine.shard_of_all(&plan.sources)?.id();
         let now = self.engine.clock().now();
         let relation = Relation {
             id: TopicId::default(),
@@ -316,7 +330,7 @@ impl Session {
             timestamp: None,
             watermark_delay: None,
             options: topic,
-            shard: source.shard,
+            shard,
             query: None,
             created_at: now,
             sql: render::create_as(create).to_owned(),

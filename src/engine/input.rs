@@ -22,6 +22,9 @@ use tokio::sync::watch;
 /// Next offsets to read, by partition.
 pub(crate) type Positions = BTreeMap<PartitionId, Offset>;
 
+/// The partitions of a relation as they are.
+pub(super) type Views = BTreeMap<PartitionId, Arc<PartitionView>>;
+
 /// Events of one step.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -36,6 +39,8 @@ pub(crate) struct Input {
 /// Reads one source.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
+    /// Its position among the query's sources.
+    pub(crate) source: usize,
     pub(crate) relation: Arc<Relation>,
     pub(crate) partitions: Arc<Partitions>,
     /// Of the stored schema of `relation`.
@@ -109,7 +114,7 @@ impl Reader {
     }
 
     /// About how many rows have the bytes that are taken at once.
-    fn rows_target(&self, views: &BTreeMap<PartitionId, Arc<PartitionView>>) -> u64 {
+    pub(super) fn rows_target(&self, views: &Views) -> u64 {
         let (rows, bytes) = views.values().fold((0, 0), |(rows, bytes), view| {
             let stored = view.offset_end().since(view.offset_start());
             let stored = view.rows().unwrap_or(stored);
@@ -127,7 +132,7 @@ impl Reader {
         self.check_start(&self.views(), from)
     }
 
-    fn check_start(&self, views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions) -> Result<()> {
+    fn check_start(&self, views: &Views, from: &Positions) -> Result<()> {
         if self.removed == Removed::Skip {
             return Ok(());
         }
@@ -200,21 +205,23 @@ impl Reader {
         partitions.iter().flat_map(|all| all.iter()).map(|partition| partition.id()).collect()
     }
 
-    fn views(&self) -> BTreeMap<PartitionId, Arc<PartitionView>> {
+    pub(super) fn views(&self) -> Views {
         // All there are now: they may have become more.
         let partitions = self.partitions.topic(self.relation.id);
         partitions.iter().flat_map(|all| all.iter()).map(|partition| (partition.id(), partition.view())).collect()
     }
 
-    fn read(
-        &self,
-        views: &BTreeMap<PartitionId, Arc<PartitionView>>,
-        from: &Positions,
-        mut to: Positions,
-        bytes_max: ByteSize,
-    ) -> Result<Input> {
+    fn read(&self, views: &Views, from: &Positions, to: Positions, bytes_max: ByteSize) -> Result<Input> {
+        let split = if views.len() == 1 { Split::Batches(bytes_max) } else { Split::Entries };
+        let Pieces { mut pieces, positions, rows } = self.pieces(views, from, to, split)?;
+        // Stable: within an entry and a partition, offsets stay in order.
+        pieces.sort_by_key(|(entry, batch)| (*entry, batch.partition));
+        Ok(Input { batches: pieces.into_iter().map(|(_, batch)| batch).collect(), positions, rows })
+    }
+
+    /// The events from `from` to `to`, or less of them.
+    pub(super) fn pieces(&self, views: &Views, from: &Positions, mut to: Positions, split: Split) -> Result<Pieces> {
         let mut pieces: Vec<(EntryIndex, InputBatch)> = Vec::new();
-        let is_single = views.len() == 1;
         let mut rows = RowCount::ZERO;
         let mut bytes = ByteSize::ZERO;
         for (id, view) in views {
@@ -227,7 +234,7 @@ impl Reader {
             for stored in view.scan(request) {
                 let mut stored = stored.map_err(|error| read_error(&self.relation.name, error))?;
                 let count = stored.batch.num_rows();
-                if is_single {
+                if let Split::Batches(bytes_max) = split {
                     let left = bytes_max.value().saturating_sub(bytes.value());
                     stored = stored.slice(0, fitting(&stored.batch, left));
                 }
@@ -238,13 +245,13 @@ impl Reader {
                 };
                 rows = rows.plus(RowCount::of(stored.batch.num_rows()));
                 let whole = |stored: StoredBatch| InputBatch {
-                    source: 0,
+                    source: self.source,
                     partition: *id,
                     offset_start: stored.offset_start,
                     offsets: stored.offsets,
                     batch: stored.batch,
                 };
-                if is_single {
+                if let Split::Batches(bytes_max) = split {
                     bytes = bytes.plus(batch_bytes(&stored.batch));
                     pieces.push((EntryIndex::default(), whole(stored)));
                     // What is left of a batch that was cut comes next, also where its rows took less than their share.
@@ -261,16 +268,32 @@ impl Reader {
                 }
             }
         }
-        // Stable: within an entry and a partition, offsets stay in order.
-        pieces.sort_by_key(|(entry, batch)| (*entry, batch.partition));
-        Ok(Input { batches: pieces.into_iter().map(|(_, batch)| batch).collect(), positions: to, rows })
+        Ok(Pieces { pieces, positions: to, rows })
     }
 }
 
-/// The ends of the partitions a reader reads.
+/// How events are taken apart.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Split {
+    /// As they are stored, about so many bytes of them.
+    Batches(ByteSize),
+    /// By the entries they came with.
+    Entries,
+}
+
+/// Events with the entries they came with.
+pub(super) struct Pieces {
+    pub(super) pieces: Vec<(EntryIndex, InputBatch)>,
+    /// Positions after them.
+    pub(super) positions: Positions,
+    /// Their number.
+    pub(super) rows: RowCount,
+}
+
+/// The ends of the partitions that readers read.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    ends: Vec<watch::Receiver<Offset>>,
+    pub(super) ends: Vec<watch::Receiver<Offset>>,
 }
 
 impl Waiting {
@@ -298,35 +321,43 @@ fn fitting(batch: &RecordBatch, bytes: u64) -> usize {
 }
 
 /// The positions of `from` in the events that are still stored.
-fn from_start(views: &BTreeMap<PartitionId, Arc<PartitionView>>, from: &Positions) -> Positions {
+pub(super) fn from_start(views: &Views, from: &Positions) -> Positions {
     views.iter().map(|(id, view)| (*id, position(from, *id).max(view.offset_start()))).collect()
 }
 
-fn position(positions: &Positions, id: PartitionId) -> Offset {
+pub(super) fn position(positions: &Positions, id: PartitionId) -> Offset {
     positions.get(&id).copied().unwrap_or(Offset::ZERO)
 }
 
-type CutResult<T> = std::result::Result<T, StorageError>;
+pub(super) type CutResult<T> = std::result::Result<T, StorageError>;
 
 /// Positions at the latest entry up to `applied` that takes about `target` rows, and at least one entry.
-fn cut(
-    views: &BTreeMap<PartitionId, Arc<PartitionView>>,
-    from: &Positions,
-    applied: EntryIndex,
-    target: u64,
-) -> CutResult<Positions> {
-    let ends = |entry: EntryIndex| -> CutResult<Positions> {
-        let end = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
-            Ok((*id, view.offset_end_at(entry)?.max(position(from, *id))))
-        };
-        views.iter().map(end).collect()
+fn cut(views: &Views, from: &Positions, applied: EntryIndex, target: u64) -> CutResult<Positions> {
+    let all = [(views, from)];
+    ends_of(views, from, cut_entry(&all, applied, target)?)
+}
+
+/// Where the partitions end at `entry`, and not before `from`.
+pub(super) fn ends_of(views: &Views, from: &Positions, entry: EntryIndex) -> CutResult<Positions> {
+    let end = |(id, view): (&PartitionId, &Arc<PartitionView>)| {
+        Ok((*id, view.offset_end_at(entry)?.max(position(from, *id))))
     };
+    views.iter().map(end).collect()
+}
+
+/// The latest entry up to `applied` with which all of `views` have about `target` rows after their positions, and at
+/// least one entry.
+pub(super) fn cut_entry(views: &[(&Views, &Positions)], applied: EntryIndex, target: u64) -> CutResult<EntryIndex> {
     let rows = |entry: EntryIndex| -> CutResult<u64> {
-        Ok(ends(entry)?.iter().map(|(id, end)| end.since(position(from, *id)).value()).sum())
+        let mut rows = 0;
+        for (views, from) in views {
+            let ends = ends_of(views, from, entry)?;
+            rows += ends.iter().map(|(id, end)| end.since(position(from, *id)).value()).sum::<u64>();
+        }
+        Ok(rows)
     };
-    let all = rows(applied)?;
-    if all <= target {
-        return ends(applied);
+    if rows(applied)? <= target {
+        return Ok(applied);
     }
     // `rows` grows with the entry: the first entry that reaches the target.
     let (mut low, mut high) = (0, applied.value());
@@ -334,7 +365,7 @@ fn cut(
         let middle = low + (high - low) / 2;
         if rows(EntryIndex::new(middle))? >= target { high = middle } else { low = middle + 1 }
     }
-    ends(EntryIndex::new(low))
+    Ok(EntryIndex::new(low))
 }
 
 #[cfg(test)]
@@ -356,6 +387,7 @@ mod tests {
         let (partitions, schema) = (engine.shard_of(&relation).unwrap().partitions(), relation.topic_schema());
         let (projection, rows_max) = (vec![0], 100);
         let mut reader = Reader {
+            source: 0,
             relation,
             partitions,
             projection,

@@ -17,6 +17,7 @@ mod describe;
 mod fold;
 mod held;
 mod input;
+mod inputs;
 mod insert;
 mod outcome;
 mod pin;

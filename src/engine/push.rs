@@ -5,6 +5,7 @@
 //! Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
 use crate::engine::input::{First, Positions, Reader, Removed};
+use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
@@ -31,10 +32,10 @@ const SPARE_BYTES_MAX: usize = 64 << 10;
 /// A subscription's state between rows.
 struct Subscription {
     engine: Arc<Engine>,
-    reader: Reader,
+    inputs: Inputs,
     /// Absent while it is on a query thread, and for good if it panics there.
     pipeline: Option<Pipeline>,
-    positions: Positions,
+    positions: SourcePositions,
     /// Rows that stand before the first change: a table's rows as they are.
     first: VecDeque<InputBatch>,
     /// Rows until `LIMIT`.
@@ -94,29 +95,35 @@ impl Session {
     pub(crate) async fn subscribe(&mut self, select: &Select, arguments: Arguments) -> Result<Rows> {
         let options = bind::ddl::bind_push_options(select)?;
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
-        let source = plan.sources.first().ok_or_else(|| SqlError::internal("a push query without a source"))?;
-        let shard = self.engine.shard_of(source)?;
         let earliest = match options.auto_offset_reset {
             Some(reset) => reset == OffsetReset::Earliest,
             None => self.settings.starts_at_earliest(),
         };
-        let mut reader = Reader {
-            relation: Arc::clone(source),
-            partitions: shard.partitions(),
-            projection: pipeline.projection(0).to_vec(),
-            schema: source.topic_schema(),
-            rows_max: BATCH_ROWS_MAX,
-            bytes_max: self.engine.budget().subscription_bytes(),
-            removed: if earliest { Removed::Skip } else { Removed::Refuse },
-            first: None,
+        let mut readers = Vec::with_capacity(plan.sources.len());
+        for (number, source) in plan.sources.iter().enumerate() {
+            readers.push(Reader {
+                source: number,
+                relation: Arc::clone(source),
+                partitions: self.engine.shard_of_all(&plan.sources)?.partitions(),
+                projection: pipeline.projection(number).to_vec(),
+                schema: source.topic_schema(),
+                rows_max: BATCH_ROWS_MAX,
+                bytes_max: self.engine.budget().subscription_bytes(),
+                removed: if earliest { Removed::Skip } else { Removed::Refuse },
+                first: None,
+            });
+        }
+        let begun = match readers.as_mut_slice() {
+            [reader] if earliest || !pipeline.keeps_rows_of(0) => self.begin_one(reader, earliest).await?,
+            _ => Begun { positions: Vec::new(), first: VecDeque::new() },
         };
-        let (positions, first) = match (earliest, source.has_tombstones()) {
-            (false, _) => (reader.ends()?, VecDeque::new()),
-            (true, false) => {
-                reader.first = self.rows_first(source, &reader).await?;
-                (reader.starts(), VecDeque::new())
+        let inputs = Inputs::new(readers);
+        let (positions, first, pipeline) = match begun.positions.is_empty() {
+            false => (begun.positions, begun.first, pipeline),
+            true => {
+                let (positions, pipeline) = self.begin_many(&inputs, pipeline, earliest).await?;
+                (positions, VecDeque::new(), pipeline)
             }
-            (true, true) => self.table_rows(source, &reader).await?,
         };
         let columns: Arc<[ResultColumn]> = plan.columns.into();
         let subscription = Subscription {
@@ -124,7 +131,7 @@ impl Session {
             versions: self.engine.replication().catalog().subscribe(),
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
             is_new: pipeline.begins_with_row(),
-            reader,
+            inputs,
             pipeline: Some(pipeline),
             positions,
             first,
@@ -135,6 +142,57 @@ impl Session {
             Some((batch, subscription))
         });
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream: Box::pin(stream) })
+    }
+
+    /// Where a subscription to one relation begins.
+    async fn begin_one(&self, reader: &mut Reader, earliest: bool) -> Result<Begun> {
+        let source = Arc::clone(&reader.relation);
+        let (positions, first) = match (earliest, source.has_tombstones()) {
+            (false, _) => (reader.ends()?, VecDeque::new()),
+            (true, false) => {
+                reader.first = self.rows_first(&source, reader).await?;
+                (reader.starts(), VecDeque::new())
+            }
+            (true, true) => self.table_rows(&source, reader).await?,
+        };
+        Ok(Begun { positions: vec![positions], first })
+    }
+
+    /// Where a subscription to several relations, or to what is made of a table, begins. Tables are there with their rows
+    /// as they are; what those give is shown only from the earliest on.
+    async fn begin_many(
+        &self,
+        inputs: &Inputs,
+        mut pipeline: Pipeline,
+        earliest: bool,
+    ) -> Result<(SourcePositions, Pipeline)> {
+        let starts: SourcePositions = inputs.readers().iter().map(Reader::starts).collect();
+        if earliest {
+            return Ok((starts, pipeline));
+        }
+        let inputs = inputs.clone();
+        let now = self.engine.clock().now();
+        self.engine
+            .compute
+            .run(async move {
+                let cut = inputs.readers().first().map(|reader| reader.partitions.applied());
+                let cut = cut.ok_or_else(|| SqlError::internal("a push query without a source"))?;
+                let ends = inputs.readers().iter().map(|reader| reader.ends_at(cut)).collect::<Result<Vec<_>>>()?;
+                let mut positions = ends.clone();
+                for (number, reader) in
+                    inputs.readers().iter().enumerate().filter(|(number, _)| pipeline.keeps_rows_of(*number))
+                {
+                    positions[number] = reader.starts();
+                }
+                while positions != ends {
+                    let Some(input) = inputs.next_up_to(&positions, cut)? else { break };
+                    pipeline.step(StepInput { batches: input.batches, idle: &[], now })?;
+                    positions = input.positions;
+                    tokio::task::yield_now().await;
+                }
+                Ok((ends, pipeline))
+            })
+            .await
     }
 
     /// Of a table without a key, what a reader from the beginning must know.
@@ -201,6 +259,13 @@ impl Session {
     }
 }
 
+/// Where a subscription begins.
+struct Begun {
+    positions: SourcePositions,
+    /// Rows before that.
+    first: VecDeque<InputBatch>,
+}
+
 impl Subscription {
     async fn next(&mut self) -> Option<Result<RecordBatch>> {
         while !self.is_done && self.left > 0 {
@@ -232,11 +297,11 @@ impl Subscription {
         if let Some(batch) = self.first.pop_front() {
             return self.compute(batch.batch.num_rows(), Source::Batches(vec![batch])).await;
         }
-        let mut waiting = self.reader.waiting();
-        self.reader.check_removed(&self.positions)?;
-        let behind = self.reader.behind(&self.positions);
+        let mut waiting = self.inputs.waiting();
+        self.inputs.check_removed(&self.positions)?;
+        let behind = self.inputs.behind(&self.positions);
         if behind > RowCount::ZERO {
-            let source = Source::Log { reader: self.reader.clone(), from: self.positions.clone() };
+            let source = Source::Log { inputs: self.inputs.clone(), from: self.positions.clone() };
             return self.compute(behind.as_usize(), source).await;
         }
         if self.is_new {
@@ -245,11 +310,12 @@ impl Subscription {
         tokio::select! {
             () = waiting.changed() => {}
             changed = self.versions.changed() => {
-                let relation = &self.reader.relation;
-                if changed.is_err() || self.engine.catalog().relation_by_id(relation.id).is_none() {
+                let catalog = self.engine.catalog();
+                let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
+                if let Some(reader) = self.inputs.readers().iter().find(is_gone) {
                     return Err(SqlError::new(
                         SqlState::UndefinedTable,
-                        format!("relation \"{}\" was dropped", relation.name),
+                        format!("relation \"{}\" was dropped", reader.relation.name),
                     ));
                 }
             }
@@ -275,10 +341,14 @@ impl Subscription {
         };
         self.pipeline = Some(computed.pipeline);
         // What was read may be a change of a row: the plan is of a time when rows did not change.
-        let relation = &self.reader.relation;
-        let is_old = || self.engine.catalog().relation_by_id(relation.id).is_some_and(|now| now.row_ids.is_some());
-        if relation.lacks_key() && relation.row_ids.is_none() && is_old() {
-            let fact = format!("rows of table \"{}\" can change from now on", relation.name);
+        let catalog = self.engine.catalog();
+        let is_old = |reader: &&Reader| {
+            let relation = &reader.relation;
+            let can_change_now = || catalog.relation_by_id(relation.id).is_some_and(|now| now.row_ids.is_some());
+            relation.lacks_key() && relation.row_ids.is_none() && can_change_now()
+        };
+        if let Some(reader) = self.inputs.readers().iter().find(is_old) {
+            let fact = format!("rows of table \"{}\" can change from now on", reader.relation.name);
             return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, fact).hint("subscribe again"));
         }
         if let Some(positions) = computed.positions {
@@ -291,14 +361,14 @@ impl Subscription {
 /// Where a computation's rows come from.
 enum Source {
     Batches(Vec<InputBatch>),
-    Log { reader: Reader, from: Positions },
+    Log { inputs: Inputs, from: SourcePositions },
 }
 
 /// What a computation gives back.
 struct Computed {
     pipeline: Pipeline,
     /// After the rows it read.
-    positions: Option<Positions>,
+    positions: Option<SourcePositions>,
     /// In the client's columns, if there are any.
     rows: Option<RecordBatch>,
 }
@@ -306,7 +376,7 @@ struct Computed {
 fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Computed> {
     let (batches, positions) = match source {
         Source::Batches(batches) => (batches, None),
-        Source::Log { reader, from } => match reader.next(&from)? {
+        Source::Log { inputs, from } => match inputs.next(&from)? {
             Some(input) => (input.batches, Some(input.positions)),
             None => return Ok(Computed { pipeline, positions: None, rows: None }),
         },

@@ -29,8 +29,6 @@ pub(crate) struct Tables {
     pub(crate) pins: Arc<Pins>,
     /// Of tables without a key, the changes of each partition.
     versions: Mutex<HashMap<TopicId, Arc<Mutex<Changed>>>>,
-    /// Of tables without a key, the version of the catalog in which all queries that read them follow changed rows.
-    changeable: Mutex<HashMap<TopicId, u64>>,
     /// For the rows of all of them.
     room: HoldingRoom,
 }
@@ -38,8 +36,8 @@ pub(crate) struct Tables {
 impl Tables {
     /// No table read yet.
     pub(crate) fn new(room: HoldingRoom) -> Self {
-        let (tables, versions, changeable) = Default::default();
-        Self { tables, versions, changeable, pins: Arc::default(), room }
+        let (tables, versions) = Default::default();
+        Self { tables, versions, pins: Arc::default(), room }
     }
 
     /// The rows of `relation` as of `cut`, which whoever reads took while holding a pin: batches of the stored columns, then
@@ -133,19 +131,8 @@ impl Tables {
         Ok(table.partitions.clone())
     }
 
-    /// Whether rows of a table without a key were found to be changeable in this version of the catalog.
-    pub(crate) fn can_change(&self, topic: TopicId, version: u64) -> bool {
-        self.changeable.lock().get(&topic) == Some(&version)
-    }
-
-    /// Remembers that rows of a table without a key can change.
-    pub(crate) fn set_can_change(&self, topic: TopicId, version: u64) {
-        self.changeable.lock().insert(topic, version);
-    }
-
     /// Forgets tables that are no longer in the catalog.
     pub(crate) fn retain(&self, catalog: &Snapshot) {
-        self.changeable.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
         self.versions.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
         self.tables.lock().retain(|id, _| catalog.relation_by_id(*id).is_some());
     }

@@ -127,35 +127,23 @@ pub struct WindowSpec {
     pub grace: Option<Span>,
 }
 
-/// A SELECT that may run continuously: resolved, typed, coerced and simplified.
+/// A SELECT that may run continuously: resolved, typed, coerced, simplified, its sub-queries made joins.
 ///
-/// # Shape
-/// From the root down, every level in brackets may be missing, nothing else occurs, and each level has one input:
-///
-/// ```text
-/// Projection          the output, one expression per entry of `columns`, in order
-///   [Filter]          HAVING
-///   [Aggregate]       GROUP BY and aggregates; with a window, `windowstart` and `windowend` are among the group keys
-///   [Filter]          WHERE
-///   [Projection]      every column of the scan, then `windowstart`, `windowend`; there exactly when `window` is
-///   TableScan         the source: no projection, no filters, no fetch
-/// ```
-///
-/// The scan's columns are those of `relation.stored_schema()` without `rowtombstone`, then `rowpartition` and
-/// `rowoffset`; so a position below `columns.len() + 1` is one of the stored schema. `plan::scanned_relation` gives the relation.
+/// Any tree of projections, filters, aggregates, joins, unions and scans of relations. The root's columns are those of
+/// `columns`, in order. The columns of a scan are some of `exec::table::scan_schema`; `plan::scanned_relation` gives its relation.
 ///
 /// `windowstart` is `rowtime` rounded down to a multiple of the size since the Unix epoch, `windowend` is
-/// `windowstart` plus the size; both are `Timestamp(µs, "UTC")`.
+/// `windowstart` plus the size; both are `Timestamp(µs, "UTC")`, and ordinary columns.
 ///
-/// Aggregates may have DISTINCT, FILTER and ORDER BY. Expressions hold no sub-query, no placeholder and no volatile function;
-/// `now()` is still a call of the scalar function `now`, for the streaming planner to set per step.
+/// Expressions hold no sub-query, no placeholder and no volatile function; `now()` is still a call of the scalar function
+/// `now`, for the streaming planner to set per step.
 #[derive(Debug, Clone)]
 pub struct ContinuousPlan {
-    /// The plan, of the shape above.
+    /// The plan.
     pub plan: LogicalPlan,
     /// The window, when the statement has one.
     pub window: Option<WindowSpec>,
-    /// What it reads; the first is the source of the scan.
+    /// What it reads, each once.
     pub sources: Vec<Arc<Relation>>,
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
@@ -165,15 +153,19 @@ pub struct ContinuousPlan {
 const GRACE_AND_SIZE: Span = Span::from_secs(24 * 3_600);
 
 impl ContinuousPlan {
-    /// How long after its end a window takes late events; `None` without a window.
+    /// How long after its end the window of the statement takes late events; `None` without one.
     pub fn grace(&self) -> Option<Span> {
-        let window = self.window?;
-        let delay = self.sources.first().and_then(|source| source.watermark_delay);
-        Some(match (window.grace, delay) {
+        let is_declared = self.sources.first().is_some_and(|source| source.watermark_delay.is_some());
+        Some(self.grace_of(self.window?.size, is_declared))
+    }
+
+    /// The same for a window of `size`; whether the stream tells by itself how late its events are.
+    pub(crate) fn grace_of(&self, size: Span, is_declared: bool) -> Span {
+        match (self.window.and_then(|window| window.grace), is_declared) {
             (Some(grace), _) => grace,
-            (None, Some(_)) => Span::ZERO,
-            (None, None) => Span::from_micros((GRACE_AND_SIZE.micros() - window.size.micros()).max(0)),
-        })
+            (None, true) => Span::ZERO,
+            (None, false) => Span::from_micros((GRACE_AND_SIZE.micros() - size.micros()).max(0)),
+        }
     }
 }
 

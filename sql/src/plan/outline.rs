@@ -6,8 +6,8 @@ use super::ContinuousPlan;
 use crate::dialect::ast::Select;
 use crate::function::registry;
 use crate::stream::Pipeline;
-use millstream_catalog::RelationKind;
 use millstream_catalog::model::Name;
+use millstream_catalog::{Relation, RelationKind};
 use sqlparser::ast::{Expr, Function, GroupByExpr, Select as SqlSelect, SelectItem, SetExpr, Value, Visit, Visitor};
 use std::fmt::Display;
 use std::ops::ControlFlow;
@@ -62,8 +62,12 @@ fn word(kind: RelationKind) -> &'static str {
 }
 
 fn source(plan: &ContinuousPlan, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
-    let Some(relation) = plan.sources.first() else { return Vec::new() };
-    let read: Vec<&str> = pipeline.columns_read().collect();
+    let sources = plan.sources.iter().enumerate();
+    sources.flat_map(|(number, relation)| source_parts(number, relation, pipeline)).collect()
+}
+
+fn source_parts(number: usize, relation: &Relation, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
+    let read: Vec<&str> = pipeline.columns_read(number).collect();
     let read = if read.is_empty() { "no columns".to_owned() } else { format!("columns {}", read.join(", ")) };
     let mut parts = vec![("Reads", format!("{} \"{}\", {read}", word(relation.kind), relation.name))];
     let column = relation.timestamp.and_then(|index| relation.schema.columns.get(index));

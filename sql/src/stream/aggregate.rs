@@ -1,44 +1,71 @@
-//! Continuous GROUP BY, with or without a tumbling window.
+//! Continuous GROUP BY, with or without a window.
 //!
-//! Owns the groups, which of them a step touches, lateness, and the letting go of closed windows. Leaves out the
+//! Owns the groups, which of them a step touches, which have rows, lateness, and the letting go of closed windows. Leaves out the
 //! aggregates' own state (`call`), event time (`time`), HAVING and the select list (`keyed`). State lives in memory and
 //! is saved whole.
 
-use super::call::{Call, Touched};
-use super::delta::{Delta, Weights, arrow_error, downcast, sql_error};
+use super::call::{Call, Rows, Touched};
+use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, sql_error, with_weight};
 use super::expression::evaluate;
-use super::operator::Operator;
+use super::operator::{Operator, only};
 use super::save::{StateReader, StateWriter};
 use super::slots::{Found, Slots};
 use crate::error::SqlError;
 use crate::types::canonical;
+use arrow::array::make_comparator;
 use arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
+    ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray,
+    UInt32Array,
 };
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
-use millstream_catalog::model::{ByteSize, RowCount, Span, Timestamp};
+use millstream_catalog::model::{ByteSize, RowCount, Span};
 use std::sync::Arc;
 
-/// A group without events has no event time.
-const NO_EVENT: i64 = i64::MIN;
-
-/// Where the window's end is among the grouping expressions, and how long after it late events are taken.
+/// Which grouping expression tells when a window ends, and how long after that late events are taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WindowBounds {
-    /// Position of `windowend` among the grouping expressions.
-    pub(crate) end: usize,
+    /// Its position among the grouping expressions.
+    pub(crate) key: usize,
+    /// What is added to it to have the window's end.
+    pub(crate) length: Span,
     /// The grace period.
     pub(crate) grace: Span,
+    /// How far the time of the rows may be behind the query's.
+    pub(crate) delay: Span,
+}
+
+impl WindowBounds {
+    /// When the windows of keys go, by the query's time; of a key without one, never.
+    pub(crate) fn closes(&self, keys: &[ArrayRef]) -> Option<Vec<i64>> {
+        let ends = keys.get(self.key)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+        Some(ends.iter().map(|end| end.map_or(i64::MAX, |end| self.close(end))).collect())
+    }
+
+    /// The query's time at which the window of a key goes.
+    pub(crate) fn close(&self, key: i64) -> i64 {
+        key.saturating_add(self.length.micros()).saturating_add(self.grace.micros()).saturating_add(self.delay.micros())
+    }
+}
+
+/// What an aggregate tells of a group that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Changes {
+    /// Its new form, or that it is gone.
+    Forms,
+    /// Its old form with −1 and its new one with +1.
+    Both,
 }
 
 /// Groups rows and keeps their aggregates.
 ///
-/// In: rows that are never taken back. Out: per step, the new form of each touched group, in the order of first touch:
-/// the grouping columns, then the aggregates; event time is the group's greatest.
+/// Out: per step, what changed of each touched group, in the order of first touch: the grouping columns, then the
+/// aggregates; event time is the group's greatest. A group without rows is gone, but for the only one of an aggregate
+/// without grouping expressions.
 ///
 /// An event is late, and dropped, when the query's time at it has reached the end of its window plus the grace period:
 /// with windows of 60 and a grace of 10, an event at 59 is taken while time is 69 and late once time is 70.
@@ -48,10 +75,38 @@ pub(crate) struct Aggregate {
     schema: SchemaRef,
     window: Option<WindowBounds>,
     calls: Vec<Call>,
+    rows: Rows,
+    changes: Changes,
     slots: Slots,
     /// Greatest event time by slot.
     rowtime: Vec<i64>,
+    /// Rows by slot, where they may go.
+    counts: Vec<i64>,
     late_rows: RowCount,
+}
+
+/// What an aggregate is made of.
+pub(crate) struct Grouping {
+    /// The grouping expressions.
+    pub(crate) keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// The window among them.
+    pub(crate) window: Option<WindowBounds>,
+    /// The aggregates.
+    pub(crate) calls: Vec<Call>,
+    /// The schema of the keys, then of the calls' results.
+    pub(crate) schema: SchemaRef,
+    /// Whether input rows go.
+    pub(crate) rows: Rows,
+    /// What comes out.
+    pub(crate) changes: Changes,
+}
+
+/// The form of the touched groups before a step.
+struct Before {
+    columns: Vec<ArrayRef>,
+    rowtime: Vec<i64>,
+    /// Which of them there were.
+    is_there: Vec<bool>,
 }
 
 /// The groups of one step.
@@ -64,13 +119,9 @@ struct Interned {
 }
 
 impl Aggregate {
-    /// Groups by `keys`; `schema` is that of the keys, then of the calls' results.
-    pub(crate) fn new(
-        keys: Vec<Arc<dyn PhysicalExpr>>,
-        window: Option<WindowBounds>,
-        calls: Vec<Call>,
-        schema: SchemaRef,
-    ) -> Result<Self, SqlError> {
+    /// No groups yet.
+    pub(crate) fn new(grouping: Grouping) -> Result<Self, SqlError> {
+        let Grouping { keys, window, calls, schema, rows, changes } = grouping;
         let key_fields = schema.fields().iter().take(keys.len()).cloned().collect::<Vec<_>>();
         let types: Vec<DataType> = key_fields.iter().map(|field| field.data_type().clone()).collect();
         Ok(Self {
@@ -78,8 +129,11 @@ impl Aggregate {
             schema,
             window,
             calls,
+            rows,
+            changes,
             slots: Slots::new(&types)?,
             rowtime: Vec::new(),
+            counts: Vec::new(),
             late_rows: RowCount::ZERO,
             keys,
         })
@@ -93,22 +147,18 @@ impl Aggregate {
         self.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?))).collect()
     }
 
-    fn window_ends(&self, keys: &[ArrayRef]) -> Result<Option<TimestampMicrosecondArray>, SqlError> {
+    /// When the window of each row goes, by the query's time.
+    fn closes(&self, keys: &[ArrayRef]) -> Result<Option<Vec<i64>>, SqlError> {
         let Some(window) = self.window else { return Ok(None) };
-        let ends = keys.get(window.end).ok_or_else(|| SqlError::internal("no window end among the groups"))?;
-        Ok(Some(downcast(ends)?))
+        let closes = window.closes(keys);
+        closes.map(Some).ok_or_else(|| SqlError::internal("no window end among the groups"))
     }
 
     /// True for the rows whose window is open at their time; `None` when all are.
     fn open_rows(&self, delta: &Delta, keys: &[ArrayRef]) -> Result<Option<BooleanArray>, SqlError> {
-        let Some(WindowBounds { grace, .. }) = self.window else { return Ok(None) };
-        let Some(ends) = self.window_ends(keys)? else { return Ok(None) };
-        let clock = &delta.origin.clock;
-        let is_open = |row: usize, end: i64| {
-            let time = clock.get(delta.input_row(row)).copied().unwrap_or(NO_EVENT);
-            time == NO_EVENT || time < end.saturating_add(grace.micros())
-        };
-        let open: BooleanArray = ends.values().iter().enumerate().map(|(row, end)| Some(is_open(row, *end))).collect();
+        let Some(closes) = self.closes(keys)? else { return Ok(None) };
+        let open = closes.iter().enumerate().map(|(row, close)| Some(delta.time_at(row) < *close));
+        let open: BooleanArray = open.collect();
         Ok((open.true_count() < open.len()).then_some(open))
     }
 
@@ -128,47 +178,186 @@ impl Aggregate {
     /// The slots of the groups.
     fn find(&mut self, interned: &Interned) -> Result<Vec<Found>, SqlError> {
         let bytes = self.slots.codec().encode(&interned.keys)?;
-        let ends = self.window_ends(&interned.keys)?;
+        let closes = self.closes(&interned.keys)?;
         let found = (0..interned.count).map(|group| {
-            let end = ends.as_ref().map(|ends| ends.value(group));
-            self.slots.insert(bytes.get(group), end)
+            let close = closes.as_ref().map(|closes| closes[group]);
+            self.slots.insert(bytes.get(group), close)
         });
         let found: Vec<Found> = found.collect();
-        self.rowtime.resize(self.slots.capacity(), NO_EVENT);
+        self.rowtime.resize(self.slots.capacity(), NEVER);
+        if self.rows == Rows::Go {
+            self.counts.resize(self.slots.capacity(), 0);
+        }
         for found in found.iter().filter(|found| found.is_new) {
-            self.rowtime[found.slot as usize] = NO_EVENT;
+            self.rowtime[found.slot as usize] = NEVER;
+            if let Some(count) = self.counts.get_mut(found.slot as usize) {
+                *count = 0;
+            }
         }
         Ok(found)
     }
 
-    /// Raises the groups' event times; gives each group's last row.
+    /// Whether a group has a row in the result.
+    fn is_there(&self, found: Found) -> bool {
+        match self.rows {
+            _ if self.is_global() => true,
+            Rows::Stay => true,
+            Rows::Go => self.counts[found.slot as usize] > 0,
+        }
+    }
+
+    /// Raises the groups' event times, and counts their rows; gives each group's last row.
     fn raise(&mut self, delta: &Delta, interned: &Interned, found: &[Found]) -> Vec<usize> {
         let mut last = vec![0; interned.count];
         for (row, (group, event)) in interned.groups.iter().zip(delta.rowtime.values()).enumerate() {
             let rowtime = &mut self.rowtime[found[*group].slot as usize];
             *rowtime = (*rowtime).max(*event);
             last[*group] = row;
+            if self.rows == Rows::Go {
+                self.counts[found[*group].slot as usize] += if delta.weights.is_gone(row) { -1 } else { 1 };
+            }
         }
         last
     }
 
-    /// The new forms of the groups.
-    fn emit(&self, delta: &Delta, columns: Vec<ArrayRef>, found: &[Found], last: &[usize]) -> Result<Delta, SqlError> {
-        let options = RecordBatchOptions::new().with_row_count(Some(found.len()));
+    /// The touched groups as they are.
+    fn before(&self, interned: &Interned, touched: &Touched) -> Result<Before, SqlError> {
+        let mut columns = interned.keys.clone();
+        if self.changes == Changes::Both {
+            for call in &self.calls {
+                columns.push(call.current(touched)?);
+            }
+        }
+        Ok(Before {
+            columns,
+            rowtime: touched.found.iter().map(|found| self.rowtime[found.slot as usize]).collect(),
+            is_there: touched.found.iter().map(|found| !found.is_new && self.is_there(*found)).collect(),
+        })
+    }
+
+    /// What changed: the new forms of the groups, or their ends.
+    fn forms(
+        &self,
+        delta: &Delta,
+        columns: Vec<ArrayRef>,
+        touched: &Touched,
+        before: &Before,
+        last: &[usize],
+    ) -> Result<Delta, SqlError> {
+        let is_there: Vec<bool> = touched.found.iter().map(|found| self.is_there(*found)).collect();
+        let gone: Vec<bool> = is_there.iter().map(|is_there| !is_there).collect();
+        let all = self.rows_of(delta, columns, touched, last, Weights::of(&gone))?;
+        if !gone.contains(&true) {
+            return Ok(all);
+        }
+        let wanted = is_there.iter().zip(&before.is_there).map(|(is_there, was_there)| Some(*is_there || *was_there));
+        all.filter(&wanted.collect())
+    }
+
+    /// What changed: the old forms of the groups, then the new ones; nothing of those that are as they were.
+    fn both(
+        &self,
+        delta: &Delta,
+        columns: Vec<ArrayRef>,
+        touched: &Touched,
+        before: Before,
+        last: &[usize],
+    ) -> Result<Delta, SqlError> {
+        let is_there: Vec<bool> = touched.found.iter().map(|found| self.is_there(*found)).collect();
+        let mut is_equal: Vec<bool> =
+            is_there.iter().zip(&before.is_there).map(|(is_there, was_there)| *is_there && *was_there).collect();
+        for (old, new) in before.columns.iter().zip(&columns).skip(self.keys.len()) {
+            let order = make_comparator(old, new, SortOptions::default()).map_err(arrow_error)?;
+            is_equal.iter_mut().enumerate().for_each(|(group, is_equal)| *is_equal &= order(group, group).is_eq());
+        }
+        let picked = |there: &[bool]| {
+            let there =
+                there.iter().zip(&is_equal).enumerate().filter(|(_, (is_there, is_equal))| **is_there && !**is_equal);
+            UInt32Array::from_iter_values(there.map(|(group, _)| group as u32))
+        };
+        let (gone, come) = (picked(&before.is_there), picked(&is_there));
+        let old = self.rows_of(delta, before.columns, touched, last, Weights::Ones)?;
+        let rowtime = before
+            .rowtime
+            .into_iter()
+            .map(|rowtime| if rowtime == NEVER { delta.origin.now.micros() } else { rowtime });
+        let old = Delta { rowtime: TimestampMicrosecondArray::from_iter_values(rowtime).with_timezone("UTC"), ..old };
+        let new = self.rows_of(delta, columns, touched, last, Weights::Ones)?;
+        concat(&[with_weight(old.take(&gone)?, -1), with_weight(new.take(&come)?, 1)])
+    }
+
+    /// `columns` of the touched groups as a delta.
+    fn rows_of(
+        &self,
+        delta: &Delta,
+        columns: Vec<ArrayRef>,
+        touched: &Touched,
+        last: &[usize],
+        weights: Weights,
+    ) -> Result<Delta, SqlError> {
+        let options = RecordBatchOptions::new().with_row_count(Some(touched.found.len()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
         let now = delta.origin.now.micros();
-        let rowtime = found.iter().map(|found| match self.rowtime[found.slot as usize] {
-            NO_EVENT => now,
+        let rowtime = touched.found.iter().map(|found| match self.rowtime[found.slot as usize] {
+            NEVER => now,
             rowtime => rowtime,
         });
         let rows = last.iter().map(|row| if delta.len() == 0 { 0 } else { delta.input_row(*row) as u32 });
+        let clock = delta.clock.as_ref().filter(|_| delta.len() > 0);
         Ok(Delta {
             batch: batch.map_err(arrow_error)?,
             rowtime: TimestampMicrosecondArray::from_iter_values(rowtime).with_timezone("UTC"),
-            weights: Weights::Ones,
+            weights,
             rows: Some(UInt32Array::from_iter_values(rows)),
+            clock: clock.map(|clock| Int64Array::from_iter_values(last.iter().map(|row| clock.value(*row)))),
             origin: Arc::clone(&delta.origin),
         })
+    }
+
+    /// Takes the rows of a step.
+    fn take(&mut self, input: Delta) -> Result<Delta, SqlError> {
+        let (delta, keys) = self.drop_late(input)?;
+        let is_first = self.is_global() && self.slots.capacity() == 0;
+        if delta.len() == 0 && !is_first {
+            return Ok(Delta::empty(Arc::clone(&self.schema), &delta.origin));
+        }
+        let interned = self.intern(&keys, delta.len())?;
+        let found = self.find(&interned)?;
+        let touched = Touched::new(interned.groups.clone(), found, self.slots.capacity());
+        let before = self.before(&interned, &touched)?;
+        let last = self.raise(&delta, &interned, &touched.found);
+        let mut columns = interned.keys;
+        for call in &mut self.calls {
+            columns.push(call.step(&delta, &touched)?);
+        }
+        let output = match self.changes {
+            Changes::Forms => self.forms(&delta, columns, &touched, &before, &last)?,
+            Changes::Both => self.both(&delta, columns, &touched, before, &last)?,
+        };
+        self.let_go(&touched);
+        Ok(output)
+    }
+
+    /// Forgets groups without rows. Those of windows stay until the window goes: their place is known there.
+    fn let_go(&mut self, touched: &Touched) {
+        if self.rows == Rows::Stay || self.window.is_some() {
+            return;
+        }
+        let gone: Vec<u32> =
+            touched.found.iter().filter(|found| !self.is_there(**found)).map(|found| found.slot).collect();
+        gone.iter().for_each(|slot| self.slots.remove(*slot));
+        self.calls.iter_mut().for_each(|call| call.clear(&gone));
+    }
+
+    /// Lets go of the windows that are closed when time is `end`.
+    fn close(&mut self, end: i64) {
+        if self.window.is_none() || end == NEVER {
+            return;
+        }
+        let gone = self.slots.remove_until(end);
+        if !gone.is_empty() {
+            self.calls.iter_mut().for_each(|call| call.clear(&gone));
+        }
     }
 
     /// Drops late rows, counting them.
@@ -182,43 +371,20 @@ impl Aggregate {
 }
 
 impl Operator for Aggregate {
-    fn step(&mut self, input: Delta) -> Result<Delta, SqlError> {
-        if let Weights::Each(_) = input.weights {
-            return Err(SqlError::internal("an aggregate over rows that go away"));
-        }
-        let (delta, keys) = self.drop_late(input)?;
-        let is_first = self.is_global() && self.slots.capacity() == 0;
-        if delta.len() == 0 && !is_first {
-            let empty = RecordBatch::new_empty(Arc::clone(&self.schema));
-            return Ok(Delta { batch: empty, rows: None, ..delta });
-        }
-        let interned = self.intern(&keys, delta.len())?;
-        let found = self.find(&interned)?;
-        let last = self.raise(&delta, &interned, &found);
-        let touched = Touched::new(interned.groups, found, self.slots.capacity());
-        let mut columns = interned.keys;
-        for call in &mut self.calls {
-            columns.push(call.step(&delta, &touched)?);
-        }
-        self.emit(&delta, columns, &touched.found, &last)
-    }
-
-    fn watermark(&mut self, time: Timestamp) {
-        let Some(window) = self.window else { return };
-        let gone = self.slots.remove_until(time.minus(window.grace).micros());
-        if gone.is_empty() {
-            return;
-        }
-        for call in &mut self.calls {
-            call.clear(&gone);
-        }
+    fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
+        let output = self.take(only(inputs)?)?;
+        self.close(origin.end);
+        Ok(output)
     }
 
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
         let live = self.slots.live();
         let rowtime = live.iter().map(|slot| self.rowtime[*slot as usize]);
-        let mut columns: Vec<(String, ArrayRef)> =
-            vec![("rowtime".to_owned(), Arc::new(Int64Array::from_iter_values(rowtime)) as ArrayRef)];
+        let counts = live.iter().map(|slot| self.counts.get(*slot as usize).copied().unwrap_or(0));
+        let mut columns: Vec<(String, ArrayRef)> = vec![
+            ("rowtime".to_owned(), Arc::new(Int64Array::from_iter_values(rowtime)) as ArrayRef),
+            ("count".to_owned(), Arc::new(Int64Array::from_iter_values(counts)) as ArrayRef),
+        ];
         for (index, column) in self.slots.columns(&live)?.into_iter().enumerate() {
             columns.push((format!("key{index}"), column));
         }
@@ -234,14 +400,17 @@ impl Operator for Aggregate {
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
         let batch = state.take("groups")?;
-        let rowtime: Int64Array = downcast(batch.column(0))?;
+        let (rowtime, counts): (Int64Array, Int64Array) = (downcast(batch.column(0))?, downcast(batch.column(1))?);
         let interned = Interned {
             groups: Vec::new(),
-            keys: batch.columns().iter().skip(1).cloned().collect(),
+            keys: batch.columns().iter().skip(2).cloned().collect(),
             count: batch.num_rows(),
         };
         self.find(&interned)?;
         self.rowtime = rowtime.values().to_vec();
+        if self.rows == Rows::Go {
+            self.counts = counts.values().to_vec();
+        }
         let late = state.take("late")?;
         let late: Int64Array = downcast(late.column(0))?;
         self.late_rows = RowCount::new(late.values().first().map_or(0, |rows| *rows as u64));
@@ -261,7 +430,7 @@ impl Operator for Aggregate {
 
     fn state_bytes(&self) -> ByteSize {
         let calls: usize = self.calls.iter().map(Call::bytes).sum();
-        ByteSize::of(self.slots.bytes() + self.rowtime.capacity() * 8 + calls)
+        ByteSize::of(self.slots.bytes() + (self.rowtime.capacity() + self.counts.capacity()) * 8 + calls)
     }
 
     fn late_rows(&self) -> RowCount {
@@ -272,7 +441,8 @@ impl Operator for Aggregate {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
         let calls: Vec<String> = self.calls.iter().map(Call::text).collect();
-        let window = self.window.map_or(String::new(), |window| format!("{} {}", window.end, window.grace.micros()));
-        format!("aggregate({}; {}; window {window}; {})", keys.join(", "), calls.join(", "), types.join(", "))
+        let window = self.window.map_or(String::new(), |window| format!("{} to {}", window.key, window.close(0)));
+        let kind = format!("{:?} {:?}", self.rows, self.changes);
+        format!("aggregate({}; {}; window {window}; {}; {kind})", keys.join(", "), calls.join(", "), types.join(", "))
     }
 }

@@ -51,6 +51,17 @@ impl Boxed {
         scalars(values, &self.result)
     }
 
+    /// The aggregate of each touched group as it is; NULL for new ones.
+    pub(super) fn current(&self, touched: &Touched) -> Result<ArrayRef, SqlError> {
+        let null = ScalarValue::try_from(&self.result).map_err(sql_error)?;
+        let mut groups = self.lock();
+        let values = touched.found.iter().map(|found| match groups.get_mut(found.slot as usize) {
+            Some(Some(accumulator)) if !found.is_new => accumulator.evaluate().map_err(sql_error),
+            _ => Ok(null.clone()),
+        });
+        scalars(values.collect::<Result<Vec<_>, _>>()?, &self.result)
+    }
+
     pub(super) fn clear(&mut self, slots: &[u32]) {
         let mut groups = self.lock();
         for slot in slots {

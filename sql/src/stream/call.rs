@@ -10,6 +10,9 @@
 //! - replayed: the function wants its input sorted (`nth_value … ORDER BY`): the arguments are kept, sorted and fed
 //!   to a new accumulator whenever the group changes.
 //!
+//! Over rows that go away again, sums are taken back from columns, and all else is kept as counted arguments
+//! (`retracted`).
+//!
 //! Leaves out groups and windows (`aggregate`) and DISTINCT (`distinct`).
 
 use super::boxed::Boxed;
@@ -19,6 +22,7 @@ use super::distinct::DistinctGate;
 use super::expression::{evaluate, evaluate_predicate};
 use super::moments::Moment;
 use super::replayed::Replayed;
+use super::retracted::{Retracted, is_linear};
 use super::save::{StateReader, StateWriter};
 use super::slots::Found;
 use crate::error::SqlError;
@@ -101,6 +105,16 @@ enum Keep {
     Columns(Columns),
     Boxed(Boxed),
     Replayed(Replayed),
+    Retracted(Retracted),
+}
+
+/// Whether rows an aggregate has seen go away again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// They stay.
+    Stay,
+    /// They may go.
+    Go,
 }
 
 impl Call {
@@ -113,6 +127,7 @@ impl Call {
         filter: Option<Arc<dyn PhysicalExpr>>,
         is_distinct: bool,
         input: &Schema,
+        rows: Rows,
     ) -> Result<Self, SqlError> {
         let mut arguments = function.expressions();
         let types = types_of(&arguments, input)?;
@@ -121,7 +136,10 @@ impl Call {
             false => None,
         };
         arguments.extend(function.order_bys().iter().map(|order| Arc::clone(&order.expr)));
-        let keep = Keep::choose(&function, &types, &types_of(&arguments, input)?)?;
+        let keep = match rows {
+            Rows::Stay => Keep::choose(&function, &types, &types_of(&arguments, input)?)?,
+            Rows::Go => Keep::choose_retracting(&function, types_of(&arguments, input)?)?,
+        };
         Ok(Self { function, arguments, filter, gate, keep })
     }
 
@@ -143,14 +161,32 @@ impl Call {
         if let Some(gate) = &mut self.gate {
             let own = arguments.len() - self.function.order_bys().len();
             let slots = touched.groups.iter().map(|group| touched.found[*group].slot);
-            filter = Some(gate.pass(&arguments[..own], filter.as_ref(), slots, touched.capacity)?);
+            filter = Some(gate.pass(&arguments[..own], filter.as_ref(), &delta.weights, slots, touched.capacity)?);
         }
         let input = Input { arguments: &arguments, filter: filter.as_ref() };
         let values = match &mut self.keep {
-            Keep::Columns(columns) => columns.step(&input, touched, delta)?,
+            Keep::Columns(columns) => columns.step_weighted(&input, &delta.weights, touched, delta)?,
             Keep::Boxed(boxed) => boxed.step(&input, touched).map_err(|error| blame_last(delta, error))?,
             Keep::Replayed(replayed) => replayed.step(&input, touched).map_err(|error| blame_last(delta, error))?,
+            Keep::Retracted(retracted) => {
+                retracted.step(&input, &delta.weights, touched).map_err(|error| blame_last(delta, error))?
+            }
         };
+        self.in_type(values)
+    }
+
+    /// The aggregate of each touched group before the step; of new groups anything.
+    pub(crate) fn current(&self, touched: &Touched) -> Result<ArrayRef, SqlError> {
+        let values = match &self.keep {
+            Keep::Columns(columns) => columns.current(touched)?,
+            Keep::Boxed(boxed) => boxed.current(touched)?,
+            Keep::Replayed(replayed) => replayed.current(touched)?,
+            Keep::Retracted(retracted) => retracted.current(touched)?,
+        };
+        self.in_type(values)
+    }
+
+    fn in_type(&self, values: ArrayRef) -> Result<ArrayRef, SqlError> {
         if values.data_type() == self.data_type() {
             return Ok(values);
         }
@@ -166,6 +202,7 @@ impl Call {
             Keep::Columns(columns) => columns.clear(slots),
             Keep::Boxed(boxed) => boxed.clear(slots),
             Keep::Replayed(replayed) => replayed.clear(slots),
+            Keep::Retracted(retracted) => retracted.clear(slots),
         }
     }
 
@@ -178,6 +215,7 @@ impl Call {
             Keep::Columns(columns) => columns.save(slots)?,
             Keep::Boxed(boxed) => boxed.save(slots)?,
             Keep::Replayed(replayed) => replayed.save(slots)?,
+            Keep::Retracted(retracted) => return state.put(name, &retracted.save(slots)?),
         };
         let columns = columns.into_iter().enumerate().map(|(index, column)| (format!("state{index}"), column, true));
         state.put(name, &RecordBatch::try_from_iter_with_nullable(columns).map_err(arrow_error)?)
@@ -193,6 +231,7 @@ impl Call {
             Keep::Columns(columns) => columns.restore(batch.columns(), count),
             Keep::Boxed(boxed) => boxed.restore(batch.columns(), count),
             Keep::Replayed(replayed) => replayed.restore(batch.columns(), count),
+            Keep::Retracted(retracted) => retracted.restore(&batch, count),
         }
     }
 
@@ -202,6 +241,7 @@ impl Call {
             Keep::Columns(columns) => columns.bytes(),
             Keep::Boxed(boxed) => boxed.bytes(),
             Keep::Replayed(replayed) => replayed.bytes(),
+            Keep::Retracted(retracted) => retracted.bytes(),
         };
         kept + self.gate.as_ref().map_or(0, DistinctGate::bytes)
     }
@@ -214,6 +254,7 @@ impl Call {
             Keep::Columns(_) => "columns",
             Keep::Boxed(_) => "boxed",
             Keep::Replayed(_) => "replayed",
+            Keep::Retracted(_) => "retracted",
         };
         let distinct = if self.gate.is_some() { "distinct " } else { "" };
         let orders: Vec<String> = self.function.order_bys().iter().map(ToString::to_string).collect();
@@ -291,12 +332,7 @@ impl Keep {
     ) -> Result<Self, SqlError> {
         let name = function.fun().name();
         let result = function.field().data_type().clone();
-        if name == "grouping" {
-            return Err(SqlError::unsupported(
-                "function \"grouping\" in a continuous query",
-                "run the query without EMIT CHANGES",
-            ));
-        }
+        refuse(name)?;
         if let Some(moment) = Moment::of(name, types, &result) {
             let states = Moment::state_types();
             return Ok(Self::Columns(Columns::new(Maker::Moments(moment), &states, result)));
@@ -324,12 +360,39 @@ impl Keep {
         Ok(Self::Boxed(Boxed::new(Arc::clone(function), states, result)))
     }
 
+    fn choose_retracting(function: &Arc<AggregateFunctionExpr>, with_order: Vec<DataType>) -> Result<Self, SqlError> {
+        let result = function.field().data_type().clone();
+        refuse(function.fun().name())?;
+        function.create_accumulator().map_err(sql_error)?;
+        if !is_linear(function)? {
+            return Ok(Self::Retracted(Retracted::new(Arc::clone(function), with_order, result)?));
+        }
+        let fields = function.state_fields().map_err(sql_error)?;
+        let states: Vec<DataType> = fields.iter().map(|field| field.data_type().clone()).collect();
+        let maker = match function.groups_accumulator_supported() {
+            true => Maker::Groups(Arc::clone(function)),
+            false => Maker::Single(Arc::clone(function)),
+        };
+        Ok(Self::Columns(Columns::new(maker, &states, result)))
+    }
+
     fn result_type(&self) -> &DataType {
         match self {
             Self::Columns(columns) => &columns.result,
             Self::Boxed(boxed) => &boxed.result,
             Self::Replayed(replayed) => &replayed.result,
+            Self::Retracted(retracted) => &retracted.result,
         }
+    }
+}
+
+fn refuse(name: &str) -> Result<(), SqlError> {
+    match name {
+        "grouping" => Err(SqlError::unsupported(
+            "function \"grouping\" in a continuous query",
+            "run the query without EMIT CHANGES",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -4,18 +4,19 @@
 //! state back: what is saved is what runs. Leaves out arguments and DISTINCT (`call`).
 
 use super::call::{Input, Ranked, Touched, blame_last};
-use super::delta::{Delta, arrow_error, blame, sql_error};
+use super::delta::{Delta, Weights, arrow_error, blame, sql_error};
 use super::expression::first_failure;
 use super::moments::{Moment, Moments};
 use super::states::StateColumn;
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, BooleanArray, new_null_array};
-use arrow::compute;
+use arrow::compute::{self, kernels::numeric};
 use arrow::datatypes::DataType;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::GroupsAccumulatorAdapter;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::scalar::ScalarValue;
 use std::sync::Arc;
 
 /// Makes the vectorised accumulator of a step.
@@ -85,6 +86,79 @@ impl Columns {
         }
     }
 
+    /// As `step`, where rows with a negative weight are taken back: for state that is sums.
+    pub(super) fn step_weighted(
+        &mut self,
+        input: &Input<'_>,
+        weights: &Weights,
+        touched: &Touched,
+        delta: &Delta,
+    ) -> Result<ArrayRef, SqlError> {
+        if let Weights::Ones = weights {
+            return self.step(input, touched, delta);
+        }
+        let ranked = &touched.ranked;
+        let count = ranked.slots.len();
+        let known = &ranked.slots[..ranked.known];
+        let before = self.states.iter().map(|column| column.read(known)).collect::<Result<Vec<_>, _>>()?;
+        let (plus, minus) = (self.sums(input, weights, false, ranked)?, self.sums(input, weights, true, ranked)?);
+        for (index, column) in self.states.iter_mut().enumerate() {
+            let data_type = plus[index].data_type();
+            let new = new_null_array(data_type, count - ranked.known);
+            let before = compute::concat(&[before[index].as_ref(), new.as_ref()]).map_err(arrow_error)?;
+            let sum = numeric::add_wrapping(&zeroed(&before)?, &zeroed(&plus[index])?).map_err(arrow_error)?;
+            let sum = numeric::sub_wrapping(&sum, &zeroed(&minus[index])?).map_err(arrow_error)?;
+            let sum = compute::cast(&sum, data_type).map_err(arrow_error)?;
+            column.write(&ranked.slots, &sum, touched.capacity)?;
+        }
+        self.values(&ranked.slots, ranked).map_err(|error| blame_last(delta, error))
+    }
+
+    /// The state of only the rows that are gone, or only those that are not.
+    fn sums(
+        &self,
+        input: &Input<'_>,
+        weights: &Weights,
+        gone: bool,
+        ranked: &Ranked,
+    ) -> Result<Vec<ArrayRef>, SqlError> {
+        let is_wanted = |row: usize| {
+            let passes = input.filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
+            passes && weights.is_gone(row) == gone
+        };
+        let wanted = BooleanArray::from_iter((0..ranked.groups.len()).map(|row| Some(is_wanted(row))));
+        let mut accumulator = self.maker.make().map_err(sql_error)?;
+        accumulator
+            .update_batch(input.arguments, &ranked.groups, Some(&wanted), ranked.slots.len())
+            .map_err(sql_error)?;
+        accumulator.state(EmitTo::All).map_err(sql_error)
+    }
+
+    /// The aggregates of `slots`, in the order of the touched groups.
+    fn values(&self, slots: &[u32], ranked: &Ranked) -> Result<ArrayRef, SqlError> {
+        let states = self.states.iter().map(|column| column.read(slots)).collect::<Result<Vec<_>, _>>()?;
+        let mut result = self.maker.make().map_err(sql_error)?;
+        let all: Vec<usize> = (0..slots.len()).collect();
+        result.merge_batch(&states, &all, slots.len()).map_err(sql_error)?;
+        let values = result.evaluate(EmitTo::All).map_err(sql_error)?;
+        match &ranked.ranks {
+            None => Ok(values),
+            Some(ranks) => compute::take(&values, ranks, None).map_err(arrow_error),
+        }
+    }
+
+    /// The aggregate of each touched group as it is; anything for new ones.
+    pub(super) fn current(&self, touched: &Touched) -> Result<ArrayRef, SqlError> {
+        let ranked = &touched.ranked;
+        if ranked.known == 0 {
+            return Ok(new_null_array(&self.result, ranked.slots.len()));
+        }
+        // A known group stands in for a new one: nobody looks at it.
+        let mut slots = ranked.slots.clone();
+        slots.iter_mut().skip(ranked.known).for_each(|slot| *slot = ranked.slots[0]);
+        self.values(&slots, ranked)
+    }
+
     /// Finds the event that made an update fail, by repeating the step up to ever closer ends.
     fn blame(&self, input: &Input<'_>, ranked: &Ranked, delta: &Delta, error: SqlError) -> SqlError {
         let fails = |start: usize, count: usize| {
@@ -119,6 +193,15 @@ impl Columns {
         }
         Ok(())
     }
+}
+
+/// `values`, with 0 for NULL.
+fn zeroed(values: &ArrayRef) -> Result<ArrayRef, SqlError> {
+    if values.null_count() == 0 {
+        return Ok(Arc::clone(values));
+    }
+    let zero = ScalarValue::new_zero(values.data_type()).map_err(sql_error)?.to_scalar().map_err(sql_error)?;
+    compute::kernels::zip::zip(&compute::is_not_null(values).map_err(arrow_error)?, values, &zero).map_err(arrow_error)
 }
 
 /// Makes the groups exist without rows, by a row that does not count.

@@ -2,19 +2,26 @@
 //!
 //! Owns the shape only. Leaves out how operators use it. Lives within one step; a crash loses nothing.
 
-use arrow::array::{Array, BooleanArray, Int8Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{Array, BooleanArray, Int8Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute;
-use millstream_catalog::model::{Offset, PartitionId, RowCount, Timestamp};
+use arrow::datatypes::SchemaRef;
+use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, Timestamp};
 use std::sync::Arc;
 
 use crate::error::SqlError;
 
+/// Before any event.
+pub(crate) const NEVER: i64 = i64::MIN;
+
 /// How often each row counts: +1 for a row that is there now, −1 for one that is gone.
+///
+/// A −1 carries the row as it was, but where a plan says that rows have a key and only their new forms come: then of a
+/// row with −1 only the key columns mean anything.
 #[derive(Debug, Clone)]
 pub(crate) enum Weights {
     /// Every row is there.
     Ones,
-    /// One weight per row; of a row with −1 only the key columns mean anything.
+    /// One weight per row.
     Each(Int8Array),
 }
 
@@ -26,11 +33,28 @@ impl Weights {
             Self::Each(weights) => weights.value(row) < 0,
         }
     }
+
+    /// The weights of rows that are gone where `gone` says so.
+    pub(crate) fn of(gone: &[bool]) -> Self {
+        match gone.contains(&true) {
+            false => Self::Ones,
+            true => Self::Each(Int8Array::from_iter_values(gone.iter().map(|gone| if *gone { -1 } else { 1 }))),
+        }
+    }
+
+    fn take(&self, rows: &UInt32Array) -> Result<Self, SqlError> {
+        Ok(match self {
+            Self::Ones => Self::Ones,
+            Self::Each(weights) => Self::Each(downcast(&compute::take(weights, rows, None).map_err(arrow_error)?)?),
+        })
+    }
 }
 
 /// Consecutive rows of a step's input from one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
+    /// The source, by its position among the query's.
+    pub(crate) source: usize,
     /// The partition.
     pub(crate) partition: PartitionId,
     /// The offset of the run's first row.
@@ -40,22 +64,33 @@ pub(crate) struct Run {
 }
 
 /// Where the rows of a step came from, and what time it was at each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Origin {
     /// The runs, by ascending `row_start`.
     pub(crate) runs: Vec<Run>,
-    /// The query's event time at each input row, in microseconds; empty when the query has no window.
+    /// The query's event time at each input row, in microseconds; empty when nothing in the query asks for it.
     pub(crate) clock: Vec<i64>,
+    /// The query's event time at the end of the step, in microseconds; [`NEVER`] before any.
+    pub(crate) end: i64,
     /// The time the leader gave this step.
     pub(crate) now: Timestamp,
+    /// The names of the sources, where there are several.
+    pub(crate) names: Arc<[Name]>,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        let (runs, clock, names) = (Vec::new(), Vec::new(), Arc::default());
+        Self { runs, clock, end: NEVER, now: Timestamp::from_micros(0), names }
+    }
 }
 
 impl Origin {
-    /// The partition and offset of an input row.
-    pub(crate) fn place(&self, row: usize) -> Option<(PartitionId, Offset)> {
+    /// The partition and offset of an input row, and the position of its source.
+    pub(crate) fn place(&self, row: usize) -> Option<(usize, PartitionId, Offset)> {
         let index = self.runs.partition_point(|run| run.row_start <= row).checked_sub(1)?;
         let run = self.runs.get(index)?;
-        Some((run.partition, run.offset_start.plus(RowCount::of(row - run.row_start))))
+        Some((run.source, run.partition, run.offset_start.plus(RowCount::of(row - run.row_start))))
     }
 }
 
@@ -68,8 +103,11 @@ pub(crate) struct Delta {
     pub(crate) rowtime: TimestampMicrosecondArray,
     /// The weight per row.
     pub(crate) weights: Weights,
-    /// The input row each row stems from; `None` where they are the same.
+    /// The input row each row stems from, or the last one it does; `None` where they are the same.
     pub(crate) rows: Option<UInt32Array>,
+    /// The query's event time when each row came about, where it is not that at the input row: of rows that time
+    /// itself made, the last moment before it did.
+    pub(crate) clock: Option<Int64Array>,
     /// Shared by all deltas of a step.
     pub(crate) origin: Arc<Origin>,
 }
@@ -88,21 +126,55 @@ impl Delta {
         }
     }
 
+    /// No rows of `schema`.
+    pub(crate) fn empty(schema: SchemaRef, origin: &Arc<Origin>) -> Self {
+        Self {
+            batch: RecordBatch::new_empty(schema),
+            rowtime: TimestampMicrosecondArray::from(Vec::<i64>::new()).with_timezone("UTC"),
+            weights: Weights::Ones,
+            rows: Some(UInt32Array::from(Vec::<u32>::new())),
+            clock: None,
+            origin: Arc::clone(origin),
+        }
+    }
+
+    /// Rows of saved state, for expressions to be evaluated over.
+    pub(crate) fn of_batch(batch: RecordBatch) -> Self {
+        let rowtime = TimestampMicrosecondArray::from(vec![0; batch.num_rows()]).with_timezone("UTC");
+        let origin = Arc::new(Origin::default());
+        Self { batch, rowtime, weights: Weights::Ones, rows: None, clock: None, origin }
+    }
+
+    /// The query's event time when `row` came about, in microseconds.
+    pub(crate) fn time_at(&self, row: usize) -> i64 {
+        match &self.clock {
+            Some(clock) => clock.value(row),
+            None => self.origin.clock.get(self.input_row(row)).copied().unwrap_or(NEVER),
+        }
+    }
+
     /// The rows where `mask` is true; null counts as false.
     pub(crate) fn filter(&self, mask: &BooleanArray) -> Result<Self, SqlError> {
+        let picked = |row: &usize| mask.is_valid(*row) && mask.value(*row);
+        self.take(&UInt32Array::from_iter_values((0..mask.len()).filter(picked).map(|row| row as u32)))
+    }
+
+    /// The rows at `picked`, in that order.
+    pub(crate) fn take(&self, picked: &UInt32Array) -> Result<Self, SqlError> {
         let rows = match &self.rows {
-            None => UInt32Array::from_iter_values(0..self.len() as u32),
-            Some(rows) => rows.clone(),
+            None => picked.clone(),
+            Some(rows) => downcast(&compute::take(rows, picked, None).map_err(arrow_error)?)?,
         };
-        let weights = match &self.weights {
-            Weights::Ones => Weights::Ones,
-            Weights::Each(weights) => Weights::Each(downcast(&compute::filter(weights, mask).map_err(arrow_error)?)?),
+        let clock = match &self.clock {
+            None => None,
+            Some(clock) => Some(downcast(&compute::take(clock, picked, None).map_err(arrow_error)?)?),
         };
         Ok(Self {
-            batch: compute::filter_record_batch(&self.batch, mask).map_err(arrow_error)?,
-            rowtime: downcast(&compute::filter(&self.rowtime, mask).map_err(arrow_error)?)?,
-            weights,
-            rows: Some(downcast(&compute::filter(&rows, mask).map_err(arrow_error)?)?),
+            batch: compute::take_record_batch(&self.batch, picked).map_err(arrow_error)?,
+            rowtime: downcast(&compute::take(&self.rowtime, picked, None).map_err(arrow_error)?)?,
+            weights: self.weights.take(picked)?,
+            rows: Some(rows),
+            clock,
             origin: Arc::clone(&self.origin),
         })
     }
@@ -115,8 +187,9 @@ impl Delta {
 
 /// `error`, with the partition and offset of input row `row`.
 pub(crate) fn blame(origin: &Origin, row: usize, error: SqlError) -> SqlError {
-    let Some((partition, offset)) = origin.place(row) else { return error };
-    let place = format!("partition {}, offset {offset}", partition.value());
+    let Some((source, partition, offset)) = origin.place(row) else { return error };
+    let name = origin.names.get(source).map_or(String::new(), |name| format!("\"{name}\", "));
+    let place = format!("{name}partition {}, offset {offset}", partition.value());
     match error.detail.clone() {
         Some(detail) => error.detail(format!("{place}: {detail}")),
         None => error.detail(place),
@@ -140,4 +213,29 @@ pub(crate) fn downcast<T: Array + Clone + 'static>(array: &dyn Array) -> Result<
         .downcast_ref::<T>()
         .cloned()
         .ok_or_else(|| SqlError::internal(format!("unexpected column type {}", array.data_type())))
+}
+
+/// `delta`, every row with `weight`.
+pub(crate) fn with_weight(delta: Delta, weight: i8) -> Delta {
+    let weights = Weights::Each(Int8Array::from(vec![weight; delta.len()]));
+    Delta { weights, ..delta }
+}
+
+/// The rows of all `deltas`, which have one schema, one after the other.
+pub(crate) fn concat(deltas: &[Delta]) -> Result<Delta, SqlError> {
+    let first = deltas.first().ok_or_else(|| SqlError::internal("no rows to put together"))?;
+    let batch = compute::concat_batches(&first.batch.schema(), deltas.iter().map(|delta| &delta.batch));
+    let rowtime: Vec<&dyn Array> = deltas.iter().map(|delta| &delta.rowtime as &dyn Array).collect();
+    let gone = deltas.iter().flat_map(|delta| (0..delta.len()).map(|row| delta.weights.is_gone(row)));
+    let rows = deltas.iter().flat_map(|delta| (0..delta.len()).map(|row| delta.input_row(row) as u32));
+    let clock = deltas.iter().flat_map(|delta| (0..delta.len()).map(|row| delta.time_at(row)));
+    let has_clock = deltas.iter().any(|delta| delta.clock.is_some());
+    Ok(Delta {
+        batch: batch.map_err(arrow_error)?,
+        rowtime: downcast(&compute::concat(&rowtime).map_err(arrow_error)?)?,
+        weights: Weights::of(&gone.collect::<Vec<bool>>()),
+        rows: Some(UInt32Array::from_iter_values(rows)),
+        clock: has_clock.then(|| Int64Array::from_iter_values(clock)),
+        origin: Arc::clone(&first.origin),
+    })
 }

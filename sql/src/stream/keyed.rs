@@ -3,17 +3,19 @@
 //! Owns which keys are shown, so that a row that stops passing a filter (WHERE over a table, HAVING) goes away exactly
 //! once. Leaves out the stages themselves (`map`). State: the shown keys, kept only when a stage filters.
 
-use super::delta::{Delta, Weights, arrow_error, downcast};
+use super::aggregate::WindowBounds;
+use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, downcast};
+use super::expression::evaluate_predicate;
 use super::map::Stage;
-use super::operator::Operator;
+use super::operator::{Operator, only};
 use super::save::{StateReader, StateWriter};
 use super::slots::{KeyBytes, Slots};
 use crate::error::SqlError;
 use crate::types::canonical;
-use arrow::array::{Array, ArrayRef, AsArray, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{Array, ArrayRef, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
-use millstream_catalog::model::{ByteSize, RowCount, Span, Timestamp};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use millstream_catalog::model::ByteSize;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -26,8 +28,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct KeyedMap {
     key: Vec<usize>,
-    /// The position in `key` of the window's end, and its grace.
-    window: Option<(usize, Span)>,
+    /// Of the key.
+    window: Option<WindowBounds>,
     stages: Vec<Stage>,
     schema: SchemaRef,
     shown: Option<Shown>,
@@ -44,7 +46,7 @@ impl KeyedMap {
     pub(crate) fn new(
         input: &Schema,
         key: Vec<usize>,
-        window: Option<(usize, Span)>,
+        window: Option<WindowBounds>,
         stages: Vec<Stage>,
     ) -> Result<Self, SqlError> {
         let key_fields: Vec<Field> = key.iter().map(|index| input.field(*index).clone()).collect();
@@ -70,76 +72,30 @@ impl KeyedMap {
 
     /// The rows that pass, and for each input row its position among them.
     fn pass(&self, input: &Delta) -> Result<(Delta, Vec<Option<u32>>), SqlError> {
-        let mut passed = match &input.weights {
-            Weights::Ones => input.clone(),
-            Weights::Each(weights) => {
-                let mask = weights.iter().map(|weight| weight.map(|weight| weight > 0)).collect();
-                input.filter(&mask)?
-            }
+        let mut kept: Vec<u32> = (0..input.len() as u32).filter(|row| !input.weights.is_gone(*row as usize)).collect();
+        let mut passed = match kept.len() == input.len() {
+            true => input.clone(),
+            false => input.take(&UInt32Array::from(kept.clone()))?,
         };
         for stage in &self.stages {
-            passed = stage.apply(passed)?;
+            if let Stage::Filter(predicate) = stage {
+                let mask = evaluate_predicate(predicate.as_ref(), &passed)?;
+                let mut is_kept = (0..mask.len()).map(|row| mask.is_valid(row) && mask.value(row));
+                kept.retain(|_| is_kept.next() == Some(true));
+                passed = passed.filter(&mask)?;
+            } else {
+                passed = stage.apply(passed)?;
+            }
         }
-        let mut position = 0;
-        let positions = (0..input.len()).map(|row| {
-            let is_passed = position < passed.len()
-                && !input.weights.is_gone(row)
-                && passed.input_row(position) == input.input_row(row);
-            is_passed.then(|| {
-                position += 1;
-                (position - 1) as u32
-            })
-        });
-        let positions = positions.collect();
+        let mut positions = vec![None; input.len()];
+        for (position, row) in kept.into_iter().enumerate() {
+            positions[row as usize] = Some(position as u32);
+        }
         Ok((passed, positions))
     }
 
-    fn window_ends(&self, keys: &[ArrayRef]) -> Option<Vec<i64>> {
-        let (position, _) = self.window?;
-        let ends = keys.get(position)?.as_primitive_opt::<TimestampMicrosecondType>()?;
-        Some(ends.values().to_vec())
-    }
-}
-
-/// The last row of each key, in the order of the keys' first rows.
-fn last_rows(keys: &KeyBytes, count: usize) -> Vec<usize> {
-    let mut last: Vec<usize> = Vec::with_capacity(count);
-    let mut index: HashMap<&[u8], usize> = HashMap::with_capacity(count);
-    for row in 0..count {
-        match index.entry(keys.get(row)) {
-            Entry::Occupied(found) => last[*found.get()] = row,
-            Entry::Vacant(vacant) => {
-                vacant.insert(last.len());
-                last.push(row);
-            }
-        }
-    }
-    last
-}
-
-impl Shown {
-    /// Notes whether the row of `key` is shown now; tells whether it was before.
-    fn note(&mut self, key: &[u8], is_shown: bool, window_end: Option<i64>) -> bool {
-        let slot = match (self.slots.find(key), is_shown) {
-            (Some(slot), _) => slot,
-            (None, false) => return false,
-            (None, true) => {
-                let found = self.slots.insert(key, window_end);
-                self.is_shown.resize(self.slots.capacity(), false);
-                self.is_shown[found.slot as usize] = false;
-                found.slot
-            }
-        };
-        let was_shown = std::mem::replace(&mut self.is_shown[slot as usize], is_shown);
-        if !is_shown && window_end.is_none() {
-            self.slots.remove(slot);
-        }
-        was_shown
-    }
-}
-
-impl Operator for KeyedMap {
-    fn step(&mut self, input: Delta) -> Result<Delta, SqlError> {
+    /// A new form of each changed row, or its end.
+    fn changes(&mut self, input: Delta) -> Result<Delta, SqlError> {
         let (passed, positions) = self.pass(&input)?;
         let columns = self.key_columns(&input.batch);
         let types: Vec<DataType> = columns.iter().map(|column| column.data_type().clone()).collect();
@@ -182,14 +138,60 @@ impl Operator for KeyedMap {
             rows: Some(
                 rows.values().iter().map(|row| input.input_row(*row as usize) as u32).collect::<Vec<_>>().into(),
             ),
+            clock: None,
             origin: input.origin,
         })
     }
 
-    fn watermark(&mut self, time: Timestamp) {
-        if let (Some(shown), Some((_, grace))) = (&mut self.shown, self.window) {
-            shown.slots.remove_until(time.minus(grace).micros());
+    fn window_ends(&self, keys: &[ArrayRef]) -> Option<Vec<i64>> {
+        self.window.and_then(|window| window.closes(keys))
+    }
+}
+
+/// The last row of each key, in the order of the keys' first rows.
+fn last_rows(keys: &KeyBytes, count: usize) -> Vec<usize> {
+    let mut last: Vec<usize> = Vec::with_capacity(count);
+    let mut index: HashMap<&[u8], usize> = HashMap::with_capacity(count);
+    for row in 0..count {
+        match index.entry(keys.get(row)) {
+            Entry::Occupied(found) => last[*found.get()] = row,
+            Entry::Vacant(vacant) => {
+                vacant.insert(last.len());
+                last.push(row);
+            }
         }
+    }
+    last
+}
+
+impl Shown {
+    /// Notes whether the row of `key` is shown now; tells whether it was before.
+    fn note(&mut self, key: &[u8], is_shown: bool, window_end: Option<i64>) -> bool {
+        let slot = match (self.slots.find(key), is_shown) {
+            (Some(slot), _) => slot,
+            (None, false) => return false,
+            (None, true) => {
+                let found = self.slots.insert(key, window_end);
+                self.is_shown.resize(self.slots.capacity(), false);
+                self.is_shown[found.slot as usize] = false;
+                found.slot
+            }
+        };
+        let was_shown = std::mem::replace(&mut self.is_shown[slot as usize], is_shown);
+        if !is_shown && window_end.is_none() {
+            self.slots.remove(slot);
+        }
+        was_shown
+    }
+}
+
+impl Operator for KeyedMap {
+    fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
+        let output = self.changes(only(inputs)?);
+        if let (Some(shown), true) = (&mut self.shown, self.window.is_some() && origin.end != NEVER) {
+            shown.slots.remove_until(origin.end);
+        }
+        output
     }
 
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
@@ -229,10 +231,6 @@ impl Operator for KeyedMap {
 
     fn state_bytes(&self) -> ByteSize {
         self.shown.as_ref().map_or(ByteSize::ZERO, |shown| ByteSize::of(shown.slots.bytes()))
-    }
-
-    fn late_rows(&self) -> RowCount {
-        RowCount::ZERO
     }
 
     fn fingerprint(&self) -> String {

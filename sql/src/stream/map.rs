@@ -1,16 +1,16 @@
-//! Projection and filter of independent events.
+//! Projection and filter of rows that come, and of rows that go as they came.
 //!
-//! Owns the order of stages. Leaves out rows that go away again (`keyed`). Stateless: a crash loses nothing.
+//! Owns the order of stages. Leaves out rows of which only new forms come (`keyed`). Stateless: a crash loses nothing.
 
-use super::delta::{Delta, arrow_error};
+use super::delta::{Delta, Origin, arrow_error};
 use super::expression::{evaluate, evaluate_predicate};
-use super::operator::Operator;
+use super::operator::{Operator, only};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
-use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
+use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// One projection or filter.
@@ -28,7 +28,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// The rows and columns this stage makes of `delta`; every weight is +1.
+    /// The rows and columns this stage makes of `delta`, each with its weight.
     pub(crate) fn apply(&self, delta: Delta) -> Result<Delta, SqlError> {
         match self {
             Self::Filter(predicate) => {
@@ -61,7 +61,7 @@ impl Stage {
     }
 }
 
-/// Stages over rows that are never taken back.
+/// Stages over rows that are never taken back, or are taken back as they were.
 #[derive(Debug)]
 pub(crate) struct Map {
     stages: Vec<Stage>,
@@ -75,13 +75,13 @@ impl Map {
 }
 
 impl Operator for Map {
-    fn step(&mut self, mut input: Delta) -> Result<Delta, SqlError> {
+    fn step(&mut self, inputs: Vec<Delta>, _: &Arc<Origin>) -> Result<Delta, SqlError> {
+        let mut input = only(inputs)?;
         for stage in &self.stages {
             input = stage.apply(input)?;
         }
         Ok(input)
     }
-    fn watermark(&mut self, _time: Timestamp) {}
     fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
         Ok(())
     }
@@ -93,9 +93,6 @@ impl Operator for Map {
     }
     fn state_bytes(&self) -> ByteSize {
         ByteSize::ZERO
-    }
-    fn late_rows(&self) -> RowCount {
-        RowCount::ZERO
     }
     fn fingerprint(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::text).collect();

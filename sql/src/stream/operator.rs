@@ -2,20 +2,20 @@
 //!
 //! Leaves out the operators themselves. The pipeline calls them; they live in memory, and their saved state survives.
 
-use super::delta::Delta;
+use super::delta::{Delta, Origin};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
-use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
+use millstream_catalog::model::{ByteSize, RowCount};
+use std::sync::Arc;
 
 /// One stage of a continuous query. Deterministic: equal states and inputs give equal outputs and states.
 ///
 /// After an error the operator is in no defined state and must be dropped.
 pub(crate) trait Operator: Send + Sync {
-    /// Takes the changes of one step and gives those it makes of them.
-    fn step(&mut self, input: Delta) -> Result<Delta, SqlError>;
-
-    /// Event time has reached `time` at the end of a step: state that can no longer change is let go.
-    fn watermark(&mut self, time: Timestamp);
+    /// Takes the changes of one step, those of each input, and gives those it makes of them; then, as event time has
+    /// reached `origin.end`, those that time makes. State that can no longer change is let go. Of rows with a key, the
+    /// one that goes comes before the one in its place.
+    fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError>;
 
     /// Writes the state.
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError>;
@@ -35,8 +35,26 @@ pub(crate) trait Operator: Send + Sync {
     fn state_bytes(&self) -> ByteSize;
 
     /// Rows dropped as late since the operator was made, saved ones included.
-    fn late_rows(&self) -> RowCount;
+    fn late_rows(&self) -> RowCount {
+        RowCount::ZERO
+    }
 
     /// What the operator does and how its state is laid out, stable for one build of expressions.
     fn fingerprint(&self) -> String;
+}
+
+/// The only input of an operator.
+pub(crate) fn only(mut inputs: Vec<Delta>) -> Result<Delta, SqlError> {
+    match (inputs.pop(), inputs.is_empty()) {
+        (Some(input), true) => Ok(input),
+        _ => Err(SqlError::internal("an operator with another number of inputs")),
+    }
+}
+
+/// The two inputs of an operator.
+pub(crate) fn both(mut inputs: Vec<Delta>) -> Result<(Delta, Delta), SqlError> {
+    match (inputs.pop(), inputs.pop(), inputs.is_empty()) {
+        (Some(right), Some(left), true) => Ok((left, right)),
+        _ => Err(SqlError::internal("an operator with another number of inputs")),
+    }
 }

@@ -1,21 +1,20 @@
-//! A continuous query as a chain of operators, driven step by step.
+//! A continuous query as a graph of operators, driven step by step.
 //!
-//! Owns the order of things within a step, and the whole of the saved state. Leaves out making the chain from a plan
-//! (`plan::pipeline`), and everything about storage and commit. The engine's task of the query owns one pipeline and calls
+//! Owns the order of things within a step, and the whole of the saved state. Leaves out making the graph from a plan
+//! (`plan::pipeline`), how events become rows (`source`), and everything about storage and commit. The engine's task of the query owns one pipeline and calls
 //! it from one thread at a time; after a crash it makes a new one, restores the last checkpoint and repeats the steps.
 
-use super::delta::{Delta, Origin, Run, Weights, arrow_error, downcast};
+use super::delta::{Delta, NEVER, Origin, arrow_error};
 use super::expression::StepNow;
 use super::operator::Operator;
 use super::save::{StateReader, StateWriter};
 use super::sink::Sink;
+use super::source::{SourceReader, read};
 use super::time::EventTime;
 use crate::error::SqlError;
-use arrow::array::TimestampMicrosecondArray;
-use arrow::array::{Array, ArrayRef, BooleanArray, Int8Array, Int32Array, Int64Array, RecordBatch, RecordBatchOptions};
-use arrow::compute;
+use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
-use millstream_catalog::model::{ByteSize, Name, Offset, PartitionId, RowCount, SqlState, Timestamp};
+use millstream_catalog::model::{ByteSize, Offset, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Column, RelationKind, Schema};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -107,46 +106,49 @@ pub struct StepOutput {
     pub late_rows: RowCount,
 }
 
-/// A column the source gives to the first operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SourceColumn {
-    /// The input's column at this position of the projection.
-    Input(usize),
-    /// The id of the row, from the input's column at this position: the event's offset where that is NULL.
-    RowId(usize),
-    /// The partition, `Int32`.
-    RowPartition,
-    /// The offset, `Int64`.
-    RowOffset,
+/// Where an operator's input comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Edge {
+    /// Columns of a source, by their positions among those its reader gives.
+    Source {
+        /// The source.
+        source: usize,
+        /// The columns.
+        columns: Vec<usize>,
+        /// Their schema.
+        schema: SchemaRef,
+    },
+    /// The operator at this position, which has no other reader.
+    Node(usize),
 }
 
-/// How events become the first operator's rows.
-#[derive(Debug)]
-pub(crate) struct SourceReader {
-    /// Positions in the stored schema that are read.
-    pub(crate) projection: Vec<usize>,
-    /// The stored schema at those positions.
-    pub(crate) input: SchemaRef,
-    /// Position of `rowtime` in the projection.
-    pub(crate) rowtime: usize,
-    /// Position of `rowtombstone` in the projection, or of what stands for it, for tables whose rows change.
-    pub(crate) rowtombstone: Option<usize>,
-    /// Where rows are not taken back, the position of what tells that one changes, and the table.
-    pub(crate) settled: Option<(usize, Name)>,
-    /// The columns the first operator sees.
-    pub(crate) columns: Vec<SourceColumn>,
-    /// Their schema.
-    pub(crate) schema: SchemaRef,
+impl Edge {
+    fn text(&self) -> String {
+        match self {
+            Self::Source { source, columns, .. } => format!("source {source} {columns:?}"),
+            Self::Node(node) => format!("node {node}"),
+        }
+    }
+}
+
+/// An operator and what it reads.
+pub(crate) struct Node {
+    /// The operator.
+    pub(crate) operator: Box<dyn Operator>,
+    /// Its inputs: sources, and operators before it.
+    pub(crate) inputs: Vec<Edge>,
 }
 
 /// Everything a pipeline is made of.
 pub(crate) struct Parts {
-    /// The source's reader.
-    pub(crate) source: SourceReader,
-    /// Event time of the source.
+    /// The readers of the sources.
+    pub(crate) sources: Vec<SourceReader>,
+    /// Event time of the query.
     pub(crate) time: EventTime,
-    /// The operators, first to last.
-    pub(crate) operators: Vec<Box<dyn Operator>>,
+    /// The operators, each after those it reads.
+    pub(crate) nodes: Vec<Node>,
+    /// What the sink reads.
+    pub(crate) root: Edge,
     /// The last stage.
     pub(crate) sink: Sink,
     /// What comes out.
@@ -173,10 +175,14 @@ impl std::fmt::Debug for Pipeline {
 impl Pipeline {
     /// Chains the parts.
     pub(crate) fn new(parts: Parts) -> Self {
-        let operators: Vec<String> = parts.operators.iter().map(|operator| operator.fingerprint()).collect();
-        let source = format!("{:?} {:?}", parts.source.projection, parts.source.columns);
-        let text = format!("{source} | {} | {}", operators.join(" | "), parts.sink.text());
-        Self { fingerprint: format!("1-{:016x}", fnv(text.as_bytes())), parts }
+        let sources = parts.sources.iter().map(SourceReader::text);
+        let nodes = parts.nodes.iter().map(|node| {
+            let inputs: Vec<String> = node.inputs.iter().map(Edge::text).collect();
+            format!("{} of {}", node.operator.fingerprint(), inputs.join(", "))
+        });
+        let mut lines: Vec<String> = sources.chain(nodes).collect();
+        lines.push(format!("{} of {}", parts.sink.text(), parts.root.text()));
+        Self { fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())), parts }
     }
 
     /// The sink's columns.
@@ -190,9 +196,10 @@ impl Pipeline {
         self.fingerprint.clone()
     }
 
-    /// Names of the source's columns that are read, for people.
-    pub fn columns_read(&self) -> impl Iterator<Item = &str> {
-        self.parts.source.schema.fields().iter().map(|field| field.name().as_str())
+    /// Names of the columns of a source that are read, for people.
+    pub fn columns_read(&self, source: usize) -> impl Iterator<Item = &str> {
+        let reader = self.parts.sources.get(source);
+        reader.into_iter().flat_map(|reader| reader.schema.fields().iter().map(|field| field.name().as_str()))
     }
 
     /// True when the sink's table has one row and a key nobody asked for.
@@ -200,24 +207,24 @@ impl Pipeline {
         self.parts.sink.has_one_row()
     }
 
-    /// Whether it follows rows of its source that change; where they never do, it need not.
-    pub fn takes_changes(&self) -> bool {
-        self.parts.source.rowtombstone.is_some() && self.parts.source.settled.is_none()
+    /// Whether what comes of later events depends on the rows a source has had: it is a table, or joined.
+    pub fn keeps_rows_of(&self, source: usize) -> bool {
+        self.parts.sources.get(source).is_some_and(|reader| reader.keeps_rows)
     }
 
     /// True when later output depends on earlier events, so that checkpoints are worth taking.
     pub fn is_stateful(&self) -> bool {
-        self.parts.operators.iter().any(|operator| operator.is_stateful())
+        self.operators().any(Operator::is_stateful)
     }
 
     /// True when a new pipeline gives a row in a step without events, so that such a step is worth taking.
     pub fn begins_with_row(&self) -> bool {
-        self.parts.operators.iter().any(|operator| operator.begins_with_row())
+        self.operators().any(Operator::begins_with_row)
     }
 
     /// Positions in the stored schema of a source that the pipeline reads, `rowtime` among them.
-    pub fn projection(&self, _source: usize) -> &[usize] {
-        &self.parts.source.projection
+    pub fn projection(&self, source: usize) -> &[usize] {
+        self.parts.sources.get(source).map_or(&[], |reader| &reader.projection)
     }
 
     /// Event time of the query; `None` before every partition that is not idle had an event.
@@ -227,7 +234,11 @@ impl Pipeline {
 
     /// Memory held by state, about.
     pub fn state_bytes(&self) -> ByteSize {
-        self.parts.operators.iter().fold(ByteSize::ZERO, |sum, operator| sum.plus(operator.state_bytes()))
+        self.operators().fold(ByteSize::ZERO, |sum, operator| sum.plus(operator.state_bytes()))
+    }
+
+    fn operators(&self) -> impl Iterator<Item = &dyn Operator> {
+        self.parts.nodes.iter().map(|node| node.operator.as_ref())
     }
 
     /// Takes the events of one step. A step without events may still give output: time passes when partitions are
@@ -239,32 +250,38 @@ impl Pipeline {
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, SqlError> {
         StepNow::set(&self.parts.now, input.now);
         let late_before = self.late_rows();
-        let mut delta = self.parts.source.read(&input)?;
-        let input_rows = RowCount::of(delta.len());
-        let idle: Vec<PartitionId> = input.idle.iter().map(|(_, partition)| *partition).collect();
-        let runs = delta.origin.runs.clone();
-        let clock = self.parts.time.advance(&runs, delta.rowtime.values(), &idle);
-        delta.origin = Arc::new(Origin { runs, clock, now: input.now });
-        for operator in &mut self.parts.operators {
-            delta = operator.step(delta)?;
+        let read = read(&self.parts.sources, &input)?;
+        let clock = self.parts.time.advance(&read.runs, &read.rowtime, input.idle);
+        let end = self.parts.time.time().map_or(NEVER, Timestamp::micros);
+        let names = match self.parts.sources.as_slice() {
+            [_] => Arc::default(),
+            sources => sources.iter().map(|source| source.name.clone()).collect(),
+        };
+        let input_rows = RowCount::of(read.rowtime.len());
+        let origin = Arc::new(Origin { runs: read.runs, clock, end, now: input.now, names });
+        let sources: Vec<Delta> =
+            read.deltas.into_iter().map(|delta| Delta { origin: Arc::clone(&origin), ..delta }).collect();
+        let mut made: Vec<Option<Delta>> = Vec::with_capacity(self.parts.nodes.len());
+        for node in &mut self.parts.nodes {
+            let inputs = node.inputs.iter().map(|edge| follow(edge, &sources, &mut made));
+            let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+            made.push(Some(node.operator.step(inputs, &origin)?));
         }
-        let batch = self.parts.sink.rows(&delta)?;
-        if let Some(time) = self.parts.time.time() {
-            self.parts.operators.iter_mut().for_each(|operator| operator.watermark(time));
-        }
+        let rows = follow(&self.parts.root, &sources, &mut made)?;
+        let batch = self.parts.sink.rows(rows)?;
         let late_rows = RowCount::new(self.late_rows().value() - late_before.value());
         Ok(StepOutput { batch, input_rows, late_rows })
     }
 
     fn late_rows(&self) -> RowCount {
-        self.parts.operators.iter().fold(RowCount::ZERO, |sum, operator| sum.plus(operator.late_rows()))
+        self.operators().fold(RowCount::ZERO, |sum, operator| sum.plus(operator.late_rows()))
     }
 
     /// The state, versioned; layout in `save`.
     pub fn save(&self) -> Result<Vec<u8>, SqlError> {
         let mut state = StateWriter::default();
         self.parts.time.save(&mut state)?;
-        for (index, operator) in self.parts.operators.iter().enumerate() {
+        for (index, operator) in self.operators().enumerate() {
             state.scope(format!("{index}."));
             operator.save(&mut state)?;
         }
@@ -278,114 +295,27 @@ impl Pipeline {
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), SqlError> {
         let mut state = StateReader::open(bytes)?;
         self.parts.time.restore(&mut state)?;
-        for (index, operator) in self.parts.operators.iter_mut().enumerate() {
+        for (index, node) in self.parts.nodes.iter_mut().enumerate() {
             state.scope(format!("{index}."));
-            operator.restore(&mut state)?;
+            node.operator.restore(&mut state)?;
         }
         state.finish()
     }
 }
 
-impl SourceReader {
-    /// One delta of all events of the step.
-    fn read(&self, input: &StepInput<'_>) -> Result<Delta, SqlError> {
-        let mut runs: Vec<Run> = Vec::with_capacity(input.batches.len());
-        let mut rows = 0;
-        for batch in &input.batches {
-            if batch.source != 0 || batch.batch.num_columns() != self.projection.len() {
-                return Err(SqlError::internal("a batch is not of the query's source"));
-            }
-            push_runs(&mut runs, batch, rows);
-            rows += batch.batch.num_rows();
+/// What comes along `edge` in this step.
+fn follow(edge: &Edge, sources: &[Delta], made: &mut [Option<Delta>]) -> Result<Delta, SqlError> {
+    match edge {
+        Edge::Node(node) => {
+            let made = made.get_mut(*node).and_then(Option::take);
+            made.ok_or_else(|| SqlError::internal("an operator is read twice, or before it ran"))
         }
-        let inputs = self.gather(input)?;
-        if let Some((index, table)) = &self.settled
-            && inputs[*index].null_count() < inputs[*index].len()
-        {
-            let what = format!("a continuous aggregate over table \"{table}\", whose rows have changed,");
-            return Err(SqlError::unsupported(what, "run the query without EMIT CHANGES"));
-        }
-        let mut columns = Vec::with_capacity(self.columns.len());
-        for column in &self.columns {
-            columns.push(match column {
-                SourceColumn::Input(index) => Arc::clone(&inputs[*index]),
-                SourceColumn::RowId(index) => row_ids(&inputs[*index], &row_offset(input, rows))?,
-                SourceColumn::RowPartition => row_partition(input, rows),
-                SourceColumn::RowOffset => row_offset(input, rows),
-            });
-        }
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
-        let rowtime: TimestampMicrosecondArray = downcast(&inputs[self.rowtime])?;
-        let weights = match self.rowtombstone {
-            None => Weights::Ones,
-            Some(index) => tombstone_weights(&downcast(&inputs[index])?),
-        };
-        let origin = Arc::new(Origin { runs, clock: Vec::new(), now: input.now });
-        Ok(Delta { batch: batch.map_err(arrow_error)?, rowtime, weights, rows: None, origin })
-    }
-
-    /// The input columns of all batches, one after the other.
-    fn gather(&self, input: &StepInput<'_>) -> Result<Vec<ArrayRef>, SqlError> {
-        if let [batch] = input.batches.as_slice() {
-            return Ok(batch.batch.columns().to_vec());
-        }
-        let mut columns = Vec::with_capacity(self.projection.len());
-        for (index, field) in self.input.fields().iter().enumerate() {
-            let parts: Vec<&dyn Array> = input.batches.iter().map(|batch| batch.batch.column(index).as_ref()).collect();
-            columns.push(match parts.is_empty() {
-                true => arrow::array::new_empty_array(field.data_type()),
-                false => compute::concat(&parts).map_err(arrow_error)?,
-            });
-        }
-        Ok(columns)
-    }
-}
-
-/// Adds the runs of a batch whose first row is `row_start` of the step's.
-fn push_runs(runs: &mut Vec<Run>, batch: &InputBatch, row_start: usize) {
-    let partition = batch.partition;
-    runs.push(Run { partition, offset_start: batch.offset_start, row_start });
-    let offsets = batch.offsets.iter().flat_map(|offsets| offsets.values().windows(2).enumerate());
-    for (row, pair) in offsets.filter(|(_, pair)| pair[1] != pair[0] + 1) {
-        let offset_start = Offset::new(pair[1] as u64);
-        runs.push(Run { partition, offset_start, row_start: row_start + row + 1 });
-    }
-}
-
-fn tombstone_weights(tombstones: &BooleanArray) -> Weights {
-    if tombstones.true_count() == 0 {
-        return Weights::Ones;
-    }
-    let weights = tombstones.iter().map(|is_gone| if is_gone == Some(true) { -1 } else { 1 });
-    Weights::Each(Int8Array::from_iter_values(weights))
-}
-
-fn row_ids(ids: &ArrayRef, offsets: &ArrayRef) -> Result<ArrayRef, SqlError> {
-    let (ids, offsets): (Int64Array, Int64Array) = (downcast(ids)?, downcast(offsets)?);
-    Ok(Arc::new(
-        ids.iter().zip(offsets.values()).map(|(id, offset)| Some(id.unwrap_or(*offset))).collect::<Int64Array>(),
-    ))
-}
-
-fn row_partition(input: &StepInput<'_>, rows: usize) -> ArrayRef {
-    let mut values = Vec::with_capacity(rows);
-    for batch in &input.batches {
-        values.resize(values.len() + batch.batch.num_rows(), batch.partition.value() as i32);
-    }
-    Arc::new(Int32Array::from(values))
-}
-
-fn row_offset(input: &StepInput<'_>, rows: usize) -> ArrayRef {
-    let mut values = Vec::with_capacity(rows);
-    for batch in &input.batches {
-        let start = batch.offset_start.value() as i64;
-        match &batch.offsets {
-            Some(offsets) => values.extend_from_slice(offsets.values()),
-            None => values.extend(start..start + batch.batch.num_rows() as i64),
+        Edge::Source { source, columns, schema } => {
+            let delta = sources.get(*source).ok_or_else(|| SqlError::internal("an operator without its source"))?;
+            let batch = delta.batch.project(columns).map_err(arrow_error)?;
+            Ok(Delta { batch: batch.with_schema(Arc::clone(schema)).map_err(arrow_error)?, ..delta.clone() })
         }
     }
-    Arc::new(Int64Array::from(values))
 }
 
 /// FNV-1a, 64 bits: stable over builds, unlike the standard library's hashers.

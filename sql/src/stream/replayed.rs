@@ -41,30 +41,19 @@ impl Replayed {
                     *column = compute::concat(&[column.as_ref(), added.as_ref()]).map_err(arrow_error)?;
                 }
             }
-            values.push(self.replay(found.slot)?);
+            values.push(evaluate_sorted(&self.function, &self.groups[found.slot as usize])?);
         }
         scalars(values, &self.result)
     }
 
-    fn replay(&self, slot: u32) -> Result<ScalarValue, SqlError> {
-        let columns = &self.groups[slot as usize];
-        let rows = columns.first().map_or(0, |column| column.len());
-        let orders = self.function.order_bys();
-        let sort_columns = columns.iter().skip(columns.len() - orders.len()).zip(orders);
-        let mut sort: Vec<SortColumn> = sort_columns
-            .map(|(values, order)| SortColumn { values: Arc::clone(values), options: Some(order.options) })
-            .collect();
-        // Arrival order settles ties, and makes the sort stable.
-        let arrival: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..rows as u64));
-        sort.push(SortColumn { values: arrival, options: Some(SortOptions::default()) });
-        let order = compute::lexsort_to_indices(&sort, None).map_err(arrow_error)?;
-        let sorted = columns.iter().map(|column| compute::take(column, &order, None));
-        let sorted = sorted.collect::<Result<Vec<_>, _>>().map_err(arrow_error)?;
-        let mut accumulator = self.function.create_accumulator().map_err(sql_error)?;
-        if rows > 0 {
-            accumulator.update_batch(&sorted).map_err(sql_error)?;
-        }
-        accumulator.evaluate().map_err(sql_error)
+    /// The aggregate of each touched group as it is; NULL for new ones.
+    pub(super) fn current(&self, touched: &Touched) -> Result<ArrayRef, SqlError> {
+        let null = ScalarValue::try_from(&self.result).map_err(sql_error)?;
+        let values = touched.found.iter().map(|found| match self.groups.get(found.slot as usize) {
+            Some(columns) if !found.is_new => evaluate_sorted(&self.function, columns),
+            _ => Ok(null.clone()),
+        });
+        scalars(values.collect::<Result<Vec<_>, _>>()?, &self.result)
     }
 
     pub(super) fn clear(&mut self, slots: &[u32]) {
@@ -113,4 +102,27 @@ impl Replayed {
     pub(super) fn bytes(&self) -> usize {
         self.groups.iter().flatten().map(|column| column.get_array_memory_size()).sum()
     }
+}
+
+/// `function` of the rows of `columns`, order columns last, sorted as it wants them; ties stay as they are.
+pub(super) fn evaluate_sorted(function: &AggregateFunctionExpr, columns: &[ArrayRef]) -> Result<ScalarValue, SqlError> {
+    let rows = columns.first().map_or(0, |column| column.len());
+    let orders = function.order_bys();
+    let mut accumulator = function.create_accumulator().map_err(sql_error)?;
+    if rows > 0 && orders.is_empty() {
+        accumulator.update_batch(columns).map_err(sql_error)?;
+    } else if rows > 0 {
+        let sort_columns = columns.iter().skip(columns.len() - orders.len()).zip(orders);
+        let mut sort: Vec<SortColumn> = sort_columns
+            .map(|(values, order)| SortColumn { values: Arc::clone(values), options: Some(order.options) })
+            .collect();
+        // The order they are in settles ties, and makes the sort stable.
+        let arrival: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..rows as u64));
+        sort.push(SortColumn { values: arrival, options: Some(SortOptions::default()) });
+        let order = compute::lexsort_to_indices(&sort, None).map_err(arrow_error)?;
+        let sorted = columns.iter().map(|column| compute::take(column, &order, None));
+        let sorted = sorted.collect::<Result<Vec<_>, _>>().map_err(arrow_error)?;
+        accumulator.update_batch(&sorted).map_err(sql_error)?;
+    }
+    accumulator.evaluate().map_err(sql_error)
 }

@@ -4,10 +4,14 @@
 //! (engine). Stateless: a crash loses nothing.
 
 use super::delta::{Delta, Weights, arrow_error};
+use super::slots::KeyCodec;
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef, BooleanArray, Int16Array, RecordBatch, RecordBatchOptions};
+use crate::types::canonical;
+use arrow::array::{Array, ArrayRef, BooleanArray, Int16Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{self, CastOptions};
 use arrow::datatypes::{DataType, SchemaRef};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Where a stored column's values come from.
@@ -25,19 +29,76 @@ pub(crate) struct Sink {
     columns: Vec<SinkColumn>,
     schema: SchemaRef,
     has_tombstones: bool,
+    merged: Option<Merged>,
+}
+
+/// Rows that come and go as what becomes of their keys.
+#[derive(Debug)]
+struct Merged {
+    /// Positions of the key among the delta's columns.
+    key: Vec<usize>,
+    /// Made with the first rows.
+    codec: Option<KeyCodec>,
+}
+
+impl Merged {
+    /// The last change of each key, in the order of their first ones; nothing of what came and went.
+    fn last(&mut self, delta: &Delta) -> Result<UInt32Array, SqlError> {
+        let columns: Vec<ArrayRef> = self.key.iter().map(|at| canonical(Arc::clone(delta.batch.column(*at)))).collect();
+        let codec = match &mut self.codec {
+            Some(codec) => codec,
+            none => {
+                let types: Vec<DataType> = columns.iter().map(|column| column.data_type().clone()).collect();
+                none.insert(KeyCodec::new(&types)?)
+            }
+        };
+        let keys = codec.encode(&columns)?;
+        let mut places: HashMap<&[u8], usize> = HashMap::with_capacity(delta.len());
+        // The first change of a key, and the last.
+        let mut changes: Vec<(u32, u32)> = Vec::with_capacity(delta.len());
+        for row in 0..delta.len() {
+            match places.entry(keys.get(row)) {
+                Entry::Occupied(found) => changes[*found.get()].1 = row as u32,
+                Entry::Vacant(vacant) => {
+                    vacant.insert(changes.len());
+                    changes.push((row as u32, row as u32));
+                }
+            }
+        }
+        let is_gone = |row: u32| delta.weights.is_gone(row as usize);
+        let told = changes.into_iter().filter(|(first, last)| is_gone(*first) || !is_gone(*last));
+        Ok(UInt32Array::from_iter_values(told.map(|(_, last)| last)))
+    }
 }
 
 impl Sink {
-    /// Stored rows of `schema`: the columns, `rowtime`, and `rowtombstone` if `has_tombstones`.
-    pub(crate) fn new(columns: Vec<SinkColumn>, schema: SchemaRef, has_tombstones: bool) -> Self {
-        Self { columns, schema, has_tombstones }
+    /// Stored rows of `schema`: the columns, `rowtime`, and `rowtombstone` if `has_tombstones`. Rows that come and go as
+    /// they are have their key at `merged`.
+    pub(crate) fn new(
+        columns: Vec<SinkColumn>,
+        schema: SchemaRef,
+        has_tombstones: bool,
+        merged: Option<Vec<usize>>,
+    ) -> Self {
+        let merged = merged.map(|key| Merged { key, codec: None });
+        Self { columns, schema, has_tombstones, merged }
     }
 
     /// The stored rows of `delta`; `None` when it has none.
     ///
     /// # Errors
     /// 22003 and such when a value does not fit the stored type.
-    pub(crate) fn rows(&self, delta: &Delta) -> Result<Option<RecordBatch>, SqlError> {
+    pub(crate) fn rows(&mut self, delta: Delta) -> Result<Option<RecordBatch>, SqlError> {
+        match &mut self.merged {
+            Some(merged) if delta.len() > 0 => {
+                let last = merged.last(&delta)?;
+                self.stored(&delta.take(&last)?)
+            }
+            _ => self.stored(&delta),
+        }
+    }
+
+    fn stored(&self, delta: &Delta) -> Result<Option<RecordBatch>, SqlError> {
         let count = delta.len();
         if count == 0 {
             return Ok(None);
@@ -71,7 +132,8 @@ impl Sink {
     /// For the fingerprint.
     pub(crate) fn text(&self) -> String {
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
-        format!("sink({:?}; {}; {})", self.columns, types.join(", "), self.has_tombstones)
+        let merged = self.merged.as_ref().map(|merged| &merged.key);
+        format!("sink({:?}; {}; {} {merged:?})", self.columns, types.join(", "), self.has_tombstones)
     }
 }
 

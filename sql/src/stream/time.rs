@@ -3,46 +3,92 @@
 //! Owns idleness and the rule that time never goes back. Leaves out windows, which compare their ends with it. Called
 //! once per step by the pipeline; saved and restored with its state.
 
-use super::delta::{Run, arrow_error, downcast};
+use super::delta::{NEVER, Run, arrow_error, downcast};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
-use arrow::array::{Array, Int64Array, RecordBatch};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use millstream_catalog::model::{PartitionId, Span, Timestamp};
 use std::sync::Arc;
 
-/// No event yet: holds the query's time back.
-const NEVER: i64 = i64::MIN;
 /// Left out of the minimum.
 const ABSENT: i64 = i64::MAX;
 
-/// Progress of event time over the partitions of one source.
+/// Progress of event time over the partitions of a query's sources.
 ///
-/// Example, two partitions, no delay: events at 10 and 30 in partition 0 leave time undefined, for partition 1 had none.
-/// An event at 20 in partition 1 makes it 20. With partition 1 idle it is 30, and stays 30 when partition 1 goes on at 25.
+/// Example, one source of two partitions, no delay: events at 10 and 30 in partition 0 leave time undefined, for
+/// partition 1 had none. An event at 20 in partition 1 makes it 20. With partition 1 idle it is 30, and stays 30 when
+/// partition 1 goes on at 25. A source may be left out of it: tables that streams look rows up in.
 #[derive(Debug)]
 pub(crate) struct EventTime {
-    delay: Span,
+    sources: Vec<SourceTime>,
     is_tracked: bool,
-    /// Greatest event time per partition.
+    /// Greatest event time, by place.
     greatest: Vec<i64>,
+    /// By place.
     idle: Vec<bool>,
+    /// The delay of the source of each place.
+    delays: Vec<i64>,
     least: LeastTree,
     time: i64,
 }
 
+/// What time is to know of a source.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceTime {
+    /// How far time is behind its events.
+    pub(crate) delay: Span,
+    /// Whether its events move time.
+    pub(crate) counts: bool,
+    /// The place of each of its partitions.
+    places: Vec<usize>,
+}
+
+impl SourceTime {
+    /// Of a source with `delay`; it moves time if it `counts`.
+    pub(crate) fn new(delay: Span, counts: bool) -> Self {
+        Self { delay, counts, places: Vec::new() }
+    }
+}
+
 impl EventTime {
-    /// Of a source with `partitions` partitions whose time is `delay` behind its events; `is_tracked` asks for the
-    /// time at each row.
-    pub(crate) fn new(partitions: u32, delay: Span, is_tracked: bool) -> Self {
-        let count = partitions.max(1) as usize;
-        Self {
-            delay,
+    /// Of `sources` with so many partitions; `is_tracked` asks for the time at each row.
+    pub(crate) fn new(sources: Vec<(SourceTime, u32)>, is_tracked: bool) -> Self {
+        let mut time = Self {
+            sources: Vec::new(),
             is_tracked,
-            greatest: vec![NEVER; count],
-            idle: vec![false; count],
-            least: LeastTree::new(count),
+            greatest: Vec::new(),
+            idle: Vec::new(),
+            delays: Vec::new(),
+            least: LeastTree::new(0),
             time: NEVER,
+        };
+        for (source, partitions) in sources {
+            time.sources.push(source);
+            time.place(time.sources.len() - 1, partitions.max(1) as usize - 1);
+        }
+        time
+    }
+
+    /// The place of a partition; it gets one when it is named for the first time.
+    fn place(&mut self, source: usize, partition: usize) -> Option<usize> {
+        let found = self.sources.get_mut(source).filter(|source| source.counts)?;
+        if partition >= found.places.len() {
+            while partition >= found.places.len() {
+                found.places.push(self.greatest.len());
+                self.greatest.push(NEVER);
+                self.idle.push(false);
+                self.delays.push(found.delay.micros());
+            }
+            self.rebuild();
+        }
+        self.sources[source].places.get(partition).copied()
+    }
+
+    fn rebuild(&mut self) {
+        self.least = LeastTree::new(self.greatest.len());
+        for place in 0..self.greatest.len() {
+            self.least.set(place, if self.idle[place] { ABSENT } else { self.watermark_of(place) });
         }
     }
 
@@ -54,75 +100,69 @@ impl EventTime {
     /// Takes the events of a step, in order, and gives the time at each of them (nothing if not tracked).
     ///
     /// A partition counts as idle until its first event in the step. When all are idle, time is the greatest of theirs.
-    pub(crate) fn advance(&mut self, runs: &[Run], rowtime: &[i64], idle: &[PartitionId]) -> Vec<i64> {
+    pub(crate) fn advance(&mut self, runs: &[Run], rowtime: &[i64], idle: &[(usize, PartitionId)]) -> Vec<i64> {
         self.mark_idle(runs, idle);
         self.raise();
         let mut clock = Vec::with_capacity(if self.is_tracked { rowtime.len() } else { 0 });
         for (index, run) in runs.iter().enumerate() {
             let end = runs.get(index + 1).map_or(rowtime.len(), |next| next.row_start);
-            let partition = run.partition.value() as usize;
-            if run.row_start < end && self.idle[partition] {
-                self.idle[partition] = false;
-                self.least.set(partition, self.watermark_of(partition));
-            }
             let events = rowtime.get(run.row_start..end).unwrap_or_default();
+            let Some(place) = self.place(run.source, run.partition.value() as usize) else {
+                clock.extend(events.iter().filter(|_| self.is_tracked).map(|_| self.time));
+                continue;
+            };
+            if !events.is_empty() && self.idle[place] {
+                self.idle[place] = false;
+                self.least.set(place, self.watermark_of(place));
+            }
             if self.is_tracked {
                 for event in events {
-                    self.observe(partition, *event);
+                    self.observe(place, *event);
                     clock.push(self.time);
                 }
             } else if let Some(greatest) = events.iter().max() {
-                self.observe(partition, *greatest);
+                self.observe(place, *greatest);
             }
         }
         clock
     }
 
-    fn observe(&mut self, partition: usize, event: i64) {
-        if event > self.greatest[partition] {
-            self.greatest[partition] = event;
-            self.least.set(partition, self.watermark_of(partition));
+    fn observe(&mut self, place: usize, event: i64) {
+        if event > self.greatest[place] {
+            self.greatest[place] = event;
+            self.least.set(place, self.watermark_of(place));
             self.raise();
         }
     }
 
-    fn watermark_of(&self, partition: usize) -> i64 {
-        match self.greatest[partition] {
+    fn watermark_of(&self, place: usize) -> i64 {
+        match self.greatest[place] {
             NEVER => NEVER,
-            greatest => greatest.saturating_sub(self.delay.micros()).max(NEVER + 1),
+            greatest => greatest.saturating_sub(self.delays[place]).max(NEVER + 1),
         }
     }
 
-    fn mark_idle(&mut self, runs: &[Run], idle: &[PartitionId]) {
-        let named = idle.iter().chain(runs.iter().map(|run| &run.partition)).map(|id| id.value() as usize);
-        let count = named.max().map_or(0, |last| last + 1);
-        if count > self.greatest.len() {
-            self.resize(count);
+    fn mark_idle(&mut self, runs: &[Run], idle: &[(usize, PartitionId)]) {
+        for (source, partition) in runs.iter().map(|run| (run.source, run.partition)).chain(idle.iter().copied()) {
+            self.place(source, partition.value() as usize);
         }
         let mut is_idle = vec![false; self.greatest.len()];
-        for id in idle {
-            is_idle[id.value() as usize] = true;
-        }
-        for (partition, is_idle) in is_idle.into_iter().enumerate() {
-            if is_idle != self.idle[partition] {
-                self.idle[partition] = is_idle;
-                self.least.set(partition, if is_idle { ABSENT } else { self.watermark_of(partition) });
+        for (source, partition) in idle {
+            if let Some(place) = self.place(*source, partition.value() as usize) {
+                is_idle[place] = true;
             }
         }
-    }
-
-    fn resize(&mut self, count: usize) {
-        self.greatest.resize(count, NEVER);
-        self.idle.resize(count, false);
-        self.least = LeastTree::new(count);
-        for partition in 0..count {
-            self.least.set(partition, if self.idle[partition] { ABSENT } else { self.watermark_of(partition) });
+        for (place, is_idle) in is_idle.into_iter().enumerate() {
+            if is_idle != self.idle[place] {
+                self.idle[place] = is_idle;
+                self.least.set(place, if is_idle { ABSENT } else { self.watermark_of(place) });
+            }
         }
     }
 
     fn raise(&mut self) {
         let least = match self.least.least() {
-            ABSENT => (0..self.greatest.len()).map(|partition| self.watermark_of(partition)).max().unwrap_or(NEVER),
+            ABSENT => (0..self.greatest.len()).map(|place| self.watermark_of(place)).max().unwrap_or(NEVER),
             least => least,
         };
         self.time = self.time.max(least);
@@ -130,22 +170,40 @@ impl EventTime {
 
     /// Writes the greatest event time per partition, and the time.
     pub(crate) fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        let schema = Schema::new(vec![Field::new("time", DataType::Int64, true)]);
-        let values = self.greatest.iter().chain([&self.time]).map(|time| (*time != NEVER).then_some(*time));
-        let batch = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(values.collect::<Int64Array>())]);
-        state.put("time", &batch.map_err(arrow_error)?)
+        let (mut owners, mut times) = (Vec::new(), Vec::new());
+        for (number, source) in self.sources.iter().enumerate() {
+            for place in &source.places {
+                owners.push(number as u32);
+                times.push(self.greatest[*place]);
+            }
+        }
+        owners.push(u32::MAX);
+        times.push(self.time);
+        let schema =
+            Schema::new(vec![Field::new("source", DataType::UInt32, false), Field::new("time", DataType::Int64, true)]);
+        let times = times.into_iter().map(|time| (time != NEVER).then_some(time));
+        let columns: Vec<ArrayRef> = vec![Arc::new(UInt32Array::from(owners)), Arc::new(times.collect::<Int64Array>())];
+        state.put("time", &RecordBatch::try_new(Arc::new(schema), columns).map_err(arrow_error)?)
     }
 
     /// Takes over what `save` wrote. Idleness is not state: every step names the idle partitions anew.
     pub(crate) fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
         let batch = state.take("time")?;
-        let times: Int64Array = downcast(batch.column(0))?;
-        let Some(count) = times.len().checked_sub(1) else { return Err(SqlError::internal("empty saved time")) };
-        let at = |index: usize| if times.is_null(index) { NEVER } else { times.value(index) };
-        self.greatest = (0..count).map(at).collect();
-        self.idle = vec![false; count];
-        self.time = at(count);
-        self.resize(count);
+        let owners: UInt32Array = downcast(batch.column(0))?;
+        let times: Int64Array = downcast(batch.column(1))?;
+        let mut next = vec![0; self.sources.len()];
+        for (owner, time) in owners.values().iter().zip(times.iter()) {
+            let Some(next) = next.get_mut(*owner as usize) else {
+                self.time = time.unwrap_or(NEVER);
+                continue;
+            };
+            *next += 1;
+            if let Some(place) = self.place(*owner as usize, *next - 1) {
+                self.greatest[place] = time.unwrap_or(NEVER);
+            }
+        }
+        self.idle.fill(false);
+        self.rebuild();
         Ok(())
     }
 }
@@ -195,7 +253,7 @@ mod tests {
     use millstream_catalog::model::Offset;
 
     fn run(partition: u32, row_start: usize) -> Run {
-        Run { partition: PartitionId::new(partition), offset_start: Offset::ZERO, row_start }
+        Run { source: 0, partition: PartitionId::new(partition), offset_start: Offset::ZERO, row_start }
     }
 
     fn micros(time: &EventTime) -> Option<i64> {
@@ -204,7 +262,7 @@ mod tests {
 
     #[test]
     fn time_is_the_greatest_event_of_one_partition_less_the_delay() {
-        let mut time = EventTime::new(1, Span::from_micros(5), true);
+        let mut time = EventTime::new(vec![(SourceTime::new(Span::from_micros(5), true), 1)], true);
         assert_eq!(micros(&time), None);
         let clock = time.advance(&[run(0, 0)], &[10, 8, 12, 11], &[]);
         assert_eq!(clock, vec![5, 5, 7, 7]);
@@ -213,7 +271,7 @@ mod tests {
 
     #[test]
     fn time_waits_for_the_slowest_partition() {
-        let mut time = EventTime::new(3, Span::ZERO, true);
+        let mut time = EventTime::new(vec![(SourceTime::new(Span::ZERO, true), 3)], true);
         time.advance(&[run(0, 0), run(1, 1)], &[10, 30], &[]);
         assert_eq!(micros(&time), None);
         let clock = time.advance(&[run(2, 0), run(0, 1)], &[20, 25], &[]);
@@ -222,10 +280,10 @@ mod tests {
 
     #[test]
     fn an_idle_partition_is_left_out_and_time_never_goes_back() {
-        let mut time = EventTime::new(2, Span::ZERO, true);
+        let mut time = EventTime::new(vec![(SourceTime::new(Span::ZERO, true), 2)], true);
         time.advance(&[run(0, 0)], &[30], &[]);
         assert_eq!(micros(&time), None);
-        time.advance(&[], &[], &[PartitionId::new(1)]);
+        time.advance(&[], &[], &[(0, PartitionId::new(1))]);
         assert_eq!(micros(&time), Some(30));
         assert_eq!(time.advance(&[run(1, 0)], &[7], &[]), vec![30]);
         assert_eq!(time.advance(&[run(0, 0)], &[40], &[]), vec![30]);
@@ -234,18 +292,18 @@ mod tests {
 
     #[test]
     fn an_event_ends_idleness_within_the_step() {
-        let mut time = EventTime::new(2, Span::ZERO, true);
-        let clock = time.advance(&[run(0, 0), run(1, 1), run(0, 2)], &[10, 5, 20], &[PartitionId::new(1)]);
+        let mut time = EventTime::new(vec![(SourceTime::new(Span::ZERO, true), 2)], true);
+        let clock = time.advance(&[run(0, 0), run(1, 1), run(0, 2)], &[10, 5, 20], &[(0, PartitionId::new(1))]);
         assert_eq!(clock, vec![10, 10, 10]);
         assert_eq!(time.advance(&[run(1, 0)], &[15], &[]), vec![15]);
     }
 
     #[test]
     fn all_idle_gives_the_greatest() {
-        let mut time = EventTime::new(2, Span::ZERO, false);
+        let mut time = EventTime::new(vec![(SourceTime::new(Span::ZERO, true), 2)], false);
         time.advance(&[run(0, 0), run(1, 1)], &[10, 50], &[]);
         assert_eq!(micros(&time), Some(10));
-        time.advance(&[], &[], &[PartitionId::new(0), PartitionId::new(1)]);
+        time.advance(&[], &[], &[(0, PartitionId::new(0)), (0, PartitionId::new(1))]);
         assert_eq!(micros(&time), Some(50));
     }
 }

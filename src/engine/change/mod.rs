@@ -20,7 +20,6 @@ use crate::engine::alter::carry_out;
 use crate::engine::held::Held;
 use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
-use crate::engine::query;
 use crate::engine::session::Session;
 use crate::engine::write::Routed;
 use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag};
@@ -218,24 +217,19 @@ impl Session {
     /// A table without a key, once its rows can change.
     ///
     /// # Errors
-    /// 0A000 while a continuous query reads it for which events are not taken back.
+    /// 0A000 while a continuous query reads it that was made before rows of such tables could change.
     async fn with_row_ids(&self, relation: Arc<Relation>) -> Result<Arc<Relation>> {
         let catalog = self.engine.catalog();
-        if !self.engine.tables().can_change(relation.id, catalog.version()) {
-            for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
-                let can_follow = match relation.row_ids {
-                    _ if query.state == QueryState::Terminated => true,
-                    Some(_) => query::plan(&self.engine, query).is_ok_and(|(.., pipeline)| pipeline.takes_changes()),
-                    None => false,
-                };
-                if !can_follow {
-                    return Err(SqlError::unsupported(
-                        format!("changing rows of table \"{}\", which query \"{}\" reads,", relation.name, query.name),
-                        "the query cannot take rows back: give the table a PRIMARY KEY, or drop the query",
-                    ));
-                }
+        if relation.row_ids.is_none() {
+            let reads = |query: &&Arc<millstream_catalog::Query>| {
+                query.sources.contains(&relation.id) && query.state != QueryState::Terminated
+            };
+            if let Some(query) = catalog.queries().find(reads) {
+                return Err(SqlError::unsupported(
+                    format!("changing rows of table \"{}\", which query \"{}\" reads,", relation.name, query.name),
+                    "the query was made when its rows could not change: drop it and make it again",
+                ));
             }
-            self.engine.tables().set_can_change(relation.id, catalog.version());
         }
         if relation.row_ids.is_some() {
             return Ok(relation);

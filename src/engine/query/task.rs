@@ -1,4 +1,4 @@
-//! One continuous query: a fold over its source's log, committed step by step.
+//! One continuous query: a fold over its sources' log, committed step by step.
 //!
 //! A step takes what arrived, runs the pipeline, and proposes one entry with the positions and the rows it
 //! writes. After a restart the last checkpoint is loaded and the steps since are replayed without their
@@ -6,18 +6,19 @@
 
 use super::Status;
 use crate::engine::held::Held;
-use crate::engine::input::{Input, Positions, Reader, Removed};
+use crate::engine::input::{Reader, Removed};
+use crate::engine::inputs::{Inputs, SourcePositions, StepEvents};
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
 use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET};
-use millstream_catalog::model::{Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, Timestamp, TopicId};
+use millstream_catalog::model::{Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, TopicId};
 use millstream_catalog::{Query, Relation};
+use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
 use millstream_sql::stream::{Pipeline, StepInput};
-use millstream_sql::{SqlError, stream::StepOutput};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -35,14 +36,14 @@ pub(super) struct QueryTask {
     query: Arc<Query>,
     sink: Arc<Relation>,
     shard: Arc<Shard>,
-    reader: Reader,
+    inputs: Inputs,
     pipeline: Pipeline,
-    positions: Positions,
+    positions: SourcePositions,
     step: StepNumber,
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
     /// When each partition last had something to read.
-    active_at: HashMap<PartitionId, Instant>,
+    active_at: HashMap<(usize, PartitionId), Instant>,
     status: Arc<Mutex<Status>>,
     /// Bytes of the operators' state.
     held: Held,
@@ -62,32 +63,35 @@ impl QueryTask {
         let catalog = engine.catalog().seen_by(query);
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
-        let source =
-            query.sources.first().and_then(|id| catalog.relation_by_id(*id)).ok_or_else(|| missing("source"))?;
         let shard = Arc::clone(engine.shard(sink.shard)?);
         let (.., pipeline) = plan(engine, query)?;
         let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
-        let reader = Reader {
-            relation: Arc::clone(source),
-            partitions: shard.partitions(),
-            projection: pipeline.projection(0).to_vec(),
-            schema: source.topic_schema(),
-            rows_max: STEP_ROWS_TARGET,
-            bytes_max: STEP_BYTES_TARGET,
-            removed: Removed::Skip,
-            first: None,
+        let reader = |(number, id): (usize, &TopicId)| {
+            let source = catalog.relation_by_id(*id).ok_or_else(|| missing("source"))?;
+            Ok(Reader {
+                source: number,
+                relation: Arc::clone(source),
+                partitions: shard.partitions(),
+                projection: pipeline.projection(number).to_vec(),
+                schema: source.topic_schema(),
+                rows_max: STEP_ROWS_TARGET,
+                bytes_max: STEP_BYTES_TARGET,
+                removed: Removed::Skip,
+                first: None,
+            })
         };
+        let inputs = Inputs::new(query.sources.iter().enumerate().map(reader).collect::<Result<Vec<_>>>()?);
         let mut task = Self {
             engine: Arc::clone(engine),
             query: Arc::clone(query),
             sink,
             shard,
-            positions: Positions::new(),
+            positions: SourcePositions::new(),
             step: StepNumber::default(),
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
             active_at: HashMap::new(),
-            reader,
+            inputs,
             pipeline,
             status,
             held: engine.state_room.share(),
@@ -96,7 +100,7 @@ impl QueryTask {
             Some(checkpoint) => task.replay(checkpoint, &progress, stop).await?,
             None => {
                 // Step 0: the positions it begins at, which replay needs.
-                task.positions = task.of_source(&progress.positions);
+                task.positions = task.of_sources(&progress.positions);
                 task.save().await?;
             }
         }
@@ -131,15 +135,19 @@ impl QueryTask {
             .hint("drop and create the query to compute it anew"));
         }
         self.pipeline.restore(&checkpoint.state)?;
-        self.positions = self.of_source(&checkpoint.positions);
+        self.positions = self.of_sources(&checkpoint.positions);
         self.step = checkpoint.step;
         self.checkpoint_step = checkpoint.step;
         for record in progress.since_checkpoint.iter().filter(|record| record.step > checkpoint.step) {
             let mut to = self.positions.clone();
-            to.extend(record.positions.iter().map(|(_, id, offset)| (*id, *offset)));
-            let input = self.reader.between(&self.positions, &to)?;
-            let idle: Vec<PartitionId> = record.idle.iter().map(|(_, id)| *id).collect();
-            self.compute(input.batches, &idle, record.now)?;
+            let moved = record.positions.iter().map(|(topic, id, offset)| ((*topic, *id), offset));
+            for (to, moved) in to.iter_mut().zip(self.inputs.positions(moved)) {
+                to.extend(moved);
+            }
+            let input = self.inputs.between(&self.positions, &to)?;
+            let idle: Vec<(usize, PartitionId)> =
+                record.idle.iter().flat_map(|(topic, id)| self.place(*topic, *id)).collect();
+            self.pipeline.step(StepInput { batches: input.batches, idle: &idle, now: record.now })?;
             self.positions = to;
             self.step = record.step;
             self.report()?;
@@ -151,9 +159,14 @@ impl QueryTask {
         Ok(())
     }
 
-    fn of_source(&self, positions: &BTreeMap<(TopicId, PartitionId), Offset>) -> Positions {
-        let topic = self.reader.relation.id;
-        positions.iter().filter(|((id, _), _)| *id == topic).map(|((_, id), offset)| (*id, *offset)).collect()
+    fn of_sources(&self, positions: &BTreeMap<(TopicId, PartitionId), Offset>) -> SourcePositions {
+        self.inputs.positions(positions.iter().map(|(at, offset)| (*at, offset)))
+    }
+
+    /// A partition of a source, by the position of that.
+    fn place(&self, topic: TopicId, id: PartitionId) -> Option<(usize, PartitionId)> {
+        let source = self.query.sources.iter().position(|source| *source == topic)?;
+        Some((source, id))
     }
 
     /// Takes steps until `stop`.
@@ -163,11 +176,12 @@ impl QueryTask {
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
         // The first step may be empty: a count has its row before any event, and FLUSH waits for it.
         if self.step == StepNumber::default() {
-            self.step(Input { batches: Vec::new(), positions: self.positions.clone(), rows: RowCount::ZERO }).await?;
+            let positions = self.positions.clone();
+            self.step(StepEvents { batches: Vec::new(), positions, rows: RowCount::ZERO }).await?;
         }
         loop {
-            let mut waiting = self.reader.waiting();
-            while let Some(input) = self.reader.next(&self.positions)? {
+            let mut waiting = self.inputs.waiting();
+            while let Some(input) = self.inputs.next(&self.positions)? {
                 if stop.is_cancelled() {
                     return Ok(());
                 }
@@ -185,18 +199,15 @@ impl QueryTask {
         }
     }
 
-    async fn step(&mut self, input: Input) -> Result<()> {
+    async fn step(&mut self, input: StepEvents) -> Result<()> {
         let now = self.engine.clock().now();
         let idle = self.idle(&input);
-        let topic = self.reader.relation.id;
-        let positions = input.positions.clone();
-        let moved = positions
-            .iter()
-            .filter(|(id, offset)| self.positions.get(id) != Some(offset))
-            .map(|(id, offset)| (topic, *id, *offset))
-            .collect();
-        let input_rows = input.rows;
-        let output = self.compute(input.batches, &idle, now)?;
+        let before = self.inputs.flat(&self.positions);
+        let before: HashMap<_, _> = before.into_iter().collect();
+        let moved =
+            self.inputs.flat(&input.positions).into_iter().filter(|(at, offset)| before.get(at) != Some(offset));
+        let moved = moved.map(|((topic, id), offset)| (topic, id, offset)).collect();
+        let output = self.pipeline.step(StepInput { batches: input.batches, idle: &idle, now })?;
         let outputs = match output.batch {
             Some(batch) => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
             None => Vec::new(),
@@ -207,45 +218,39 @@ impl QueryTask {
             query: self.query.id,
             step: self.step.next(),
             positions: moved,
-            idle: idle.into_iter().map(|id| (topic, id)).collect(),
+            idle: idle.into_iter().map(|(source, id)| (self.query.sources[source], id)).collect(),
             now,
             outputs,
-            input_rows,
+            input_rows: input.rows,
             late_rows: output.late_rows,
             durability,
         };
         self.shard.step(step).await.map_err(replication_error)?;
-        self.positions = positions;
+        self.positions = input.positions;
         self.step = self.step.next();
         self.report()
     }
 
-    fn compute(
-        &mut self,
-        batches: Vec<millstream_sql::stream::InputBatch>,
-        idle: &[PartitionId],
-        now: Timestamp,
-    ) -> Result<StepOutput> {
-        let idle: Vec<(usize, PartitionId)> = idle.iter().map(|id| (0, *id)).collect();
-        self.pipeline.step(StepInput { batches, idle: &idle, now })
-    }
-
     /// Partitions that have had nothing to read for the query's idle timeout; only with more than one.
-    fn idle(&mut self, input: &Input) -> Vec<PartitionId> {
-        let partitions = self.reader.ids();
+    fn idle(&mut self, input: &StepEvents) -> Vec<(usize, PartitionId)> {
+        let readers = self.inputs.readers().iter();
+        let partitions: Vec<(usize, PartitionId)> =
+            readers.flat_map(|reader| reader.ids().into_iter().map(|id| (reader.source, id))).collect();
         if partitions.len() == 1 {
             return Vec::new();
         }
         let now = env::instant();
-        for (id, position) in &input.positions {
-            if self.positions.get(id) != Some(position) {
-                self.active_at.insert(*id, now);
+        for (source, positions) in input.positions.iter().enumerate() {
+            for (id, position) in positions {
+                if self.positions.get(source).and_then(|before| before.get(id)) != Some(position) {
+                    self.active_at.insert((source, *id), now);
+                }
             }
         }
         let timeout =
             u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
-        let is_idle = |id: &PartitionId| {
-            let active_at = *self.active_at.entry(*id).or_insert(now);
+        let is_idle = |at: &(usize, PartitionId)| {
+            let active_at = *self.active_at.entry(*at).or_insert(now);
             now.saturating_duration_since(active_at) >= timeout
         };
         partitions.into_iter().filter(is_idle).collect()
@@ -259,11 +264,10 @@ impl QueryTask {
 
     /// Commits the operators' state.
     async fn save(&mut self) -> Result<()> {
-        let topic = self.reader.relation.id;
         let checkpoint = Checkpoint {
             query: self.query.id,
             step: self.step,
-            positions: self.positions.iter().map(|(id, offset)| ((topic, *id), *offset)).collect(),
+            positions: self.inputs.flat(&self.positions).into_iter().collect(),
             fingerprint: self.pipeline.fingerprint(),
             state: self.pipeline.save()?.into(),
         };

@@ -54,8 +54,14 @@ const QUERIES: &[&str] = &[
 
 /// The log: one partition, so that both runs see one order.
 #[derive(Debug)]
-struct Log {
+pub(super) struct Log {
     batch: RecordBatch,
+}
+
+impl Log {
+    pub(super) fn empty() -> Self {
+        Self { batch: RecordBatch::new_empty(relation().stored_schema()) }
+    }
 }
 
 impl RelationSource for Log {
@@ -163,7 +169,7 @@ fn context(batch: &RecordBatch) -> PlanContext {
     }
 }
 
-fn select(sql: &str) -> Select {
+pub(super) fn select(sql: &str) -> Select {
     match crate::dialect::parse(sql).unwrap().remove(0).statement {
         Statement::Select(select) => *select,
         other => panic!("{sql}: {other:?}"),
@@ -171,7 +177,7 @@ fn select(sql: &str) -> Select {
 }
 
 /// Rows as PostgreSQL shows them.
-fn rows(batch: &RecordBatch, types: &[SqlType]) -> Vec<Vec<String>> {
+pub(super) fn rows(batch: &RecordBatch, types: &[SqlType]) -> Vec<Vec<String>> {
     let encoders = batch.columns().iter().zip(types);
     let encoders: Vec<_> = encoders.map(|(array, sql_type)| ColumnEncoder::new(array.as_ref(), sql_type)).collect();
     let cell = |encoder: &ColumnEncoder, row: usize| {
@@ -184,7 +190,7 @@ fn rows(batch: &RecordBatch, types: &[SqlType]) -> Vec<Vec<String>> {
     (0..batch.num_rows()).map(|row| encoders.iter().map(|encoder| cell(encoder, row)).collect()).collect()
 }
 
-async fn bounded(context: &PlanContext, sql: &str) -> Result<Vec<Vec<String>>, SqlError> {
+pub(super) async fn bounded(context: &PlanContext, sql: &str) -> Result<Vec<Vec<String>>, SqlError> {
     let planned = plan_select(context, &select(sql), &[])?;
     let types: Vec<SqlType> = planned.columns.iter().map(|column| column.sql_type.clone()).collect();
     let mut stream = execute(context, &planned, Vec::new()).await?;

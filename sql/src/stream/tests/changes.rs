@@ -134,16 +134,6 @@ fn now_is_the_time_of_the_step() {
 }
 
 #[test]
-fn what_cannot_run_yet_is_refused() {
-    let mut over_table = Query::select(&[("c", "c")]).group_by(&[("k", "k")], &[("c", "count(*)")]);
-    over_table.kind = RelationKind::Table;
-    assert_eq!(over_table.pipeline().unwrap_err().sqlstate.code(), "0A000");
-    let mut ungrouped = Query::select(&[("k", "k")]);
-    ungrouped.window = Some((60, None));
-    assert_eq!(ungrouped.pipeline().unwrap_err().sqlstate.code(), "0A000");
-}
-
-#[test]
 fn names_that_cannot_be_stored_are_refused() {
     for names in [["a", "a"], ["a", "rowtime"]] {
         let query = Query::select(&[(names[0], "k"), (names[1], "v")]);

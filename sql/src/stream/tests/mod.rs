@@ -4,9 +4,11 @@ mod aggregates;
 mod bounded;
 mod changes;
 mod model;
+mod several;
 mod windows;
 
-use crate::exec::table::scan_schema;
+use crate::exec::session::optimize_continuous;
+use crate::exec::table::RelationTable;
 use crate::plan::{ContinuousPlan, ResultColumn, WindowSpec};
 use crate::stream::{InputBatch, Pipeline, StepInput, StepOutput};
 use crate::{SqlError, function};
@@ -15,7 +17,7 @@ use arrow::array::{
 };
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::config::ConfigOptions;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, LogicalTableSource, col};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col};
 use datafusion::optimizer::Analyzer;
 use datafusion::prelude::SessionContext;
 use millstream_catalog::model::{Name, Offset, PartitionId, ShardId, Span, Timestamp, TopicId};
@@ -126,7 +128,7 @@ impl Query {
 
     pub(super) fn plan(&self) -> ContinuousPlan {
         let relation = Arc::new(self.relation());
-        let source = Arc::new(LogicalTableSource::new(scan_schema(&relation)));
+        let source = RelationTable::new(Arc::clone(&relation), Arc::new(bounded::Log::empty())).into_source();
         let mut plan = LogicalPlanBuilder::scan("s", source, None).unwrap();
         if let Some((size, _)) = self.window {
             plan = with_window(plan, Span::from_secs(size));
@@ -149,6 +151,7 @@ impl Query {
             self.select.iter().map(|(name, text)| expression(text, &plan).alias(name.as_str())).collect();
         let plan = plan.project(select).unwrap().build().unwrap();
         let plan = Analyzer::new().execute_and_check(plan, &ConfigOptions::new(), |_, _| {}).unwrap();
+        let plan = optimize_continuous(plan).unwrap();
         let columns = self.columns(&plan);
         let window = self
             .window

@@ -1,0 +1,91 @@
+//! GROUP BY: grouping expressions, the window among them, and aggregates.
+//!
+//! Leaves out the operator (`stream::aggregate`). Pure.
+
+use super::built::{Built, Key, Mode, WindowColumn};
+use super::{Need, Planner, nullable, unalias};
+use crate::error::SqlError;
+use crate::plan::window::is_window_column;
+use crate::stream::{Aggregate, Call, Changes, Grouping, WindowBounds, sql_error};
+use arrow::datatypes::FieldRef;
+use datafusion::common::DFSchema;
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{self, Expr};
+use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Planner<'_> {
+    pub(super) fn aggregate(&mut self, aggregate: &logical_expr::Aggregate, need: Need) -> Result<Built, SqlError> {
+        let input = self.build(&aggregate.input, Need::ROWS)?.settle(self)?;
+        let rows = input.rows();
+        let mut keys = Vec::new();
+        for expression in &aggregate.group_expr {
+            if let Expr::GroupingSet(_) = expression {
+                return Err(SqlError::unsupported("GROUPING SETS in a continuous query", "write one query per set"));
+            }
+            keys.push(self.physical(expression, &input.schema)?);
+        }
+        let calls = aggregate.aggr_expr.iter().map(|call| self.call(call, &input)).collect::<Result<Vec<_>, _>>()?;
+        let windows = aggregate.group_expr.iter().enumerate();
+        let windows = windows.filter_map(|(at, expression)| {
+            input.window_of(expression, self).map(|window| WindowColumn { at, ..window })
+        });
+        let windows: Vec<WindowColumn> = windows.collect();
+        // The end, where it is there: it is what the window is judged by.
+        let judged = windows.iter().min_by_key(|window| window.length);
+        let window = judged.map(|window| WindowBounds {
+            key: window.at,
+            length: window.length,
+            grace: window.grace,
+            delay: input.delay,
+        });
+        self.is_timed |= window.is_some();
+        let fields: Vec<FieldRef> = aggregate.schema.fields().iter().map(nullable).collect();
+        let count = keys.len();
+        let changes = if need.forms { Changes::Forms } else { Changes::Both };
+        let schema = Arc::new(arrow::datatypes::Schema::new(fields.clone()));
+        let operator = Aggregate::new(Grouping { keys, window, calls, schema, rows, changes })?;
+        let edge = self.add(Box::new(operator), vec![input.edge]);
+        let key = (0..count).map(|at| {
+            let (name, is_edge) = match unalias(&aggregate.group_expr[at]) {
+                Expr::Column(column) => (column.name.clone(), is_window_column(&column.name)),
+                _ => (format!("key{}", at + 1), false),
+            };
+            let is_hidden = !(is_edge && self.query.window.is_some());
+            Key { at, shown: Some(at), name, is_hidden }
+        });
+        Ok(Built {
+            edge,
+            base: fields.clone(),
+            stages: Vec::new(),
+            fields,
+            schema: Arc::clone(&aggregate.schema),
+            mode: if need.forms { Mode::Forms } else { Mode::Both },
+            key: key.collect(),
+            windows,
+            window,
+            times: BTreeSet::new(),
+            delay: input.delay,
+            is_declared: input.is_declared,
+        })
+    }
+
+    /// The aggregate `call`, DISTINCT taken off: it is done before the function sees the rows.
+    fn call(&self, call: &Expr, input: &Built) -> Result<Call, SqlError> {
+        let schema: &DFSchema = &input.schema;
+        let mut call = self.with_step_now(unalias(call), schema)?;
+        let Expr::AggregateFunction(function) = &mut call else {
+            return Err(SqlError::internal("an aggregate is not a function"));
+        };
+        if let Some(filter) = &function.params.filter {
+            self.check_filter(filter)?;
+        }
+        let is_distinct = std::mem::replace(&mut function.params.distinct, false);
+        let (props, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
+        let lowered = LoweredAggregateBuilder::new(&call, schema, schema.as_arrow(), &props, &context);
+        let lowered = lowered.build().map_err(sql_error)?;
+        Call::new(lowered.aggregate, lowered.filter, is_distinct, schema.as_arrow(), input.rows())
+    }
+}

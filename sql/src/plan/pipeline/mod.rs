@@ -1,0 +1,244 @@
+//! From the logical plan of a continuous query to its pipeline.
+//!
+//! Owns the walk over the plan, which columns are read of each source, and how rows come along each edge. Leaves out name
+//! resolution and typing (`plan`), and the operators (`stream`). Called when a query is created or started. Pure: a crash
+//! does nothing to it.
+
+mod aggregate;
+mod built;
+mod join;
+mod scan;
+mod sink;
+mod union;
+mod window;
+
+use crate::error::SqlError;
+use crate::plan::ContinuousPlan;
+use crate::stream::{Edge, EventTime, Node, Operator, Parts, Pipeline, SourceReader, SourceTime, StepNow, sql_error};
+use arrow::datatypes::FieldRef;
+use built::{Built, Mode};
+use datafusion::common::DFSchema;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::error::Result as DataFusionResult;
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{Expr, ExprSchemable, JoinType, LogicalPlan, ScalarUDF};
+use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
+use millstream_catalog::model::Span;
+use millstream_catalog::{Relation, RelationKind};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+impl Pipeline {
+    /// The pipeline of `query`.
+    ///
+    /// # Errors
+    /// 0A000 with a hint for what cannot run continuously yet.
+    pub fn plan(query: &ContinuousPlan) -> Result<Self, SqlError> {
+        let planner = Planner {
+            query,
+            now: Arc::new(AtomicI64::new(0)),
+            wanted: vec![BTreeSet::new(); query.sources.len()],
+            kept: BTreeSet::new(),
+            nodes: Vec::new(),
+            is_timed: false,
+        };
+        planner.plan()
+    }
+}
+
+/// Makes one pipeline.
+struct Planner<'a> {
+    query: &'a ContinuousPlan,
+    now: Arc<AtomicI64>,
+    /// Positions that are read of each source's scan.
+    wanted: Vec<BTreeSet<usize>>,
+    /// Sources whose current rows are kept.
+    kept: BTreeSet<usize>,
+    /// The operators; until the end their edges name positions of scans.
+    nodes: Vec<Node>,
+    /// Whether an operator asks for the time at each row.
+    is_timed: bool,
+}
+
+/// What who reads a part of the plan wants of it.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    /// Columns that identify a row.
+    key: bool,
+    /// New forms of keyed rows will do.
+    forms: bool,
+}
+
+impl Need {
+    /// Rows as they come and go.
+    const ROWS: Self = Self { key: false, forms: false };
+}
+
+/// Batches are checked against their schema; what a plan claims never to be NULL may be so in a tombstone.
+fn nullable(field: &FieldRef) -> FieldRef {
+    match field.is_nullable() {
+        true => Arc::clone(field),
+        false => Arc::new(field.as_ref().clone().with_nullable(true)),
+    }
+}
+
+impl Planner<'_> {
+    fn plan(mut self) -> Result<Pipeline, SqlError> {
+        let need = Need { key: is_changelog(&self.query.plan), forms: true };
+        let root = self.build(&self.query.plan, need)?;
+        let root = match root.mode {
+            Mode::Forms => root.settle_forms(&mut self)?,
+            Mode::Append | Mode::Both => root.settle(&mut self)?,
+        };
+        let (output, sink) = self.sink(&root)?;
+        let mut edge = root.edge;
+        self.resolve(&mut edge);
+        let mut nodes = std::mem::take(&mut self.nodes);
+        nodes.iter_mut().flat_map(|node| &mut node.inputs).for_each(|edge| self.resolve(edge));
+        Ok(Pipeline::new(Parts {
+            sources: self.readers()?,
+            time: self.time(),
+            nodes,
+            root: edge,
+            sink,
+            output,
+            now: Arc::clone(&self.now),
+        }))
+    }
+
+    fn build(&mut self, plan: &LogicalPlan, need: Need) -> Result<Built, SqlError> {
+        match plan {
+            LogicalPlan::Projection(projection) => {
+                let input = self.build(&projection.input, need)?;
+                input.project(self, &projection.expr, &projection.schema)
+            }
+            LogicalPlan::Filter(filter) => {
+                self.check_filter(&filter.predicate)?;
+                self.build(&filter.input, need)?.filter(self, &filter.predicate)
+            }
+            LogicalPlan::SubqueryAlias(alias) => Ok(self.build(&alias.input, need)?.named(&alias.schema)),
+            LogicalPlan::TableScan(scan) => self.scan(scan, need),
+            LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate, need),
+            LogicalPlan::Join(join) => self.join(join, need),
+            LogicalPlan::Union(union) => self.union(union, need),
+            other => Err(unsupported_level(other)),
+        }
+    }
+
+    /// Adds an operator over `inputs`.
+    fn add(&mut self, operator: Box<dyn Operator>, inputs: Vec<Edge>) -> Edge {
+        self.nodes.push(Node { operator, inputs });
+        Edge::Node(self.nodes.len() - 1)
+    }
+
+    /// Positions of scans as positions of what is read.
+    fn resolve(&self, edge: &mut Edge) {
+        if let Edge::Source { source, columns, .. } = edge
+            && let Some(wanted) = self.wanted.get(*source)
+        {
+            columns.iter_mut().for_each(|column| *column = wanted.range(..*column).count());
+        }
+    }
+
+    fn readers(&self) -> Result<Vec<SourceReader>, SqlError> {
+        let sources = self.query.sources.iter().zip(&self.wanted).enumerate();
+        sources
+            .map(|(number, (relation, wanted))| scan::reader(relation, wanted, self.kept.contains(&number)))
+            .collect()
+    }
+
+    /// Streams move time; tables do where there is nothing else.
+    fn time(&self) -> EventTime {
+        let has_stream = self.query.sources.iter().any(|source| source.kind == RelationKind::Stream);
+        let source = |relation: &Arc<Relation>| {
+            let counts = relation.kind == RelationKind::Stream || !has_stream;
+            let delay = relation.watermark_delay.unwrap_or(Span::ZERO);
+            (SourceTime::new(delay, counts), relation.options.partitions)
+        };
+        EventTime::new(self.query.sources.iter().map(source).collect(), self.is_timed)
+    }
+
+    fn check_filter(&self, predicate: &Expr) -> Result<(), SqlError> {
+        match has_now(predicate) {
+            false => Ok(()),
+            true => Err(SqlError::unsupported(
+                "a filter on now() in a continuous query",
+                "compare now() with rowtime in the query that reads the result",
+            )),
+        }
+    }
+
+    fn physical(&self, expression: &Expr, input: &DFSchema) -> Result<Arc<dyn PhysicalExpr>, SqlError> {
+        let expression = self.with_step_now(expression, input)?;
+        create_physical_expr(&expression, input, &ExecutionProps::new(), &PhysicalPlanningContext::default())
+            .map_err(sql_error)
+    }
+
+    /// `expression` with `now()` reading the time of the step.
+    fn with_step_now(&self, expression: &Expr, input: &DFSchema) -> Result<Expr, SqlError> {
+        let rewrite = |part: Expr| -> DataFusionResult<Transformed<Expr>> {
+            if !is_now(&part) {
+                return Ok(Transformed::no(part));
+            }
+            let function = StepNow::new(Arc::clone(&self.now), part.get_type(input)?);
+            Ok(Transformed::yes(ScalarUDF::new_from_impl(function).call(Vec::new())))
+        };
+        Ok(expression.clone().transform(rewrite).map_err(sql_error)?.data)
+    }
+}
+
+/// Whether rows of `plan` change or go.
+fn is_changelog(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::TableScan(scan) => {
+            crate::plan::scanned_relation(scan).is_some_and(|relation| scan::is_changelog(&relation))
+        }
+        LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Window(_) => true,
+        LogicalPlan::Join(join) => {
+            let (left, right) = (is_changelog(&join.left), is_changelog(&join.right));
+            match (join.join_type, left, right) {
+                (JoinType::Inner, ..) if join::is_lookup(join) => false,
+                (JoinType::Left | JoinType::Right, ..) if join::is_lookup(join) || join::is_within(join) => false,
+                (JoinType::Full, false, false) if join::is_within(join) => false,
+                (JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi, left, right) => left || right,
+                _ => true,
+            }
+        }
+        other => other.inputs().into_iter().any(is_changelog),
+    }
+}
+
+fn unsupported_level(plan: &LogicalPlan) -> SqlError {
+    let (what, hint) = match plan {
+        LogicalPlan::Sort(_) => ("ORDER BY", "order when reading the result"),
+        LogicalPlan::Limit(_) => ("LIMIT", "limit when reading the result"),
+        LogicalPlan::Window(_) => ("OVER", "use a window function when reading the result"),
+        LogicalPlan::Unnest(_) => ("a set-returning function", "use it when reading the result"),
+        LogicalPlan::Distinct(_) => ("DISTINCT ON", "use GROUP BY"),
+        LogicalPlan::Values(_) => ("VALUES", "read a stream or table"),
+        LogicalPlan::RecursiveQuery(_) => ("WITH RECURSIVE", "run the query without EMIT CHANGES"),
+        LogicalPlan::EmptyRelation(empty) if empty.produce_one_row => {
+            ("a SELECT without FROM", "read a stream or table")
+        }
+        LogicalPlan::EmptyRelation(_) => ("a condition that is never true", "leave the query out"),
+        _ => ("this form of query", "run the query without EMIT CHANGES"),
+    };
+    SqlError::unsupported(format!("{what} in a continuous query"), hint)
+}
+
+fn is_now(expression: &Expr) -> bool {
+    matches!(expression, Expr::ScalarFunction(call) if call.func.name() == "now" && call.args.is_empty())
+}
+
+fn has_now(expression: &Expr) -> bool {
+    expression.exists(|part| Ok(is_now(part))).unwrap_or(false)
+}
+
+fn unalias(expression: &Expr) -> &Expr {
+    match expression {
+        Expr::Alias(alias) => unalias(&alias.expr),
+        expression => expression,
+    }
+}
