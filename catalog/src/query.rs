@@ -49,6 +49,17 @@ pub enum OffsetReset {
     Latest,
 }
 
+/// Which forms of a changed row a query writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmitForms {
+    /// The last one of each step.
+    #[default]
+    Changes,
+    /// One for each event, also where the row is as it was.
+    EveryChange,
+}
+
 /// The `WITH` options of a continuous query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryOptions {
@@ -56,11 +67,22 @@ pub struct QueryOptions {
     pub auto_offset_reset: OffsetReset,
     /// After how long without events a partition no longer holds back the watermark.
     pub idle_timeout: Span,
+    /// Which forms of a changed row it writes.
+    #[serde(default)]
+    pub emit: EmitForms,
+    /// How long after an event's time a join of streams without a range of time keeps it; `None` for ever.
+    #[serde(default)]
+    pub state_retention: Option<Span>,
 }
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { auto_offset_reset: OffsetReset::Earliest, idle_timeout: Span::from_secs(10) }
+        Self {
+            auto_offset_reset: OffsetReset::Earliest,
+            idle_timeout: Span::from_secs(10),
+            emit: EmitForms::Changes,
+            state_retention: None,
+        }
     }
 }
 

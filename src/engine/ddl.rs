@@ -289,16 +289,20 @@ impl Session {
         }
         let bound = bind::ddl::bind_create_as(create, NODES)?;
         let context = self.plan_context();
-        let select = create.select.clone();
+        let (select, options) = (create.select.clone(), bound.query.clone());
         let (plan, pipeline) = self
             .engine
             .compute
             .run(async move {
-                let plan = plan_continuous(&context, &select)?;
+                let plan = plan_continuous(&context, &select, &options)?;
                 let pipeline = Pipeline::plan(&plan)?;
                 Ok((plan, pipeline))
             })
             .await?;
+        if pipeline.is_unbounded() {
+            let hint = "add WITHIN, a range of event times, or WITH (state_retention = '…')";
+            self.notify_hint("this query keeps every event of the streams it joins", hint);
+        }
         let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
         let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };
         match self.to_the_end(establish(Arc::clone(&self.engine), command)).await {

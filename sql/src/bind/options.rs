@@ -7,7 +7,7 @@ use crate::dialect::ast::{OptionValue, Position, Select, WithOption, WithOptions
 use crate::dialect::duration;
 use crate::error::SqlError;
 use millstream_catalog::model::{ByteSize, Durability, Span, SqlState, limit};
-use millstream_catalog::query::OffsetReset;
+use millstream_catalog::query::{EmitForms, OffsetReset};
 use millstream_catalog::{Cleanup, CleanupPolicy, Compression, QueryOptions, RelationKind, TopicOptions};
 
 /// The options of `CREATE … (columns) WITH (…)`.
@@ -188,8 +188,8 @@ fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, S
     match option.name.as_str() {
         "auto_offset_reset" => query.auto_offset_reset = offset_reset(option)?,
         "emit" => match lower(option)?.as_str() {
-            "changes" => {}
-            "every_change" => return Err(unsupported_value(option, "use 'changes'")),
+            "changes" => query.emit = EmitForms::Changes,
+            "every_change" => query.emit = EmitForms::EveryChange,
             _ => return Err(wrong(option).hint("values are changes and every_change")),
         },
         "on_error" => match lower(option)?.as_str() {
@@ -203,8 +203,7 @@ fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, S
             return Err(refused(option, "write WINDOW TUMBLING (SIZE …, GRACE PERIOD …)"));
         }
         "state_retention" => {
-            duration_of(option)?;
-            return Err(refused(option, "leave it out: state is kept"));
+            query.state_retention = Some(duration_of(option)?);
         }
         "timestamp" => return Err(refused(option, "leave it out: event time is that of the inputs")),
         _ => return Ok(false),

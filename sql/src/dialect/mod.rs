@@ -29,6 +29,7 @@ mod tests;
 mod tokens;
 mod transaction;
 mod vet;
+pub(crate) mod within;
 
 pub use ast::*;
 pub use locate::locate;

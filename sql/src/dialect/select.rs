@@ -6,7 +6,7 @@
 use super::ast::{Emit, EmitKind, Position, Select, WindowClause, WindowKind, WithOptions};
 use super::cursor::Cursor;
 use super::lexer::Lexeme;
-use super::{duration, options, render, vet};
+use super::{duration, options, render, vet, within};
 use crate::error::SqlError;
 use millstream_catalog::model::{RowCount, Span, SqlState};
 use sqlparser::keywords::Keyword;
@@ -49,22 +49,22 @@ fn query(
     let after = cursor.lexemes.get(cut.end..range.end).unwrap_or_default();
     let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(before.len() + after.len() + 3);
     // `TABLE name` is `SELECT * FROM name`.
-    let mut rest = before;
+    let mut first_index = range.start;
     if let Some(first) = before.first()
         && word(first) == Some("table")
     {
         let span = first.token.span;
         let keyword = |text: &str| TokenWithSpan::new(Token::make_keyword(text), span);
         tokens.extend([keyword("select"), TokenWithSpan::new(Token::Mul, span), keyword("from")]);
-        rest = before.get(1..).unwrap_or_default();
+        first_index += 1;
         let name = |lexeme: &Lexeme| matches!(lexeme.token.token, Token::Word(_));
-        if !rest.first().is_some_and(name) {
+        if !before.get(1).is_some_and(name) {
             let mut place = cursor.clone();
             place.at = range.start + 1;
             return Err(place.unexpected());
         }
     }
-    tokens.extend(rest.iter().chain(after).map(|lexeme| lexeme.token.clone()));
+    tokens.extend(within::tokens(cursor, (first_index..cut.start).chain(cut.end..range.end))?);
     let part: Vec<Lexeme> = before.iter().chain(after).cloned().collect();
     let end = |parser: &mut Parser<'_>| {
         let query = parser.parse_query()?;
@@ -102,7 +102,7 @@ fn token_of<'a>(cursor: &Cursor<'a>, at: usize) -> Option<&'a Token> {
 }
 
 /// True if the token before `at` ends an operand, so that a word at `at` may begin a clause.
-fn follows_operand(cursor: &Cursor<'_>, at: usize) -> bool {
+pub(super) fn follows_operand(cursor: &Cursor<'_>, at: usize) -> bool {
     let Some(before) = at.checked_sub(1).and_then(|before| token_of(cursor, before)) else { return false };
     match before {
         Token::RParen | Token::RBracket | Token::Mul => true,
@@ -174,12 +174,6 @@ pub(super) fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlE
             _ => {}
         }
         match (word_of(cursor, at), token_of(cursor, at + 1)) {
-            (Some("within"), Some(Token::Number(..) | Token::LParen)) if follows_operand(cursor, at) => {
-                return refuse(at, "JOIN … WITHIN", "join the stored streams with a pull query, on a range of rowtime");
-            }
-            (Some("for"), _) if word_of(cursor, at + 1) == Some("system_time") => {
-                return refuse(at, "FOR SYSTEM_TIME AS OF", "a pull query joins the current rows of the table");
-            }
             (Some("emit"), _) if depth > 0 && is_emit(cursor, at) => {
                 return refuse(at, "EMIT in a sub-query", "write EMIT at the end of the statement");
             }
@@ -281,19 +275,17 @@ fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
     Ok(WindowClause { kind: WindowKind::Tumbling { size }, grace, position })
 }
 
-/// `EMIT CHANGES`.
+/// `EMIT CHANGES`, `EMIT FINAL` or `EMIT ON WINDOW CLOSE`.
 fn emit(cursor: &mut Cursor<'_>) -> Result<Emit, SqlError> {
     let position = cursor.position();
     cursor.expect(&["emit"])?;
     if cursor.eat(&["changes"]) {
         return Ok(Emit { kind: EmitKind::Changes, position });
     }
-    let hint = "use EMIT CHANGES: the last form of a window is its result";
-    if cursor.eat(&["final"]) {
-        return Err(SqlError::unsupported("EMIT FINAL", hint).at(position));
+    if !cursor.eat(&["final"]) {
+        cursor.expect(&["on", "window", "close"])?;
     }
-    cursor.expect(&["on", "window", "close"])?;
-    Err(SqlError::unsupported("EMIT ON WINDOW CLOSE", hint).at(position))
+    Ok(Emit { kind: EmitKind::Final, position })
 }
 
 /// `[WITH (…)] [LIMIT n]` after `EMIT CHANGES`.

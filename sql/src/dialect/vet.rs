@@ -307,7 +307,7 @@ impl Vet<'_> {
                 alias,
                 args,
                 with_hints,
-                version,
+                version: _,
                 with_ordinality: _,
                 partitions,
                 json_path,
@@ -318,8 +318,9 @@ impl Vet<'_> {
                 self.alias(alias.as_ref())?;
                 let settings = args.as_ref().is_some_and(|args| args.settings.is_some());
                 self.refuse(settings, "SETTINGS", "settings", "leave it out")?;
-                self.refuse(!with_hints.is_empty() || !index_hints.is_empty(), "a table hint", "with", "leave it out")?;
-                self.refuse(version.is_some(), "reading an earlier version", "for", "filter on rowtime")?;
+                let has_hints =
+                    with_hints.iter().any(|hint| !super::within::is_clause(hint)) || !index_hints.is_empty();
+                self.refuse(has_hints, "a table hint", "with", "leave it out")?;
                 let hint = "filter on rowpartition";
                 self.refuse(!partitions.is_empty(), "PARTITION in FROM", "partition", hint)?;
                 self.refuse(json_path.is_some(), "a json path in FROM", "from", "use json functions")?;

@@ -24,6 +24,7 @@ pub(crate) mod span;
 mod temporal;
 mod text;
 pub mod window;
+pub(crate) mod within;
 mod zone;
 
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
@@ -83,7 +84,13 @@ impl Registry {
         for function in library.into_iter().chain(nested).filter(|function| !HIDDEN.contains(&function.name())) {
             add(&mut scalars, function.name().to_owned(), function.aliases().to_vec(), function);
         }
-        let mut own = vec![arith::Negate::function(), series::function(), zone::function(), session::now_function()];
+        let mut own = vec![
+            arith::Negate::function(),
+            series::function(),
+            within::function(),
+            zone::function(),
+            session::now_function(),
+        ];
         own.extend(arith::Arithmetic::ALL.map(arith::Arithmetic::function));
         own.extend(extract::functions());
         own.extend(text::functions());

@@ -5,26 +5,35 @@
 
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
 use super::union::unite;
-use super::{ContinuousPlan, PlanContext, ResultColumn, parameter};
-use crate::dialect::ast::Select;
+use super::{ContinuousPlan, Emission, PlanContext, ResultColumn, parameter};
+use crate::dialect::ast::{Emit, EmitKind, Select};
 use crate::error::SqlError;
 use crate::exec::session::{analyze, optimize_continuous};
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
+use millstream_catalog::query::EmitForms;
+use millstream_catalog::{QueryOptions, SqlType};
 use sqlparser::ast::{Query, SetExpr};
 use std::collections::HashSet;
 
-/// Plans `select` for a continuous run.
+/// Plans `select` for a continuous run with `options`.
 ///
 /// # Errors
 /// As `plan_select`; 0A000 with a hint for what cannot run continuously, 42701 for two columns of one name.
-pub fn plan_continuous(context: &PlanContext, select: &Select) -> Result<ContinuousPlan, SqlError> {
+pub fn plan_continuous(
+    context: &PlanContext,
+    select: &Select,
+    options: &QueryOptions,
+) -> Result<ContinuousPlan, SqlError> {
     let (plan, params) = plan_with(context, select, &[], None)?;
     if params.is_empty() {
-        return Ok(plan);
+        let emission = match (plan.emission, options.emit) {
+            (Emission::Changes, EmitForms::EveryChange) => Emission::EveryChange,
+            (emission, _) => emission,
+        };
+        return Ok(ContinuousPlan { emission, state_retention: options.state_retention, ..plan });
     }
     let fact = "a continuous query cannot have parameters";
     Err(SqlError::new(SqlState::UndefinedParameter, fact).hint("write the values into the statement"))
@@ -81,7 +90,11 @@ fn plan_with(
     check_subqueries(&plan)?;
     let plan = optimize_continuous(plan)?;
     check_expressions(&plan)?;
-    Ok((ContinuousPlan { plan, window, sources, columns }, params))
+    let emission = match &select.emit {
+        Some(Emit { kind: EmitKind::Final, .. }) => Emission::Final,
+        _ => Emission::Changes,
+    };
+    Ok((ContinuousPlan { plan, window, sources, columns, emission, state_retention: None }, params))
 }
 
 fn refused(what: &str, hint: &str) -> SqlError {

@@ -8,12 +8,13 @@ use super::refuse;
 use super::resolve::{OutputColumn, Resolver, renamed};
 use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, ScopeRelation, StarColumn, ambiguous, quoted};
+use super::within;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::ports::refuse_later;
-use millstream_catalog::Relation;
 use millstream_catalog::model::SqlState;
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
+use millstream_catalog::{Relation, RelationKind};
 use sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, Ident, Join, JoinConstraint, JoinOperator, ObjectName,
     ObjectNamePart, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
@@ -49,6 +50,7 @@ pub(super) fn resolve_from(
 ) -> Result<(), SqlError> {
     let mut done: Vec<TableWithJoins> = Vec::new();
     for TableWithJoins { mut relation, joins } in std::mem::take(from) {
+        let first = scope.relations.len();
         let (mut star, is_folded) = lateral::resolve(resolver, &mut relation, &mut done, &mut [], scope)?;
         if !is_folded {
             done.push(TableWithJoins { relation, joins: Vec::new() });
@@ -62,8 +64,11 @@ pub(super) fn resolve_from(
                 }
                 join.join_operator = JoinOperator::CrossJoin(JoinConstraint::None);
             } else {
+                let within = within::take(&mut join.relation);
+                let count = scope.relations.len();
                 let right = resolve_factor(resolver, &mut join.relation, scope)?;
                 star = resolve_join(resolver, &mut join, (star, right), scope)?;
+                within::add(within, &mut join.join_operator, &scope.relations[first..], count - first)?;
             }
             if let Some(tree) = done.last_mut() {
                 tree.joins.push(join);
@@ -81,10 +86,14 @@ fn resolve_tree(
     tree: &mut TableWithJoins,
     scope: &mut Scope<'_>,
 ) -> Result<Vec<StarColumn>, SqlError> {
+    let first = scope.relations.len();
     let mut left = resolve_factor(resolver, &mut tree.relation, scope)?;
     for join in &mut tree.joins {
+        let within = within::take(&mut join.relation);
+        let count = scope.relations.len();
         let right = resolve_factor(resolver, &mut join.relation, scope)?;
         left = resolve_join(resolver, join, (left, right), scope)?;
+        within::add(within, &mut join.join_operator, &scope.relations[first..], count - first)?;
     }
     Ok(left)
 }
@@ -221,7 +230,7 @@ pub(super) fn resolve_factor(
                 given.into_iter().flat_map(|alias| alias.columns).map(|column| column.name).collect();
             *alias = Some(plain_alias(&name));
             let columns = renamed(&name, &output, &renames)?;
-            scope.add(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns })
+            scope.add(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns, is_stream: false })
         }
         TableFactor::NestedJoin { table_with_joins, alias: None } => resolve_tree(resolver, table_with_joins, scope),
         TableFactor::NestedJoin { .. } => {
@@ -339,7 +348,7 @@ fn unnest(
     internal.columns =
         output.iter().map(|column| TableAliasColumnDef { name: quoted(&column.internal), data_type: None }).collect();
     *alias = Some(internal);
-    Ok(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns })
+    Ok(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns, is_stream: false })
 }
 
 fn plain_alias(name: &str) -> TableAlias {
@@ -354,16 +363,15 @@ enum Named {
 }
 
 fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeRelation, SqlError> {
-    let TableFactor::Table { name, alias, with_hints, version, partitions, json_path, sample, index_hints, .. } =
-        factor
-    else {
+    let TableFactor::Table { name, alias, with_hints, partitions, json_path, sample, index_hints, .. } = factor else {
         return Err(SqlError::internal("not a table"));
     };
+    let is_current = within::is_current(with_hints);
+    if is_current {
+        with_hints.clear();
+    }
     if !with_hints.is_empty() || !partitions.is_empty() || json_path.is_some() || !index_hints.is_empty() {
         return Err(SqlError::unsupported("a hint after a table", "leave it out"));
-    }
-    if version.is_some() {
-        return Err(SqlError::unsupported("FOR SYSTEM_TIME AS OF", "filter on rowtime or rowoffset"));
     }
     if sample.is_some() {
         return Err(SqlError::unsupported("TABLESAMPLE", "filter with random()"));
@@ -371,6 +379,10 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     let (found, bare, schema) = look_up(resolver, name)?;
     let given = alias.take();
     let shown = given.as_ref().map_or(bare.clone(), |alias| alias.name.value.clone());
+    let is_stream = matches!(&found, Named::Relation(relation) if relation.kind == RelationKind::Stream);
+    if is_current && !matches!(&found, Named::Relation(relation) if relation.kind == RelationKind::Table) {
+        return Err(SqlError::unsupported("FOR SYSTEM_TIME AS OF of what is no table", "leave it out"));
+    }
     let (mark, mut columns) = match found {
         Named::Cte(columns) => (None, columns),
         Named::Relation(relation) => {
@@ -387,7 +399,7 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     let schema = schema.filter(|_| given.is_none());
     rename_visible(&shown, &mut columns, given.map(|alias| alias.columns).unwrap_or_default())?;
     *alias = Some(plain_alias(&shown));
-    Ok(ScopeRelation { plan_alias: shown.clone(), alias: shown, schema, columns })
+    Ok(ScopeRelation { plan_alias: shown.clone(), alias: shown, schema, columns, is_stream })
 }
 
 fn rename_visible(alias: &str, columns: &mut [ScopeColumn], renames: Vec<TableAliasColumnDef>) -> Result<(), SqlError> {

@@ -29,6 +29,7 @@ mod settle;
 mod syntax;
 mod union;
 mod window;
+mod within;
 
 pub use crate::exec::table::{scan_schema, scanned_relation};
 pub use constant::eval_constant;
@@ -147,6 +148,21 @@ pub struct ContinuousPlan {
     pub sources: Vec<Arc<Relation>>,
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
+    /// When rows come out.
+    pub emission: Emission,
+    /// How long a join of streams without a range of time keeps rows.
+    pub state_retention: Option<Span>,
+}
+
+/// When the rows of a continuous query come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emission {
+    /// The new form of each row that changed in a step.
+    Changes,
+    /// One form for each event.
+    EveryChange,
+    /// Each row once, when it cannot change any more.
+    Final,
 }
 
 /// Grace of windows, with their size, where neither the query nor the stream says otherwise.

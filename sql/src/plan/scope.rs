@@ -29,6 +29,8 @@ pub(super) struct ScopeRelation {
     pub(super) schema: Option<String>,
     /// Its columns.
     pub(super) columns: Vec<ScopeColumn>,
+    /// A stream of the catalog: its rows have a time of their own.
+    pub(super) is_stream: bool,
 }
 
 /// A column that `*` shows.

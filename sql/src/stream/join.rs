@@ -105,17 +105,24 @@ pub(crate) struct Within {
 }
 
 impl Within {
-    /// The last of the query's times at which a row of `side` is taken.
-    fn last(&self, side: Side, rowtime: i64) -> i64 {
-        let reach = if side == Side::Left { self.after } else { self.before };
-        let slack = reach.micros().saturating_add(self.grace.micros()).saturating_add(self.delay.micros());
-        rowtime.saturating_add(slack)
+    /// How much later than a row of `side` its match may be.
+    fn reach(&self, side: Side) -> i64 {
+        if side == Side::Left { self.after.micros() } else { self.before.micros() }
     }
 
-    /// The first of the query's times at which no row can match one of `side` any more.
+    fn slack(&self) -> i64 {
+        self.grace.micros().saturating_add(self.delay.micros())
+    }
+
+    /// The last of the query's times at which a row of `side` is taken. One that matches only earlier rows is not late
+    /// by its own time.
+    fn last(&self, side: Side, rowtime: i64) -> i64 {
+        rowtime.saturating_add(self.reach(side).max(0)).saturating_add(self.slack())
+    }
+
+    /// The first of the query's times at which no row that is taken can match one of `side` any more.
     fn expires(&self, side: Side, rowtime: i64) -> i64 {
-        let reach = if side == Side::Left { self.before } else { self.after };
-        self.last(side, rowtime).saturating_add(reach.micros()).saturating_add(1)
+        self.last(side.other(), rowtime.saturating_add(self.reach(side))).saturating_add(1)
     }
 
     fn fits(&self, side: Side, rowtime: i64, other: i64) -> bool {
@@ -573,7 +580,7 @@ impl Operator for Join {
         let side = |half: &Half| format!("{} of {} {:?}", keys(half), half.codec.text(), half.input.rows);
         let filter = self.filter.as_ref().map_or(String::new(), ToString::to_string);
         let within = self.within.map_or(String::new(), |within| {
-            format!("{} {} {}", within.before.micros(), within.expires(Side::Left, 0), within.expires(Side::Right, 0))
+            format!("{} {} {}", within.before.micros(), within.after.micros(), within.slack())
         });
         format!(
             "join({:?} {} {}; {}; {}; {filter}; within {within}; {:?})",

@@ -84,6 +84,19 @@ pub struct InputBatch {
     pub batch: RecordBatch,
 }
 
+impl InputBatch {
+    /// Its events, each for itself.
+    fn each(&self) -> impl Iterator<Item = Self> {
+        (0..self.batch.num_rows()).map(|row| {
+            let offset = match &self.offsets {
+                Some(offsets) => Offset::new(offsets.value(row) as u64),
+                None => self.offset_start.plus(RowCount::of(row)),
+            };
+            Self { offset_start: offset, offsets: None, batch: self.batch.slice(row, 1), ..self.clone() }
+        })
+    }
+}
+
 /// What one step takes.
 #[derive(Debug, Clone)]
 pub struct StepInput<'a> {
@@ -155,6 +168,21 @@ pub(crate) struct Parts {
     pub(crate) output: Output,
     /// The cell `now()` reads.
     pub(crate) now: Arc<AtomicI64>,
+    /// How much is taken at once.
+    pub(crate) steps: Steps,
+    /// Whether rows of streams are kept for ever.
+    pub(crate) is_unbounded: bool,
+    /// Whether time by itself may give rows.
+    pub(crate) waits_for_time: bool,
+}
+
+/// How much of a step's events the operators take at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Steps {
+    /// All of them: changes of a row are merged into the last.
+    Whole,
+    /// One after the other: each has its own changes.
+    Each,
 }
 
 /// A running continuous query.
@@ -182,6 +210,7 @@ impl Pipeline {
         });
         let mut lines: Vec<String> = sources.chain(nodes).collect();
         lines.push(format!("{} of {}", parts.sink.text(), parts.root.text()));
+        lines.push(format!("{:?}", parts.steps));
         Self { fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())), parts }
     }
 
@@ -210,6 +239,16 @@ impl Pipeline {
     /// Whether what comes of later events depends on the rows a source has had: it is a table, or joined.
     pub fn keeps_rows_of(&self, source: usize) -> bool {
         self.parts.sources.get(source).is_some_and(|reader| reader.keeps_rows)
+    }
+
+    /// Whether rows of streams are kept for ever, as a join without a range of time does.
+    pub fn is_unbounded(&self) -> bool {
+        self.parts.is_unbounded
+    }
+
+    /// Whether time by itself may give rows.
+    pub fn waits_for_time(&self) -> bool {
+        self.parts.waits_for_time
     }
 
     /// True when later output depends on earlier events, so that checkpoints are worth taking.
@@ -248,6 +287,27 @@ impl Pipeline {
     /// The SQL error of an expression or aggregate, the partition and offset of the event in its detail. The pipeline
     /// is then in no defined state and must be dropped.
     pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, SqlError> {
+        if self.parts.steps == Steps::Whole {
+            return self.take(input);
+        }
+        let StepInput { batches, idle, now } = input;
+        let mut whole = self.take(StepInput { batches: Vec::new(), idle, now })?;
+        let mut rows: Vec<RecordBatch> = whole.batch.into_iter().collect();
+        for batch in batches.iter().flat_map(InputBatch::each) {
+            let one = self.take(StepInput { batches: vec![batch], idle, now })?;
+            rows.extend(one.batch);
+            whole.input_rows = whole.input_rows.plus(one.input_rows);
+            whole.late_rows = whole.late_rows.plus(one.late_rows);
+        }
+        let batch = match rows.as_slice() {
+            [] => None,
+            [first, ..] => Some(arrow::compute::concat_batches(&first.schema(), &rows).map_err(arrow_error)?),
+        };
+        Ok(StepOutput { batch, input_rows: whole.input_rows, late_rows: whole.late_rows })
+    }
+
+    /// Takes events at once.
+    fn take(&mut self, input: StepInput<'_>) -> Result<StepOutput, SqlError> {
         StepNow::set(&self.parts.now, input.now);
         let late_before = self.late_rows();
         let read = read(&self.parts.sources, &input)?;

@@ -119,9 +119,8 @@ impl Retracted {
 pub(super) fn is_linear(function: &AggregateFunctionExpr) -> Result<bool, SqlError> {
     let fields = function.state_fields().map_err(sql_error)?;
     let types: Vec<&DataType> = fields.iter().map(|field| field.data_type()).collect();
-    Ok(match (function.fun().name(), types.as_slice()) {
-        ("count", [DataType::Int64]) => true,
-        ("sum" | "avg", [DataType::Decimal128(_, _), DataType::Int64]) => true,
-        _ => false,
-    })
+    Ok(matches!(
+        (function.fun().name(), types.as_slice()),
+        ("count", [DataType::Int64]) | ("sum" | "avg", [DataType::Decimal128(_, _), DataType::Int64])
+    ))
 }

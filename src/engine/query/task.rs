@@ -20,7 +20,7 @@ use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
 use millstream_sql::stream::{Pipeline, StepInput};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,8 @@ pub(super) struct QueryTask {
     checkpoint_at: Instant,
     /// When each partition last had something to read.
     active_at: HashMap<(usize, PartitionId), Instant>,
+    /// Those that the last step left out of time.
+    idle_before: HashSet<(usize, PartitionId)>,
     status: Arc<Mutex<Status>>,
     /// Bytes of the operators' state.
     held: Held,
@@ -91,6 +93,7 @@ impl QueryTask {
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
             active_at: HashMap::new(),
+            idle_before: HashSet::new(),
             inputs,
             pipeline,
             status,
@@ -189,12 +192,14 @@ impl QueryTask {
                 self.checkpoint_if_due().await?;
                 tokio::task::yield_now().await;
             }
+            let idle = self.next_idle();
             let has_news = self.step > self.checkpoint_step;
             let due = CHECKPOINT_EVERY.saturating_sub(env::elapsed(self.checkpoint_at));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = waiting.changed() => {}
                 () = tokio::time::sleep(due), if has_news => self.checkpoint_if_due().await?,
+                () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => self.pass_time().await?,
             }
         }
     }
@@ -231,6 +236,25 @@ impl QueryTask {
         self.report()
     }
 
+    /// When the next partition becomes idle, for a query that time alone may make give rows.
+    fn next_idle(&self) -> Option<Duration> {
+        if !self.pipeline.waits_for_time() || self.active_at.len() < 2 {
+            return None;
+        }
+        let due = self.active_at.iter().filter(|(at, _)| !self.idle_before.contains(at));
+        due.map(|(_, active_at)| self.idle_timeout().saturating_sub(env::elapsed(*active_at))).min()
+    }
+
+    /// A step without events: partitions that became idle hold time back no longer.
+    async fn pass_time(&mut self) -> Result<()> {
+        let positions = self.positions.clone();
+        self.step(StepEvents { batches: Vec::new(), positions, rows: RowCount::ZERO }).await
+    }
+
+    fn idle_timeout(&self) -> Duration {
+        u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros)
+    }
+
     /// Partitions that have had nothing to read for the query's idle timeout; only with more than one.
     fn idle(&mut self, input: &StepEvents) -> Vec<(usize, PartitionId)> {
         let readers = self.inputs.readers().iter();
@@ -247,13 +271,14 @@ impl QueryTask {
                 }
             }
         }
-        let timeout =
-            u64::try_from(self.query.options.idle_timeout.micros()).map_or(Duration::ZERO, Duration::from_micros);
+        let timeout = self.idle_timeout();
         let is_idle = |at: &(usize, PartitionId)| {
             let active_at = *self.active_at.entry(*at).or_insert(now);
             now.saturating_duration_since(active_at) >= timeout
         };
-        partitions.into_iter().filter(is_idle).collect()
+        let idle: Vec<(usize, PartitionId)> = partitions.into_iter().filter(is_idle).collect();
+        self.idle_before = idle.iter().copied().collect();
+        idle
     }
 
     async fn checkpoint_if_due(&mut self) -> Result<()> {
@@ -319,7 +344,7 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
         now: engine.clock().now(),
         settings: Arc::new(PlanSettings::default()),
     };
-    let plan = plan_continuous(&context, &select)?;
+    let plan = plan_continuous(&context, &select, &query.options)?;
     let pipeline = Pipeline::plan(&plan)?;
     Ok((select, plan, pipeline))
 }

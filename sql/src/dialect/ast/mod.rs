@@ -612,4 +612,6 @@ pub struct Emit {
 pub enum EmitKind {
     /// A new form of each changed row.
     Changes,
+    /// Each row once, when it cannot change any more.
+    Final,
 }

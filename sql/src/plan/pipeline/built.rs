@@ -148,6 +148,7 @@ impl Built {
             windows.extend(self.window_of(expression, planner).map(|window| WindowColumn { at, ..window }));
         }
         let mut key = std::mem::take(&mut self.key);
+        let before: Vec<usize> = key.iter().map(|key| key.at).collect();
         for key in &mut key {
             key.shown = key.shown.and_then(shown);
             if self.mode == Mode::Forms {
@@ -163,6 +164,12 @@ impl Built {
                     fields.len() - 1
                 }
             };
+        }
+        // Windows of keys that were left out are known still.
+        for window in self.windows.iter().filter(|_| self.mode != Mode::Forms) {
+            let hidden = before.iter().zip(&key).find(|(before, _)| **before == window.at);
+            let hidden = hidden.map(|(_, key)| key.at).filter(|at| *at >= expressions.len());
+            windows.extend(hidden.map(|at| WindowColumn { at, ..*window }));
         }
         let times = (0..expressions.len()).filter(|at| sources[*at].is_some_and(|from| self.times.contains(&from)));
         let times = times.collect();

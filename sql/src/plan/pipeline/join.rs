@@ -4,9 +4,10 @@
 //! which both sides trigger. Leaves out the operators (`stream::join`, `stream::lookup`). Pure.
 
 use super::built::{Built, Key, Mode, WindowColumn};
+use super::within::{Range, event_times, range};
 use super::{Need, Planner, is_changelog, nullable, scan};
 use crate::error::SqlError;
-use crate::stream::{Join, JoinColumn, JoinInput, JoinKind, JoinSpec, Lookup, LookupSpec, Side, WindowBounds};
+use crate::stream::{Join, JoinColumn, JoinInput, JoinKind, JoinSpec, Lookup, LookupSpec, Side, WindowBounds, Within};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion::common::NullEquality;
 use datafusion::logical_expr::{self, Expr, JoinType, LogicalPlan};
@@ -49,8 +50,8 @@ pub(super) fn is_lookup(join: &logical_expr::Join) -> bool {
 }
 
 /// Whether both sides are streams whose rows match only within a time.
-pub(super) fn is_within(_join: &logical_expr::Join) -> bool {
-    false
+pub(super) fn is_within(join: &logical_expr::Join) -> bool {
+    range(join).is_some()
 }
 
 /// Which of its inputs an operator has, and what comes of them.
@@ -169,7 +170,24 @@ impl Planner<'_> {
         }
         let (first, second) = if is_swapped { (&right, &left) } else { (&left, &right) };
         let columns = Columns::of(join, kind, first, second);
-        let built = joined(join, &columns, (first, second), is_changelog);
+        let within = match kind {
+            // What it gives of a row may change until no match can come: then nothing is let go.
+            JoinKind::Semi | JoinKind::Mark => None,
+            _ => range(join).filter(|_| !is_swapped && !is_changelog),
+        };
+        let within = match within {
+            Some(within) => Some(within),
+            None => self.kept_for(kind, &left, &right)?,
+        };
+        let mut built = joined(join, &columns, (first, second), is_changelog);
+        let delay = built.delay;
+        if let Some(within) = within {
+            self.is_timed = true;
+            let reach = [within.before, within.after, within.grace].map(|span| span.micros().max(0));
+            let most = reach.iter().fold(delay.micros(), |sum, span| sum.saturating_add(*span));
+            built.delay = Span::from_micros(most);
+            built.times = event_times(&LogicalPlan::Join(join.clone()));
+        }
         let (left_input, right_input) = if is_swapped { (right_input, left_input) } else { (left_input, right_input) };
         let operator = Join::new(JoinSpec {
             kind,
@@ -178,13 +196,31 @@ impl Planner<'_> {
             filter,
             filter_schema,
             null_equals_null: join.null_equality == NullEquality::NullEqualsNull,
-            within: None,
+            within: within.map(|Range { before, after, grace }| Within { before, after, grace, delay }),
             columns: columns.columns,
             schema: built.arrow(),
         })?;
         let edges = if is_swapped { vec![right.edge, left.edge] } else { vec![left.edge, right.edge] };
         let edge = self.add(Box::new(operator), edges);
         Ok(Built { edge, ..built })
+    }
+
+    /// Of two streams that are joined whatever their times, how long rows are kept.
+    fn kept_for(&mut self, kind: JoinKind, left: &Built, right: &Built) -> Result<Option<Range>, SqlError> {
+        if left.mode != Mode::Append || right.mode != Mode::Append {
+            return Ok(None);
+        }
+        match (self.query.state_retention, kind) {
+            (None, _) => {
+                self.is_unbounded = true;
+                Ok(None)
+            }
+            (Some(kept), JoinKind::Inner) => Ok(Some(Range { before: kept, after: kept, grace: Span::ZERO })),
+            (Some(_), _) => Err(SqlError::unsupported(
+                "state_retention of an outer join, IN or EXISTS of streams",
+                "put a range of event times into ON, or WITHIN",
+            )),
+        }
     }
 
     /// Events of the stream on `side` find rows of the table.

@@ -11,10 +11,14 @@ mod scan;
 mod sink;
 mod union;
 mod window;
+mod within;
 
 use crate::error::SqlError;
-use crate::plan::ContinuousPlan;
-use crate::stream::{Edge, EventTime, Node, Operator, Parts, Pipeline, SourceReader, SourceTime, StepNow, sql_error};
+use crate::plan::{ContinuousPlan, Emission};
+use crate::stream::{
+    Edge, EventTime, Finalise, Node, Operator, Parts, Pipeline, SourceReader, SourceTime, StepNow, Steps, WindowBounds,
+    sql_error,
+};
 use arrow::datatypes::FieldRef;
 use built::{Built, Mode};
 use datafusion::common::DFSchema;
@@ -43,6 +47,7 @@ impl Pipeline {
             kept: BTreeSet::new(),
             nodes: Vec::new(),
             is_timed: false,
+            is_unbounded: false,
         };
         planner.plan()
     }
@@ -60,6 +65,8 @@ struct Planner<'a> {
     nodes: Vec<Node>,
     /// Whether an operator asks for the time at each row.
     is_timed: bool,
+    /// Whether rows of streams are kept for ever.
+    is_unbounded: bool,
 }
 
 /// What who reads a part of the plan wants of it.
@@ -86,8 +93,12 @@ fn nullable(field: &FieldRef) -> FieldRef {
 
 impl Planner<'_> {
     fn plan(mut self) -> Result<Pipeline, SqlError> {
-        let need = Need { key: is_changelog(&self.query.plan), forms: true };
-        let root = self.build(&self.query.plan, need)?;
+        let is_final = self.query.emission == Emission::Final;
+        let need = Need { key: is_changelog(&self.query.plan), forms: !is_final };
+        let mut root = self.build(&self.query.plan, need)?;
+        if is_final {
+            root = self.finalise(root)?;
+        }
         let root = match root.mode {
             Mode::Forms => root.settle_forms(&mut self)?,
             Mode::Append | Mode::Both => root.settle(&mut self)?,
@@ -105,7 +116,31 @@ impl Planner<'_> {
             sink,
             output,
             now: Arc::clone(&self.now),
+            steps: if self.query.emission == Emission::EveryChange { Steps::Each } else { Steps::Whole },
+            is_unbounded: self.is_unbounded,
+            waits_for_time: is_final || self.is_timed,
         }))
+    }
+
+    /// Rows that come when they cannot change any more.
+    fn finalise(&mut self, root: Built) -> Result<Built, SqlError> {
+        let root = root.settle(self)?;
+        let is_key = |at: usize| root.key.iter().any(|key| key.at == at);
+        let last = root.windows.iter().filter(|window| is_key(window.at));
+        let last = last.max_by_key(|window| (window.grace, std::cmp::Reverse(window.length)));
+        let window = match (last, root.mode) {
+            (Some(window), Mode::Both) => {
+                Some(WindowBounds { key: window.at, length: window.length, grace: window.grace, delay: root.delay })
+            }
+            (None, Mode::Both) => {
+                let what = "EMIT FINAL of rows that may always change";
+                return Err(SqlError::unsupported(what, "group by a window, or use EMIT CHANGES"));
+            }
+            _ => None,
+        };
+        let operator = Finalise::new(root.arrow(), root.rows(), window, root.delay)?;
+        let edge = self.add(Box::new(operator), vec![root.edge]);
+        Ok(Built { edge, ..root })
     }
 
     fn build(&mut self, plan: &LogicalPlan, need: Need) -> Result<Built, SqlError> {

@@ -122,7 +122,7 @@ impl Planner<'_> {
 }
 
 /// Which of `columns` have the event time. Rows of tables are changed long after theirs, so that time closes nothing of them.
-fn times(relation: &Relation, columns: &[usize]) -> BTreeSet<usize> {
+pub(super) fn times(relation: &Relation, columns: &[usize]) -> BTreeSet<usize> {
     let is_time = |index: usize| {
         let rowtime = relation.schema.columns.len();
         let is_stored = relation.timestamp == Some(index)

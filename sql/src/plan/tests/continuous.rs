@@ -3,10 +3,11 @@
 use super::{parse, source};
 use crate::plan::{ContinuousPlan, plan_continuous};
 use crate::stream::Pipeline;
+use millstream_catalog::QueryOptions;
 
 fn plan(sql: &str) -> Result<ContinuousPlan, String> {
     parse(sql)
-        .and_then(|select| plan_continuous(&source::context(), &select))
+        .and_then(|select| plan_continuous(&source::context(), &select, &QueryOptions::default()))
         .map_err(|error| format!("{} {}", error.sqlstate.code(), error.message))
 }
 

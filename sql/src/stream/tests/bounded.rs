@@ -14,7 +14,9 @@ use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use futures::StreamExt;
 use millstream_catalog::command::Command;
 use millstream_catalog::model::{Name, Offset, PartitionId, ShardId, Timestamp, TopicId};
-use millstream_catalog::{Column, Relation, RelationKind, Schema, Snapshot, SqlType, State, TopicOptions, apply};
+use millstream_catalog::{
+    Column, QueryOptions, Relation, RelationKind, Schema, Snapshot, SqlType, State, TopicOptions, apply,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -208,7 +210,7 @@ fn continuous(
     batch: &RecordBatch,
     random: &mut Random,
 ) -> Result<Vec<Vec<String>>, SqlError> {
-    let plan = plan_continuous(context, &select(sql))?;
+    let plan = plan_continuous(context, &select(sql), &QueryOptions::default())?;
     Pipeline::plan(&plan)?;
     let make = || Pipeline::plan(&plan).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let mut pipeline = make();
@@ -281,7 +283,7 @@ fn the_key_of_a_table_is_found_through_the_planner() {
     let batch = log(&mut Random::new(1), 1);
     let context = context(&batch);
     let sql = "SELECT count(*) AS c, k FROM e WINDOW TUMBLING (SIZE 1 MINUTE) GROUP BY k, i % 2";
-    let pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql)).unwrap()).unwrap();
+    let pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap()).unwrap();
     let shown = pipeline.output().columns.iter();
     let shown: Vec<String> =
         shown.map(|column| format!("{} {} {}", column.name, column.is_key, column.is_hidden)).collect();

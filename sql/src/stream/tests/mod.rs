@@ -9,7 +9,7 @@ mod windows;
 
 use crate::exec::session::optimize_continuous;
 use crate::exec::table::RelationTable;
-use crate::plan::{ContinuousPlan, ResultColumn, WindowSpec};
+use crate::plan::{ContinuousPlan, Emission, ResultColumn, WindowSpec};
 use crate::stream::{InputBatch, Pipeline, StepInput, StepOutput};
 use crate::{SqlError, function};
 use arrow::array::{
@@ -156,7 +156,14 @@ impl Query {
         let window = self
             .window
             .map(|(size, grace)| WindowSpec { size: Span::from_secs(size), grace: grace.map(Span::from_secs) });
-        ContinuousPlan { plan, window, sources: vec![relation], columns }
+        ContinuousPlan {
+            plan,
+            window,
+            sources: vec![relation],
+            columns,
+            emission: Emission::Changes,
+            state_retention: None,
+        }
     }
 
     fn columns(&self, plan: &LogicalPlan) -> Vec<ResultColumn> {
