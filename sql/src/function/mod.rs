@@ -15,10 +15,11 @@ pub mod errors;
 mod exact;
 mod extract;
 pub(crate) mod json;
+mod ordered_set;
 pub(crate) mod part;
 mod pattern;
 mod rounding;
-mod series;
+pub(crate) mod series;
 pub mod session;
 pub(crate) mod span;
 mod temporal;
@@ -122,7 +123,7 @@ impl Registry {
             add(&mut aggregates, function.name().to_owned(), function.aliases().to_vec(), function);
         }
         aggregates.remove("mean");
-        for function in [exact::sum(), exact::avg()] {
+        for function in [exact::sum(), exact::avg(), ordered_set::mode(), ordered_set::percentile_disc()] {
             aggregates.insert(function.name().to_owned(), Arc::new(function));
         }
         if let Some(function) = aggregates.get("var_samp").or_else(|| aggregates.get("var")).cloned() {
@@ -164,7 +165,7 @@ impl Registry {
         let is_known = self.scalars.contains_key(name) || self.windows.contains_key(name);
         is_known
             || self.aggregates.contains_key(name)
-            || ["unnest", "mod"].contains(&name)
+            || ["unnest", "explode", "mod"].contains(&name)
             || session::is_session_function(name)
             || session::is_setting_function(name)
     }

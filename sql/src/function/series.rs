@@ -24,6 +24,9 @@ struct Series {
     signature: Signature,
 }
 
+/// The name of the function; it counts as volatile so that it is not computed while a statement is planned.
+pub(crate) const SERIES: &str = "$series";
+
 /// The function `$series`, which `generate_series` becomes.
 pub(super) fn function() -> ScalarUDF {
     ScalarUDF::new_from_impl(Series { signature: Signature::variadic_any(Volatility::Volatile) })
@@ -51,7 +54,7 @@ fn item_type(types: &[DataType]) -> Result<DataType> {
 
 impl ScalarUDFImpl for Series {
     fn name(&self) -> &str {
-        "$series"
+        SERIES
     }
 
     fn signature(&self) -> &Signature {

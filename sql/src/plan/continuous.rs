@@ -3,19 +3,21 @@
 //! Owns the refusals that the statement's text shows, each naming its clause. Leaves out operators and what they refuse
 //! (`pipeline`). Pure.
 
+use super::distinct_on::first_rows;
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
 use super::union::unite;
 use super::{ContinuousPlan, Emission, PlanContext, ResultColumn, parameter};
 use crate::dialect::ast::{Emit, EmitKind, Select};
 use crate::error::SqlError;
 use crate::exec::session::{analyze, optimize_continuous};
+use crate::function::series::SERIES;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, Volatility};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::query::EmitForms;
 use millstream_catalog::{QueryOptions, SqlType};
-use sqlparser::ast::{Query, SetExpr};
+use sqlparser::ast::{Distinct, Query, SetExpr};
 use std::collections::HashSet;
 
 /// Plans `select` for a continuous run with `options`.
@@ -88,7 +90,7 @@ fn plan_with(
     let columns = result_columns(&plan, &output)?;
     let plan = in_result_types(plan, &columns)?;
     check_subqueries(&plan)?;
-    let plan = optimize_continuous(plan)?;
+    let plan = optimize_continuous(first_rows(plan)?)?;
     check_expressions(&plan)?;
     let emission = match &select.emit {
         Some(Emit { kind: EmitKind::Final, .. }) => Emission::Final,
@@ -103,17 +105,24 @@ fn refused(what: &str, hint: &str) -> SqlError {
 
 /// Refuses clauses of the outermost query that have no meaning for one that does not end.
 fn refuse_query(query: &Query) -> Result<(), SqlError> {
-    if query.order_by.is_some() {
-        return Err(refused("ORDER BY", "order when reading the result"));
+    let is_limited = query.limit_clause.is_some() || query.fetch.is_some();
+    if query.order_by.is_some() && !is_limited && !is_distinct_on(query) {
+        return Err(refused("ORDER BY without LIMIT", "order when reading the result"));
     }
-    if query.limit_clause.is_some() || query.fetch.is_some() {
-        return Err(refused("LIMIT or OFFSET", "put LIMIT after EMIT CHANGES, or limit when reading the result"));
+    if query.order_by.is_none() && is_limited {
+        let hint = "put LIMIT after EMIT CHANGES, or say with ORDER BY which rows";
+        return Err(refused("LIMIT or OFFSET without ORDER BY", hint));
     }
     match query.body.as_ref() {
         SetExpr::Query(inner) => refuse_query(inner),
         SetExpr::Values(_) => Err(refused("VALUES", "read a stream or table")),
         _ => Ok(()),
     }
+}
+
+/// ORDER BY says which row of each group.
+fn is_distinct_on(query: &Query) -> bool {
+    matches!(query.body.as_ref(), SetExpr::Select(select) if matches!(select.distinct, Some(Distinct::On(_))))
 }
 
 /// A scalar sub-query becomes a join, which would give a row for each of its rows.
@@ -123,7 +132,8 @@ fn check_subqueries(plan: &LogicalPlan) -> Result<(), SqlError> {
         level.apply_expressions(|expr| {
             expr.apply(|expr| {
                 if let Expr::ScalarSubquery(query) = expr {
-                    is_single &= gives_one_row(&query.subquery);
+                    let is_own = query.outer_ref_columns.is_empty();
+                    is_single &= gives_one_row(&query.subquery) || (is_own && is_first_row(&query.subquery));
                 }
                 Ok(TreeNodeRecursion::Continue)
             })
@@ -143,6 +153,14 @@ fn gives_one_row(plan: &LogicalPlan) -> bool {
     }
 }
 
+fn is_first_row(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Limit(limit) => matches!(limit.get_fetch_type(), Ok(FetchType::Literal(Some(0 | 1)))),
+        LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => plan.inputs().into_iter().all(is_first_row),
+        _ => false,
+    }
+}
+
 /// Volatile functions would give other rows on replay.
 fn check_expressions(plan: &LogicalPlan) -> Result<(), SqlError> {
     let mut volatile = None;
@@ -151,6 +169,7 @@ fn check_expressions(plan: &LogicalPlan) -> Result<(), SqlError> {
             expr.apply(|expr| {
                 if let Expr::ScalarFunction(call) = expr
                     && call.func.signature().volatility == Volatility::Volatile
+                    && call.func.name() != SERIES
                 {
                     volatile = Some(call.func.name().to_owned());
                 }

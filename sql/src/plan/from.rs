@@ -287,7 +287,7 @@ fn table_function(
     }
     let mut alias = call.alias;
     match function.as_str() {
-        "unnest" => {
+        "unnest" | "explode" => {
             let relation = unnest(resolver, &mut args, &mut alias, scope)?;
             let factor = TableFactor::UNNEST {
                 alias,

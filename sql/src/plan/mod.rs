@@ -10,6 +10,7 @@ mod access;
 mod any;
 mod constant;
 mod continuous;
+mod distinct_on;
 pub(crate) mod equality;
 mod float;
 mod from;

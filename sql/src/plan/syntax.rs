@@ -234,12 +234,14 @@ pub(super) fn function(registry: &Registry, function: &mut Function) -> Result<(
     refuse_clauses(registry, function, &name).map_err(|error| error.at(position))?;
     // Under its own name: a call by another one is renamed by the engine's planner, with the text of its arguments.
     let name = registry.scalar(&name).map_or(name, |function| function.name().to_owned());
+    // As ksqlDB has it.
+    let name = if name == "explode" { "unnest".to_owned() } else { name };
     function.name.0 = vec![ObjectNamePart::Identifier(super::scope::quoted(&name))];
     Ok(())
 }
 
 /// Functions of ksqlDB and PostgreSQL that people will ask for and that are not there yet, with what to write instead.
-const LATER: [(&str, &str); 12] = [
+const LATER: [(&str, &str); 9] = [
     ("latest_by_offset", "write last_value(x ORDER BY rowoffset)"),
     ("earliest_by_offset", "write first_value(x ORDER BY rowoffset)"),
     ("collect_list", "write array_agg(x)"),
@@ -248,9 +250,6 @@ const LATER: [(&str, &str); 12] = [
     ("topk", "order and limit when reading the result"),
     ("topkdistinct", "order and limit when reading the result"),
     ("histogram", "group by the value and count"),
-    ("explode", "write FROM unnest(…)"),
-    ("mode", "group by the value, count, and take the greatest"),
-    ("percentile_disc", "write percentile_cont or approx_percentile_cont"),
     ("json_agg", "write array_agg(x)"),
 ];
 

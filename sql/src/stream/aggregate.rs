@@ -77,6 +77,10 @@ pub(crate) struct Aggregate {
     calls: Vec<Call>,
     rows: Rows,
     changes: Changes,
+    /// The keys of groups that are there without rows too.
+    lasting: Vec<ArrayRef>,
+    /// Their slots, once they are there.
+    lasting_slots: Vec<u32>,
     slots: Slots,
     /// Greatest event time by slot.
     rowtime: Vec<i64>,
@@ -99,6 +103,8 @@ pub(crate) struct Grouping {
     pub(crate) rows: Rows,
     /// What comes out.
     pub(crate) changes: Changes,
+    /// The keys of groups that are there without rows too; no columns for none.
+    pub(crate) lasting: Vec<ArrayRef>,
 }
 
 /// The form of the touched groups before a step.
@@ -121,7 +127,7 @@ struct Interned {
 impl Aggregate {
     /// No groups yet.
     pub(crate) fn new(grouping: Grouping) -> Result<Self, SqlError> {
-        let Grouping { keys, window, calls, schema, rows, changes } = grouping;
+        let Grouping { keys, window, calls, schema, rows, changes, lasting } = grouping;
         let key_fields = schema.fields().iter().take(keys.len()).cloned().collect::<Vec<_>>();
         let types: Vec<DataType> = key_fields.iter().map(|field| field.data_type().clone()).collect();
         Ok(Self {
@@ -131,6 +137,8 @@ impl Aggregate {
             calls,
             rows,
             changes,
+            lasting,
+            lasting_slots: Vec::new(),
             slots: Slots::new(&types)?,
             rowtime: Vec::new(),
             counts: Vec::new(),
@@ -141,6 +149,11 @@ impl Aggregate {
 
     fn is_global(&self) -> bool {
         self.keys.is_empty()
+    }
+
+    /// Whether a group is there without rows.
+    fn has_lasting(&self) -> bool {
+        self.is_global() || !self.lasting.is_empty()
     }
 
     fn key_columns(&self, delta: &Delta) -> Result<Vec<ArrayRef>, SqlError> {
@@ -162,14 +175,17 @@ impl Aggregate {
         Ok((open.true_count() < open.len()).then_some(open))
     }
 
-    /// Numbers the groups of the rows in the order of their first rows.
-    fn intern(&self, keys: &[ArrayRef], rows: usize) -> Result<Interned, SqlError> {
+    /// Numbers the groups of the rows in the order of their first rows; those that last come before, at first.
+    fn intern(&self, keys: &[ArrayRef], rows: usize, is_first: bool) -> Result<Interned, SqlError> {
         if self.is_global() {
             return Ok(Interned { groups: vec![0; rows], keys: Vec::new(), count: 1 });
         }
         let ordering = GroupOrdering::None;
         let mut values = new_group_values(Arc::clone(&self.key_schema), &ordering).map_err(sql_error)?;
         let mut groups = Vec::with_capacity(rows);
+        if is_first && !self.lasting.is_empty() {
+            values.intern(&self.lasting, &mut groups).map_err(sql_error)?;
+        }
         values.intern(keys, &mut groups).map_err(sql_error)?;
         let count = values.len();
         Ok(Interned { groups, keys: values.emit(EmitTo::All).map_err(sql_error)?, count })
@@ -197,10 +213,20 @@ impl Aggregate {
         Ok(found)
     }
 
+    /// Finds the slots of the groups that last.
+    fn find_lasting(&mut self) -> Result<(), SqlError> {
+        let rows = self.lasting.first().map_or(0, |column| column.len());
+        if rows > self.lasting_slots.len() {
+            let bytes = self.slots.codec().encode(&self.lasting)?;
+            self.lasting_slots = (0..rows).filter_map(|row| self.slots.find(bytes.get(row))).collect();
+        }
+        Ok(())
+    }
+
     /// Whether a group has a row in the result.
     fn is_there(&self, found: Found) -> bool {
         match self.rows {
-            _ if self.is_global() => true,
+            _ if self.is_global() || self.lasting_slots.contains(&found.slot) => true,
             Rows::Stay => true,
             Rows::Go => self.counts[found.slot as usize] > 0,
         }
@@ -317,12 +343,13 @@ impl Aggregate {
     /// Takes the rows of a step.
     fn take(&mut self, input: Delta) -> Result<Delta, SqlError> {
         let (delta, keys) = self.drop_late(input)?;
-        let is_first = self.is_global() && self.slots.capacity() == 0;
+        let is_first = self.has_lasting() && self.slots.capacity() == 0;
         if delta.len() == 0 && !is_first {
             return Ok(Delta::empty(Arc::clone(&self.schema), &delta.origin));
         }
-        let interned = self.intern(&keys, delta.len())?;
+        let interned = self.intern(&keys, delta.len(), is_first)?;
         let found = self.find(&interned)?;
+        self.find_lasting()?;
         let touched = Touched::new(interned.groups.clone(), found, self.slots.capacity());
         let before = self.before(&interned, &touched)?;
         let last = self.raise(&delta, &interned, &touched.found);
@@ -407,6 +434,7 @@ impl Operator for Aggregate {
             count: batch.num_rows(),
         };
         self.find(&interned)?;
+        self.find_lasting()?;
         self.rowtime = rowtime.values().to_vec();
         if self.rows == Rows::Go {
             self.counts = counts.values().to_vec();
@@ -425,7 +453,7 @@ impl Operator for Aggregate {
     }
 
     fn begins_with_row(&self) -> bool {
-        self.is_global()
+        self.has_lasting()
     }
 
     fn state_bytes(&self) -> ByteSize {
@@ -442,7 +470,8 @@ impl Operator for Aggregate {
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
         let calls: Vec<String> = self.calls.iter().map(Call::text).collect();
         let window = self.window.map_or(String::new(), |window| format!("{} to {}", window.key, window.close(0)));
-        let kind = format!("{:?} {:?}", self.rows, self.changes);
+        let lasting = self.lasting.first().map_or(0, |column| column.len());
+        let kind = format!("{:?} {:?} {lasting}", self.rows, self.changes);
         format!("aggregate({}; {}; window {window}; {}; {kind})", keys.join(", "), calls.join(", "), types.join(", "))
     }
 }

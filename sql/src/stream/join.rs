@@ -161,6 +161,8 @@ pub(crate) struct JoinSpec {
     pub(crate) null_equals_null: bool,
     /// Between streams, how far apart rows may be.
     pub(crate) within: Option<Within>,
+    /// Whether rows of the left are kept that match nothing, and stay.
+    pub(crate) keeps_unmatched: bool,
     /// The columns that come out.
     pub(crate) columns: Vec<JoinColumn>,
     /// Their schema.
@@ -212,6 +214,7 @@ pub(crate) struct Join {
     filter_schema: SchemaRef,
     null_equals_null: bool,
     within: Option<Within>,
+    keeps_unmatched: bool,
     columns: Vec<JoinColumn>,
     schema: SchemaRef,
     late_rows: RowCount,
@@ -252,6 +255,7 @@ impl Join {
             filter_schema: spec.filter_schema,
             null_equals_null: spec.null_equals_null,
             within: spec.within,
+            keeps_unmatched: spec.keeps_unmatched,
             columns: spec.columns,
             schema: spec.schema,
             late_rows: RowCount::ZERO,
@@ -375,7 +379,8 @@ impl Join {
             if self.kind.counts(side) {
                 self.tell_own(side, row, own.len(), out);
             }
-            let matches_never = row.key.is_none() && !(self.within.is_some() && self.kind.counts(side));
+            let is_told = self.within.is_some() && self.kind.counts(side);
+            let matches_never = row.key.is_none() && !is_told && !self.keeps_unmatched;
             if !row.is_gone && (!matches_never || self.half(side).input.rows == Rows::Go) {
                 self.half_mut(side).store.insert(Kept {
                     row: Arc::clone(&row.row),
@@ -473,6 +478,32 @@ impl Join {
                 out.push(Made { left, right, is_gone, is_marked, rowtime, input_row: last_row, clock });
             }
         }
+    }
+
+    /// The rows of the left without a match, with their event times, and whether one could match.
+    pub(super) fn unmatched(&self) -> impl Iterator<Item = (&Arc<[u8]>, i64, bool)> {
+        let rows = self.left.store.rows().filter(|entry| entry.matches == 0);
+        rows.map(|entry| (&entry.row, entry.rowtime, entry.has_key()))
+    }
+
+    /// Rows of the left by themselves.
+    pub(super) fn alone<'r>(
+        &self,
+        rows: impl Iterator<Item = (&'r Arc<[u8]>, i64)>,
+        is_gone: bool,
+        origin: &Arc<Origin>,
+    ) -> Result<Delta, SqlError> {
+        let input_row = origin.clock.len().saturating_sub(1) as u32;
+        let made = rows.map(|(row, rowtime)| Made {
+            left: Some(Arc::clone(row)),
+            right: None,
+            is_gone,
+            is_marked: false,
+            rowtime,
+            input_row,
+            clock: origin.end,
+        });
+        self.output(&made.collect::<Vec<_>>(), origin)
     }
 
     fn output(&self, made: &[Made], origin: &Arc<Origin>) -> Result<Delta, SqlError> {

@@ -38,11 +38,16 @@ pub(crate) struct KeyCodec {
 impl KeyCodec {
     /// For columns of these types.
     pub(crate) fn new(types: &[DataType]) -> Result<Self, SqlError> {
-        if types.is_empty() {
-            return Ok(Self { converter: None });
-        }
-        let fields = types.iter().map(|data_type| SortField::new(data_type.clone())).collect();
-        Ok(Self { converter: Some(RowConverter::new(fields).map_err(arrow_error)?) })
+        Self::sorted(types.iter().map(|data_type| SortField::new(data_type.clone())).collect())
+    }
+
+    /// For columns with an order each: keys sort as their rows do.
+    pub(crate) fn sorted(fields: Vec<SortField>) -> Result<Self, SqlError> {
+        let converter = match fields.is_empty() {
+            true => None,
+            false => Some(RowConverter::new(fields).map_err(arrow_error)?),
+        };
+        Ok(Self { converter })
     }
 
     /// The keys of the columns' rows.

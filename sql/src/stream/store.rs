@@ -30,6 +30,13 @@ pub(super) struct Entry {
     place: usize,
 }
 
+impl Entry {
+    /// Whether there is something it equals.
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+}
+
 /// What a row is to be kept with.
 pub(super) struct Kept {
     pub(super) row: Arc<[u8]>,
@@ -76,6 +83,11 @@ impl Store {
     /// A row by its number.
     pub(super) fn entry_mut(&mut self, id: u32) -> Option<&mut Entry> {
         self.entries.get_mut(id as usize)?.as_mut()
+    }
+
+    /// All rows.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().flatten()
     }
 
     /// Keeps a row.

@@ -18,19 +18,19 @@ use std::sync::Arc;
 
 impl Planner<'_> {
     pub(super) fn aggregate(&mut self, aggregate: &logical_expr::Aggregate, need: Need) -> Result<Built, SqlError> {
-        let input = self.build(&aggregate.input, Need::ROWS)?.settle(self)?;
+        let mut input = self.build(&aggregate.input, Need::ROWS)?.settle(self)?;
         let rows = input.rows();
-        let mut keys = Vec::new();
-        for expression in &aggregate.group_expr {
-            if let Expr::GroupingSet(_) = expression {
-                return Err(SqlError::unsupported("GROUPING SETS in a continuous query", "write one query per set"));
+        let (keys, grouped, lasting) = match aggregate.group_expr.as_slice() {
+            [Expr::GroupingSet(set)] => self.expand(&mut input, set, &aggregate.schema)?,
+            all => {
+                let keys = all.iter().map(|expression| self.physical(expression, &input.schema));
+                (keys.collect::<Result<Vec<_>, _>>()?, all.iter().map(Some).collect(), Vec::new())
             }
-            keys.push(self.physical(expression, &input.schema)?);
-        }
+        };
         let calls = aggregate.aggr_expr.iter().map(|call| self.call(call, &input)).collect::<Result<Vec<_>, _>>()?;
-        let windows = aggregate.group_expr.iter().enumerate();
+        let windows = grouped.iter().enumerate();
         let windows = windows.filter_map(|(at, expression)| {
-            input.window_of(expression, self).map(|window| WindowColumn { at, ..window })
+            input.window_of((*expression)?, self).map(|window| WindowColumn { at, ..window })
         });
         let windows: Vec<WindowColumn> = windows.collect();
         // The end, where it is there: it is what the window is judged by.
@@ -46,11 +46,11 @@ impl Planner<'_> {
         let count = keys.len();
         let changes = if need.forms { Changes::Forms } else { Changes::Both };
         let schema = Arc::new(arrow::datatypes::Schema::new(fields.clone()));
-        let operator = Aggregate::new(Grouping { keys, window, calls, schema, rows, changes })?;
+        let operator = Aggregate::new(Grouping { keys, window, calls, schema, rows, changes, lasting })?;
         let edge = self.add(Box::new(operator), vec![input.edge]);
         let key = (0..count).map(|at| {
-            let (name, is_edge) = match unalias(&aggregate.group_expr[at]) {
-                Expr::Column(column) => (column.name.clone(), is_window_column(&column.name)),
+            let (name, is_edge) = match grouped[at].map(unalias) {
+                Some(Expr::Column(column)) => (column.name.clone(), is_window_column(&column.name)),
                 _ => (format!("key{}", at + 1), false),
             };
             let is_hidden = !(is_edge && self.query.window.is_some());

@@ -7,7 +7,9 @@ use super::built::{Built, Key, Mode, WindowColumn};
 use super::within::{Range, event_times, range};
 use super::{Need, Planner, is_changelog, nullable, scan};
 use crate::error::SqlError;
-use crate::stream::{Join, JoinColumn, JoinInput, JoinKind, JoinSpec, Lookup, LookupSpec, Side, WindowBounds, Within};
+use crate::stream::{
+    Join, JoinColumn, JoinInput, JoinKind, JoinSpec, Lookup, LookupSpec, NotIn, Operator, Side, WindowBounds, Within,
+};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion::common::NullEquality;
 use datafusion::logical_expr::{self, Expr, JoinType, LogicalPlan};
@@ -120,8 +122,8 @@ impl Columns {
 
 impl Planner<'_> {
     pub(super) fn join(&mut self, join: &logical_expr::Join, need: Need) -> Result<Built, SqlError> {
-        if join.null_aware {
-            return Err(SqlError::unsupported("NOT IN with a sub-query in a continuous query", "use NOT EXISTS"));
+        if join.null_aware && (join.on.len() != 1 || join.filter.is_some() || join.join_type != JoinType::LeftAnti) {
+            return Err(SqlError::unsupported("a correlated NOT IN in a continuous query", "use NOT EXISTS"));
         }
         let lookup = lookup_side(join);
         let Shape { kind, is_swapped } = shape(join.join_type);
@@ -162,7 +164,11 @@ impl Planner<'_> {
         let windows = shared_window(join, &left, &right);
         let mut left_input = self.input(&left, join.on.iter().map(|(key, _)| key))?;
         let mut right_input = self.input(&right, join.on.iter().map(|(_, key)| key))?;
-        if let Some((of_left, of_right)) = windows {
+        let not_in = match (join.null_aware, left_input.keys.as_slice(), right_input.keys.as_slice()) {
+            (true, [left], [right]) => Some([Arc::clone(left), Arc::clone(right)]),
+            _ => None,
+        };
+        if let (Some((of_left, of_right)), false) = (windows, join.null_aware) {
             (left_input.window, right_input.window) = (Some(of_left), Some(of_right));
         }
         if is_swapped && filter.is_some() {
@@ -197,11 +203,16 @@ impl Planner<'_> {
             filter_schema,
             null_equals_null: join.null_equality == NullEquality::NullEqualsNull,
             within: within.map(|Range { before, after, grace }| Within { before, after, grace, delay }),
+            keeps_unmatched: join.null_aware,
             columns: columns.columns,
             schema: built.arrow(),
         })?;
+        let operator: Box<dyn Operator> = match &not_in {
+            Some([key, other]) => Box::new(NotIn::new(operator, Arc::clone(key), Arc::clone(other))),
+            None => Box::new(operator),
+        };
         let edges = if is_swapped { vec![right.edge, left.edge] } else { vec![left.edge, right.edge] };
-        let edge = self.add(Box::new(operator), edges);
+        let edge = self.add(operator, edges);
         Ok(Built { edge, ..built })
     }
 

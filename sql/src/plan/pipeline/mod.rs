@@ -6,10 +6,13 @@
 
 mod aggregate;
 mod built;
+mod expand;
 mod join;
+mod over;
 mod scan;
 mod sink;
 mod union;
+mod unnest;
 mod window;
 mod within;
 
@@ -146,10 +149,20 @@ impl Planner<'_> {
     fn build(&mut self, plan: &LogicalPlan, need: Need) -> Result<Built, SqlError> {
         match plan {
             LogicalPlan::Projection(projection) => {
-                let input = self.build(&projection.input, need)?;
+                let ranked = match projection.input.as_ref() {
+                    LogicalPlan::Filter(filter) => self.ranked(filter, Some(&projection.expr))?,
+                    _ => None,
+                };
+                let input = match ranked {
+                    Some(ranked) => ranked,
+                    None => self.build(&projection.input, need)?,
+                };
                 input.project(self, &projection.expr, &projection.schema)
             }
             LogicalPlan::Filter(filter) => {
+                if let Some(ranked) = self.ranked(filter, None)? {
+                    return Ok(ranked);
+                }
                 self.check_filter(&filter.predicate)?;
                 self.build(&filter.input, need)?.filter(self, &filter.predicate)
             }
@@ -158,6 +171,9 @@ impl Planner<'_> {
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate, need),
             LogicalPlan::Join(join) => self.join(join, need),
             LogicalPlan::Union(union) => self.union(union, need),
+            LogicalPlan::Window(window) => self.window(window),
+            LogicalPlan::Limit(limit) => self.limit(limit),
+            LogicalPlan::Unnest(unnest) => self.unnest(unnest, need),
             other => Err(unsupported_level(other)),
         }
     }
@@ -230,7 +246,7 @@ fn is_changelog(plan: &LogicalPlan) -> bool {
         LogicalPlan::TableScan(scan) => {
             crate::plan::scanned_relation(scan).is_some_and(|relation| scan::is_changelog(&relation))
         }
-        LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Window(_) => true,
+        LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Window(_) | LogicalPlan::Limit(_) => true,
         LogicalPlan::Join(join) => {
             let (left, right) = (is_changelog(&join.left), is_changelog(&join.right));
             match (join.join_type, left, right) {
@@ -247,11 +263,7 @@ fn is_changelog(plan: &LogicalPlan) -> bool {
 
 fn unsupported_level(plan: &LogicalPlan) -> SqlError {
     let (what, hint) = match plan {
-        LogicalPlan::Sort(_) => ("ORDER BY", "order when reading the result"),
-        LogicalPlan::Limit(_) => ("LIMIT", "limit when reading the result"),
-        LogicalPlan::Window(_) => ("OVER", "use a window function when reading the result"),
-        LogicalPlan::Unnest(_) => ("a set-returning function", "use it when reading the result"),
-        LogicalPlan::Distinct(_) => ("DISTINCT ON", "use GROUP BY"),
+        LogicalPlan::Sort(_) => ("ORDER BY without LIMIT", "order when reading the result"),
         LogicalPlan::Values(_) => ("VALUES", "read a stream or table"),
         LogicalPlan::RecursiveQuery(_) => ("WITH RECURSIVE", "run the query without EMIT CHANGES"),
         LogicalPlan::EmptyRelation(empty) if empty.produce_one_row => {

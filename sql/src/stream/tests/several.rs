@@ -4,7 +4,7 @@
 use super::Random;
 use super::bounded::{bounded, rows, select};
 use crate::error::SqlError;
-use crate::plan::{PlanContext, PlanSettings, plan_continuous};
+use crate::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
 use crate::ports::{BatchIter, RelationSource, ScanColumn, ScanRequest, ScanSummary};
 use crate::stream::{InputBatch, Pipeline, StepInput};
 use crate::types::ColumnBuilder;
@@ -17,6 +17,7 @@ use millstream_catalog::{
     Column, QueryOptions, Relation, RelationKind, Schema, Snapshot, SqlType, State, TopicOptions, apply,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Queries over streams `s` and `r` and tables `t` and `u`.
@@ -79,6 +80,71 @@ const QUERIES: &[&str] = &[
     "SELECT date_bin('1 minute', rowtime, '1970-01-01') AS w, count(*) AS c FROM s GROUP BY 1",
     "SELECT w, max(c) AS m FROM (SELECT date_bin('1 minute', rowtime, '1970-01-01') AS w, k, count(*) AS c FROM s GROUP BY 1, 2) q
        GROUP BY w",
+    // Window functions.
+    "SELECT id, k, sum(v) OVER (PARTITION BY k ORDER BY id) AS z, rank() OVER (PARTITION BY k ORDER BY v DESC) AS r FROM t",
+    "SELECT id, v, count(*) OVER () AS c, max(v) OVER (PARTITION BY x) AS m FROM t WHERE v > 2",
+    "SELECT id, lag(v) OVER (PARTITION BY k ORDER BY id) AS p, lead(v, 2, 0) OVER (ORDER BY id DESC) AS n FROM t",
+    "SELECT id, sum(v) OVER (ORDER BY id ROWS BETWEEN 2 PRECEDING AND 1 FOLLOWING) AS w,
+       avg(v) OVER (ORDER BY id RANGE BETWEEN 3 PRECEDING AND CURRENT ROW) AS a FROM t",
+    "SELECT id, first_value(x) OVER (PARTITION BY k ORDER BY id) AS f, ntile(3) OVER (ORDER BY id) AS n,
+       percent_rank() OVER (ORDER BY v) AS p, dense_rank() OVER (ORDER BY v NULLS FIRST) AS d FROM t",
+    "SELECT k, v, row_number() OVER (PARTITION BY k ORDER BY v, rowoffset) AS n, count(v) OVER (PARTITION BY k) AS c FROM s",
+    "SELECT k, c, rank() OVER (ORDER BY c DESC) AS r FROM (SELECT k, count(*) AS c FROM s GROUP BY k) q",
+    "SELECT k, max(d) AS m FROM (SELECT k, v - lag(v) OVER (PARTITION BY k ORDER BY id) AS d FROM t JOIN u USING (k)) q GROUP BY k",
+    "SELECT k, sum(c) OVER (ORDER BY k) AS z, sum(sum(v)) OVER () AS y FROM (SELECT k, v, 1 AS c FROM t) q GROUP BY k, c",
+    // The first rows.
+    "SELECT id, k, v, n FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS n FROM t) q WHERE n <= 3",
+    "SELECT id, k, v FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS n FROM t) q WHERE n < 3",
+    "SELECT k, v, x FROM (SELECT *, row_number() OVER (PARTITION BY k, x ORDER BY v NULLS FIRST, id DESC) AS n FROM t) q
+       WHERE n = 1",
+    "SELECT id, v FROM (SELECT *, row_number() OVER (ORDER BY v, id) AS n FROM t) q WHERE n = 4",
+    "SELECT id, v, n FROM (SELECT *, row_number() OVER (ORDER BY v, id) AS n FROM t) q WHERE n <= 9 AND v > 1",
+    "SELECT id, v FROM (SELECT *, row_number() OVER (ORDER BY v, id) AS n FROM t) q WHERE n < 1",
+    "SELECT k, v, rowoffset AS o FROM (SELECT *, rowoffset, row_number() OVER (PARTITION BY k ORDER BY rowoffset DESC) AS n FROM s) q
+       WHERE n = 1",
+    "SELECT id, v FROM s QUALIFY row_number() OVER (PARTITION BY k ORDER BY v DESC, rowoffset) <= 2",
+    "SELECT k, c FROM (SELECT k, c, row_number() OVER (ORDER BY c DESC, k) AS n FROM (SELECT k, count(*) AS c FROM s GROUP BY k) p) q
+       WHERE n <= 3",
+    "SELECT id, v FROM (SELECT *, rank() OVER (PARTITION BY x ORDER BY v) AS n FROM t) q WHERE n <= 2",
+    "SELECT id, v FROM t ORDER BY v DESC, id LIMIT 5",
+    "SELECT id FROM t ORDER BY v NULLS FIRST, id LIMIT 4 OFFSET 3",
+    "SELECT id, v + 1 AS w FROM s ORDER BY rowoffset DESC LIMIT 7",
+    "SELECT id FROM t ORDER BY id OFFSET 3",
+    "SELECT k, count(*) AS c FROM s GROUP BY k ORDER BY count(*) DESC, k LIMIT 3",
+    "SELECT sum(v) AS z FROM (SELECT v FROM t ORDER BY v DESC, id LIMIT 6) q",
+    "SELECT u.k, q.id FROM u JOIN (SELECT id, k FROM t ORDER BY v, id LIMIT 9) q ON q.k = u.k",
+    "SELECT id FROM t WHERE v = (SELECT v FROM t ORDER BY v DESC NULLS LAST LIMIT 1)",
+    "SELECT DISTINCT ON (k) k, id, v FROM t ORDER BY k, v DESC, id",
+    "SELECT DISTINCT ON (k) id, v FROM s ORDER BY k, rowoffset DESC",
+    "SELECT x, count(*) AS c FROM (SELECT DISTINCT ON (k) k, x FROM t ORDER BY k, v, id) q GROUP BY x",
+    // Set-returning functions.
+    "SELECT id, unnest(ARRAY[k, v]) AS e FROM s",
+    "SELECT id, explode(ARRAY[v, id, v]) AS e, x FROM t",
+    "SELECT id, unnest(ARRAY[k, v, 1]) AS e, unnest(ARRAY[x]) AS f FROM t WHERE v > 3",
+    "SELECT id, unnest(CASE WHEN v > 4 THEN ARRAY[v] END) AS e FROM t",
+    "SELECT t.id, n FROM t, generate_series(1, t.v) AS n WHERE n % 2 = 0",
+    "SELECT n, count(*) AS c FROM s, generate_series(1, s.v) AS n GROUP BY n",
+    "SELECT e, count(*) AS c FROM (SELECT unnest(ARRAY[k, v]) AS e FROM t) q GROUP BY e",
+    "SELECT s.id, e.a FROM s CROSS JOIN LATERAL unnest(string_to_array(s.x, 'x')) AS e(a)",
+    "SELECT e, row_number() OVER (PARTITION BY e ORDER BY id, k) AS n FROM (SELECT id, k, unnest(ARRAY[k]) AS e FROM t) q",
+    // Grouping sets.
+    "SELECT k, x, count(*) AS c, sum(v) AS z FROM t GROUP BY ROLLUP (k, x)",
+    "SELECT k, x, count(*) AS c, grouping(k) AS g, grouping(x) AS h FROM s GROUP BY CUBE (k, x)",
+    "SELECT k, x, v % 2 AS p, min(v) AS m FROM t GROUP BY GROUPING SETS ((k, x), (v % 2), ())",
+    "SELECT k, x, count(*) AS c FROM t GROUP BY k, ROLLUP (x) HAVING count(*) > 1",
+    "SELECT k, count(*) AS c FROM t GROUP BY GROUPING SETS ((k), (k), ())",
+    "SELECT k, mode() WITHIN GROUP (ORDER BY v) AS m, percentile_disc(0.5) WITHIN GROUP (ORDER BY v DESC) AS p FROM t GROUP BY k",
+    "SELECT mode() WITHIN GROUP (ORDER BY x DESC) AS m, percentile_disc(0.9) WITHIN GROUP (ORDER BY id) AS p, count(*) AS c
+       FROM s GROUP BY v",
+    "SELECT k, count(*) AS c FROM t WHERE v > 100 GROUP BY ROLLUP (k)",
+    "SELECT k, windowstart, count(*) AS c FROM s WINDOW TUMBLING (SIZE 1 MINUTE) GROUP BY k, windowstart, ROLLUP (x)",
+    // NOT IN.
+    "SELECT id FROM t WHERE k NOT IN (SELECT k FROM u)",
+    "SELECT id, v FROM t WHERE v NOT IN (SELECT n FROM u WHERE k < 3)",
+    "SELECT id FROM s WHERE k NOT IN (SELECT k FROM u WHERE n > 4)",
+    "SELECT id, k FROM s WHERE id NOT IN (SELECT id FROM r WHERE k > 4)",
+    "SELECT id FROM t WHERE v NOT IN (SELECT v FROM t WHERE k = 2 AND v > 7)",
+    "SELECT k, count(*) AS c FROM t WHERE v NOT IN (SELECT n FROM u WHERE n < 2) GROUP BY k",
 ];
 
 /// The same, whose last rows wait for time: without those of the far event at the end of each stream.
@@ -237,6 +303,37 @@ impl Log {
         let rows: Vec<u32> = last.into_values().collect();
         (take_record_batch(stored, &UInt32Array::from(rows.clone())).unwrap(), rows)
     }
+
+    /// The relations that a plan reads.
+    fn sources(&self, plan: &ContinuousPlan) -> Vec<usize> {
+        let position =
+            |source: &Arc<Relation>| self.relations.iter().position(|relation| relation.name == source.name).unwrap();
+        plan.sources.iter().map(position).collect()
+    }
+
+    /// The events of `range` that `pipeline` reads; `next` are the rows of each relation that come next.
+    fn batches(
+        &self,
+        range: Range<usize>,
+        sources: &[usize],
+        next: &mut [usize],
+        pipeline: &Pipeline,
+    ) -> Vec<InputBatch> {
+        let mut batches = Vec::new();
+        for relation in &self.order[range] {
+            let row = next[*relation];
+            next[*relation] += 1;
+            let Some(source) = sources.iter().position(|source| source == relation) else { continue };
+            batches.push(InputBatch {
+                source,
+                partition: PartitionId::new(0),
+                offset_start: Offset::new(row as u64),
+                offsets: None,
+                batch: self.stored[*relation].slice(row, 1).project(pipeline.projection(source)).unwrap(),
+            });
+        }
+        batches
+    }
 }
 
 impl RelationSource for Log {
@@ -326,27 +423,11 @@ fn continuous_with_late(
     let mut late = 0;
     let plan = plan_continuous(context, &select(sql), &QueryOptions::default())?;
     let mut pipeline = Pipeline::plan(&plan)?;
-    let sources: Vec<usize> = plan
-        .sources
-        .iter()
-        .map(|source| log.relations.iter().position(|relation| relation.name == source.name).unwrap())
-        .collect();
+    let sources = log.sources(&plan);
     let (mut kept, mut start, mut next) = (Kept::default(), 0, vec![0; log.relations.len()]);
     while start < log.order.len() {
         let count = (random.below(40) as usize).min(log.order.len() - start);
-        let mut batches = Vec::new();
-        for relation in &log.order[start..start + count] {
-            let row = next[*relation];
-            next[*relation] += 1;
-            let Some(source) = sources.iter().position(|source| source == relation) else { continue };
-            batches.push(InputBatch {
-                source,
-                partition: PartitionId::new(0),
-                offset_start: Offset::new(row as u64),
-                offsets: None,
-                batch: log.stored[*relation].slice(row, 1).project(pipeline.projection(source)).unwrap(),
-            });
-        }
+        let batches = log.batches(start..start + count, &sources, &mut next, &pipeline);
         let output = pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) })?;
         late += output.late_rows.value();
         if let Some(stored) = &output.batch {
@@ -454,4 +535,64 @@ fn rows_too_late_for_any_match_are_dropped_by_a_join_within_a_time() {
         assert_eq!((found, late_rows), (expected, late), "seed {seed}");
     }
     assert!(late_at_all > 20);
+}
+
+#[test]
+fn of_the_first_rows_only_what_changes_is_told_and_of_a_stream_no_others_are_kept() {
+    let log = Arc::new(Log::new(&mut Random::new(5), 800));
+    let context = context(&log);
+    for (sql, rows_max, is_bounded) in [
+        // A row that moves to another partition, one that takes its place, one that it pushes out.
+        (
+            "SELECT id FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v, id) AS n FROM t) q WHERE n <= 2",
+            3,
+            false,
+        ),
+        ("SELECT id, v FROM s ORDER BY v, rowoffset LIMIT 5", 2, true),
+        ("SELECT DISTINCT ON (k) k, v FROM s ORDER BY k, rowoffset DESC", 1, true),
+    ] {
+        let plan = plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap();
+        let mut pipeline = Pipeline::plan(&plan).unwrap();
+        let (sources, mut next) = (log.sources(&plan), vec![0; log.relations.len()]);
+        let (mut told, mut state_max) = (0, 0);
+        for at in 0..log.order.len() {
+            let batches = log.batches(at..at + 1, &sources, &mut next, &pipeline);
+            let output = pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
+            let rows = output.batch.map_or(0, |batch| batch.num_rows());
+            assert!(rows <= rows_max, "{sql}: {rows} rows for one event");
+            told += rows;
+            state_max = state_max.max(pipeline.state_bytes().value());
+        }
+        assert!(told > 10, "{sql}: {told}");
+        assert!(!is_bounded || state_max < 4_000, "{sql}: {state_max} bytes");
+    }
+}
+
+#[test]
+fn rows_of_closed_windows_are_let_go() {
+    let log = Arc::new(Log::new(&mut Random::new(6), 1_500));
+    let context = context(&log);
+    for (columns, above) in [
+        ("count(*) AS c", "QUALIFY row_number() OVER (PARTITION BY windowstart ORDER BY count(*) DESC, k) = 1"),
+        ("sum(count(*)) OVER (PARTITION BY windowstart) AS z", ""),
+    ] {
+        let window = "WINDOW TUMBLING (SIZE 30 SECONDS, GRACE PERIOD 0 SECONDS)";
+        let sql = format!("SELECT k, windowstart, {columns} FROM s {window} GROUP BY k, windowstart {above}");
+        let plan = plan_continuous(&context, &select(&sql), &QueryOptions::default()).unwrap();
+        let mut pipeline = Pipeline::plan(&plan).unwrap();
+        let (sources, mut next) = (log.sources(&plan), vec![0; log.relations.len()]);
+        let mut state_max = [0, 0];
+        for at in 0..log.order.len() {
+            let batches = log.batches(at..at + 1, &sources, &mut next, &pipeline);
+            pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
+            let half = &mut state_max[2 * at / log.order.len()];
+            *half = pipeline.state_bytes().value().max(*half);
+            if at % 100 == 7 {
+                let saved = pipeline.save().unwrap();
+                pipeline = Pipeline::plan(&plan).unwrap();
+                pipeline.restore(&saved).unwrap();
+            }
+        }
+        assert!(state_max[1] < state_max[0] * 3 / 2, "{sql}: {state_max:?}");
+    }
 }

@@ -1,0 +1,130 @@
+//! The place of a row: its partition, and bytes that sort as ORDER BY does, from which the row comes back.
+//!
+//! Ties are settled by the row itself, so that the order never depends on how rows came. Leaves out who keeps the bytes
+//! (`over`, `top_n`). Holds nothing.
+
+use super::aggregate::WindowBounds;
+use super::delta::{Delta, NEVER, arrow_error, sql_error};
+use super::expression::evaluate;
+use super::slots::{KeyBytes, KeyCodec};
+use crate::error::SqlError;
+use crate::types::canonical;
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::row::SortField;
+use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// PARTITION BY and ORDER BY over rows of a schema.
+pub(super) struct RowOrder {
+    partition: Vec<Arc<dyn PhysicalExpr>>,
+    order: Vec<PhysicalSortExpr>,
+    schema: SchemaRef,
+    partitions: KeyCodec,
+    /// The window among PARTITION BY whose rows change no more once it is closed.
+    window: Option<WindowBounds>,
+    /// The order, then the row.
+    rows: KeyCodec,
+}
+
+impl RowOrder {
+    /// Of rows of `schema`.
+    pub(super) fn new(
+        partition: Vec<Arc<dyn PhysicalExpr>>,
+        order: Vec<PhysicalSortExpr>,
+        window: Option<WindowBounds>,
+        schema: SchemaRef,
+    ) -> Result<Self, SqlError> {
+        let type_of = |expression: &Arc<dyn PhysicalExpr>| expression.data_type(&schema).map_err(sql_error);
+        let types = partition.iter().map(type_of).collect::<Result<Vec<DataType>, _>>()?;
+        let mut fields = Vec::with_capacity(order.len() + schema.fields().len());
+        for one in &order {
+            fields.push(SortField::new_with_options(type_of(&one.expr)?, one.options));
+        }
+        fields.extend(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())));
+        Ok(Self {
+            partitions: KeyCodec::new(&types)?,
+            rows: KeyCodec::sorted(fields)?,
+            window,
+            partition,
+            order,
+            schema,
+        })
+    }
+
+    /// The partition and the place in it of each row.
+    pub(super) fn place(&self, delta: &Delta) -> Result<Placed, SqlError> {
+        let partition = self.partition.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?)));
+        let partition = partition.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
+        let closes = self.window.and_then(|window| window.closes(&partition));
+        let order = self.order.iter().map(|one| evaluate(one.expr.as_ref(), delta));
+        let mut columns = order.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
+        columns.extend(delta.batch.columns().iter().cloned());
+        Ok(Placed { partitions: self.partitions.encode(&partition)?, rows: self.rows.encode(&columns)?, closes })
+    }
+
+    /// The rows at `places`.
+    pub(super) fn rows<'a>(&self, places: impl Iterator<Item = &'a [u8]>) -> Result<RecordBatch, SqlError> {
+        let places: Vec<&[u8]> = places.collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(places.len()));
+        let columns = self.rows.decode(places.into_iter())?.into_iter().skip(self.order.len()).collect();
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options).map_err(arrow_error)
+    }
+
+    /// For the fingerprint.
+    pub(super) fn text(&self) -> String {
+        let partition: Vec<String> = self.partition.iter().map(ToString::to_string).collect();
+        let order: Vec<String> = self.order.iter().map(ToString::to_string).collect();
+        let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
+        let window = self.window.map_or(String::new(), |window| format!("{} to {}", window.key, window.close(0)));
+        format!("by {} {window} order {} of {}", partition.join(", "), order.join(", "), types.join(", "))
+    }
+}
+
+/// Where rows belong.
+pub(super) struct Placed {
+    pub(super) partitions: KeyBytes,
+    /// Places within them.
+    pub(super) rows: KeyBytes,
+    /// When the partition's window goes.
+    closes: Option<Vec<i64>>,
+}
+
+/// Partitions by the time at which their windows go.
+#[derive(Default)]
+pub(super) struct Closing(BTreeMap<i64, Vec<Arc<[u8]>>>);
+
+impl Closing {
+    /// Notes a new partition, that of `row`.
+    pub(super) fn note(&mut self, placed: &Placed, row: usize) {
+        if let Some(closes) = &placed.closes {
+            self.0.entry(closes[row]).or_default().push(placed.partitions.get(row).into());
+        }
+    }
+
+    /// The partitions that go as time has reached `end`. One that went before may be among them.
+    pub(super) fn until(&mut self, end: i64) -> Vec<Arc<[u8]>> {
+        let mut gone = Vec::new();
+        while let Some(first) = self.0.first_entry() {
+            if end == NEVER || *first.key() > end {
+                break;
+            }
+            gone.extend(first.remove());
+        }
+        gone
+    }
+}
+
+/// `batch` with `columns` after its first `at`.
+pub(super) fn insert_columns(
+    batch: &RecordBatch,
+    at: usize,
+    columns: Vec<ArrayRef>,
+    schema: &SchemaRef,
+) -> Result<RecordBatch, SqlError> {
+    let (first, last) = batch.columns().split_at(at.min(batch.num_columns()));
+    let all = first.iter().cloned().chain(columns).chain(last.iter().cloned()).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), all, &options).map_err(arrow_error)
+}
