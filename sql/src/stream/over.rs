@@ -67,8 +67,8 @@ struct Told {
 struct Taken {
     /// The partitions they touch, with the last row of each.
     touched: BTreeMap<Box<[u8]>, usize>,
-    /// What was told of rows that are gone.
-    gone: HashMap<Arc<[u8]>, Told>,
+    /// What was told of rows that are gone, with the query's time then.
+    gone: HashMap<Arc<[u8]>, (Told, i64)>,
 }
 
 /// Rows to be told.
@@ -76,12 +76,15 @@ struct Taken {
 struct Changes {
     places: Vec<Arc<[u8]>>,
     told: Vec<Told>,
+    /// The query's time at the last row that touched the partition.
+    clock: Vec<i64>,
 }
 
 impl Changes {
-    fn push(&mut self, place: &Arc<[u8]>, told: Told) {
+    fn push(&mut self, place: &Arc<[u8]>, told: Told, clock: i64) {
         self.places.push(Arc::clone(place));
         self.told.push(told);
+        self.clock.push(clock);
     }
 }
 
@@ -115,7 +118,7 @@ impl Over {
     fn take(&mut self, delta: &Delta) -> Result<Taken, SqlError> {
         let placed = self.order.place(delta)?;
         let mut touched = BTreeMap::new();
-        let mut gone: HashMap<Arc<[u8]>, Told> = HashMap::new();
+        let mut gone: HashMap<Arc<[u8]>, (Told, i64)> = HashMap::new();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
             if !self.partitions.contains_key(partition) {
@@ -127,11 +130,11 @@ impl Over {
                 let Some((place, kept)) = rows.remove_entry(place) else { continue };
                 self.bytes -= kept.bytes(&place);
                 if let Some(told) = kept.told {
-                    gone.insert(place, told);
+                    gone.insert(place, (told, delta.time_at(row)));
                 }
             } else {
                 // One that went and came again is as it was.
-                let told = gone.remove(place);
+                let told = gone.remove(place).map(|(told, _)| told);
                 let kept = Kept { rowtime: delta.rowtime.value(row), told };
                 self.bytes += kept.bytes(place);
                 rows.insert(place.into(), kept);
@@ -154,7 +157,13 @@ impl Over {
     }
 
     /// Evaluates a partition anew.
-    fn evaluate(&mut self, partition: &[u8], gone: &mut Changes, come: &mut Changes) -> Result<(), SqlError> {
+    fn evaluate(
+        &mut self,
+        partition: &[u8],
+        clock: i64,
+        gone: &mut Changes,
+        come: &mut Changes,
+    ) -> Result<(), SqlError> {
         let Some(rows) = self.partitions.get(partition) else { return Ok(()) };
         if rows.is_empty() {
             self.partitions.remove(partition);
@@ -171,9 +180,9 @@ impl Over {
             self.bytes += now.len();
             if let Some(old) = kept.told.replace(told.clone()) {
                 self.bytes -= old.values.len();
-                gone.push(place, old);
+                gone.push(place, old, clock);
             }
-            come.push(place, told);
+            come.push(place, told, clock);
         }
         Ok(())
     }
@@ -200,7 +209,7 @@ impl Over {
                 .with_timezone("UTC"),
             weights: Weights::of(&is_gone),
             rows: Some(UInt32Array::from(vec![last; told.len()])),
-            clock: None,
+            clock: Some(Int64Array::from_iter_values(gone.clock.into_iter().chain(come.clock))),
             origin: Arc::clone(&delta.origin),
         })
     }
@@ -215,11 +224,12 @@ impl Operator for Over {
         }
         let Taken { touched, gone: went } = self.take(&input)?;
         let (mut gone, mut come) = (Changes::default(), Changes::default());
-        let mut went: Vec<(Arc<[u8]>, Told)> = went.into_iter().collect();
+        let mut went = went.into_iter().collect::<Vec<_>>();
         went.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        went.into_iter().for_each(|(place, told)| gone.push(&place, told));
+        went.into_iter().for_each(|(place, (told, clock))| gone.push(&place, told, clock));
         for (partition, row) in touched {
-            self.evaluate(&partition, &mut gone, &mut come).map_err(|error| input.blame(row, error))?;
+            let clock = input.time_at(row);
+            self.evaluate(&partition, clock, &mut gone, &mut come).map_err(|error| input.blame(row, error))?;
         }
         self.close(origin.end);
         self.output(gone, come, &input)

@@ -88,6 +88,20 @@ struct Ranked {
 /// A row, its event time and its number.
 type Numbered = (Arc<[u8]>, i64, usize);
 
+/// Rows to be told.
+#[derive(Default)]
+struct Changes {
+    rows: Vec<Numbered>,
+    /// The query's time at the last row that changed the first ones of the partition.
+    clock: Vec<i64>,
+}
+
+/// The first rows of a partition as they were before a step.
+struct Before {
+    rows: Vec<Numbered>,
+    clock: i64,
+}
+
 impl Ranked {
     /// The rows from number `skip` on that come out.
     fn told(&self, skip: usize) -> Vec<Numbered> {
@@ -157,9 +171,9 @@ impl TopN {
     }
 
     /// Takes the rows of `delta`; gives the partitions whose first rows change, and those rows as they were.
-    fn take(&mut self, delta: &Delta) -> Result<BTreeMap<Arc<[u8]>, Vec<Numbered>>, SqlError> {
+    fn take(&mut self, delta: &Delta) -> Result<BTreeMap<Arc<[u8]>, Before>, SqlError> {
         let placed = self.order.place(delta)?;
-        let mut before = BTreeMap::new();
+        let mut before: BTreeMap<Arc<[u8]>, Before> = BTreeMap::new();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
             if !self.partitions.contains_key(partition) {
@@ -168,8 +182,12 @@ impl TopN {
                 self.partitions.insert(partition.into(), Ranked::default());
             }
             let Some(ranked) = self.partitions.get_mut(partition) else { continue };
-            if ranked.is_first(place, self.first) && !before.contains_key(partition) {
-                before.insert(partition.into(), ranked.told(self.skip));
+            if ranked.is_first(place, self.first) {
+                let clock = delta.time_at(row);
+                match before.get_mut(partition) {
+                    Some(before) => before.clock = clock,
+                    None => drop(before.insert(partition.into(), Before { rows: ranked.told(self.skip), clock })),
+                }
             }
             if !delta.weights.is_gone(row) {
                 let pushed = ranked.insert(place.into(), delta.rowtime.value(row), self.first, self.rows);
@@ -192,9 +210,10 @@ impl TopN {
     }
 
     /// Which rows went and which came.
-    fn compare(&self, old: Vec<Numbered>, new: Vec<Numbered>, gone: &mut Vec<Numbered>, come: &mut Vec<Numbered>) {
+    fn compare(&self, old: Before, new: Vec<Numbered>, gone: &mut Changes, come: &mut Changes) {
         let is_told = self.number == Number::Told;
-        let (mut old, mut new) = (old.into_iter().peekable(), new.into_iter().peekable());
+        let clock = old.clock;
+        let (mut old, mut new) = (old.rows.into_iter().peekable(), new.into_iter().peekable());
         loop {
             let order = match (old.peek(), new.peek()) {
                 (None, None) => return,
@@ -207,15 +226,17 @@ impl TopN {
             match (left, right) {
                 (Some(old), Some(new)) if old.2 == new.2 || !is_told => {}
                 (left, right) => {
-                    gone.extend(left);
-                    come.extend(right);
+                    gone.clock.extend(left.as_ref().map(|_| clock));
+                    come.clock.extend(right.as_ref().map(|_| clock));
+                    gone.rows.extend(left);
+                    come.rows.extend(right);
                 }
             }
         }
     }
 
-    fn output(&self, gone: &[Numbered], come: &[Numbered], delta: &Delta) -> Result<Delta, SqlError> {
-        let all: Vec<&Numbered> = gone.iter().chain(come).collect();
+    fn output(&self, gone: &Changes, come: &Changes, delta: &Delta) -> Result<Delta, SqlError> {
+        let all: Vec<&Numbered> = gone.rows.iter().chain(&come.rows).collect();
         let rows = self.order.rows(all.iter().map(|(place, ..)| place.as_ref()))?;
         let number: Vec<ArrayRef> = match self.number {
             Number::Absent => Vec::new(),
@@ -226,7 +247,7 @@ impl TopN {
                 vec![arrow::compute::cast(&numbers, wanted).map_err(arrow_error)?]
             }
         };
-        let is_gone: Vec<bool> = (0..all.len()).map(|row| row < gone.len()).collect();
+        let is_gone: Vec<bool> = (0..all.len()).map(|row| row < gone.rows.len()).collect();
         let last = (0..delta.len()).map(|row| delta.input_row(row)).max().unwrap_or(0) as u32;
         Ok(Delta {
             batch: insert_columns(&rows, self.visible, number, &self.schema)?,
@@ -234,7 +255,7 @@ impl TopN {
                 .with_timezone("UTC"),
             weights: Weights::of(&is_gone),
             rows: Some(UInt32Array::from(vec![last; all.len()])),
-            clock: None,
+            clock: Some(Int64Array::from_iter_values(gone.clock.iter().chain(&come.clock).copied())),
             origin: Arc::clone(&delta.origin),
         })
     }
@@ -248,7 +269,7 @@ impl Operator for TopN {
             return Ok(Delta::empty(Arc::clone(&self.schema), origin));
         }
         let before = self.take(&input)?;
-        let (mut gone, mut come) = (Vec::new(), Vec::new());
+        let (mut gone, mut come) = (Changes::default(), Changes::default());
         for (partition, old) in before {
             let new = self.partitions.get(&partition).map_or(Vec::new(), |ranked| ranked.told(self.skip));
             self.compare(old, new, &mut gone, &mut come);

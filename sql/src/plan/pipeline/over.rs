@@ -2,7 +2,7 @@
 //!
 //! Leaves out the operators (`stream::over`, `stream::top_n`). Pure.
 
-use super::built::{Built, Key, Mode};
+use super::built::{Built, Key, Mode, WindowColumn};
 use super::{Need, Planner, has_now, nullable, unalias};
 use crate::error::SqlError;
 use crate::stream::{Number, Over, TopN, TopSpec, WindowBounds, sql_error};
@@ -63,10 +63,11 @@ impl Planner<'_> {
             Some(Expr::WindowFunction(function)) => function.params.partition_by.as_slice(),
             _ => &[],
         };
-        let closes = closing(&window.input, &input, partition);
+        let kept = closing(&window.input, &input, partition);
+        let closes = kept.map(|(_, bounds)| bounds);
         let operator = Over::new(calls, closes, arrow, input.visible(), schema)?;
         let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
-        Ok(Built { edge, ..changing(input, fields, &window.schema) })
+        Ok(Built { edge, ..changing(input, fields, &window.schema, kept) })
     }
 
     /// The filter as a top-n, if it is one; `above` are the expressions that read it, where they are known.
@@ -135,8 +136,9 @@ impl Planner<'_> {
             Number::Absent => input.fields.clone(),
             Number::Unread | Number::Told => with_fields(&input, schema),
         };
+        let kept = closing(plan, &input, top.partition);
         let operator = TopN::new(TopSpec {
-            window: closing(plan, &input, top.partition),
+            window: kept.map(|(_, bounds)| bounds),
             partition,
             order,
             skip: top.skip,
@@ -149,7 +151,7 @@ impl Planner<'_> {
         })?;
         let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
         let key = own_key(&input, top);
-        let built = Built { edge, ..changing(input, fields, schema) };
+        let built = Built { edge, ..changing(input, fields, schema, kept) };
         Ok(match key {
             Some(key) => Built { key, ..built },
             None => built,
@@ -186,8 +188,14 @@ fn with_fields(input: &Built, schema: &DFSchemaRef) -> Vec<FieldRef> {
     visible.iter().cloned().chain(added).chain(hidden.iter().cloned()).collect()
 }
 
-/// `input` as rows that come and go, with columns more. Nothing is known of their time: a row changes with others.
-fn changing(mut input: Built, fields: Vec<FieldRef>, schema: &DFSchemaRef) -> Built {
+/// `input` as rows that come and go, with columns more. Nothing is known of their time but the window of their partition:
+/// a row changes with others.
+fn changing(
+    mut input: Built,
+    fields: Vec<FieldRef>,
+    schema: &DFSchemaRef,
+    kept: Option<(WindowColumn, WindowBounds)>,
+) -> Built {
     let (visible, added) = (input.visible(), fields.len() - input.fields.len());
     for key in &mut input.key {
         key.at = if key.at < visible { key.at } else { key.at + added };
@@ -197,21 +205,21 @@ fn changing(mut input: Built, fields: Vec<FieldRef>, schema: &DFSchemaRef) -> Bu
         fields,
         schema: Arc::clone(schema),
         mode: Mode::Both,
-        windows: Vec::new(),
+        windows: kept.map(|(window, _)| window).into_iter().collect(),
         times: BTreeSet::new(),
         ..input
     }
 }
 
 /// The window among `partition` whose rows, those of `plan`, change no more once it is closed: it was grouped by.
-fn closing(plan: &LogicalPlan, input: &Built, partition: &[Expr]) -> Option<WindowBounds> {
+fn closing(plan: &LogicalPlan, input: &Built, partition: &[Expr]) -> Option<(WindowColumn, WindowBounds)> {
     let windows = partition.iter().enumerate().filter_map(|(key, expression)| {
         let Expr::Column(column) = unalias(expression) else { return None };
         let at = input.schema.maybe_index_of_column(column)?;
         let window = input.windows.iter().find(|window| window.at == at).filter(|_| is_grouped(plan, at))?;
-        Some(WindowBounds { key, length: window.length, grace: window.grace, delay: input.delay })
+        Some((*window, WindowBounds { key, length: window.length, grace: window.grace, delay: input.delay }))
     });
-    windows.min_by_key(|window| window.length)
+    windows.min_by_key(|(window, _)| window.length)
 }
 
 /// Whether column `at` of `plan` is one that an aggregate below groups by.

@@ -92,6 +92,9 @@ const QUERIES: &[&str] = &[
     "SELECT k, c, rank() OVER (ORDER BY c DESC) AS r FROM (SELECT k, count(*) AS c FROM s GROUP BY k) q",
     "SELECT k, max(d) AS m FROM (SELECT k, v - lag(v) OVER (PARTITION BY k ORDER BY id) AS d FROM t JOIN u USING (k)) q GROUP BY k",
     "SELECT k, sum(c) OVER (ORDER BY k) AS z, sum(sum(v)) OVER () AS y FROM (SELECT k, v, 1 AS c FROM t) q GROUP BY k, c",
+    "SELECT w, sum(c) AS z FROM (SELECT w, c, row_number() OVER (PARTITION BY w ORDER BY c DESC, k) AS n FROM
+       (SELECT date_bin('20 seconds', rowtime, '1970-01-01') AS w, k, count(*) AS c FROM s GROUP BY 1, 2) p) q
+       WHERE n <= 2 GROUP BY w",
     // The first rows.
     "SELECT id, k, v, n FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS n FROM t) q WHERE n <= 3",
     "SELECT id, k, v FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS n FROM t) q WHERE n < 3",
@@ -163,6 +166,10 @@ const TIMED: &[&str] = &[
        GROUP BY k EMIT FINAL",
     "SELECT k, windowstart, count(*) AS c FROM s WINDOW TUMBLING (SIZE 20 SECONDS, GRACE PERIOD 1 MINUTE)
        GROUP BY k HAVING count(*) > 1 EMIT FINAL",
+    "SELECT k, windowstart, count(*) AS c FROM s WINDOW TUMBLING (SIZE 20 SECONDS, GRACE PERIOD 1 MINUTE)
+       GROUP BY k, windowstart QUALIFY row_number() OVER (PARTITION BY windowstart ORDER BY count(*) DESC, k) <= 2 EMIT FINAL",
+    "SELECT k, windowend, sum(count(*)) OVER (PARTITION BY windowend) AS c
+       FROM s WINDOW TUMBLING (SIZE 20 SECONDS, GRACE PERIOD 1 MINUTE) GROUP BY k, windowend EMIT FINAL",
 ];
 
 /// Events of all relations, in the order of commit.
