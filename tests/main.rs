@@ -28,6 +28,7 @@ mod limits;
 mod pipelined;
 mod protocol;
 mod pruning;
+mod queries;
 mod rows;
 mod script;
 mod segments;

@@ -44,6 +44,9 @@ pub enum CatalogError {
         /// The queries that read it.
         readers: Vec<Name>,
     },
+    /// The name is another query's.
+    #[error("query \"{0}\" already exists")]
+    QueryExists(Name),
     /// The query was terminated; it cannot change any more.
     #[error("query \"{0}\" was terminated")]
     Terminated(Name),
@@ -64,6 +67,7 @@ pub enum CatalogError {
 pub fn apply(state: &mut State, command: Command) -> Result<Reply, CatalogError> {
     let reply = match command {
         Command::CreateRelation { relation, query } => create(state, *relation, query.map(|q| *q)),
+        Command::CreateQuery { query } => create_query(state, *query),
         Command::DropRelation { id, cascade } => drop_relation(state, id, cascade),
         Command::AlterRelation { id, changes } => alter(state, id, changes),
         Command::SetQueryState { id, state: to } => set_query_state(state, id, to),
@@ -102,17 +106,40 @@ fn create(state: &mut State, mut relation: Relation, query: Option<Query>) -> Re
     Ok(Reply::Created { topic, query: query_id })
 }
 
+fn create_query(state: &mut State, mut query: Query) -> Result<Reply, CatalogError> {
+    if state.queries.values().any(|other| other.name == query.name) {
+        return Err(CatalogError::QueryExists(query.name));
+    }
+    if state.queries.len() >= QUERIES_MAX {
+        return Err(CatalogError::Limit { what: "continuous queries".to_owned(), limit: QUERIES_MAX });
+    }
+    let gone = query.sources.iter().chain([&query.sink]).find(|topic| !state.relations.contains_key(topic));
+    if let Some(gone) = gone {
+        return Err(CatalogError::NoRelation(*gone));
+    }
+    state.query_last = state.query_last.next();
+    query.id = state.query_last;
+    let (topic, id) = (query.sink, query.id);
+    state.queries.insert(id, Arc::new(query));
+    Ok(Reply::Created { topic, query: Some(id) })
+}
+
 fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply, CatalogError> {
     let relation = state.relations.get(&id).cloned().ok_or(CatalogError::NoRelation(id))?;
     let mut doomed = BTreeSet::from([id]);
     let mut readers = Vec::new();
-    // Each pass adds the sinks of queries that read something doomed, until nothing is added.
+    let reads = |q: &Query, doomed: &BTreeSet<TopicId>| {
+        q.state != QueryState::Terminated
+            && !doomed.contains(&q.sink)
+            && q.sources.iter().any(|source| doomed.contains(source))
+    };
+    // Each pass adds the sinks of queries that read something doomed, until nothing is added. A query that inserts into
+    // a relation there was goes without it.
     loop {
         let more: Vec<TopicId> = state
             .queries
             .values()
-            .filter(|q| q.state != QueryState::Terminated && !doomed.contains(&q.sink))
-            .filter(|q| q.sources.iter().any(|source| doomed.contains(source)))
+            .filter(|q| q.target.is_none() && reads(q, &doomed))
             .map(|q| {
                 readers.push(q.name.clone());
                 q.sink
@@ -123,10 +150,14 @@ fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply,
         }
         doomed.extend(more);
     }
+    let inserting = state.queries.values().filter(|q| q.target.is_some() && reads(q, &doomed));
+    let inserting: Vec<(QueryId, Name)> = inserting.map(|q| (q.id, q.name.clone())).collect();
+    readers.extend(inserting.iter().map(|(_, name)| name.clone()));
     if !cascade && !readers.is_empty() {
         return Err(CatalogError::InUse { name: relation.name.clone(), readers });
     }
-    let queries: Vec<QueryId> = state.queries.values().filter(|q| doomed.contains(&q.sink)).map(|q| q.id).collect();
+    let writing = state.queries.values().filter(|q| doomed.contains(&q.sink)).map(|q| q.id);
+    let queries: Vec<QueryId> = writing.chain(inserting.into_iter().map(|(id, _)| id)).collect();
     for query in &queries {
         state.queries.remove(query);
     }

@@ -20,11 +20,16 @@ pub enum Command {
         /// The query; `id` and `sink` are set by `apply`.
         query: Option<Box<Query>>,
     },
-    /// Removes a relation and the query that writes it.
+    /// Adds a continuous query that inserts into a relation there is.
+    CreateQuery {
+        /// The query; `id` is set by `apply`.
+        query: Box<Query>,
+    },
+    /// Removes a relation and the queries that write it.
     DropRelation {
         /// The relation, by id, so that a name created anew meanwhile is not hit.
         id: TopicId,
-        /// Also drop every relation whose query reads it, transitively.
+        /// Also drop every query that reads it, and the relation it was made with, transitively.
         cascade: bool,
     },
     /// Changes a relation: all of the changes, or none.

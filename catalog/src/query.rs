@@ -107,6 +107,9 @@ pub struct Query {
     pub options: QueryOptions,
     /// When it was created.
     pub created_at: Timestamp,
+    /// Of one that inserts into a relation of its own, the columns it gives; `None` for that of `CREATE … AS SELECT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Vec<Name>>,
     /// Sources that were altered since: as `sql` knows them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub forms: BTreeMap<TopicId, SourceForm>,

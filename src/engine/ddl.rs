@@ -151,7 +151,7 @@ impl Engine {
 }
 
 /// Commits a definition, makes its topic, and starts its query.
-async fn establish(engine: Arc<Engine>, command: Command) -> Result<()> {
+pub(crate) async fn establish(engine: Arc<Engine>, command: Command) -> Result<()> {
     let Reply::Created { topic, query } = engine.propose(command).await? else {
         return Err(SqlError::internal("unexpected reply of the catalog"));
     };
@@ -198,6 +198,9 @@ fn catalog_error(error: ReplicationError) -> SqlError {
         CatalogError::Exists(_) => SqlError::new(SqlState::DuplicateTable, message),
         CatalogError::ColumnExists { .. } => SqlError::new(SqlState::DuplicateColumn, message),
         CatalogError::NoColumn(_) => SqlError::new(SqlState::UndefinedColumn, message),
+        CatalogError::QueryExists(_) => {
+            SqlError::new(SqlState::DuplicateObject, message).hint("give it another name with WITH (query = '…')")
+        }
         CatalogError::NoRelation(_) => SqlError::new(SqlState::UndefinedTable, message),
         CatalogError::NoQuery(_) => SqlError::new(SqlState::UndefinedObject, message),
         CatalogError::InUse { readers, .. } => SqlError::new(SqlState::DependentObjectsStillExist, message)
@@ -351,6 +354,7 @@ impl Session {
             state: QueryState::Running,
             options,
             created_at: now,
+            target: None,
             forms: BTreeMap::new(),
         };
         Ok((relation, query))

@@ -19,6 +19,7 @@ mod held;
 mod input;
 mod inputs;
 mod insert;
+mod insert_query;
 mod outcome;
 mod pin;
 mod prepare;

@@ -297,6 +297,7 @@ impl Session {
             Statement::Copy(copy) => self.copy(copy).await,
             Statement::CreateRelation(create) => self.create_relation(create).await,
             Statement::CreateAs(create) => self.create_as(create).await,
+            Statement::InsertQuery(insert) => Box::pin(self.insert_query(insert)).await,
             Statement::Drop(drop) => self.drop_relations(drop).await,
             Statement::Truncate(names) => self.truncate(names).await,
             Statement::Alter(alter) => self.alter(alter).await,

@@ -248,6 +248,7 @@ fn catalog_sqlstate(error: &CatalogError) -> SqlState {
         CatalogError::NoRelation(_) => SqlState::UndefinedTable,
         CatalogError::NoQuery(_) => SqlState::UndefinedObject,
         CatalogError::InUse { .. } => SqlState::DependentObjectsStillExist,
+        CatalogError::QueryExists(_) => SqlState::DuplicateObject,
         CatalogError::Terminated(_) => SqlState::ObjectNotInPrerequisiteState,
         CatalogError::Limit { .. } => SqlState::ConfigurationLimitExceeded,
     }

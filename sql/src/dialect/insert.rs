@@ -3,12 +3,12 @@
 //! Rows of `VALUES` go to sqlparser expression by expression. Leaves out names and types (`bind::insert`).
 //! A crash does nothing to it.
 
-use super::ast::{Ident, Insert, InsertSource, SequenceValue, Statement};
+use super::ast::{Ident, Insert, InsertQuery, InsertSource, SequenceValue, Statement};
 use super::cursor::Cursor;
 use super::{change, select, vet};
 use crate::error::SqlError;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
-use millstream_catalog::model::{Sequence, SqlState};
+use millstream_catalog::model::{Name, Sequence, SqlState};
 use sqlparser::ast::{Expr, SelectItem};
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::Token;
@@ -27,12 +27,29 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let alias = if cursor.eat(&["as"]) { Some(cursor.ident()?) } else { None };
     let columns = if is_query(cursor) { None } else { cursor.columns()? };
     check_columns(columns.as_deref())?;
+    let query = query_name(cursor)?;
     let mut sequence = self::sequence(cursor)?;
     if cursor.is(&["overriding"]) {
         return Err(cursor.unsupported("OVERRIDING", "leave it out: there are no identity columns"));
     }
     let end = find_tail(cursor);
+    let place = cursor.clone();
     let source = source(cursor, end)?;
+    let source = match source {
+        InsertSource::Select(select) if select.emit.is_some() => {
+            if alias.is_some() || sequence.is_some() || cursor.at < cursor.lexemes.len() {
+                return Err(place.unsupported(
+                    "an alias, ON CONFLICT, RETURNING or a sequence with EMIT CHANGES",
+                    "write INSERT INTO name [(columns)] [WITH (query = '…')] SELECT … EMIT CHANGES",
+                ));
+            }
+            return Ok(Statement::InsertQuery(Box::new(InsertQuery { name, columns, query, select })));
+        }
+        source => source,
+    };
+    if query.is_some() {
+        return Err(place.unsupported("a query's name without EMIT CHANGES", "add EMIT CHANGES, or leave WITH out"));
+    }
     let conflict = change::on_conflict(cursor)?;
     sequence = sequence.or(self::sequence(cursor)?);
     let returning = returning(cursor)?;
@@ -64,14 +81,23 @@ fn check_columns(columns: Option<&[Ident]>) -> Result<(), SqlError> {
     Ok(())
 }
 
+/// `WITH (query = 'name')`, if it is next.
+fn query_name(cursor: &mut Cursor<'_>) -> Result<Option<Ident>, SqlError> {
+    if !is_options(cursor) || cursor.word_at(2) != Some("query") {
+        return Ok(None);
+    }
+    cursor.at += 3;
+    cursor.expect_token(&Token::Eq)?;
+    let position = cursor.position();
+    let name = cursor.string()?;
+    cursor.expect_token(&Token::RParen)?;
+    Ok(Some(Ident { name: Name::new(name)?, position }))
+}
+
 /// `WITH (sequence = n | $n)`, if it is next.
 fn sequence(cursor: &mut Cursor<'_>) -> Result<Option<SequenceValue>, SqlError> {
     if !is_options(cursor) {
         return Ok(None);
-    }
-    if cursor.word_at(2) == Some("query") {
-        let hint = "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT";
-        return Err(cursor.unsupported("INSERT … WITH (query = …)", hint));
     }
     cursor.at += 1;
     let mut values = cursor.parens(|cursor| {
@@ -139,13 +165,6 @@ fn source(cursor: &mut Cursor<'_>, end: usize) -> Result<InsertSource, SqlError>
     }
     let mut part = cursor.part(end);
     let select = select::select_part(&mut part)?;
-    if let Some(emit) = &select.emit {
-        return Err(SqlError::unsupported(
-            "INSERT INTO … SELECT … EMIT CHANGES",
-            "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT",
-        )
-        .at(emit.position));
-    }
     Ok(InsertSource::Select(Box::new(select)))
 }
 

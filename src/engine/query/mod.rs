@@ -8,7 +8,7 @@ mod task;
 use crate::engine::{Engine, Result, read_error};
 use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
-use millstream_catalog::{Command, Query, QueryState};
+use millstream_catalog::{Command, Query, QueryState, Snapshot};
 use millstream_sql::SqlError;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
@@ -212,13 +212,12 @@ async fn fail(engine: &Engine, query: &Query, error: SqlError) -> bool {
 
 /// Waits until every running query has taken in all that was committed before.
 ///
-/// Queries are visited by id: a query is younger than what it reads, so what it reads is complete before it.
+/// What a query reads is complete before the query is looked at.
 ///
 /// # Errors
 /// 57P01 when the server shuts down meanwhile.
 pub(crate) async fn flush(engine: &Engine) -> Result<()> {
-    let queries: Vec<QueryId> = engine.catalog().queries().map(|query| query.id).collect();
-    for id in queries {
+    for id in in_order(&engine.catalog()) {
         let catalog = engine.catalog();
         let Some(query) = catalog.query_by_id(id) else { continue };
         let Ok(shard) = engine.shard_of_query(query) else { continue };
@@ -235,6 +234,24 @@ pub(crate) async fn flush(engine: &Engine) -> Result<()> {
         reached(engine, id, &ends).await?;
     }
     Ok(())
+}
+
+/// Every query after those that write what it reads.
+fn in_order(catalog: &Snapshot) -> Vec<QueryId> {
+    let mut done: Vec<QueryId> = Vec::new();
+    let mut left: Vec<&Arc<Query>> = catalog.queries().collect();
+    while !left.is_empty() {
+        let waits =
+            |query: &Query| left.iter().any(|other| other.id != query.id && query.sources.contains(&other.sink));
+        let mut ready: Vec<QueryId> = left.iter().filter(|query| !waits(query)).map(|query| query.id).collect();
+        if ready.is_empty() {
+            // There are no circles; if there were, each would come once still.
+            ready = left.iter().map(|query| query.id).collect();
+        }
+        left.retain(|query| !ready.contains(&query.id));
+        done.extend(ready);
+    }
+    done
 }
 
 /// Waits a moment for the first step of a query just made: what it has without any event is there then.

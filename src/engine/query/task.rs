@@ -8,6 +8,7 @@ use super::Status;
 use crate::engine::held::Held;
 use crate::engine::input::{Reader, Removed};
 use crate::engine::inputs::{Inputs, SourcePositions, StepEvents};
+use crate::engine::insert_query::Target;
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
@@ -35,6 +36,8 @@ pub(super) struct QueryTask {
     engine: Arc<Engine>,
     query: Arc<Query>,
     sink: Arc<Relation>,
+    /// Where it inserts into a relation that was not made for it.
+    target: Option<Target>,
     shard: Arc<Shard>,
     inputs: Inputs,
     pipeline: Pipeline,
@@ -66,7 +69,11 @@ impl QueryTask {
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
         let shard = Arc::clone(engine.shard(sink.shard)?);
-        let (.., pipeline) = plan(engine, query)?;
+        let (select, planned, pipeline) = plan(engine, query)?;
+        let target = match &query.target {
+            None => None,
+            Some(columns) => Some(Target::new(&sink, columns, &planned, &select, &context(engine, query))?),
+        };
         let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
         let reader = |(number, id): (usize, &TopicId)| {
             let source = catalog.relation_by_id(*id).ok_or_else(|| missing("source"))?;
@@ -87,6 +94,7 @@ impl QueryTask {
             engine: Arc::clone(engine),
             query: Arc::clone(query),
             sink,
+            target,
             shard,
             positions: SourcePositions::new(),
             step: StepNumber::default(),
@@ -214,7 +222,13 @@ impl QueryTask {
         let moved = moved.map(|((topic, id), offset)| (topic, id, offset)).collect();
         let output = self.pipeline.step(StepInput { batches: input.batches, idle: &idle, now })?;
         let outputs = match output.batch {
-            Some(batch) => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
+            Some(batch) => match &mut self.target {
+                None => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
+                Some(target) => {
+                    let count = self.pipeline.output().selected;
+                    target.route(&self.engine, &batch, count, now)?.parts
+                }
+            },
             None => Vec::new(),
         };
         let sink = self.engine.catalog().relation_by_id(self.sink.id).cloned();
@@ -329,6 +343,16 @@ impl QueryTask {
     }
 }
 
+/// What a stored query is planned with.
+fn context(engine: &Arc<Engine>, query: &Query) -> PlanContext {
+    PlanContext {
+        catalog: engine.catalog().seen_by(query),
+        source: Arc::new(crate::engine::pull::LogSource::new(engine, None, None)),
+        now: engine.clock().now(),
+        settings: Arc::new(PlanSettings::default()),
+    }
+}
+
 /// Plans a stored query anew.
 ///
 /// # Errors
@@ -338,13 +362,7 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
     let Some(Statement::Select(select)) = parsed.into_iter().next().map(|parsed| parsed.statement) else {
         return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
     };
-    let context = PlanContext {
-        catalog: engine.catalog().seen_by(query),
-        source: Arc::new(crate::engine::pull::LogSource::new(engine, None, None)),
-        now: engine.clock().now(),
-        settings: Arc::new(PlanSettings::default()),
-    };
-    let plan = plan_continuous(&context, &select, &query.options)?;
+    let plan = plan_continuous(&context(engine, query), &select, &query.options)?;
     let pipeline = Pipeline::plan(&plan)?;
     Ok((select, plan, pipeline))
 }

@@ -79,6 +79,8 @@ pub enum Statement {
     Truncate(Vec<QualifiedName>),
     /// `INSERT INTO …`
     Insert(Box<Insert>),
+    /// `INSERT INTO … SELECT … EMIT CHANGES`
+    InsertQuery(Box<InsertQuery>),
     /// `UPDATE …`, `DELETE …`
     Change(Box<Change>),
     /// `COPY …`
@@ -416,6 +418,19 @@ pub struct Insert {
     pub returning: Vec<ast::SelectItem>,
     /// `WITH (sequence = …)`
     pub sequence: Option<SequenceValue>,
+}
+
+/// `INSERT INTO name [(columns)] [WITH (query = 'name')] SELECT … EMIT CHANGES`: one more continuous query.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InsertQuery {
+    /// Where the rows go.
+    pub name: QualifiedName,
+    /// The named columns; `None` is all, in order.
+    pub columns: Option<Vec<Ident>>,
+    /// The query's name, if it has one.
+    pub query: Option<Ident>,
+    /// The query.
+    pub select: Box<Select>,
 }
 
 /// The number of a statement's first row, as its producer counts.

@@ -1,0 +1,149 @@
+//! Continuous queries over several relations: after FLUSH each has the rows of its SELECT run once.
+//!
+//! Two streams, a table with a key and one without, changed at random by statements and transactions, the server killed
+//! now and then; half of the queries begin over what is stored. The operators, their saved state, the order of the
+//! log over several topics and the sink are what is tried.
+
+use crate::common::{DEADLINE, connect};
+use crate::crash::Process;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+const STATEMENTS: u64 = 120;
+const RESTART_EVERY: u64 = 40;
+
+const CASES: &[&str] = &[
+    "SELECT s.id, r.id AS rid, s.v + r.v AS z FROM s JOIN r ON s.k = r.k",
+    "SELECT s.id, r.id AS rid FROM s LEFT JOIN r ON s.id = r.id",
+    "SELECT s.id, r.id AS rid FROM s FULL JOIN r ON s.id = r.id AND s.v > r.v",
+    "SELECT s.id, r.id AS rid FROM s JOIN r WITHIN 1 HOUR GRACE PERIOD 1 DAY ON s.k = r.k AND s.v = r.v",
+    "SELECT a.id, b.id AS other FROM t a JOIN t b ON a.k = b.k AND a.id < b.id",
+    "SELECT t.id, w.x FROM t LEFT JOIN w ON t.k = w.k",
+    "SELECT t.id, w.k, w.x FROM t FULL JOIN w ON t.id = w.k",
+    "SELECT w.k, count(*) AS c, sum(t.v) AS v, max(t.v) AS m FROM t JOIN w ON t.k = w.k GROUP BY w.k",
+    "SELECT k, count(*) AS c, sum(v) AS v, min(v) AS l FROM t GROUP BY k HAVING count(*) > 1",
+    "SELECT x, count(*) AS c, string_agg(k::text, ',' ORDER BY k) AS a FROM w GROUP BY x",
+    "SELECT count(*) AS c, sum(v) AS v, max(v) AS m FROM t",
+    "SELECT c, count(*) AS n FROM (SELECT k, count(*) AS c FROM s GROUP BY k) q GROUP BY c",
+    "SELECT k FROM s UNION SELECT k FROM t",
+    "SELECT id, k FROM s UNION ALL SELECT id, k FROM t",
+    "SELECT DISTINCT k, v % 2 AS odd FROM t",
+    "SELECT id FROM t WHERE EXISTS (SELECT 1 FROM w WHERE w.k = t.k)",
+    "SELECT id FROM t WHERE NOT EXISTS (SELECT 1 FROM s WHERE s.k = t.k AND s.v > t.v)",
+    "SELECT id, v FROM t WHERE v = (SELECT max(v) FROM t)",
+    "SELECT k FROM s EXCEPT SELECT k FROM w",
+    "SELECT t.id, q.c FROM t JOIN (SELECT k, count(*) AS c FROM s GROUP BY k) q ON q.k = t.k",
+];
+
+struct Seeded(u64);
+
+impl Seeded {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+async fn try_rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
+    let answer = tokio::time::timeout(DEADLINE, client.simple_query(sql)).await;
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    };
+    Ok(answer.unwrap_or_else(|_| panic!("no answer to {sql}"))?.into_iter().filter_map(row).collect())
+}
+
+async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
+    try_rows(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+}
+
+/// A stream or a table, as the SELECT has it.
+async fn create(client: &Client, number: usize) {
+    let select = CASES[number];
+    if let Err(error) = try_rows(client, &format!("CREATE TABLE case{number} AS {select} EMIT CHANGES")).await {
+        assert_eq!(error.code().map(|code| code.code()), Some("42809"), "{select}: {error:?}");
+        rows(client, &format!("CREATE STREAM case{number} AS {select} EMIT CHANGES")).await;
+    }
+}
+
+/// Some statements that commit together, or one.
+fn change(seeded: &mut Seeded, number: u64) -> String {
+    let mut one = || {
+        let (id, k, v) = (seeded.below(30), seeded.below(6), seeded.below(10));
+        let at = format!("'2024-01-01 00:{:02}:{:02}'", number % 60, seeded.below(60));
+        match seeded.below(9) {
+            0 | 1 => format!("INSERT INTO s VALUES ({id}, {k}, {v}, {at}), ({v}, {k}, {id}, {at})"),
+            2 => format!("INSERT INTO r VALUES ({id}, {k}, {v}, {at})"),
+            3 | 4 => format!("INSERT INTO t VALUES ({id}, {k}, {v})"),
+            5 => format!("UPDATE t SET v = v + 1, k = {k} WHERE id % 5 = {}", id % 5),
+            6 => format!("DELETE FROM t WHERE id = {id}"),
+            7 => format!("INSERT INTO w VALUES ({k}, 'x{v}'), ({k}, 'x{v}')"),
+            _ => match v < 5 {
+                true => format!("UPDATE w SET x = x || 'y' WHERE k = {k}"),
+                false => format!("DELETE FROM w WHERE k = {k}"),
+            },
+        }
+    };
+    match number % 4 {
+        0 => format!("BEGIN; {}; {}; COMMIT", one(), one()),
+        _ => one(),
+    }
+}
+
+async fn compare(client: &Client, seed: u64) {
+    rows(client, "FLUSH").await;
+    let errors =
+        rows(client, "SELECT name, error FROM millstream.queries WHERE error IS NOT NULL OR late_rows > 0").await;
+    assert_eq!(errors, Vec::<Vec<Option<String>>>::new());
+    for (number, select) in CASES.iter().enumerate() {
+        let mut found = rows(client, &format!("SELECT * FROM case{number}")).await;
+        let mut expected = rows(client, select).await;
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "seed {seed}: {select}");
+    }
+}
+
+async fn run(seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seeded = Seeded(seed);
+    let mut server = Process::start(dir.path());
+    let mut client = connect(server.address).await;
+    for name in ["s", "r"] {
+        let sql = format!(
+            "CREATE STREAM {name} (id integer, k integer KEY, v integer, at timestamp) WITH (timestamp = 'at', partitions = 2)"
+        );
+        rows(&client, &sql).await;
+    }
+    rows(&client, "CREATE TABLE t (id integer PRIMARY KEY, k integer, v integer) WITH (partitions = 2)").await;
+    rows(&client, "CREATE TABLE w (k integer, x text)").await;
+    for number in 0..STATEMENTS {
+        let due = match number {
+            0 => 0,
+            50 => 1,
+            _ => 2,
+        };
+        for case in (0..CASES.len()).filter(|case| case % 2 == due) {
+            create(&client, case).await;
+        }
+        rows(&client, &change(&mut seeded, number)).await;
+        if number % RESTART_EVERY == RESTART_EVERY - 1 {
+            drop(client);
+            server.kill();
+            server = Process::start(dir.path());
+            client = connect(server.address).await;
+            if number > 50 {
+                compare(&client, seed).await;
+            }
+        }
+    }
+    compare(&client, seed).await;
+    drop(client);
+    server.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_over_several_relations_equal_their_select_run_once() {
+    for seed in [1, 2] {
+        run(seed).await;
+    }
+}
