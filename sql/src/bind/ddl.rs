@@ -14,7 +14,7 @@ use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-pub use super::options::{PushOptions, bind_push_options};
+pub use super::options::{PushOptions, bind_push_options, grace_option};
 
 /// Names of pseudo-columns, which no column may have.
 const RESERVED: [&str; 9] =

@@ -79,6 +79,7 @@ pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
     let mut bound = PushOptions::default();
     for option in &select.options.0 {
         match option.name.as_str() {
+            "grace" => drop(grace_of(option)?),
             "group" => return Err(refused(option, "subscribe without a group: every subscriber gets every event")),
             "auto_commit" => return Err(refused(option, "leave it out: only groups commit offsets")),
             "auto_offset_reset" => {
@@ -198,10 +199,8 @@ fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, S
             _ => return Err(wrong(option).hint("values are stop and skip")),
         },
         "idle_timeout" => query.idle_timeout = duration_of(option)?,
-        "grace" => {
-            duration_of(option)?;
-            return Err(refused(option, "write WINDOW TUMBLING (SIZE …, GRACE PERIOD …)"));
-        }
+        // It is part of the query's own text.
+        "grace" => drop(grace_of(option)?),
         "state_retention" => {
             query.state_retention = Some(duration_of(option)?);
         }
@@ -209,6 +208,20 @@ fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, S
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// How long after their end windows take late events.
+fn grace_of(option: &WithOption) -> Result<Span, SqlError> {
+    let span = duration::parse_interval(text(option)?).map_err(|_| wrong(option).hint("write '10 seconds'"))?;
+    if span >= Span::ZERO { Ok(span) } else { Err(wrong(option).hint("the duration must not be negative")) }
+}
+
+/// `grace` among the options of a query.
+///
+/// # Errors
+/// `22023` for what is no duration.
+pub fn grace_option(options: &WithOptions) -> Result<Option<Span>, SqlError> {
+    options.0.iter().find(|option| option.name == "grace").map(grace_of).transpose()
 }
 
 fn offset_reset(option: &WithOption) -> Result<OffsetReset, SqlError> {

@@ -3,8 +3,8 @@
 //! Leaves out what types, keys and options mean (`bind::ddl`). A crash does nothing to it.
 
 use super::ast::{
-    ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Ident, ObjectKind, Position, QualifiedName,
-    Statement, Watermark, WithOptions,
+    ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Emit, EmitKind, Ident, ObjectKind, OptionValue,
+    Position, QualifiedName, Statement, Watermark, WithOptions,
 };
 use super::cursor::Cursor;
 use super::{duration, options, render, select, vet};
@@ -101,7 +101,8 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         if kind == ObjectKind::Topic && cursor.is_end() {
             return topic(name, if_not_exists, options, sql);
         }
-        let select = select_as(cursor)?;
+        let mut select = select_as(cursor)?;
+        carry_grace(&options, &mut select);
         let create = CreateAs { kind, name, if_not_exists, options, select, sql };
         return Ok(Statement::CreateAs(Box::new(create)));
     }
@@ -181,6 +182,18 @@ fn select_as(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, SqlError> {
         return Err(SqlError::unsupported("WITH after EMIT in CREATE", "put WITH (…) before AS").at(option.position));
     }
     Ok(select)
+}
+
+/// Makes the option `grace` part of the query: its text must say all that its rows depend on.
+fn carry_grace(options: &WithOptions, select: &mut super::ast::Select) {
+    let Some(option) = options.0.iter().find(|option| option.name == "grace") else { return };
+    let (OptionValue::Text(text) | OptionValue::Word(text)) = &option.value else { return };
+    if select.emit.is_none() {
+        select.emit = Some(Emit { kind: EmitKind::Changes, position: Position::UNKNOWN });
+        select.sql.push_str(" EMIT CHANGES");
+    }
+    select.sql.push_str(&format!(" WITH (grace = {})", render::string_literal(text)));
+    select.options.0.push(option.clone());
 }
 
 fn last(cursor: &Cursor<'_>, wanted: &str) -> Position {

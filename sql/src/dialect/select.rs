@@ -1,6 +1,6 @@
 //! Queries: the streaming clauses are cut out of the tokens, sqlparser reads the rest, `vet` checks it.
 //!
-//! Owns `WINDOW TUMBLING (…)`, `EMIT …` and what follows it. Leaves out names and types (planner). Called
+//! Owns `WINDOW … (…)`, `EMIT …` and what follows it. Leaves out names and types (planner). Called
 //! for every statement that has a query in it; a crash does nothing to it.
 
 use super::ast::{Emit, EmitKind, Position, Select, WindowClause, WindowKind, WithOptions};
@@ -238,22 +238,12 @@ fn check_after_window(place: &Cursor<'_>, end: usize) -> Result<(), SqlError> {
     if place.at >= end || is_clause { Ok(()) } else { Err(place.unexpected()) }
 }
 
-/// `WINDOW TUMBLING (SIZE n unit [, GRACE PERIOD n unit])`.
+/// `WINDOW TUMBLING (SIZE n unit …)`, `HOPPING (SIZE n unit, ADVANCE BY n unit …)` or `SESSION (n unit …)`, each
+/// with `[, GRACE PERIOD n unit]`.
 fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
     let position = cursor.position();
     cursor.expect(&["window"])?;
-    if !cursor.is(&["tumbling"]) {
-        let kind = if cursor.is(&["hopping"]) { "WINDOW HOPPING" } else { "WINDOW SESSION" };
-        return Err(SqlError::unsupported(kind, "use WINDOW TUMBLING (SIZE …)").at(position));
-    }
-    cursor.at += 1;
-    cursor.expect_token(&Token::LParen)?;
-    cursor.expect(&["size"])?;
-    let size_position = cursor.position();
-    let size = duration::length(cursor)?;
-    if size <= Span::ZERO {
-        return Err(SqlError::new(SqlState::InvalidParameterValue, "window size must be positive").at(size_position));
-    }
+    let kind = window_kind(cursor)?;
     let mut grace = None;
     while cursor.eat_token(&Token::Comma) {
         if cursor.is(&["retention"]) {
@@ -272,7 +262,36 @@ fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
         grace = Some(length);
     }
     cursor.expect_token(&Token::RParen)?;
-    Ok(WindowClause { kind: WindowKind::Tumbling { size }, grace, position })
+    Ok(WindowClause { kind, grace, position })
+}
+
+/// `TUMBLING (SIZE …`, `HOPPING (SIZE …, ADVANCE BY …` or `SESSION (…`.
+fn window_kind(cursor: &mut Cursor<'_>) -> Result<WindowKind, SqlError> {
+    let word = cursor.word().unwrap_or_default().to_owned();
+    cursor.at += 1;
+    cursor.expect_token(&Token::LParen)?;
+    if word == "session" {
+        return Ok(WindowKind::Session { gap: positive(cursor, "gap")? });
+    }
+    cursor.expect(&["size"])?;
+    let size = positive(cursor, "size")?;
+    if word == "tumbling" {
+        return Ok(WindowKind::Tumbling { size });
+    }
+    cursor.expect_token(&Token::Comma)?;
+    cursor.expect(&["advance", "by"])?;
+    Ok(WindowKind::Hopping { size, advance: positive(cursor, "advance")? })
+}
+
+/// A length of a window.
+fn positive(cursor: &mut Cursor<'_>, what: &str) -> Result<Span, SqlError> {
+    let position = cursor.position();
+    let length = duration::length(cursor)?;
+    if length > Span::ZERO {
+        return Ok(length);
+    }
+    let message = format!("window {what} must be positive");
+    Err(SqlError::new(SqlState::InvalidParameterValue, message).at(position))
 }
 
 /// `EMIT CHANGES`, `EMIT FINAL` or `EMIT ON WINDOW CLOSE`.

@@ -21,6 +21,7 @@ mod pattern;
 mod rounding;
 pub(crate) mod series;
 pub mod session;
+pub(crate) mod session_window;
 pub(crate) mod span;
 mod temporal;
 mod text;
@@ -99,6 +100,7 @@ impl Registry {
         own.extend(encode::functions());
         own.extend(json::functions());
         own.extend(part::functions());
+        own.extend(window::functions());
         let mut wrap = |names: &[&str], call| {
             own.extend(names.iter().filter_map(|name| Some(around::around(scalars.get(*name)?, call))));
         };

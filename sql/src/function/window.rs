@@ -1,11 +1,13 @@
-//! `windowstart` and `windowend`: the edges of the tumbling window an event time falls into.
+//! Windows as columns: the edges of the window an event time falls into, the starts of all that hold it, and sessions.
 //!
-//! Owns the two functions and their recognition in plans. Leaves out when windows close (`stream`). Pure.
+//! Owns the functions, which no statement can write, and their recognition in plans. Leaves out when windows close
+//! (`stream`) and which rows are one session (`session`). Pure.
 
+use super::errors::{external, fail};
 use crate::error::SqlError;
-use crate::function::errors::external;
-use arrow::array::{ArrayRef, AsArray, PrimitiveArray};
-use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, TimestampMicrosecondArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -22,49 +24,168 @@ pub enum WindowEdge {
     End,
 }
 
-/// `window_start(size, rowtime)`, `window_end(size, rowtime)`; size is a literal of microseconds.
+/// What a function gives; lengths are literals of microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    /// `(size, offset, time)`: an edge of the window that holds the time.
+    Edge(WindowEdge),
+    /// `(size, slide, offset, time)`: the starts of the windows that hold the time, as a list.
+    Starts,
+    /// `(length, time)`: the time that much later.
+    Later,
+    /// `(number, gap, tail, time)`: the time; stands for an edge of a session until the plan knows its keys.
+    Session(WindowEdge),
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct WindowFunction {
-    edge: WindowEdge,
+    part: Part,
     signature: Signature,
+}
+
+/// The name of the edges of tumbling windows.
+pub(crate) const EDGES: [&str; 2] = ["$window_start", "$window_end"];
+/// The name of the list of starts.
+pub(crate) const STARTS: &str = "$window_starts";
+/// The name of the end of a window of known start.
+pub(crate) const LATER: &str = "$window_later";
+/// The name of the edges of sessions.
+pub(crate) const SESSION: [&str; 2] = ["$session_start", "$session_end"];
+
+/// Every one of them.
+pub(super) fn functions() -> impl Iterator<Item = ScalarUDF> {
+    use WindowEdge::{End, Start};
+    let parts =
+        [Part::Edge(Start), Part::Edge(End), Part::Starts, Part::Later, Part::Session(Start), Part::Session(End)];
+    parts.into_iter().map(function)
+}
+
+fn function(part: Part) -> ScalarUDF {
+    ScalarUDF::new_from_impl(WindowFunction {
+        part,
+        signature: Signature::any(part.lengths() + 1, Volatility::Immutable),
+    })
+}
+
+impl Part {
+    /// The number of lengths before the time.
+    fn lengths(self) -> usize {
+        match self {
+            Self::Later => 1,
+            Self::Edge(_) => 2,
+            Self::Starts | Self::Session(_) => 3,
+        }
+    }
 }
 
 /// The call that gives `edge` of the window of length `size` that holds the event time `rowtime`.
 ///
 /// The edge is a multiple of `size` from the Unix epoch: for 1 minute, 00:00:59.999999 starts at 00:00:00, ends at 00:01:00.
 pub fn window_edge(edge: WindowEdge, size: Span, rowtime: Expr) -> Expr {
-    let function = WindowFunction {
-        edge,
-        signature: Signature::exact(vec![DataType::Int64, timestamptz()], Volatility::Immutable),
-    };
-    let size = Expr::Literal(ScalarValue::Int64(Some(size.micros())), None);
-    ScalarUDF::new_from_impl(function).call(vec![size, rowtime])
+    let literal = |micros: i64| Expr::Literal(ScalarValue::Int64(Some(micros)), None);
+    function(Part::Edge(edge)).call(vec![literal(size.micros()), literal(0), rowtime])
 }
 
-/// The edge, size in microseconds and argument of a call that [`window_edge`] made.
-pub fn window_call(expr: &Expr) -> Option<(WindowEdge, i64, &Expr)> {
+/// The part, lengths and time of a call.
+fn call(expr: &Expr) -> Option<(Part, Vec<i64>, &Expr)> {
     let Expr::ScalarFunction(call) = expr else { return None };
     let function = call.func.inner().downcast_ref::<WindowFunction>()?;
-    match call.args.as_slice() {
-        [Expr::Literal(ScalarValue::Int64(Some(size)), _), input] => Some((function.edge, *size, input)),
+    let (time, lengths) = call.args.split_last()?;
+    let lengths = lengths.iter().map(|length| match length {
+        Expr::Literal(ScalarValue::Int64(Some(length)), _) => Some(*length),
+        _ => None,
+    });
+    Some((function.part, lengths.collect::<Option<Vec<i64>>>()?, time))
+}
+
+/// The edge, size in microseconds and time of the edge of a tumbling window.
+pub fn window_call(expr: &Expr) -> Option<(WindowEdge, i64, &Expr)> {
+    match call(expr)? {
+        (Part::Edge(edge), lengths, time) => Some((edge, *lengths.first()?, time)),
         _ => None,
     }
 }
 
-fn timestamptz() -> DataType {
-    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+/// The size in microseconds and time of the starts of hopping windows.
+pub(crate) fn starts_call(expr: &Expr) -> Option<(i64, &Expr)> {
+    match call(expr)? {
+        (Part::Starts, lengths, time) => Some((*lengths.first()?, time)),
+        _ => None,
+    }
+}
+
+/// The microseconds that are added, and to which time.
+pub(crate) fn later_call(expr: &Expr) -> Option<(i64, &Expr)> {
+    match call(expr)? {
+        (Part::Later, lengths, time) => Some((*lengths.first()?, time)),
+        _ => None,
+    }
+}
+
+/// A column that stands for an edge of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionMark {
+    /// Which.
+    pub(crate) edge: WindowEdge,
+    /// The number of the window within the statement.
+    pub(crate) number: i64,
+    /// Events up to so many microseconds apart are one session.
+    pub(crate) gap: i64,
+    /// From the last event to the end.
+    pub(crate) tail: i64,
+}
+
+/// What a column that stands for an edge of a session is, and its time.
+pub(crate) fn session_mark(expr: &Expr) -> Option<(SessionMark, &Expr)> {
+    match call(expr)? {
+        (Part::Session(edge), lengths, time) => match lengths.as_slice() {
+            [number, gap, tail] => Some((SessionMark { edge, number: *number, gap: *gap, tail: *tail }, time)),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The start of the window of `size` that holds `at`.
-fn start_of(at: i64, size: i64) -> Option<i64> {
-    at.checked_sub(at.rem_euclid(size))
+fn start_of(at: i64, size: i64, offset: i64) -> Option<i64> {
+    at.checked_sub((i128::from(at) - i128::from(offset)).rem_euclid(i128::from(size)) as i64)
+}
+
+fn out_of_range() -> datafusion::common::DataFusionError {
+    fail(SqlState::DatetimeFieldOverflow, "timestamp out of range")
+}
+
+/// The starts of the windows that hold each of `times`, ascending; of NULL, one NULL.
+fn starts(times: &TimestampMicrosecondArray, size: i64, slide: i64, offset: i64) -> Result<ListArray> {
+    let (mut values, mut lengths) = (Vec::with_capacity(times.len()), Vec::with_capacity(times.len()));
+    for at in times {
+        let before = values.len();
+        let Some(at) = at else {
+            values.push(None);
+            lengths.push(1);
+            continue;
+        };
+        let mut start = start_of(at, slide, offset).ok_or_else(out_of_range)?;
+        while at.checked_sub(start).ok_or_else(out_of_range)? < size {
+            values.push(Some(start));
+            start = start.checked_sub(slide).ok_or_else(out_of_range)?;
+        }
+        values[before..].reverse();
+        lengths.push(values.len() - before);
+    }
+    let values = TimestampMicrosecondArray::from(values).with_timezone_opt(times.timezone());
+    let item = Arc::new(Field::new_list_field(times.data_type().clone(), true));
+    Ok(ListArray::try_new(item, OffsetBuffer::from_lengths(lengths), Arc::new(values), None)?)
 }
 
 impl ScalarUDFImpl for WindowFunction {
     fn name(&self) -> &str {
-        match self.edge {
-            WindowEdge::Start => "window_start",
-            WindowEdge::End => "window_end",
+        let at = |names: [&'static str; 2], edge| if edge == WindowEdge::Start { names[0] } else { names[1] };
+        match self.part {
+            Part::Edge(edge) => at(EDGES, edge),
+            Part::Starts => STARTS,
+            Part::Later => LATER,
+            Part::Session(edge) => at(SESSION, edge),
         }
     }
 
@@ -72,36 +193,71 @@ impl ScalarUDFImpl for WindowFunction {
         &self.signature
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(timestamptz())
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        let time = types.last().filter(|time| matches!(time, DataType::Timestamp(TimeUnit::Microsecond, _)));
+        let time = time.cloned().ok_or_else(|| {
+            let fact = "the time of a window must be timestamp or timestamp with time zone";
+            external(SqlError::new(SqlState::DatatypeMismatch, fact).hint("cast it, such as ts::timestamptz"))
+        })?;
+        Ok(match self.part {
+            Part::Starts => DataType::List(Arc::new(Field::new_list_field(time, true))),
+            _ => time,
+        })
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let [ColumnarValue::Scalar(ScalarValue::Int64(Some(size))), input] = args.args.as_slice() else {
-            return Err(external(SqlError::internal("window size is not a constant")));
+        let Some((time, lengths)) = args.args.split_last() else { return Err(external(no_constant())) };
+        let length = |at: usize| match lengths.get(at) {
+            Some(ColumnarValue::Scalar(ScalarValue::Int64(Some(length)))) => Ok(*length),
+            _ => Err(external(no_constant())),
         };
-        let size = *size;
-        let edge = |at: i64| {
-            let start = start_of(at, size)?;
-            match self.edge {
-                WindowEdge::Start => Some(start),
-                WindowEdge::End => start.checked_add(size),
-            }
+        let array = time.to_array(args.number_rows)?;
+        let times = array.as_primitive::<TimestampMicrosecondType>();
+        let mapped = |map: &dyn Fn(i64) -> Option<i64>| -> Result<ArrayRef> {
+            let out: TimestampMicrosecondArray = times.try_unary(|at| map(at).ok_or_else(out_of_range))?;
+            Ok(Arc::new(out.with_timezone_opt(times.timezone())))
         };
-        let edge = |at: i64| {
-            edge(at).ok_or_else(|| external(SqlError::new(SqlState::DatetimeFieldOverflow, "timestamp out of range")))
+        let first = length(0)?;
+        let out = match self.part {
+            Part::Edge(edge) => {
+                let offset = length(1)?;
+                let tail = if edge == WindowEdge::Start { 0 } else { first };
+                mapped(&|at| start_of(at, first, offset)?.checked_add(tail))?
+            }
+            Part::Later => mapped(&|at| at.checked_add(first))?,
+            Part::Starts => Arc::new(starts(times, first, length(1)?, length(2)?)?),
+            Part::Session(_) => array,
         };
-        match input {
-            ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(value, zone)) => {
-                let value = value.map(edge).transpose()?;
-                Ok(ColumnarValue::Scalar(ScalarValue::TimestampMicrosecond(value, zone.clone())))
-            }
-            input => {
-                let array = input.to_array(args.number_rows)?;
-                let times = array.as_primitive::<TimestampMicrosecondType>();
-                let out: PrimitiveArray<TimestampMicrosecondType> = times.try_unary(edge)?;
-                Ok(ColumnarValue::Array(Arc::new(out.with_timezone("UTC")) as ArrayRef))
-            }
+        Ok(ColumnarValue::Array(out))
+    }
+}
+
+fn no_constant() -> SqlError {
+    SqlError::internal("the length of a window is not a constant")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_that_hold_a_time_are_half_open_on_both_sides_of_the_epoch() {
+        for (at, size, slide, offset, expected) in [
+            (0, 10, 10, 0, vec![0]),
+            (9, 10, 10, 0, vec![0]),
+            (10, 10, 10, 0, vec![10]),
+            (-1, 10, 10, 0, vec![-10]),
+            (10, 10, 4, 0, vec![4, 8]),
+            (12, 10, 4, 0, vec![4, 8, 12]),
+            (-1, 10, 4, 0, vec![-8, -4]),
+            (5, 2, 10, 0, vec![]),
+            (11, 2, 10, 0, vec![10]),
+            (10, 10, 10, 3, vec![3]),
+            (2, 10, 5, -1, vec![-6, -1]),
+        ] {
+            let found = starts(&TimestampMicrosecondArray::from(vec![at]), size, slide, offset).unwrap();
+            let found = found.value(0);
+            assert_eq!(found.as_primitive::<TimestampMicrosecondType>().values(), expected.as_slice(), "{at} {offset}");
         }
     }
 }

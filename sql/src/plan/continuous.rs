@@ -7,6 +7,7 @@ use super::distinct_on::first_rows;
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
 use super::union::unite;
 use super::{ContinuousPlan, Emission, PlanContext, ResultColumn, parameter};
+use crate::bind::ddl::grace_option;
 use crate::dialect::ast::{Emit, EmitKind, Select};
 use crate::error::SqlError;
 use crate::exec::session::{analyze, optimize_continuous};
@@ -96,7 +97,8 @@ fn plan_with(
         Some(Emit { kind: EmitKind::Final, .. }) => Emission::Final,
         _ => Emission::Changes,
     };
-    Ok((ContinuousPlan { plan, window, sources, columns, emission, state_retention: None }, params))
+    let grace = grace_option(&select.options)?;
+    Ok((ContinuousPlan { plan, window, grace, sources, columns, emission, state_retention: None }, params))
 }
 
 fn refused(what: &str, hint: &str) -> SqlError {

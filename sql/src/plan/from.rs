@@ -8,6 +8,7 @@ use super::refuse;
 use super::resolve::{OutputColumn, Resolver, renamed};
 use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, ScopeRelation, StarColumn, ambiguous, quoted};
+use super::window::{WindowCall, is_window_function};
 use super::within;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
@@ -23,23 +24,12 @@ use std::sync::Arc;
 
 /// The schema that marks a relation of the catalog in a resolved query.
 pub(super) const RELATION: &str = "$relation";
-/// The same, with the columns of the statement's window.
-pub(super) const WINDOWED: &str = "$windowed";
 /// The schema that marks a system view.
 pub(super) const SYSTEM: &str = "$system";
 
 /// True for a name that resolution marked as a relation.
 pub(super) fn is_relation(name: &ObjectName) -> bool {
     name.0.first().and_then(ObjectNamePart::as_ident).is_some_and(|ident| ident.value == RELATION)
-}
-
-/// Gives the only relation of FROM its window columns.
-pub(super) fn mark_windowed(from: &mut [TableWithJoins]) {
-    if let Some(TableWithJoins { relation: TableFactor::Table { name, .. }, .. }) = from.first_mut()
-        && let Some(ObjectNamePart::Identifier(schema)) = name.0.first_mut()
-    {
-        *schema = quoted(WINDOWED);
-    }
 }
 
 /// Resolves the comma-separated parts of FROM; adds their names and what `*` shows to `scope`.
@@ -311,14 +301,13 @@ fn table_function(
             };
             Ok((relation, factor))
         }
-        "tumble" | "hop" | "session" => {
-            let what = format!("{}(…) in FROM", function.to_uppercase());
-            Err(SqlError::unsupported(what, "use WINDOW TUMBLING (SIZE …), or GROUP BY date_bin(…)").at(position))
+        name if is_window_function(name) => {
+            super::window::table_function(resolver, WindowCall { function, position, args, alias }, scope)
         }
         _ => {
             let fact = format!("function \"{function}\" does not exist in FROM");
             Err(SqlError::new(SqlState::UndefinedFunction, fact)
-                .hint("functions in FROM are unnest and generate_series")
+                .hint("functions in FROM are unnest, generate_series, tumble, hop and session")
                 .at(position))
         }
     }
@@ -402,7 +391,11 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     Ok(ScopeRelation { plan_alias: shown.clone(), alias: shown, schema, columns, is_stream })
 }
 
-fn rename_visible(alias: &str, columns: &mut [ScopeColumn], renames: Vec<TableAliasColumnDef>) -> Result<(), SqlError> {
+pub(super) fn rename_visible(
+    alias: &str,
+    columns: &mut [ScopeColumn],
+    renames: Vec<TableAliasColumnDef>,
+) -> Result<(), SqlError> {
     let count = columns.iter().filter(|column| !column.is_hidden).count();
     if renames.len() > count {
         let fact = format!("table \"{alias}\" has {count} columns available but {} columns specified", renames.len());

@@ -26,6 +26,7 @@ mod resolve;
 mod rewrite;
 mod scope;
 mod select;
+mod session;
 mod settle;
 mod syntax;
 mod union;
@@ -39,6 +40,7 @@ pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;
 
+use crate::dialect::ast::{Position, WindowKind};
 use crate::exec::{Interrupts, QueryMemory};
 use crate::ports::RelationSource;
 use datafusion::logical_expr::LogicalPlan;
@@ -120,13 +122,15 @@ pub struct PlannedSelect {
     pub columns: Vec<ResultColumn>,
 }
 
-/// The window of a continuous query.
+/// The window of a statement's clause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WindowSpec {
-    /// The length of a tumbling window; positive.
-    pub size: Span,
-    /// How long after its end a window takes late events; `None` where the statement does not say.
+    /// Its kind; lengths are positive.
+    pub kind: WindowKind,
+    /// How long after its end a window takes late events; `None` where the clause does not say.
     pub grace: Option<Span>,
+    /// Where the clause stands.
+    pub position: Position,
 }
 
 /// A SELECT that may run continuously: resolved, typed, coerced, simplified, its sub-queries made joins.
@@ -134,8 +138,8 @@ pub struct WindowSpec {
 /// Any tree of projections, filters, aggregates, joins, unions and scans of relations. The root's columns are those of
 /// `columns`, in order. The columns of a scan are some of `exec::table::scan_schema`; `plan::scanned_relation` gives its relation.
 ///
-/// `windowstart` is `rowtime` rounded down to a multiple of the size since the Unix epoch, `windowend` is
-/// `windowstart` plus the size; both are `Timestamp(µs, "UTC")`, and ordinary columns.
+/// The edges of windows are ordinary columns: functions of the time, rows that come once for each of their windows, and
+/// window functions for those of sessions, directly below the aggregate.
 ///
 /// Expressions hold no sub-query, no placeholder and no volatile function; `now()` is still a call of the scalar function
 /// `now`, for the streaming planner to set per step.
@@ -143,8 +147,10 @@ pub struct WindowSpec {
 pub struct ContinuousPlan {
     /// The plan.
     pub plan: LogicalPlan,
-    /// The window, when the statement has one.
+    /// The window, when the statement has a clause.
     pub window: Option<WindowSpec>,
+    /// `WITH (grace = …)`.
+    pub grace: Option<Span>,
     /// What it reads, each once.
     pub sources: Vec<Arc<Relation>>,
     /// The output columns; their names are unique.
@@ -173,12 +179,12 @@ impl ContinuousPlan {
     /// How long after its end the window of the statement takes late events; `None` without one.
     pub fn grace(&self) -> Option<Span> {
         let is_declared = self.sources.first().is_some_and(|source| source.watermark_delay.is_some());
-        Some(self.grace_of(self.window?.size, is_declared))
+        Some(self.grace_of(self.window?.kind.length(), is_declared))
     }
 
     /// The same for a window of `size`; whether the stream tells by itself how late its events are.
     pub(crate) fn grace_of(&self, size: Span, is_declared: bool) -> Span {
-        match (self.window.and_then(|window| window.grace), is_declared) {
+        match (self.window.and_then(|window| window.grace).or(self.grace), is_declared) {
             (Some(grace), _) => grace,
             (None, true) => Span::ZERO,
             (None, false) => Span::from_micros((GRACE_AND_SIZE.micros() - size.micros()).max(0)),

@@ -3,7 +3,7 @@
 //! Leaves out how operators lay out their state, which is `Pipeline::fingerprint`. Pure.
 
 use super::ContinuousPlan;
-use crate::dialect::ast::Select;
+use crate::dialect::ast::{Select, WindowKind};
 use crate::function::registry;
 use crate::stream::Pipeline;
 use millstream_catalog::model::Name;
@@ -24,7 +24,12 @@ pub fn outline(
     let Some(body) = body(select) else { return parts };
     parts.extend(body.selection.as_ref().map(|filter| ("Filter", filter.to_string())));
     if let (Some(window), Some(grace)) = (plan.window, plan.grace()) {
-        parts.push(("Window", format!("tumbling, size {}, grace {grace}", window.size)));
+        let shape = match window.kind {
+            WindowKind::Tumbling { size } => format!("tumbling, size {size}"),
+            WindowKind::Hopping { size, advance } => format!("hopping, size {size}, advance by {advance}"),
+            WindowKind::Session { gap } => format!("session, gap {gap}"),
+        };
+        parts.push(("Window", format!("{shape}, grace {grace}")));
     }
     let keys = group_keys(body);
     if !keys.is_empty() {

@@ -3,11 +3,9 @@
 //! Owns turning marked names into scans. Leaves out the search of names (`from`). A name that was not marked has no
 //! meaning here, so no path, URL or external table can be reached. Pure.
 
-use super::from::{RELATION, SYSTEM, WINDOWED};
+use super::PlanContext;
+use super::from::{RELATION, SYSTEM};
 use super::operator::Operators;
-use super::window::with_window;
-use super::{PlanContext, WindowSpec};
-use crate::error::SqlError;
 use crate::exec::table::{RelationTable, SystemTable};
 use crate::function::Registry;
 use crate::function::errors::{external, fail};
@@ -38,12 +36,7 @@ pub(super) struct Provider<'c> {
 
 impl<'c> Provider<'c> {
     /// The view of a statement that made `functions` for itself.
-    pub(super) fn new(
-        context: &'c PlanContext,
-        registry: &'static Registry,
-        functions: Vec<Arc<ScalarUDF>>,
-        window: Option<WindowSpec>,
-    ) -> Self {
+    pub(super) fn new(context: &'c PlanContext, registry: &'static Registry, functions: Vec<Arc<ScalarUDF>>) -> Self {
         let expr_planners: Vec<Arc<dyn ExprPlanner>> = vec![
             Arc::new(Operators),
             Arc::new(datafusion::functions_nested::planner::NestedFunctionPlanner),
@@ -52,7 +45,7 @@ impl<'c> Provider<'c> {
             Arc::new(datafusion::functions_aggregate::planner::AggregateFunctionPlanner),
             Arc::new(datafusion::functions_window::planner::WindowFunctionPlanner),
         ];
-        let relation_planners: Vec<Arc<dyn RelationPlanner>> = vec![Arc::new(Relations { window })];
+        let relation_planners: Vec<Arc<dyn RelationPlanner>> = vec![Arc::new(Relations)];
         let mut options = ConfigOptions::default();
         options.sql_parser.enable_ident_normalization = false;
         Self { context, registry, functions, options, expr_planners, relation_planners }
@@ -64,7 +57,7 @@ impl ContextProvider for Provider<'_> {
         let not_found = || fail(SqlState::UndefinedTable, format!("relation \"{}\" does not exist", name.table()));
         let source = Arc::clone(&self.context.source);
         match name.schema() {
-            Some(RELATION | WINDOWED) => {
+            Some(RELATION) => {
                 let relation = self.context.catalog.relation(name.table()).ok_or_else(not_found)?;
                 Ok(RelationTable::new(Arc::clone(relation), source).into_source())
             }
@@ -150,9 +143,7 @@ impl TypePlanner for Types {
 
 /// Scans of marked names, under their aliases.
 #[derive(Debug)]
-struct Relations {
-    window: Option<WindowSpec>,
-}
+struct Relations;
 
 fn parts(name: &ObjectName) -> Option<(&str, &str)> {
     match name.0.as_slice() {
@@ -174,11 +165,7 @@ impl RelationPlanner for Relations {
         let shown = alias.as_ref().map_or(bare, |alias| alias.name.value.as_str());
         let alias = TableReference::bare(shown);
         let source = context.context_provider().get_table_source(TableReference::partial(mark, bare))?;
-        let mut plan = LogicalPlanBuilder::scan(alias.clone(), source, None)?.build()?;
-        if mark == WINDOWED {
-            let window = self.window.ok_or_else(|| external(SqlError::internal("a window without a size")))?;
-            plan = with_window(plan, &alias, window.size)?;
-        }
+        let plan = LogicalPlanBuilder::scan(alias, source, None)?.build()?;
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, None))))
     }
 }

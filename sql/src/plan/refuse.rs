@@ -7,7 +7,7 @@ use crate::error::SqlError;
 use sqlparser::ast::CastKind;
 use sqlparser::ast::{
     DataType, Expr, LimitClause, OrderBy, OrderByExpr, OrderByKind, Query, Select, SelectFlavor, SetOperator,
-    SetQuantifier, TableFactor, TableWithJoins, Value, WildcardAdditionalOptions, With,
+    SetQuantifier, Value, WildcardAdditionalOptions, With,
 };
 
 /// Refuses clauses of a query that have no effect here.
@@ -115,19 +115,6 @@ pub(super) fn order_keys(order_by: &mut OrderBy) -> Result<&mut [OrderByExpr], S
             true => Err(SqlError::unsupported("WITH FILL", "join with generate_series")),
             false => Ok(keys),
         },
-    }
-}
-
-/// A window needs exactly one stream or table.
-pub(super) fn window_source(from: &[TableWithJoins]) -> Result<(), SqlError> {
-    let hint = "put one stream or table into FROM";
-    match from {
-        [tree] if tree.joins.is_empty() => match &tree.relation {
-            TableFactor::Table { args: None, .. } => Ok(()),
-            _ => Err(SqlError::unsupported("WINDOW over a sub-query or function", hint)),
-        },
-        [] => Err(SqlError::unsupported("WINDOW without FROM", hint)),
-        _ => Err(SqlError::unsupported("WINDOW over a join", hint)),
     }
 }
 

@@ -4,13 +4,13 @@
 //! has them. Leaves out FROM (`from`), expressions (`rewrite`) and types (`operator`). Called before the logical plan is
 //! made; what it lets through names only things the catalog has. Pure.
 
-use super::PlanContext;
 use super::names::{column_name, number};
 use super::refuse;
 use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
 use super::settle::condition;
 use super::syntax;
+use super::{PlanContext, WindowSpec};
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::function::Registry;
@@ -20,7 +20,7 @@ use millstream_catalog::model::limit::COLUMNS_MAX;
 use millstream_catalog::{Relation, SqlType};
 use sqlparser::ast::{
     Cte, Distinct, Expr, GroupByExpr, Ident, LimitClause, NamedWindowExpr, ObjectName, ObjectNamePart, OrderBy, Query,
-    Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, TableFactor, Visit, Visitor, With,
+    Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, Visit, Visitor, With,
 };
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -53,8 +53,10 @@ pub(super) struct Resolver<'c> {
     pub(super) sources: Vec<Arc<Relation>>,
     /// The highest parameter number.
     pub(super) parameters: usize,
-    /// The statement has `WINDOW TUMBLING`: the outermost SELECT sees `windowstart` and `windowend`.
-    pub(super) is_windowed: bool,
+    /// The statement's `WINDOW …`: the outermost SELECT sees `windowstart` and `windowend`.
+    pub(super) window: Option<WindowSpec>,
+    /// Where its session windows stand; each has its number here.
+    pub(super) sessions: Vec<Position>,
     /// `now()` stays a call: the statement runs continuously.
     pub(super) keeps_clock: bool,
     /// The types of parameters that the client gave.
@@ -65,14 +67,15 @@ pub(super) struct Resolver<'c> {
 
 impl<'c> Resolver<'c> {
     /// A resolver for a statement of `context`.
-    pub(super) fn new(context: &'c PlanContext, registry: &'static Registry, is_windowed: bool) -> Self {
+    pub(super) fn new(context: &'c PlanContext, registry: &'static Registry, window: Option<WindowSpec>) -> Self {
         Self {
             context,
             registry,
             functions: Vec::new(),
             sources: Vec::new(),
             parameters: 0,
-            is_windowed,
+            window,
+            sessions: Vec::new(),
             keeps_clock: false,
             declared: &[],
             ctes: Vec::new(),
@@ -93,7 +96,7 @@ impl<'c> Resolver<'c> {
 
     /// Resolves the whole statement.
     pub(super) fn statement(&mut self, query: &mut Query) -> Result<Vec<OutputColumn>, SqlError> {
-        let is_windowed = self.is_windowed;
+        let is_windowed = self.window.is_some();
         self.query_level(query, None, is_windowed)
     }
 
@@ -399,20 +402,9 @@ impl<'c> Resolver<'c> {
         is_windowed: bool,
     ) -> Result<Scope<'a>, SqlError> {
         let mut scope = Scope::inside(outer);
-        if is_windowed {
-            refuse::window_source(from)?;
-        }
         super::from::resolve_from(self, from, &mut scope)?;
-        if is_windowed {
-            if !matches!(from.first().map(|tree| &tree.relation), Some(TableFactor::Table { name, .. }) if super::from::is_relation(name))
-            {
-                return Err(SqlError::unsupported("WINDOW over this source", "put a stream or table into FROM"));
-            }
-            if let Some(relation) = scope.relations.first_mut() {
-                relation.columns.retain(|column| !super::window::is_window_column(&column.name));
-                relation.columns.extend(super::window::scope_columns());
-            }
-            super::from::mark_windowed(from);
+        if let Some(window) = self.window.filter(|_| is_windowed) {
+            super::window::apply_clause(self, from, &mut scope, window)?;
         }
         Ok(scope)
     }

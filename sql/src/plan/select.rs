@@ -5,6 +5,7 @@
 
 use super::provider::Provider;
 use super::resolve::{OutputColumn, Resolver};
+use super::session::with_sessions;
 use super::union::unite;
 use super::window::window_spec;
 use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
@@ -64,13 +65,13 @@ pub(super) fn draft(
 ) -> Result<Drafted, SqlError> {
     let registry = registry();
     let window = select.window.as_ref().map(window_spec).transpose()?;
-    let mut resolver = Resolver::new(context, registry, window.is_some());
+    let mut resolver = Resolver::new(context, registry, window);
     resolver.keeps_clock = run == Run::Continuously;
     resolver.declared = param_types;
     let mut query: Query = select.query.as_ref().clone();
     let output = resolver.statement(&mut query)?;
-    let (functions, sources, parameters) = (resolver.functions, resolver.sources, resolver.parameters);
-    let provider = Provider::new(context, registry, functions, window);
+    let Resolver { functions, sources, parameters, sessions, .. } = resolver;
+    let provider = Provider::new(context, registry, functions);
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(true)
         .with_enable_ident_normalization(false)
@@ -78,6 +79,7 @@ pub(super) fn draft(
     let planner = SqlToRel::new_with_options(&provider, options);
     let mut scope = PlannerContext::new().with_prepare_param_data_types(parameter::fields(param_types));
     let plan = planner.sql_statement_to_plan_with_context(Statement::Query(Box::new(query)), &mut scope)?;
+    let plan = with_sessions(plan, &sessions)?;
     Ok(Drafted { plan, output, sources, window, parameters })
 }
 

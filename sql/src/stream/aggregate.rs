@@ -37,6 +37,8 @@ pub(crate) struct WindowBounds {
     pub(crate) grace: Span,
     /// How far the time of the rows may be behind the query's.
     pub(crate) delay: Span,
+    /// An event may be in several windows, its rows one after the other: it is late when none of them takes it.
+    pub(crate) is_shared: bool,
 }
 
 impl WindowBounds {
@@ -227,7 +229,7 @@ impl Aggregate {
     fn is_there(&self, found: Found) -> bool {
         match self.rows {
             _ if self.is_global() || self.lasting_slots.contains(&found.slot) => true,
-            Rows::Stay => true,
+            Rows::Stay | Rows::Merge => true,
             Rows::Go => self.counts[found.slot as usize] > 0,
         }
     }
@@ -387,11 +389,21 @@ impl Aggregate {
         }
     }
 
+    /// How many events no window takes.
+    fn refused(&self, delta: &Delta, open: &BooleanArray) -> RowCount {
+        if !self.window.is_some_and(|window| window.is_shared) {
+            return RowCount::of(open.len() - open.true_count());
+        }
+        let rows: Vec<usize> = (0..delta.len()).collect();
+        let events = rows.chunk_by(|one, other| delta.input_row(*one) == delta.input_row(*other));
+        RowCount::of(events.filter(|rows| !rows.iter().any(|row| open.value(*row))).count())
+    }
+
     /// Drops late rows, counting them.
     fn drop_late(&mut self, delta: Delta) -> Result<(Delta, Vec<ArrayRef>), SqlError> {
         let keys = self.key_columns(&delta)?;
         let Some(open) = self.open_rows(&delta, &keys)? else { return Ok((delta, keys)) };
-        self.late_rows = self.late_rows.plus(RowCount::of(open.len() - open.true_count()));
+        self.late_rows = self.late_rows.plus(self.refused(&delta, &open));
         let keys = keys.iter().map(|column| arrow::compute::filter(column, &open)).collect::<Result<Vec<_>, _>>();
         Ok((delta.filter(&open)?, keys.map_err(arrow_error)?))
     }

@@ -62,6 +62,22 @@ impl Boxed {
         scalars(values.collect::<Result<Vec<_>, _>>()?, &self.result)
     }
 
+    /// Adds the state of the second group of each pair to that of the first.
+    pub(super) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
+        let mut groups = self.lock();
+        for (first, second) in pairs {
+            let second = groups.get_mut(*second as usize).and_then(Option::take);
+            let first = groups.get_mut(*first as usize).and_then(Option::as_mut);
+            let (Some(mut second), Some(first)) = (second, first) else {
+                return Err(SqlError::internal("a group has no accumulator"));
+            };
+            let state = second.state().map_err(sql_error)?;
+            let arrays = state.iter().map(ScalarValue::to_array).collect::<DataFusionResult<Vec<_>>>();
+            first.merge_batch(&arrays.map_err(sql_error)?).map_err(sql_error)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn clear(&mut self, slots: &[u32]) {
         let mut groups = self.lock();
         for slot in slots {

@@ -113,6 +113,8 @@ enum Keep {
 pub(crate) enum Rows {
     /// They stay.
     Stay,
+    /// They stay, and groups become one.
+    Merge,
     /// They may go.
     Go,
 }
@@ -131,13 +133,20 @@ impl Call {
     ) -> Result<Self, SqlError> {
         let mut arguments = function.expressions();
         let types = types_of(&arguments, input)?;
-        let gate = match is_distinct && !is_idempotent(function.fun().name()) {
+        let is_distinct = is_distinct && !is_idempotent(function.fun().name());
+        let gate = match is_distinct && rows != Rows::Merge {
             true => Some(DistinctGate::new(&types)?),
             false => None,
         };
         arguments.extend(function.order_bys().iter().map(|order| Arc::clone(&order.expr)));
         let keep = match rows {
-            Rows::Stay => Keep::choose(&function, &types, &types_of(&arguments, input)?)?,
+            // What both of two groups have seen counts once in the one they become: only the values tell.
+            Rows::Merge if is_distinct => {
+                refuse(function.fun().name())?;
+                let (types, result) = (types_of(&arguments, input)?, function.field().data_type().clone());
+                Keep::Retracted(Retracted::distinct(Arc::clone(&function), types, result)?)
+            }
+            Rows::Stay | Rows::Merge => Keep::choose(&function, &types, &types_of(&arguments, input)?)?,
             Rows::Go => Keep::choose_retracting(&function, types_of(&arguments, input)?)?,
         };
         Ok(Self { function, arguments, filter, gate, keep })
@@ -191,6 +200,18 @@ impl Call {
             return Ok(values);
         }
         compute::cast(&values, self.data_type()).map_err(arrow_error)
+    }
+
+    /// Adds what the second group of each pair has seen to the first; the second is to be cleared.
+    ///
+    /// Only of a call made for groups that become one.
+    pub(crate) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
+        match &mut self.keep {
+            Keep::Columns(columns) => columns.merge(pairs),
+            Keep::Boxed(boxed) => boxed.merge(pairs),
+            Keep::Replayed(replayed) => replayed.merge(pairs),
+            Keep::Retracted(retracted) => retracted.merge(pairs),
+        }
     }
 
     /// Forgets the groups at `slots`.

@@ -159,6 +159,34 @@ impl Columns {
         self.values(&slots, ranked)
     }
 
+    /// Adds the state of the second group of each pair to that of the first.
+    pub(super) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
+        let mut firsts: Vec<u32> = pairs.iter().map(|(first, _)| *first).collect();
+        firsts.dedup();
+        let count = firsts.len();
+        let mut next = 0;
+        let groups: Vec<usize> = pairs
+            .iter()
+            .map(|(first, _)| {
+                next += usize::from(firsts[next] != *first);
+                next
+            })
+            .collect();
+        let seconds: Vec<u32> = pairs.iter().map(|(_, second)| *second).collect();
+        let read = |slots: &[u32]| self.states.iter().map(|column| column.read(slots)).collect::<Result<Vec<_>, _>>();
+        let mut accumulator = self.maker.make().map_err(sql_error)?;
+        let all: Vec<usize> = (0..count).collect();
+        accumulator.merge_batch(&read(&firsts)?, &all, count).map_err(sql_error)?;
+        accumulator.merge_batch(&read(&seconds)?, &groups, count).map_err(sql_error)?;
+        let states = accumulator.state(EmitTo::All).map_err(sql_error)?;
+        let capacity = firsts.iter().max().map_or(0, |slot| *slot as usize + 1);
+        for (column, state) in self.states.iter_mut().zip(&states) {
+            let capacity = capacity.max(column.capacity());
+            column.write(&firsts, state, capacity)?;
+        }
+        Ok(())
+    }
+
     /// Finds the event that made an update fail, by repeating the step up to ever closer ends.
     fn blame(&self, input: &Input<'_>, ranked: &Ranked, delta: &Delta, error: SqlError) -> SqlError {
         let fails = |start: usize, count: usize| {

@@ -180,7 +180,7 @@ struct Half {
 impl Half {
     fn new(input: JoinInput, types: &[DataType]) -> Result<Self, SqlError> {
         let store = match input.rows {
-            Rows::Stay => Store::of_staying(),
+            Rows::Stay | Rows::Merge => Store::of_staying(),
             Rows::Go => Store::of_going(),
         };
         Ok(Self { keys: KeyCodec::new(types)?, codec: RowCodec::new(Arc::clone(&input.schema))?, store, input })

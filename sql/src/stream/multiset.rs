@@ -9,6 +9,7 @@ use crate::error::SqlError;
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// Memory of a value beside its bytes, about.
@@ -70,6 +71,21 @@ impl Multiset {
     pub(super) fn values(&self, slot: u32) -> impl DoubleEndedIterator<Item = (&[u8], u32)> {
         let group = self.groups.get(slot as usize);
         group.into_iter().flat_map(|group| group.iter().map(|(value, count)| (value.as_ref(), *count)))
+    }
+
+    /// Moves the values of slot `from` to slot `to`.
+    pub(super) fn merge(&mut self, to: u32, from: u32) {
+        let Some(moved) = self.groups.get_mut(from as usize).map(std::mem::take) else { return };
+        self.grow(to as usize + 1);
+        for (value, count) in moved {
+            match self.groups[to as usize].entry(value) {
+                Entry::Occupied(mut found) => {
+                    self.bytes -= found.key().len() + ENTRY_BYTES;
+                    *found.get_mut() += count;
+                }
+                Entry::Vacant(vacant) => drop(vacant.insert(count)),
+            }
+        }
     }
 
     /// Forgets the values of `slots`.

@@ -56,6 +56,17 @@ impl Replayed {
         scalars(values.collect::<Result<Vec<_>, _>>()?, &self.result)
     }
 
+    /// Adds the rows of the second group of each pair to those of the first.
+    pub(super) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
+        for (first, second) in pairs {
+            let second = std::mem::take(&mut self.groups[*second as usize]);
+            for (column, added) in self.groups[*first as usize].iter_mut().zip(&second) {
+                *column = compute::concat(&[column.as_ref(), added.as_ref()]).map_err(arrow_error)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn clear(&mut self, slots: &[u32]) {
         for slot in slots {
             if let Some(group) = self.groups.get_mut(*slot as usize) {

@@ -9,6 +9,7 @@ use super::delta::{Weights, sql_error};
 use super::multiset::Multiset;
 use super::replayed::evaluate_sorted;
 use crate::error::SqlError;
+use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
 use arrow::compute;
 use arrow::datatypes::DataType;
@@ -29,6 +30,8 @@ pub(super) struct Retracted {
     types: Vec<DataType>,
     pub(super) result: DataType,
     made: Made,
+    /// Equal rows count once.
+    is_distinct: bool,
     rows: Multiset,
 }
 
@@ -44,7 +47,22 @@ impl Retracted {
             "max" if types.len() == 1 => Made::Greatest,
             _ => Made::Any,
         };
-        Ok(Self { rows: Multiset::new(&types)?, function, types, result, made })
+        Ok(Self { rows: Multiset::new(&types)?, function, types, result, made, is_distinct: false })
+    }
+
+    /// The same, of equal rows one.
+    pub(super) fn distinct(
+        function: Arc<AggregateFunctionExpr>,
+        types: Vec<DataType>,
+        result: DataType,
+    ) -> Result<Self, SqlError> {
+        Ok(Self { is_distinct: true, ..Self::new(function, types, result)? })
+    }
+
+    /// Adds the rows of the second group of each pair to those of the first.
+    pub(super) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
+        pairs.iter().for_each(|(first, second)| self.rows.merge(*first, *second));
+        Ok(())
     }
 
     pub(super) fn step(
@@ -55,7 +73,11 @@ impl Retracted {
     ) -> Result<ArrayRef, SqlError> {
         let (rows, starts) = input.by_group(touched);
         self.rows.grow(touched.capacity);
-        let keys = self.rows.codec().encode(input.arguments)?;
+        let arguments: Vec<ArrayRef> = match self.is_distinct {
+            true => input.arguments.iter().map(|column| canonical(Arc::clone(column))).collect(),
+            false => input.arguments.to_vec(),
+        };
+        let keys = self.rows.codec().encode(&arguments)?;
         let skips_null = self.made != Made::Any;
         for (index, found) in touched.found.iter().enumerate() {
             for row in rows[starts[index]..starts[index + 1]].iter().map(|row| *row as usize) {
@@ -72,7 +94,8 @@ impl Retracted {
         if self.made == Made::Any {
             let values = touched.found.iter().map(|found| {
                 let all = self.rows.values(found.slot);
-                let all: Vec<&[u8]> = all.flat_map(|(row, count)| std::iter::repeat_n(row, count as usize)).collect();
+                let times = |count: u32| if self.is_distinct { 1 } else { count as usize };
+                let all: Vec<&[u8]> = all.flat_map(|(row, count)| std::iter::repeat_n(row, times(count))).collect();
                 let columns = match all.is_empty() {
                     true => self.types.iter().map(arrow::array::new_empty_array).collect(),
                     false => self.rows.codec().decode(all.into_iter())?,

@@ -102,6 +102,14 @@ impl StateColumn {
         }
     }
 
+    /// One more than the greatest slot there is place for.
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            Self::Fixed { valid, .. } => valid.len(),
+            Self::Scalars { values, .. } => values.len(),
+        }
+    }
+
     /// Lets go of what the values at `slots` hold.
     pub(crate) fn clear(&mut self, slots: &[u32]) {
         match self {

@@ -580,7 +580,7 @@ impl CopyOptions {
 pub struct Select {
     /// The query without the clauses below.
     pub query: Box<ast::Query>,
-    /// `WINDOW TUMBLING (…)` of the outermost SELECT.
+    /// `WINDOW …` of the outermost SELECT.
     pub window: Option<WindowClause>,
     /// `EMIT …`: a push or continuous query. Without, a pull query.
     pub emit: Option<Emit>,
@@ -608,9 +608,31 @@ pub struct WindowClause {
 pub enum WindowKind {
     /// Fixed, adjacent windows aligned to the epoch.
     Tumbling {
-        /// The length, positive.
+        /// The length.
         size: Span,
     },
+    /// Windows of one length, each beginning some time after the one before, aligned to the epoch.
+    Hopping {
+        /// The length.
+        size: Span,
+        /// From one start to the next.
+        advance: Span,
+    },
+    /// Events close together.
+    Session {
+        /// How far apart two events of one session may be.
+        gap: Span,
+    },
+}
+
+impl WindowKind {
+    /// The length that default grace is less by.
+    pub fn length(self) -> Span {
+        match self {
+            Self::Tumbling { size } | Self::Hopping { size, .. } => size,
+            Self::Session { gap } => gap,
+        }
+    }
 }
 
 /// `EMIT …`.

@@ -2,11 +2,11 @@
 //!
 //! Leaves out the operator (`stream::aggregate`). Pure.
 
-use super::built::{Built, Key, Mode, WindowColumn};
+use super::built::{Built, Key, Mode, WindowColumn, WindowColumnKind};
 use super::{Need, Planner, nullable, unalias};
 use crate::error::SqlError;
 use crate::plan::window::is_window_column;
-use crate::stream::{Aggregate, Call, Changes, Grouping, WindowBounds, sql_error};
+use crate::stream::{Aggregate, Call, Changes, Grouping, Rows, WindowBounds, sql_error};
 use arrow::datatypes::FieldRef;
 use datafusion::common::DFSchema;
 use datafusion::logical_expr::execution_props::ExecutionProps;
@@ -27,12 +27,16 @@ impl Planner<'_> {
                 (keys.collect::<Result<Vec<_>, _>>()?, all.iter().map(Some).collect(), Vec::new())
             }
         };
-        let calls = aggregate.aggr_expr.iter().map(|call| self.call(call, &input)).collect::<Result<Vec<_>, _>>()?;
         let windows = grouped.iter().enumerate();
         let windows = windows.filter_map(|(at, expression)| {
             input.window_of((*expression)?, self).map(|window| WindowColumn { at, ..window })
         });
         let windows: Vec<WindowColumn> = windows.collect();
+        if windows.iter().any(|window| matches!(window.kind, WindowColumnKind::Session(_))) {
+            return self.sessions(aggregate, input, &windows);
+        }
+        let calls = aggregate.aggr_expr.iter().map(|call| self.call(call, &input, rows));
+        let calls = calls.collect::<Result<Vec<_>, _>>()?;
         // The end, where it is there: it is what the window is judged by.
         let judged = windows.iter().min_by_key(|window| window.length);
         let window = judged.map(|window| WindowBounds {
@@ -40,22 +44,15 @@ impl Planner<'_> {
             length: window.length,
             grace: window.grace,
             delay: input.delay,
+            is_shared: window.kind == WindowColumnKind::Shared,
         });
         self.is_timed |= window.is_some();
         let fields: Vec<FieldRef> = aggregate.schema.fields().iter().map(nullable).collect();
-        let count = keys.len();
         let changes = if need.forms { Changes::Forms } else { Changes::Both };
         let schema = Arc::new(arrow::datatypes::Schema::new(fields.clone()));
         let operator = Aggregate::new(Grouping { keys, window, calls, schema, rows, changes, lasting })?;
         let edge = self.add(Box::new(operator), vec![input.edge]);
-        let key = (0..count).map(|at| {
-            let (name, is_edge) = match grouped[at].map(unalias) {
-                Some(Expr::Column(column)) => (column.name.clone(), is_window_column(&column.name)),
-                _ => (format!("key{}", at + 1), false),
-            };
-            let is_hidden = !(is_edge && self.query.window.is_some());
-            Key { at, shown: Some(at), name, is_hidden }
-        });
+        let key = self.group_keys(grouped.into_iter());
         Ok(Built {
             edge,
             base: fields.clone(),
@@ -63,7 +60,7 @@ impl Planner<'_> {
             fields,
             schema: Arc::clone(&aggregate.schema),
             mode: if need.forms { Mode::Forms } else { Mode::Both },
-            key: key.collect(),
+            key,
             windows,
             window,
             times: BTreeSet::new(),
@@ -72,8 +69,21 @@ impl Planner<'_> {
         })
     }
 
+    /// The grouping columns as the key of the rows that come out.
+    pub(super) fn group_keys<'e>(&self, grouped: impl Iterator<Item = Option<&'e Expr>>) -> Vec<Key> {
+        let key = |(at, expression): (usize, Option<&Expr>)| {
+            let (name, is_edge) = match expression.map(unalias) {
+                Some(Expr::Column(column)) => (column.name.clone(), is_window_column(&column.name)),
+                _ => (format!("key{}", at + 1), false),
+            };
+            let is_hidden = !(is_edge && self.query.window.is_some());
+            Key { at, shown: Some(at), name, is_hidden }
+        };
+        grouped.enumerate().map(key).collect()
+    }
+
     /// The aggregate `call`, DISTINCT taken off: it is done before the function sees the rows.
-    fn call(&self, call: &Expr, input: &Built) -> Result<Call, SqlError> {
+    pub(super) fn call(&self, call: &Expr, input: &Built, rows: Rows) -> Result<Call, SqlError> {
         let schema: &DFSchema = &input.schema;
         let mut call = self.with_step_now(unalias(call), schema)?;
         let Expr::AggregateFunction(function) = &mut call else {
@@ -86,6 +96,6 @@ impl Planner<'_> {
         let (props, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
         let lowered = LoweredAggregateBuilder::new(&call, schema, schema.as_arrow(), &props, &context);
         let lowered = lowered.build().map_err(sql_error)?;
-        Call::new(lowered.aggregate, lowered.filter, is_distinct, schema.as_arrow(), input.rows())
+        Call::new(lowered.aggregate, lowered.filter, is_distinct, schema.as_arrow(), rows)
     }
 }

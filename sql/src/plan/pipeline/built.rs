@@ -5,7 +5,7 @@
 
 use super::{Planner, nullable, unalias};
 use crate::error::SqlError;
-use crate::function::window::{WindowEdge, window_call};
+use crate::function::window::{SessionMark, WindowEdge, later_call, session_mark, window_call};
 use crate::stream::{Edge, KeyedMap, Map, Rows, Stage, WindowBounds};
 use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion::common::DFSchemaRef;
@@ -49,6 +49,18 @@ pub(super) struct WindowColumn {
     pub(super) length: Span,
     /// The grace period.
     pub(super) grace: Span,
+    pub(super) kind: WindowColumnKind,
+}
+
+/// Which windows a column is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WindowColumnKind {
+    /// One for each row.
+    Plain,
+    /// Several for each event, which has a row for each.
+    Shared,
+    /// A session: the column has the event's time until rows are grouped.
+    Session(SessionMark),
 }
 
 /// Rows, and what is known of them.
@@ -104,12 +116,12 @@ impl Built {
             let at = self.schema.maybe_index_of_column(column)?;
             return self.windows.iter().find(|window| window.at == at).copied();
         }
-        let is_time = |expression: &Expr| match unalias(expression) {
-            Expr::Column(column) => {
-                self.schema.maybe_index_of_column(column).is_some_and(|at| self.times.contains(&at))
-            }
-            _ => false,
-        };
+        if let Some((micros, start)) = later_call(expression) {
+            let window = self.window_of(start, planner)?;
+            let length = window.length.micros().checked_sub(micros)?;
+            return Some(WindowColumn { length: Span::from_micros(length), ..window });
+        }
+        let is_time = |expression: &Expr| self.is_time(expression);
         let (edge, size, time) = match window_call(expression) {
             Some((edge, size, time)) => (edge, Span::from_micros(size), time),
             None => {
@@ -121,7 +133,24 @@ impl Built {
             return None;
         }
         let length = if edge == WindowEdge::Start { size } else { Span::ZERO };
-        Some(WindowColumn { at: 0, length, grace: planner.query.grace_of(size, self.is_declared) })
+        let grace = planner.query.grace_of(size, self.is_declared);
+        Some(WindowColumn { at: 0, length, grace, kind: WindowColumnKind::Plain })
+    }
+
+    /// Whether `expression` has the event time of its row.
+    pub(super) fn is_time(&self, expression: &Expr) -> bool {
+        let expression = unalias(expression);
+        let expression = session_mark(expression).map_or(expression, |(_, time)| time);
+        self.position(expression).is_some_and(|at| self.times.contains(&at))
+    }
+
+    /// Whether `expression` has an edge of a session that is not known yet.
+    pub(super) fn has_session_edge(&self, expression: &Expr) -> bool {
+        let is_edge = |at: usize| {
+            let mut windows = self.windows.iter();
+            windows.any(|window| window.at == at && matches!(window.kind, WindowColumnKind::Session(_)))
+        };
+        expression.column_refs().iter().any(|column| self.schema.maybe_index_of_column(column).is_some_and(is_edge))
     }
 
     fn position(&self, expression: &Expr) -> Option<usize> {
@@ -171,14 +200,17 @@ impl Built {
             let hidden = hidden.map(|(_, key)| key.at).filter(|at| *at >= expressions.len());
             windows.extend(hidden.map(|at| WindowColumn { at, ..*window }));
         }
-        let times = (0..expressions.len()).filter(|at| sources[*at].is_some_and(|from| self.times.contains(&from)));
-        let times = times.collect();
+        let times = (0..expressions.len()).filter(|at| self.is_time(&expressions[*at])).collect();
         self.stages.push(Stage::Project { expressions: physical, schema: Arc::new(Schema::new(fields.clone())) });
         Ok(Self { fields, schema: Arc::clone(schema), key, windows, times, ..self })
     }
 
     /// The rows for which `predicate` is true.
     pub(super) fn filter(mut self, planner: &Planner<'_>, predicate: &Expr) -> Result<Self, SqlError> {
+        if self.has_session_edge(predicate) {
+            let hint = "filter when reading the result";
+            return Err(SqlError::unsupported("a condition on a session's edges in a continuous query", hint));
+        }
         self.stages.push(Stage::Filter(planner.physical(predicate, &self.schema)?));
         Ok(self)
     }

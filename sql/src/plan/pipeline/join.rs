@@ -353,7 +353,8 @@ fn shared_window(join: &logical_expr::Join, left: &Built, right: &Built) -> Opti
             )
         };
         let last = close(one, left.delay).max(close(other, right.delay));
-        let bounds = |at: usize| WindowBounds { key: at, length: last, grace: Span::ZERO, delay: Span::ZERO };
+        let bounds =
+            |at: usize| WindowBounds { key: at, length: last, grace: Span::ZERO, delay: Span::ZERO, is_shared: false };
         Some((bounds(one.at), bounds(other.at)))
     })
 }

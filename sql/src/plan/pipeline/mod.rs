@@ -7,9 +7,11 @@
 mod aggregate;
 mod built;
 mod expand;
+mod hop;
 mod join;
 mod over;
 mod scan;
+mod session;
 mod sink;
 mod union;
 mod unnest;
@@ -171,6 +173,8 @@ impl Planner<'_> {
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate, need),
             LogicalPlan::Join(join) => self.join(join, need),
             LogicalPlan::Union(union) => self.union(union, need),
+            LogicalPlan::Window(window) if session::is_session(window) => self.session_edges(window),
+            LogicalPlan::Unnest(unnest) if hop::is_hop(unnest) => self.hop(unnest, need),
             LogicalPlan::Window(window) => self.window(window),
             LogicalPlan::Limit(limit) => self.limit(limit),
             LogicalPlan::Unnest(unnest) => self.unnest(unnest, need),

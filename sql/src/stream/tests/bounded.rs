@@ -52,6 +52,17 @@ const QUERIES: &[&str] = &[
     "SELECT date_trunc('minute', rowtime) AS m, count(*) AS c FROM e GROUP BY date_trunc('minute', rowtime)",
     "SELECT k AS a, k AS b, count(*) AS c FROM e GROUP BY k",
     "SELECT max(rowoffset) AS o, k FROM e GROUP BY k",
+    "SELECT k, windowstart, windowend, count(*) AS c, avg(i) AS a, sum(d) AS d, median(v) AS m, count(DISTINCT x) AS x,
+       min(k) AS l, bool_or(b) AS b, string_agg(x, ',' ORDER BY x, v) AS s, first_value(v ORDER BY t, v) AS f
+       FROM e WINDOW SESSION (2 SECONDS) GROUP BY k",
+    "SELECT b, window_end, array_agg(v ORDER BY v) AS a, median(n) AS n, sum(DISTINCT i) FILTER (WHERE i > 2) AS i
+       FROM SESSION(e, rowtime, INTERVAL '1 second') GROUP BY b, window_start, window_end",
+    "SELECT k, windowend, count(*) FILTER (WHERE b) AS c, max(v) AS m, stddev(i) AS s FROM e
+       WINDOW HOPPING (SIZE 1 MINUTE, ADVANCE BY 15 SECONDS) GROUP BY k",
+    "SELECT window_start, window_end, t, count(*) AS c FROM HOP(e, t, INTERVAL '5 seconds', INTERVAL '12 seconds') GROUP BY 1, 2, 3",
+    "SELECT window_start, window_end, count(*) AS c FROM TUMBLE(e, t, INTERVAL '5 seconds') GROUP BY 1, 2",
+    "SELECT window_start, window_end, k, sum(i) AS i FROM SESSION(e, t, INTERVAL '2 seconds') GROUP BY 1, 2, 3",
+    "SELECT u, w.window_start FROM TUMBLE((SELECT k AS u, t AT TIME ZONE 'UTC' AS at FROM e), at, INTERVAL '10 seconds') w",
 ];
 
 /// The log: one partition, so that both runs see one order.

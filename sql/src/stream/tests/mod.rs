@@ -7,6 +7,7 @@ mod model;
 mod several;
 mod windows;
 
+use crate::dialect::ast::{Position, WindowKind};
 use crate::exec::session::optimize_continuous;
 use crate::exec::table::RelationTable;
 use crate::plan::{ContinuousPlan, Emission, ResultColumn, WindowSpec};
@@ -153,12 +154,15 @@ impl Query {
         let plan = Analyzer::new().execute_and_check(plan, &ConfigOptions::new(), |_, _| {}).unwrap();
         let plan = optimize_continuous(plan).unwrap();
         let columns = self.columns(&plan);
-        let window = self
-            .window
-            .map(|(size, grace)| WindowSpec { size: Span::from_secs(size), grace: grace.map(Span::from_secs) });
+        let window = self.window.map(|(size, grace)| WindowSpec {
+            kind: WindowKind::Tumbling { size: Span::from_secs(size) },
+            grace: grace.map(Span::from_secs),
+            position: Position::UNKNOWN,
+        });
         ContinuousPlan {
             plan,
             window,
+            grace: None,
             sources: vec![relation],
             columns,
             emission: Emission::Changes,

@@ -148,6 +148,33 @@ const QUERIES: &[&str] = &[
     "SELECT id, k FROM s WHERE id NOT IN (SELECT id FROM r WHERE k > 4)",
     "SELECT id FROM t WHERE v NOT IN (SELECT v FROM t WHERE k = 2 AND v > 7)",
     "SELECT k, count(*) AS c FROM t WHERE v NOT IN (SELECT n FROM u WHERE n < 2) GROUP BY k",
+    "SELECT * FROM TUMBLE(s, rowtime, INTERVAL '20 seconds', INTERVAL '-7 seconds') w",
+    "SELECT k, window_start, window_end, count(*) AS c FROM TUMBLE(s, rowtime, '20 seconds') GROUP BY k, window_start, window_end",
+    "SELECT w.k, max(w.window_end - w.at) AS m FROM TUMBLE((SELECT k, rowtime AS at FROM s WHERE v > 3), at, INTERVAL '1' MINUTE) w
+       GROUP BY w.k, w.window_start",
+    "SELECT id, window_start FROM TUMBLE(t, rowtime, INTERVAL '20 seconds') WHERE v > 2",
+    "SELECT window_start, count(*) AS c FROM TUMBLE((SELECT k, rowtime FROM s UNION ALL SELECT k, rowtime FROM r), rowtime,
+       INTERVAL '20 seconds') GROUP BY window_start",
+    "SELECT a.id, b.id AS other, a.window_start FROM TUMBLE(s, rowtime, INTERVAL '20 seconds') a
+       JOIN TUMBLE(r, rowtime, INTERVAL '20 seconds') b ON a.k = b.k AND a.window_start = b.window_start",
+    "SELECT id, window_start, window_end FROM HOP(s, rowtime, INTERVAL '7 seconds', INTERVAL '20 seconds')",
+    "SELECT id, window_start FROM HOP(s, rowtime, INTERVAL '9 seconds', INTERVAL '4 seconds', INTERVAL '2 seconds')",
+    "SELECT id, window_end FROM HOP(t, rowtime, INTERVAL '5 seconds', INTERVAL '15 seconds') WHERE v > 2",
+    "SELECT h.k, h.window_start, count(*) AS c, sum(h.v) AS v FROM HOP(s, rowtime, '5 seconds', '20 seconds') h
+       GROUP BY h.k, h.window_start, h.window_end HAVING count(*) > 2",
+    "WITH q AS (SELECT * FROM HOP(s, rowtime, INTERVAL '10 seconds', INTERVAL '20 seconds'))
+       SELECT window_end, max(c) AS m FROM (SELECT k, window_end, count(*) AS c FROM q GROUP BY k, window_end) p GROUP BY window_end",
+    "SELECT k, windowstart, windowend, sum(v) AS v FROM s WINDOW HOPPING (SIZE 30 SECONDS, ADVANCE BY 10 SECONDS) GROUP BY k",
+    "SELECT k, windowstart, count(*) AS c FROM (SELECT k, rowtime FROM s WHERE v > 2) q WINDOW TUMBLING (SIZE 20 SECONDS) GROUP BY k",
+    "SELECT k, windowstart, windowend, count(*) AS c, sum(v) AS s, min(x) AS l, max(id) AS m FROM s WINDOW SESSION (2 SECONDS) GROUP BY k",
+    "SELECT k, window_start, window_end, count(DISTINCT v) AS d, sum(DISTINCT v) AS s, array_agg(v ORDER BY v, id) AS a
+       FROM SESSION(s, rowtime, INTERVAL '2 seconds') GROUP BY k, window_start, window_end",
+    "SELECT window_start, window_end, count(*) AS c FROM SESSION(s, rowtime, INTERVAL '1 second') GROUP BY window_start, window_end",
+    "SELECT x, count(*) AS c FROM SESSION(s, rowtime, INTERVAL '3 seconds') w WHERE v < 8 GROUP BY w.window_end, x, k HAVING count(*) > 1",
+    "SELECT window_start, max(c) AS m, count(*) AS n FROM (SELECT k, window_start, count(*) AS c
+       FROM SESSION(s, rowtime, INTERVAL '2 seconds') GROUP BY k, window_start, window_end) q GROUP BY window_start",
+    "WITH q AS (SELECT k AS key, window_start AS f, window_end AS t FROM SESSION((SELECT k, rowtime FROM s UNION ALL
+       SELECT k, rowtime FROM r), rowtime, INTERVAL '2 seconds') w) SELECT key, f, t, count(*) AS c FROM q GROUP BY key, f, t",
 ];
 
 /// The same, whose last rows wait for time: without those of the far event at the end of each stream.
