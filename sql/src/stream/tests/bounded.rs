@@ -105,7 +105,7 @@ impl RelationSource for Log {
     }
 }
 
-fn relation() -> Relation {
+pub(super) fn relation() -> Relation {
     let column = |(name, sql_type): (&str, SqlType)| Column {
         name: Name::new(name).unwrap(),
         sql_type,

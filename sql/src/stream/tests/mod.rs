@@ -3,6 +3,7 @@
 mod aggregates;
 mod bounded;
 mod changes;
+mod late;
 mod model;
 mod several;
 mod windows;

@@ -1,0 +1,224 @@
+//! Hopping windows and sessions with little grace: random logs whose events come late, cut into random steps with
+//! restarts, against a model that shares no code with the operators.
+
+use super::bounded::{Log, relation, rows, select};
+use super::{Random, S};
+use crate::plan::{PlanContext, PlanSettings, plan_continuous};
+use crate::stream::{InputBatch, Pipeline, StepInput};
+use crate::types::ColumnBuilder;
+use arrow::array::{AsArray, RecordBatch};
+use millstream_catalog::command::Command;
+use millstream_catalog::model::{Offset, PartitionId, Span, Timestamp};
+use millstream_catalog::{Snapshot, SqlType, State, apply};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// `(k, i, second)`.
+type Event = (String, i64, i64);
+
+/// By key and window, the values.
+type Groups = BTreeMap<(String, i64, i64), Vec<i64>>;
+
+fn events(random: &mut Random, count: usize) -> Vec<Event> {
+    let event = |at: usize| {
+        let lag = if random.below(4) == 0 { random.below(60) } else { random.below(4) };
+        (format!("k{}", random.below(3)), random.below(8) as i64, 1_000 + at as i64 * 2 / 3 - lag as i64)
+    };
+    (0..count).map(event).collect()
+}
+
+fn batch(events: &[Event]) -> RecordBatch {
+    let schema = relation().stored_schema();
+    let columns = schema.fields().iter().map(|field| {
+        let mut builder = ColumnBuilder::new(&SqlType::of(field).unwrap(), events.len());
+        for (k, i, second) in events {
+            match field.name().as_str() {
+                "k" => builder.append_text(k.as_bytes()).unwrap(),
+                "i" => builder.append_text(i.to_string().as_bytes()).unwrap(),
+                "rowtime" => {
+                    let text = format!("1970-01-01 {:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60);
+                    builder.append_text(text.as_bytes()).unwrap();
+                }
+                _ => builder.append_null(),
+            }
+        }
+        builder.finish()
+    });
+    let columns = columns.collect();
+    RecordBatch::try_new(schema, columns).unwrap()
+}
+
+/// Runs `sql`, whose columns are the key, the edges of the window in seconds, a count and a sum, over the events with
+/// the stream `delay` behind; the lines of the table, and how many events were late.
+fn run(sql: &str, events: &[Event], delay: Option<i64>, random: &mut Random) -> (Vec<String>, u64) {
+    let mut relation = relation();
+    relation.watermark_delay = delay.map(Span::from_secs);
+    let mut state = State::default();
+    apply(&mut state, Command::CreateRelation { relation: Box::new(relation), query: None }).unwrap();
+    let context = PlanContext {
+        catalog: Snapshot::new(state),
+        source: Arc::new(Log::empty()),
+        now: Timestamp::from_micros(0),
+        settings: Arc::new(PlanSettings::default()),
+    };
+    let plan = plan_continuous(&context, &select(sql)).unwrap();
+    let make = || Pipeline::plan(&plan).unwrap();
+    let (mut pipeline, batch) = (make(), batch(events));
+    let (mut table, mut late, mut start) = (BTreeMap::new(), 0, 0);
+    while start < batch.num_rows() {
+        let count = (random.below(30) as usize).min(batch.num_rows() - start);
+        let input = InputBatch {
+            source: 0,
+            partition: PartitionId::new(0),
+            offset_start: Offset::new(start as u64),
+            offsets: None,
+            batch: batch.slice(start, count).project(pipeline.projection(0)).unwrap(),
+        };
+        let step = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };
+        let output = pipeline.step(step).unwrap();
+        late += output.late_rows.value();
+        if let Some(stored) = output.batch {
+            let columns = &pipeline.output().columns;
+            let types: Vec<SqlType> = columns.iter().map(|column| column.sql_type.clone()).collect();
+            let tombstones = stored.column_by_name("rowtombstone").unwrap().as_boolean().clone();
+            let cells = rows(&stored.project(&(0..types.len()).collect::<Vec<_>>()).unwrap(), &types);
+            for (row, cells) in cells.into_iter().enumerate() {
+                let keys = columns.iter().zip(&cells).filter(|(column, _)| column.is_key);
+                let key: Vec<String> = keys.map(|(_, cell)| cell.clone()).collect();
+                match tombstones.value(row) {
+                    true => assert!(table.remove(&key).is_some(), "{sql}: nothing to remove at {key:?}"),
+                    false => drop(table.insert(key, cells[..5].join(" "))),
+                }
+            }
+        }
+        if random.below(3) == 0 {
+            let saved = pipeline.save().unwrap();
+            pipeline = make();
+            pipeline.restore(&saved).unwrap();
+        }
+        start += count;
+    }
+    let mut lines: Vec<String> = table.into_values().collect();
+    lines.sort();
+    (lines, late)
+}
+
+fn lines(groups: &Groups) -> Vec<String> {
+    let line = |((k, start, end), values): (&(String, i64, i64), &Vec<i64>)| {
+        format!("{k} {start} {end} {} {}", values.len(), values.iter().sum::<i64>())
+    };
+    let mut lines: Vec<String> = groups.iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
+/// Windows `[n·slide, n·slide + size)` take an event while time is below their end and the grace.
+fn hopping(events: &[Event], (size, slide, grace, delay): (i64, i64, i64, i64)) -> (Groups, u64) {
+    let (mut groups, mut late, mut time) = (Groups::new(), 0, i64::MIN);
+    for (k, i, at) in events {
+        time = time.max(at - delay);
+        let starts = (at - size + 1..=*at).filter(|start| start.rem_euclid(slide) == 0);
+        let (open, closed): (Vec<i64>, Vec<i64>) = starts.partition(|start| time < start + size + grace);
+        late += u64::from(open.is_empty() && !closed.is_empty());
+        for start in open {
+            groups.entry((k.clone(), start, start + size)).or_default().push(*i);
+        }
+    }
+    (groups, late)
+}
+
+/// A session is open while time is not beyond its last event, the gap and the grace.
+fn sessions(events: &[Event], (gap, grace, delay): (i64, i64, i64)) -> (Groups, u64) {
+    let (mut groups, mut late, mut time) = (Groups::new(), 0, i64::MIN);
+    for (k, i, at) in events {
+        time = time.max(at - delay);
+        let joined: Vec<(String, i64, i64)> = groups
+            .keys()
+            .filter(|(key, start, last)| {
+                key == k && time <= last + gap + grace && *at >= start - gap && *at <= last + gap
+            })
+            .cloned()
+            .collect();
+        if joined.is_empty() && time > at + gap + grace {
+            late += 1;
+            continue;
+        }
+        let (mut start, mut last, mut values) = (*at, *at, vec![*i]);
+        for key in joined {
+            (start, last) = (start.min(key.1), last.max(key.2));
+            values.extend(groups.remove(&key).unwrap());
+        }
+        groups.entry((k.clone(), start, last)).or_default().extend(values);
+    }
+    (groups, late)
+}
+
+#[test]
+fn late_events_of_hopping_windows_are_those_of_the_model() {
+    let mut all_late = 0;
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let (size, slide, grace) = (1 + random.below(30) as i64, 1 + random.below(12) as i64, random.below(15) as i64);
+        let delay = (random.below(2) == 0).then(|| random.below(10) as i64);
+        let events = events(&mut random, 250);
+        let sql = format!(
+            "SELECT k, extract(epoch FROM window_start)::int AS f, extract(epoch FROM window_end)::int AS t, count(*) AS c,
+             sum(i) AS s FROM HOP(e, rowtime, INTERVAL '{slide} seconds', INTERVAL '{size} seconds')
+             GROUP BY k, window_start, window_end EMIT CHANGES WITH (grace = '{grace} seconds')"
+        );
+        let (expected, late) = hopping(&events, (size, slide, grace, delay.unwrap_or(0)));
+        all_late += late;
+        assert_eq!(run(&sql, &events, delay, &mut random), (lines(&expected), late), "seed {seed} {sql}");
+    }
+    assert!(all_late > 100, "{all_late}");
+}
+
+#[test]
+fn late_events_of_sessions_are_those_of_the_model() {
+    let mut all_late = 0;
+    for seed in 0..60 {
+        let mut random = Random::new(seed + 500);
+        let (gap, grace) = (1 + random.below(6) as i64, random.below(15) as i64);
+        let delay = (random.below(2) == 0).then(|| random.below(10) as i64);
+        let events = events(&mut random, 250);
+        let sql = format!(
+            "SELECT k, extract(epoch FROM windowstart)::int AS f, extract(epoch FROM windowend)::int AS t, count(*) AS c,
+             sum(i) AS s FROM e WINDOW SESSION ({gap} SECONDS, GRACE PERIOD {grace} SECONDS) GROUP BY k EMIT CHANGES"
+        );
+        let (expected, late) = sessions(&events, (gap, grace, delay.unwrap_or(0)));
+        all_late += late;
+        assert_eq!(run(&sql, &events, delay, &mut random), (lines(&expected), late), "seed {seed} {sql}");
+    }
+    assert!(all_late > 100, "{all_late}");
+}
+
+#[test]
+fn closed_windows_and_sessions_leave_no_state() {
+    for sql in [
+        "SELECT k, window_start, count(DISTINCT i) AS c FROM HOP(e, rowtime, '5 seconds', '20 seconds')
+           GROUP BY k, window_start EMIT CHANGES WITH (grace = '0 seconds')",
+        "SELECT k, window_start, count(DISTINCT i) AS c, array_agg(i) AS a FROM SESSION(e, rowtime, INTERVAL '2 seconds')
+           GROUP BY k, window_start EMIT CHANGES WITH (grace = '0 seconds')",
+    ] {
+        let mut state = State::default();
+        apply(&mut state, Command::CreateRelation { relation: Box::new(relation()), query: None }).unwrap();
+        let context = PlanContext {
+            catalog: Snapshot::new(state),
+            source: Arc::new(Log::empty()),
+            now: Timestamp::from_micros(0),
+            settings: Arc::new(PlanSettings::default()),
+        };
+        let mut pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql)).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        for round in 0..40_i64 {
+            let events: Vec<Event> =
+                (0..30).map(|at| (format!("k{}", at % 3), at % 7, round * 100 + at / 3)).collect();
+            let batch = batch(&events).project(pipeline.projection(0)).unwrap();
+            let (partition, offset_start) = (PartitionId::new(0), Offset::new(round as u64 * 30));
+            let input = InputBatch { source: 0, partition, offset_start, offsets: None, batch };
+            pipeline.step(StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(S) }).unwrap();
+            bytes.push(pipeline.state_bytes().value());
+        }
+        assert_eq!(bytes[10], bytes[39], "{sql}: {bytes:?}");
+    }
+}
