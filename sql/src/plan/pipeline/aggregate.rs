@@ -61,7 +61,8 @@ impl Planner<'_> {
             schema: Arc::clone(&aggregate.schema),
             mode: if need.forms { Mode::Forms } else { Mode::Both },
             key,
-            windows,
+            // A group has one window.
+            windows: windows.into_iter().map(|one| WindowColumn { kind: WindowColumnKind::Plain, ..one }).collect(),
             window,
             times: BTreeSet::new(),
             delay: input.delay,

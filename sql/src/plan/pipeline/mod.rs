@@ -25,7 +25,7 @@ use crate::stream::{
     sql_error,
 };
 use arrow::datatypes::FieldRef;
-use built::{Built, Mode};
+use built::{Built, Mode, WindowColumn};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result as DataFusionResult;
@@ -135,7 +135,8 @@ impl Planner<'_> {
         let last = last.max_by_key(|window| (window.grace, std::cmp::Reverse(window.length)));
         let window = match (last, root.mode) {
             (Some(window), Mode::Both) => {
-                Some(WindowBounds { key: window.at, length: window.length, grace: window.grace, delay: root.delay })
+                let WindowColumn { at: key, length, grace, .. } = *window;
+                Some(WindowBounds { key, length, grace, delay: root.delay, is_shared: false })
             }
             (None, Mode::Both) => {
                 let what = "EMIT FINAL of rows that may always change";

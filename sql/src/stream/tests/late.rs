@@ -9,7 +9,7 @@ use crate::types::ColumnBuilder;
 use arrow::array::{AsArray, RecordBatch};
 use millstream_catalog::command::Command;
 use millstream_catalog::model::{Offset, PartitionId, Span, Timestamp};
-use millstream_catalog::{Snapshot, SqlType, State, apply};
+use millstream_catalog::{QueryOptions, Snapshot, SqlType, State, apply};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ fn run(sql: &str, events: &[Event], delay: Option<i64>, random: &mut Random) -> 
         now: Timestamp::from_micros(0),
         settings: Arc::new(PlanSettings::default()),
     };
-    let plan = plan_continuous(&context, &select(sql)).unwrap();
+    let plan = plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap();
     let make = || Pipeline::plan(&plan).unwrap();
     let (mut pipeline, batch) = (make(), batch(events));
     let (mut table, mut late, mut start) = (BTreeMap::new(), 0, 0);
@@ -193,6 +193,34 @@ fn late_events_of_sessions_are_those_of_the_model() {
 }
 
 #[test]
+fn final_rows_of_windows_are_those_of_the_model_that_are_closed() {
+    for seed in 0..20 {
+        let mut random = Random::new(seed + 900);
+        let (size, slide, gap, grace) = (20, 7, 3, random.below(15) as i64);
+        let events = events(&mut random, 250);
+        let time = events.iter().map(|event| event.2).max().unwrap();
+        let is_closed = |lines: Vec<String>, length: i64| {
+            let is_closed = |line: &String| line.split(' ').nth(2).unwrap().parse::<i64>().unwrap() + length <= time;
+            lines.into_iter().filter(is_closed).collect::<Vec<String>>()
+        };
+        let hop = format!(
+            "SELECT k, extract(epoch FROM window_start)::int AS f, extract(epoch FROM window_end)::int AS t, count(*) AS c,
+             sum(i) AS s FROM HOP(e, rowtime, INTERVAL '{slide} seconds', INTERVAL '{size} seconds')
+             GROUP BY k, window_start, window_end EMIT FINAL WITH (grace = '{grace} seconds')"
+        );
+        let (expected, late) = hopping(&events, (size, slide, grace, 0));
+        assert_eq!(run(&hop, &events, None, &mut random), (is_closed(lines(&expected), grace), late), "seed {seed}");
+        let session = format!(
+            "SELECT k, extract(epoch FROM windowstart)::int AS f, extract(epoch FROM windowend)::int AS t, count(*) AS c,
+             sum(i) AS s FROM e WINDOW SESSION ({gap} SECONDS, GRACE PERIOD {grace} SECONDS) GROUP BY k EMIT FINAL"
+        );
+        let (expected, late) = sessions(&events, (gap, grace, 0));
+        let expected = is_closed(lines(&expected), gap + grace + 1);
+        assert_eq!(run(&session, &events, None, &mut random), (expected, late), "seed {seed}");
+    }
+}
+
+#[test]
 fn closed_windows_and_sessions_leave_no_state() {
     for sql in [
         "SELECT k, window_start, count(DISTINCT i) AS c FROM HOP(e, rowtime, '5 seconds', '20 seconds')
@@ -208,7 +236,7 @@ fn closed_windows_and_sessions_leave_no_state() {
             now: Timestamp::from_micros(0),
             settings: Arc::new(PlanSettings::default()),
         };
-        let mut pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql)).unwrap()).unwrap();
+        let mut pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap()).unwrap();
         let mut bytes = Vec::new();
         for round in 0..40_i64 {
             let events: Vec<Event> =
