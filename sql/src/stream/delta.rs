@@ -2,7 +2,9 @@
 //!
 //! Owns the shape only. Leaves out how operators use it. Lives within one step; a crash loses nothing.
 
-use arrow::array::{Array, BooleanArray, Int8Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{
+    Array, BooleanArray, Int8Array, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
+};
 use arrow::compute;
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, Timestamp};
@@ -169,8 +171,13 @@ impl Delta {
             None => None,
             Some(clock) => Some(downcast(&compute::take(clock, picked, None).map_err(arrow_error)?)?),
         };
+        let columns = self.batch.columns().iter().map(|column| compute::take(column, picked, None));
+        let columns = columns.collect::<Result<Vec<_>, _>>().map_err(arrow_error)?;
+        // There may be no columns.
+        let options = RecordBatchOptions::new().with_row_count(Some(picked.len()));
+        let batch = RecordBatch::try_new_with_options(self.batch.schema(), columns, &options);
         Ok(Self {
-            batch: compute::take_record_batch(&self.batch, picked).map_err(arrow_error)?,
+            batch: batch.map_err(arrow_error)?,
             rowtime: downcast(&compute::take(&self.rowtime, picked, None).map_err(arrow_error)?)?,
             weights: self.weights.take(picked)?,
             rows: Some(rows),

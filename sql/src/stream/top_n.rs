@@ -133,7 +133,7 @@ impl Ranked {
 
     fn put_by(&mut self, place: Arc<[u8]>, rowtime: i64, rows: Rows) -> Option<Arc<[u8]>> {
         match rows {
-            Rows::Stay => Some(place),
+            Rows::Stay | Rows::Merge => Some(place),
             Rows::Go => {
                 self.rest.insert(place, rowtime);
                 None

@@ -217,7 +217,8 @@ fn closing(plan: &LogicalPlan, input: &Built, partition: &[Expr]) -> Option<(Win
         let Expr::Column(column) = unalias(expression) else { return None };
         let at = input.schema.maybe_index_of_column(column)?;
         let window = input.windows.iter().find(|window| window.at == at).filter(|_| is_grouped(plan, at))?;
-        Some((*window, WindowBounds { key, length: window.length, grace: window.grace, delay: input.delay }))
+        let WindowColumn { length, grace, .. } = *window;
+        Some((*window, WindowBounds { key, length, grace, delay: input.delay, is_shared: false }))
     });
     windows.min_by_key(|(window, _)| window.length)
 }

@@ -99,7 +99,15 @@ impl Planner<'_> {
         let fields: Vec<FieldRef> = aggregate.schema.fields().iter().map(nullable).collect();
         let schema = Arc::new(Schema::new(fields.clone()));
         let bounds = SessionBounds { gap: mark.gap, tail: mark.tail, open: mark.gap.saturating_add(delay) };
-        let grouping = Grouping { keys, window: None, calls, schema, rows: Rows::Merge, changes: Changes::Both, lasting: Vec::new() };
+        let grouping = Grouping {
+            keys,
+            window: None,
+            calls,
+            schema,
+            rows: Rows::Merge,
+            changes: Changes::Both,
+            lasting: Vec::new(),
+        };
         let operator = Sessions::new(grouping, time, columns, bounds)?;
         let edge = self.add(Box::new(operator), vec![input.edge]);
         Ok(Built {

@@ -159,6 +159,7 @@ const QUERIES: &[&str] = &[
        JOIN TUMBLE(r, rowtime, INTERVAL '20 seconds') b ON a.k = b.k AND a.window_start = b.window_start",
     "SELECT id, window_start, window_end FROM HOP(s, rowtime, INTERVAL '7 seconds', INTERVAL '20 seconds')",
     "SELECT id, window_start FROM HOP(s, rowtime, INTERVAL '9 seconds', INTERVAL '4 seconds', INTERVAL '2 seconds')",
+    "SELECT window_end, count(*) AS c FROM HOP(s, rowtime, INTERVAL '5 seconds', INTERVAL '15 seconds') GROUP BY window_end",
     "SELECT id, window_end FROM HOP(t, rowtime, INTERVAL '5 seconds', INTERVAL '15 seconds') WHERE v > 2",
     "SELECT h.k, h.window_start, count(*) AS c, sum(h.v) AS v FROM HOP(s, rowtime, '5 seconds', '20 seconds') h
        GROUP BY h.k, h.window_start, h.window_end HAVING count(*) > 2",
