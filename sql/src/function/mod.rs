@@ -134,6 +134,11 @@ impl Registry {
         if let Some(function) = aggregates.get("bool_and").cloned() {
             aggregates.insert("every".to_owned(), function);
         }
+        for (name, base) in crate::plan::ksqldb::NAMES {
+            if let Some(function) = aggregates.get(base).cloned() {
+                aggregates.insert(name.to_owned(), function);
+            }
+        }
         let mut windows = HashMap::new();
         for function in datafusion::functions_window::all_default_window_functions() {
             add(&mut windows, function.name().to_owned(), function.aliases().to_vec(), function);

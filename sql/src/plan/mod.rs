@@ -15,6 +15,7 @@ pub(crate) mod equality;
 mod float;
 mod from;
 mod json;
+pub(crate) mod ksqldb;
 mod lateral;
 mod names;
 mod operator;

@@ -263,6 +263,7 @@ impl Rewriter<'_, '_, '_> {
 
     /// A call: of a session function its value, of one whose arguments must agree with its mark.
     fn function(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        super::ksqldb::replace(expr)?;
         let Expr::Function(function) = expr else { return Ok(()) };
         syntax::function(self.resolver.registry, function)?;
         let name = function.name.0.last().and_then(ObjectNamePart::as_ident).map_or("", |ident| ident.value.as_str());

@@ -13,8 +13,8 @@ use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
-use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET};
-use millstream_catalog::model::{Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, TopicId};
+use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX};
+use millstream_catalog::model::{ByteSize, Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, TopicId};
 use millstream_catalog::{Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
@@ -28,8 +28,15 @@ use tokio_util::sync::CancellationToken;
 
 /// Time between checkpoints of a query that takes steps.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
-/// Steps after which a checkpoint is taken whatever the time: they are kept for replay.
+/// Steps after which a checkpoint of little state is taken whatever the time: they are kept for replay.
 const CHECKPOINT_STEPS: u64 = 2_000;
+/// The same for any state: half of what a shard keeps.
+const CHECKPOINT_STEPS_MAX: u64 = STEPS_SINCE_CHECKPOINT_MAX as u64 / 2;
+/// State is saved whole: so many bytes of it a second are written at most, on average. What is not saved is computed
+/// again after a restart, which is faster than it came.
+const CHECKPOINT_BYTES_PER_SECOND: u64 = 16 << 20;
+/// How often the bytes of the state are counted while steps follow each other: that may look at all of it.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// A query with its operators.
 pub(super) struct QueryTask {
@@ -45,6 +52,9 @@ pub(super) struct QueryTask {
     step: StepNumber,
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
+    reported_at: Instant,
+    /// Of the state, when that was counted last.
+    state_bytes: ByteSize,
     /// When each partition last had something to read.
     active_at: HashMap<(usize, PartitionId), Instant>,
     /// Those that the last step left out of time.
@@ -100,6 +110,8 @@ impl QueryTask {
             step: StepNumber::default(),
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
+            reported_at: env::instant(),
+            state_bytes: ByteSize::ZERO,
             active_at: HashMap::new(),
             idle_before: HashSet::new(),
             inputs,
@@ -115,7 +127,7 @@ impl QueryTask {
                 task.save().await?;
             }
         }
-        task.report()?;
+        task.report_state()?;
         Ok(task)
     }
 
@@ -202,7 +214,8 @@ impl QueryTask {
             }
             let idle = self.next_idle();
             let has_news = self.step > self.checkpoint_step;
-            let due = CHECKPOINT_EVERY.saturating_sub(env::elapsed(self.checkpoint_at));
+            self.report_state()?;
+            let due = self.checkpoint_pause().0.saturating_sub(env::elapsed(self.checkpoint_at));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = waiting.changed() => {}
@@ -297,8 +310,17 @@ impl QueryTask {
 
     async fn checkpoint_if_due(&mut self) -> Result<()> {
         let steps = self.step.value() - self.checkpoint_step.value();
-        let is_due = env::elapsed(self.checkpoint_at) >= CHECKPOINT_EVERY || steps >= CHECKPOINT_STEPS;
+        let (pause, steps_max) = self.checkpoint_pause();
+        let is_due = env::elapsed(self.checkpoint_at) >= pause || steps >= steps_max;
         if steps > 0 && is_due { self.save().await } else { Ok(()) }
+    }
+
+    /// After how much time, or how many steps, the state is saved.
+    fn checkpoint_pause(&self) -> (Duration, u64) {
+        let seconds = self.state_bytes.value() / CHECKPOINT_BYTES_PER_SECOND;
+        let pause = CHECKPOINT_EVERY.max(Duration::from_secs(seconds));
+        let share = pause.as_secs() / CHECKPOINT_EVERY.as_secs().max(1);
+        (pause, (CHECKPOINT_STEPS * share.max(1)).min(CHECKPOINT_STEPS_MAX))
     }
 
     /// Commits the operators' state.
@@ -316,17 +338,27 @@ impl QueryTask {
         Ok(())
     }
 
-    /// Tells how far it is, and counts its state.
+    /// Tells how far it is, and now and then counts its state.
+    ///
+    /// # Errors
+    /// As of [`QueryTask::report_state`].
+    fn report(&mut self) -> Result<()> {
+        self.status.lock().watermark = self.pipeline.watermark();
+        match env::elapsed(self.reported_at) >= REPORT_EVERY {
+            true => self.report_state(),
+            false => Ok(()),
+        }
+    }
+
+    /// Counts its state.
     ///
     /// # Errors
     /// 53200 when the state of all tables and queries takes too much memory.
-    fn report(&mut self) -> Result<()> {
+    fn report_state(&mut self) -> Result<()> {
         let bytes = self.pipeline.state_bytes();
-        {
-            let mut status = self.status.lock();
-            status.watermark = self.pipeline.watermark();
-            status.state_bytes = bytes;
-        }
+        self.reported_at = env::instant();
+        self.state_bytes = bytes;
+        self.status.lock().state_bytes = bytes;
         let before = self.held.bytes();
         // The last checkpoint of it is in memory too.
         self.held.put(bytes.plus(bytes));
