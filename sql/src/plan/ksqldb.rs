@@ -1,6 +1,6 @@
 //! ksqlDB's own aggregates, as calls of those there are.
 //!
-//! Owns their names and what each stands for. Leaves out `histogram`, which is refused. Pure.
+//! Owns their names and what each stands for. Pure.
 
 use super::refuse::literal;
 use super::rewrite::call;
@@ -25,7 +25,7 @@ pub(crate) const NAMES: [(&str, &str); 7] = [
 /// `expr` with a call of one of them replaced.
 ///
 /// # Errors
-/// 42883 for other arguments, 0A000 for `histogram`.
+/// 42883 for other arguments.
 pub(super) fn replace(expr: &mut Expr) -> Result<(), SqlError> {
     let Expr::Function(function) = &mut *expr else { return Ok(()) };
     let Some(name) = function.name.0.last().and_then(ObjectNamePart::as_ident).map(|ident| ident.value.to_lowercase())
@@ -33,9 +33,6 @@ pub(super) fn replace(expr: &mut Expr) -> Result<(), SqlError> {
         return Ok(());
     };
     let position = Position::of(function.span());
-    if name == "histogram" {
-        return Err(SqlError::unsupported("function histogram", "group by the value and count").at(position));
-    }
     let Some((_, base)) = NAMES.iter().find(|(known, _)| *known == name) else { return Ok(()) };
     let count = match (&function.args, name.starts_with("topk")) {
         (FunctionArguments::List(list), true) => list.args.get(1).and_then(whole),

@@ -241,17 +241,7 @@ pub(super) fn function(registry: &Registry, function: &mut Function) -> Result<(
 }
 
 /// Functions of ksqlDB and PostgreSQL that people will ask for and that are not there yet, with what to write instead.
-const LATER: [(&str, &str); 9] = [
-    ("latest_by_offset", "write last_value(x ORDER BY rowoffset)"),
-    ("earliest_by_offset", "write first_value(x ORDER BY rowoffset)"),
-    ("collect_list", "write array_agg(x)"),
-    ("collect_set", "write array_agg(DISTINCT x)"),
-    ("count_distinct", "write count(DISTINCT x)"),
-    ("topk", "order and limit when reading the result"),
-    ("topkdistinct", "order and limit when reading the result"),
-    ("histogram", "group by the value and count"),
-    ("json_agg", "write array_agg(x)"),
-];
+const LATER: [(&str, &str); 2] = [("histogram", "group by the value and count"), ("json_agg", "write array_agg(x)")];
 
 fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Result<(), SqlError> {
     if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {
