@@ -231,6 +231,7 @@ impl Session {
         lines.extend(pipeline_lines(&select, &plan, &pipeline, sink).into_iter().map(|line| format!("  {line}")));
         if let Some(progress) = self.engine.shard_of_query(query)?.progress(query.id) {
             let status = self.engine.queries.status(query.id);
+            lines.extend(status.operators.iter().map(|operator| format!("  {operator}")));
             lines.push(format!(
                 "  Progress: step {}, {} rows in, {} out, {} late, {} bytes of state",
                 progress.step, progress.input_rows, progress.output_rows, progress.late_rows, status.state_bytes

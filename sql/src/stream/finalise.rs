@@ -9,7 +9,7 @@ use super::delta::{Delta, NEVER, Origin, Weights};
 use super::operator::{Operator, only};
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
-use super::store::{Entry, Kept, Store};
+use super::store::{Came, Entry, Kept, Store};
 use crate::error::SqlError;
 use arrow::array::{Int64Array, TimestampMicrosecondArray, UInt32Array};
 use arrow::datatypes::SchemaRef;
@@ -51,7 +51,14 @@ impl Finalise {
                 Some(closes) => closes[row],
                 None => rowtime.saturating_add(self.delay.micros()).saturating_add(1),
             };
-            self.store.insert(Kept { row: rows.get(row).into(), key: None, rowtime, expires, matches: 0 });
+            self.store.insert(Kept {
+                row: rows.get(row).into(),
+                key: None,
+                rowtime,
+                expires,
+                matches: 0,
+                came: Came::default(),
+            });
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::operator::{Operator, both};
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
-use super::store::{Kept, Store};
+use super::store::{Came, Kept, Store};
 use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::{
@@ -19,7 +19,8 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::physical_expr::PhysicalExpr;
-use millstream_catalog::model::{ByteSize, RowCount, Span};
+use millstream_catalog::model::limit::JOIN_ROWS_MAX;
+use millstream_catalog::model::{ByteSize, RowCount, Span, SqlState};
 use std::sync::Arc;
 
 /// Pairs that are looked at together.
@@ -218,6 +219,8 @@ pub(crate) struct Join {
     columns: Vec<JoinColumn>,
     schema: SchemaRef,
     late_rows: RowCount,
+    /// Steps since the operator was made; the first is 1.
+    step: u64,
 }
 
 /// A row that comes out.
@@ -259,6 +262,7 @@ impl Join {
             columns: spec.columns,
             schema: spec.schema,
             late_rows: RowCount::ZERO,
+            step: 0,
         })
     }
 
@@ -316,6 +320,9 @@ impl Join {
                 let pairs = self.filtered(side, delta, &coming, std::mem::take(&mut pairs))?;
                 self.settle(side, &coming[start..=index], start, &pairs, out);
                 start = index + 1;
+                if out.len() > JOIN_ROWS_MAX {
+                    return Err(too_many(delta, row.at));
+                }
             }
         }
         Ok(())
@@ -382,12 +389,14 @@ impl Join {
             let is_told = self.within.is_some() && self.kind.counts(side);
             let matches_never = row.key.is_none() && !is_told && !self.keeps_unmatched;
             if !row.is_gone && (!matches_never || self.half(side).input.rows == Rows::Go) {
+                let step = self.step;
                 self.half_mut(side).store.insert(Kept {
                     row: Arc::clone(&row.row),
                     key: row.key.clone(),
                     rowtime: row.rowtime,
                     expires: row.expires,
                     matches: own.len() as u64,
+                    came: Came { step, input_row: row.input_row, clock: row.clock },
                 });
             }
         }
@@ -408,11 +417,16 @@ impl Join {
 
     /// The pair of a row with one that is there, and what it changes for that one.
     fn meet(&mut self, side: Side, row: &Coming, id: u32, out: &mut Vec<Made>) {
-        let kind = self.kind;
+        let (kind, step) = (self.kind, self.step);
         let Some(entry) = self.half_mut(side.other()).store.entry_mut(id) else { return };
         let (left, right) = match side {
             Side::Left => (Arc::clone(&row.row), Arc::clone(&entry.row)),
             Side::Right => (Arc::clone(&entry.row), Arc::clone(&row.row)),
+        };
+        // A pair came about with the later of its rows, also when that is met first: the left side's go first.
+        let later = match entry.came {
+            came if came.step == step && came.input_row > row.input_row => came,
+            _ => Came { step, input_row: row.input_row, clock: row.clock },
         };
         let pair = kind.gives_pairs().then(|| Made {
             left: Some(left),
@@ -420,8 +434,8 @@ impl Join {
             is_gone: row.is_gone,
             is_marked: false,
             rowtime: row.rowtime.max(entry.rowtime),
-            input_row: row.input_row,
-            clock: row.clock,
+            input_row: later.input_row,
+            clock: later.clock,
         });
         // What goes is told before what comes in its place.
         let (gone, come) = if row.is_gone { (pair, None) } else { (None, pair) };
@@ -556,6 +570,15 @@ fn alone(side: Side, row: &Arc<[u8]>, cause: &Coming, rowtime: i64, is_gone: boo
     Made { left, right, is_gone, is_marked, rowtime, input_row: cause.input_row, clock: cause.clock }
 }
 
+/// A step's rows are in memory at once: more of them would take the server with them.
+fn too_many(delta: &Delta, row: usize) -> SqlError {
+    let fact = "the events of one step have too many matches in a join";
+    let error = SqlError::new(SqlState::ProgramLimitExceeded, fact)
+        .detail(format!("at most {JOIN_ROWS_MAX} rows are made at once"))
+        .hint("join on more columns, or within less time");
+    delta.blame(row, error)
+}
+
 /// The types of the join key, which are those of both sides.
 pub(super) fn key_types(input: &JoinInput) -> Result<Vec<DataType>, SqlError> {
     let types = input.keys.iter().map(|key| key.data_type(&input.schema).map_err(super::delta::sql_error));
@@ -565,6 +588,7 @@ pub(super) fn key_types(input: &JoinInput) -> Result<Vec<DataType>, SqlError> {
 impl Operator for Join {
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         let (left, right) = both(inputs)?;
+        self.step += 1;
         let mut made = Vec::new();
         self.take(Side::Left, &left, &mut made)?;
         self.take(Side::Right, &right, &mut made)?;

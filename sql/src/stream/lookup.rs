@@ -10,7 +10,7 @@ use super::operator::{Operator, both};
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
-use super::store::{Kept, Store};
+use super::store::{Came, Kept, Store};
 use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
@@ -76,7 +76,11 @@ impl Lookup {
         let rows = self.codec.encode(&table.batch)?;
         let mut candidates: Candidates = Vec::new();
         let mut next = 0;
-        for (event, key) in events.iter().enumerate() {
+        // What a join gives does not come in the order of its events.
+        let mut order: Vec<usize> = (0..stream.len()).collect();
+        order.sort_by_key(|event| stream.input_row(*event));
+        for event in order {
+            let key = &events[event];
             while next < table.len() && table.input_row(next) < stream.input_row(event) {
                 self.change(table, next, rows.get(next), &changes[next]);
                 next += 1;
@@ -89,6 +93,7 @@ impl Lookup {
             self.change(table, next, rows.get(next), &changes[next]);
             next += 1;
         }
+        candidates.sort_by_key(|(event, _)| *event);
         Ok(candidates)
     }
 
@@ -97,7 +102,14 @@ impl Lookup {
             self.table.remove(row);
         } else {
             let rowtime = table.rowtime.value(at);
-            self.table.insert(Kept { row: row.into(), key: key.clone(), rowtime, expires: i64::MAX, matches: 0 });
+            self.table.insert(Kept {
+                row: row.into(),
+                key: key.clone(),
+                rowtime,
+                expires: i64::MAX,
+                matches: 0,
+                came: Came::default(),
+            });
         }
     }
 

@@ -280,6 +280,30 @@ impl Pipeline {
         self.parts.nodes.iter().map(|node| node.operator.as_ref())
     }
 
+    /// The operators, each after those it reads: what it is, what it reads, and the state it has.
+    pub fn operators_shown(&self) -> Vec<String> {
+        let name = |node: &Node| {
+            let text = node.operator.fingerprint();
+            text.split('(').next().unwrap_or_default().to_owned()
+        };
+        let source = |edge: &Edge| match edge {
+            Edge::Node(at) => at.checked_add(1).map_or_else(String::new, |number| format!("operator {number}")),
+            Edge::Source { source, .. } => {
+                let name = self.parts.sources.get(*source).map_or("", |source| source.name.as_str());
+                format!("\"{name}\"")
+            }
+        };
+        let line = |(at, node): (usize, &Node)| {
+            let inputs: Vec<String> = node.inputs.iter().map(source).collect();
+            let state = match node.operator.is_stateful() {
+                true => format!(", {} bytes of state", node.operator.state_bytes()),
+                false => String::new(),
+            };
+            format!("operator {}: {} of {}{state}", at + 1, name(node), inputs.join(" and "))
+        };
+        self.parts.nodes.iter().enumerate().map(line).collect()
+    }
+
     /// Takes the events of one step. A step without events may still give output: time passes when partitions are
     /// idle, and a global aggregate has its row at the first step.
     ///

@@ -26,6 +26,8 @@ pub(super) struct Entry {
     pub(super) expires: i64,
     /// Rows of the other side that match it.
     pub(super) matches: u64,
+    /// When it came.
+    pub(super) came: Came,
     /// Its position in the list of its key.
     place: usize,
 }
@@ -37,6 +39,14 @@ impl Entry {
     }
 }
 
+/// The event that a row came with: of the step, counted since the operator was made, its input row and the time at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Came {
+    pub(super) step: u64,
+    pub(super) input_row: u32,
+    pub(super) clock: i64,
+}
+
 /// What a row is to be kept with.
 pub(super) struct Kept {
     pub(super) row: Arc<[u8]>,
@@ -44,6 +54,7 @@ pub(super) struct Kept {
     pub(super) rowtime: i64,
     pub(super) expires: i64,
     pub(super) matches: u64,
+    pub(super) came: Came,
 }
 
 /// The rows of one side.
@@ -92,7 +103,7 @@ impl Store {
 
     /// Keeps a row.
     pub(super) fn insert(&mut self, kept: Kept) {
-        let Kept { row, key, rowtime, expires, matches } = kept;
+        let Kept { row, key, rowtime, expires, matches, came } = kept;
         let id = self.free.pop().unwrap_or(self.entries.len() as u32);
         self.bytes += row.len() + key.as_ref().map_or(0, |key| key.len()) + ENTRY_BYTES;
         let mut place = 0;
@@ -107,7 +118,7 @@ impl Store {
         if expires != i64::MAX {
             self.by_time.entry(expires).or_default().push(id);
         }
-        let entry = Some(Entry { row, key, rowtime, expires, matches, place });
+        let entry = Some(Entry { row, key, rowtime, expires, matches, came, place });
         match self.entries.get_mut(id as usize) {
             Some(slot) => *slot = entry,
             None => self.entries.push(entry),
@@ -216,6 +227,7 @@ impl Store {
                 rowtime: rowtime.value(row),
                 expires: expires.value(row),
                 matches: matches.value(row),
+                came: Came::default(),
             });
         }
         Ok(())
@@ -228,7 +240,7 @@ mod tests {
 
     fn kept(row: &str, key: Option<&str>, expires: i64) -> Kept {
         let key = key.map(|key| Arc::from(key.as_bytes()));
-        Kept { row: Arc::from(row.as_bytes()), key, rowtime: 0, expires, matches: 0 }
+        Kept { row: Arc::from(row.as_bytes()), key, rowtime: 0, expires, matches: 0, came: Came::default() }
     }
 
     fn rows(store: &Store, key: &str) -> Vec<String> {

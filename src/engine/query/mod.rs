@@ -43,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) watermark: Option<Timestamp>,
     /// Bytes its operators hold.
     pub(crate) state_bytes: ByteSize,
+    /// Its operators, each with its state.
+    pub(crate) operators: Vec<String>,
 }
 
 impl Supervisor {

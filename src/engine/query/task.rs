@@ -37,6 +37,8 @@ const CHECKPOINT_STEPS_MAX: u64 = STEPS_SINCE_CHECKPOINT_MAX as u64 / 2;
 const CHECKPOINT_BYTES_PER_SECOND: u64 = 16 << 20;
 /// How often the bytes of the state are counted while steps follow each other: that may look at all of it.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// How often the operators are shown anew.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
 
 /// A query with its operators.
 pub(super) struct QueryTask {
@@ -53,6 +55,7 @@ pub(super) struct QueryTask {
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
     reported_at: Instant,
+    shown_at: Option<Instant>,
     /// Of the state, when that was counted last.
     state_bytes: ByteSize,
     /// When each partition last had something to read.
@@ -111,6 +114,7 @@ impl QueryTask {
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
             reported_at: env::instant(),
+            shown_at: None,
             state_bytes: ByteSize::ZERO,
             active_at: HashMap::new(),
             idle_before: HashSet::new(),
@@ -359,6 +363,10 @@ impl QueryTask {
         self.reported_at = env::instant();
         self.state_bytes = bytes;
         self.status.lock().state_bytes = bytes;
+        if self.shown_at.is_none_or(|shown_at| env::elapsed(shown_at) >= SHOW_EVERY) {
+            self.shown_at = Some(env::instant());
+            self.status.lock().operators = self.pipeline.operators_shown();
+        }
         let before = self.held.bytes();
         // The last checkpoint of it is in memory too.
         self.held.put(bytes.plus(bytes));
