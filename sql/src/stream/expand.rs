@@ -5,13 +5,11 @@
 use super::delta::{Delta, Origin, arrow_error, concat};
 use super::expression::evaluate;
 use super::operator::{Operator, only};
-use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt64Array, new_null_array};
 use arrow::compute;
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
-use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// One of the sets.
@@ -60,22 +58,6 @@ impl Operator for Expand {
             parts.push(Delta { batch: batch.map_err(arrow_error)?, ..input.clone() });
         }
         concat(&parts)
-    }
-
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn is_stateful(&self) -> bool {
-        false
-    }
-
-    fn state_bytes(&self) -> ByteSize {
-        ByteSize::ZERO
     }
 
     fn fingerprint(&self) -> String {

@@ -5,11 +5,9 @@
 
 use super::delta::{Delta, Origin, arrow_error};
 use super::operator::{Operator, only};
-use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::datatypes::SchemaRef;
-use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// In: rows with a list of window starts. Out: the same columns, an element in place of the list; what comes of one
@@ -46,22 +44,6 @@ impl Operator for Hop {
         columns.insert(self.list, elements);
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(arrow_error)?;
         Ok(Delta { batch, ..output })
-    }
-
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn is_stateful(&self) -> bool {
-        false
-    }
-
-    fn state_bytes(&self) -> ByteSize {
-        ByteSize::ZERO
     }
 
     fn fingerprint(&self) -> String {

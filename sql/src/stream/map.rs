@@ -5,12 +5,10 @@
 use super::delta::{Delta, Origin, arrow_error};
 use super::expression::{evaluate, evaluate_predicate};
 use super::operator::{Operator, only};
-use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
-use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// One projection or filter.
@@ -81,18 +79,6 @@ impl Operator for Map {
             input = stage.apply(input)?;
         }
         Ok(input)
-    }
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
-        Ok(())
-    }
-    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
-        Ok(())
-    }
-    fn is_stateful(&self) -> bool {
-        false
-    }
-    fn state_bytes(&self) -> ByteSize {
-        ByteSize::ZERO
     }
     fn fingerprint(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::text).collect();

@@ -17,14 +17,20 @@ pub(crate) trait Operator: Send + Sync {
     /// one that goes comes before the one in its place.
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError>;
 
-    /// Writes the state.
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError>;
+    /// Writes the state, if there is any.
+    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
+        Ok(())
+    }
 
     /// Takes over saved state; the operator is as new before.
-    fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError>;
+    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
+        Ok(())
+    }
 
     /// True when `save` writes anything.
-    fn is_stateful(&self) -> bool;
+    fn is_stateful(&self) -> bool {
+        false
+    }
 
     /// True when the operator gives a row before any event, as `count(*)` over everything does.
     fn begins_with_row(&self) -> bool {
@@ -32,7 +38,9 @@ pub(crate) trait Operator: Send + Sync {
     }
 
     /// Memory held by state, about.
-    fn state_bytes(&self) -> ByteSize;
+    fn state_bytes(&self) -> ByteSize {
+        ByteSize::ZERO
+    }
 
     /// Rows dropped as late since the operator was made, saved ones included.
     fn late_rows(&self) -> RowCount {

@@ -5,11 +5,9 @@
 
 use super::delta::{Delta, Origin, arrow_error, concat};
 use super::operator::Operator;
-use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::datatypes::SchemaRef;
-use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// One column of what comes of an input.
@@ -63,22 +61,6 @@ impl Operator for Union {
         let mut order: Vec<u32> = (0..all.len() as u32).collect();
         order.sort_by_key(|row| all.input_row(*row as usize));
         all.take(&order.into())
-    }
-
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn is_stateful(&self) -> bool {
-        false
-    }
-
-    fn state_bytes(&self) -> ByteSize {
-        ByteSize::ZERO
     }
 
     fn fingerprint(&self) -> String {

@@ -4,12 +4,10 @@
 
 use super::delta::{Delta, Origin, arrow_error};
 use super::operator::{Operator, only};
-use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, AsArray, Int32Array, ListArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::{DataType, SchemaRef};
-use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// One column of what comes out.
@@ -100,22 +98,6 @@ fn list(array: &ArrayRef) -> Result<ListArray, SqlError> {
 impl Operator for Unnest {
     fn step(&mut self, inputs: Vec<Delta>, _: &Arc<Origin>) -> Result<Delta, SqlError> {
         self.elements(&only(inputs)?)
-    }
-
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
-        Ok(())
-    }
-
-    fn is_stateful(&self) -> bool {
-        false
-    }
-
-    fn state_bytes(&self) -> ByteSize {
-        ByteSize::ZERO
     }
 
     fn fingerprint(&self) -> String {
