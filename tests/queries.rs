@@ -147,3 +147,64 @@ async fn queries_over_several_relations_equal_their_select_run_once() {
         run(seed).await;
     }
 }
+
+/// Queries with `on_error = 'skip'`, killed between and in steps: each event that cannot be taken is kept once.
+#[tokio::test]
+async fn skipped_events_are_kept_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Process::start(dir.path());
+    let mut client = connect(server.address).await;
+    rows(&client, "CREATE STREAM s (k integer KEY, v integer) WITH (partitions = 2)").await;
+    for sql in [
+        "CREATE STREAM plain WITH (on_error = 'skip') AS SELECT k, 10 / (v - 3) AS q FROM s EMIT CHANGES",
+        "CREATE TABLE sums WITH (on_error = 'skip') AS SELECT k, sum(10 / (v - 3)) AS q FROM s GROUP BY k EMIT CHANGES",
+        // Behind state: the third event of a key fails, and all after it.
+        "CREATE TABLE counts WITH (on_error = 'skip') AS SELECT k, 6 / (count(*) - 3) AS q, count(*) AS c FROM s GROUP BY k
+         EMIT CHANGES",
+    ] {
+        rows(&client, sql).await;
+    }
+    let (mut seeded, mut bad, mut all) = (Seeded(5), 0, 0);
+    for number in 0..60 {
+        let (k, v) = (number % 4, seeded.below(5));
+        bad += u64::from(v == 3);
+        all += 1;
+        rows(&client, &format!("INSERT INTO s VALUES ({k}, {v})")).await;
+        if number % 20 == 13 {
+            drop(client);
+            server.kill();
+            server = Process::start(dir.path());
+            client = connect(server.address).await;
+        }
+        // One event a step, so that it is known which fail behind state.
+        rows(&client, "FLUSH").await;
+    }
+    assert!(bad > 5);
+    let kept = "SELECT query_name, count(*), count(DISTINCT partition || ':' || event_offset), min(sqlstate) AS s
+        FROM millstream.query_errors GROUP BY query_name ORDER BY query_name";
+    let line = |name: &str, count: u64| {
+        [name, &count.to_string(), &count.to_string(), "22012"].map(|cell| Some(cell.to_owned())).to_vec()
+    };
+    let expected = [line("counts", all - 8), line("plain", bad), line("sums", bad)];
+    assert_eq!(rows(&client, kept).await, expected);
+    let counted = rows(&client, "SELECT name, skipped_rows, error FROM millstream.queries ORDER BY name").await;
+    let line = |name: &str, count: u64| vec![Some(name.to_owned()), Some(count.to_string()), None];
+    assert_eq!(counted, [line("counts", all - 8), line("plain", bad), line("sums", bad)]);
+    let good = "FROM s WHERE v <> 3";
+    for (found, expected) in [
+        ("SELECT * FROM plain".to_owned(), format!("SELECT k, 10 / (v - 3) AS q {good}")),
+        ("SELECT * FROM sums".to_owned(), format!("SELECT k, sum(10 / (v - 3)) AS q {good} GROUP BY k")),
+        ("SELECT DISTINCT c, q FROM counts".to_owned(), "SELECT 2, -6".to_owned()),
+        (
+            "SELECT (event->>'k')::integer, (event->>'v')::integer FROM millstream.query_errors WHERE query_name = 'plain'".to_owned(),
+            "SELECT k, v FROM s WHERE v = 3".to_owned(),
+        ),
+    ] {
+        let (mut found, mut expected) = (rows(&client, &found).await, rows(&client, &expected).await);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+    drop(client);
+    server.kill();
+}

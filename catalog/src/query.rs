@@ -60,6 +60,17 @@ pub enum EmitForms {
     EveryChange,
 }
 
+/// What becomes of a query at an event that it cannot take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// It stops, and names the event.
+    #[default]
+    Stop,
+    /// The event is left out, counted and kept in `millstream.query_errors`.
+    Skip,
+}
+
 /// The `WITH` options of a continuous query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryOptions {
@@ -73,6 +84,9 @@ pub struct QueryOptions {
     /// How long after an event's time a join of streams without a range of time keeps it; `None` for ever.
     #[serde(default)]
     pub state_retention: Option<Span>,
+    /// What becomes of it at an event that it cannot take.
+    #[serde(default)]
+    pub on_error: OnError,
 }
 
 impl Default for QueryOptions {
@@ -82,6 +96,7 @@ impl Default for QueryOptions {
             idle_timeout: Span::from_secs(10),
             emit: EmitForms::Changes,
             state_retention: None,
+            on_error: OnError::Stop,
         }
     }
 }

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+/// What the names of the server's own relations begin with; users see them in schema `millstream`.
+pub const OWN_NAMES: &str = "millstream.";
 /// The stored event time: `Timestamp(µs, UTC)`, never null, the first column after the relation's own.
 pub const ROWTIME: &str = "rowtime";
 /// True on a tombstone: `Boolean`, never null, after `rowtime`, stored for tables only.

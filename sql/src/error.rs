@@ -3,8 +3,8 @@
 //! Owns the fields of an error report and their constructors. Leaves out the wire encoding (server) and
 //! the mapping of DataFusion's errors (`exec`). Built wherever SQL is refused; a crash does nothing to it.
 
-use millstream_catalog::model::SqlState;
 use millstream_catalog::model::name::NameError;
+use millstream_catalog::model::{Offset, PartitionId, SqlState};
 use std::fmt;
 
 /// Why a statement was refused or failed.
@@ -24,6 +24,19 @@ pub struct SqlError {
     pub position: Option<usize>,
     /// What it is about, where the place is not known: see [`crate::dialect::locate`].
     pub near: Option<Box<Near>>,
+    /// The event of a continuous query's input that it came with.
+    pub event: Option<Box<EventPlace>>,
+}
+
+/// Where an event of a continuous query's input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventPlace {
+    /// The source, by its position among the query's.
+    pub source: usize,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The offset.
+    pub offset: Offset,
 }
 
 /// A part of a statement.
@@ -45,7 +58,16 @@ pub type Result<T, E = SqlError> = std::result::Result<T, E>;
 impl SqlError {
     /// An error with a code and a message only.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self { sqlstate, message: message.into(), detail: None, hint: None, context: None, position: None, near: None }
+        Self {
+            sqlstate,
+            message: message.into(),
+            detail: None,
+            hint: None,
+            context: None,
+            position: None,
+            near: None,
+            event: None,
+        }
     }
 
     /// `0A000`: `what` (a clause or statement, as in "EMIT FINAL") is not supported; `hint` names the alternative.

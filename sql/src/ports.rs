@@ -144,7 +144,7 @@ pub fn refuse_later(view: &str) -> Result<(), SqlError> {
         "consumer_groups" | "consumer_group_members" | "consumer_group_offsets" => "there are no consumer groups yet",
         "connectors" => "there are no connectors yet",
         "functions" => "use SHOW FUNCTIONS",
-        "query_errors" => "a query stops at an event that fails: see millstream.queries.error",
+        "query_errors" => "it is made with the first query WITH (on_error = 'skip')",
         _ => return Ok(()),
     };
     Err(SqlError::unsupported(format!("the view millstream.{view}"), hint))

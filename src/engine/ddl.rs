@@ -4,12 +4,14 @@
 //! between the two is mended by `reconcile` at the next start. Leaves out binding (sql) and running queries
 //! (`query`).
 
+use crate::engine::query::ensure_errors;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, replication_error};
 use crate::replication::{ReplicationError, Shard};
 use crate::storage::TopicStorage;
 use millstream_catalog::model::{Offset, PartitionId, QueryId, ShardId, SqlState, TopicId};
-use millstream_catalog::query::OffsetReset;
+use millstream_catalog::query::{OffsetReset, OnError};
+use millstream_catalog::schema::OWN_NAMES;
 use millstream_catalog::{
     CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions,
 };
@@ -307,6 +309,9 @@ impl Session {
             self.notify_hint("this query keeps every event of the streams it joins", hint);
         }
         let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
+        if query.options.on_error == OnError::Skip {
+            self.to_the_end(ensure_errors(Arc::clone(&self.engine), relation.shard)).await?;
+        }
         let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };
         match self.to_the_end(establish(Arc::clone(&self.engine), command)).await {
             Ok(()) => {}
@@ -368,6 +373,11 @@ impl Session {
         for name in &drop.names {
             let catalog = self.engine.catalog();
             match catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)) {
+                Some(relation) if relation.name.as_str().starts_with(OWN_NAMES) => {
+                    let message = format!("cannot drop stream \"{name}\": it is the server's own");
+                    let error = SqlError::new(SqlState::WrongObjectType, message).hint("TRUNCATE it");
+                    return Err(error.at(name.position));
+                }
                 Some(relation) => {
                     check_object_kind(drop.kind, "DROP", relation, name)?;
                     ids.insert(relation.id);

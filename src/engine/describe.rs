@@ -233,8 +233,13 @@ impl Session {
             let status = self.engine.queries.status(query.id);
             lines.extend(status.operators.iter().map(|operator| format!("  {operator}")));
             lines.push(format!(
-                "  Progress: step {}, {} rows in, {} out, {} late, {} bytes of state",
-                progress.step, progress.input_rows, progress.output_rows, progress.late_rows, status.state_bytes
+                "  Progress: step {}, {} rows in, {} out, {} late, {} skipped, {} bytes of state",
+                progress.step,
+                progress.input_rows,
+                progress.output_rows,
+                progress.late_rows,
+                progress.skipped_rows,
+                status.state_bytes
             ));
         }
         crate::engine::select::text_rows("QUERY PLAN", lines, "EXPLAIN").map(Outcome::Rows)

@@ -19,7 +19,7 @@ use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use millstream_catalog::model::{ByteSize, Durability, Offset, Sequence, ShardId, SqlState, Timestamp};
-use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
+use millstream_catalog::schema::{OWN_NAMES, ROWOFFSET, ROWPARTITION, ROWTIME};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::{InsertPlan, InsertSelect, literal_columns, select_types};
 use millstream_sql::dialect::{Insert, InsertSource, Parsed, QualifiedName, Select, SequenceValue, Statement};
@@ -48,6 +48,10 @@ impl Session {
         let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)).ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
         })?;
+        if relation.name.as_str().starts_with(OWN_NAMES) {
+            let message = format!("stream \"{name}\" is written by the server");
+            return Err(SqlError::new(SqlState::WrongObjectType, message).at(name.position));
+        }
         if relation.query.is_some() {
             return Err(SqlError::new(
                 SqlState::WrongObjectType,

@@ -186,7 +186,7 @@ impl Session {
                 }
                 while positions != ends {
                     let Some(input) = inputs.next_up_to(&positions, cut)? else { break };
-                    pipeline.step(StepInput { batches: input.batches, idle: &[], now })?;
+                    pipeline.step(&StepInput { batches: input.batches, idle: &[], now })?;
                     positions = input.positions;
                     tokio::task::yield_now().await;
                 }
@@ -382,7 +382,7 @@ fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Com
             None => return Ok(Computed { pipeline, positions: None, rows: None }),
         },
     };
-    let output = pipeline.step(StepInput { batches, idle: &[], now })?;
+    let output = pipeline.step(&StepInput { batches, idle: &[], now })?;
     let rows = output.batch.filter(|batch| batch.num_rows() > 0);
     let rows = rows.map(|batch| pipeline.output().client_rows(&batch).and_then(alone)).transpose()?;
     Ok(Computed { pipeline, positions, rows })

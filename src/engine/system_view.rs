@@ -128,6 +128,7 @@ const VIEWS: &[View] = &[
             ("input_rows", 'b'),
             ("output_rows", 'b'),
             ("late_rows", 'b'),
+            ("skipped_rows", 'b'),
             ("lag_rows", 'b'),
             ("watermark", 'z'),
             ("state_bytes", 'b'),
@@ -388,7 +389,8 @@ fn query_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             .sum();
         let error = match &query.state {
             QueryState::Error { sqlstate, message } => Some(format!("{sqlstate}: {message}")),
-            _ => None,
+            QueryState::Running => status.failure.clone(),
+            QueryState::Paused | QueryState::Terminated => None,
         };
         vec![
             text(&query.name),
@@ -400,6 +402,7 @@ fn query_rows(engine: &Engine) -> Vec<Vec<Cell>> {
             long(progress.input_rows.value()),
             long(progress.output_rows.value()),
             long(progress.late_rows.value()),
+            long(progress.skipped_rows.value()),
             long(lag),
             Time(status.watermark),
             long(status.state_bytes.value()),

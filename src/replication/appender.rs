@@ -381,6 +381,7 @@ impl Forming {
             now: step.now,
             input_rows: step.input_rows,
             late_rows: step.late_rows,
+            skipped_rows: step.skipped_rows,
             outputs,
         }));
     }

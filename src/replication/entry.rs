@@ -132,7 +132,7 @@ impl AppendWrite {
 }
 
 /// A [`super::Step`] whose outputs are parts of the entry's batches.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StepWrite {
     pub(crate) query: QueryId,
     pub(crate) step: StepNumber,
@@ -141,6 +141,7 @@ pub(crate) struct StepWrite {
     pub(crate) now: Timestamp,
     pub(crate) input_rows: RowCount,
     pub(crate) late_rows: RowCount,
+    pub(crate) skipped_rows: RowCount,
     pub(crate) outputs: Vec<Part>,
 }
 

@@ -7,7 +7,7 @@
 //! index u64`. Extra: `version u8, catalog u8 0 or 1 and bytes, count u32` queries of `query u64, step u64,
 //! input u64, output u64, late u64`, positions, `checkpoint u8 0 or 1` and its fields, `count u32` step records of
 //! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on open transactions follow as `bytes` (`stages`), then `count u32` producers, of
-//! `topic u64, producer bytes, next u64, at i64`.
+//! `topic u64, producer bytes, next u64, at i64`. From version 3 on a query has `skipped u64` after `late`.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::entry::{
@@ -24,7 +24,7 @@ use millstream_catalog::model::{EntryIndex, QueryId, RowCount, Sequence, StepNum
 use millstream_catalog::persist::{decode_state, encode_state};
 
 const VERSION: u8 = 1;
-const EXTRA_VERSION: u8 = 2;
+const EXTRA_VERSION: u8 = 3;
 
 /// Where the state stands: the last applied entry, and the membership as of it.
 pub(crate) fn encode_applied(applied: &LogId, membership: &StoredMembership) -> Result<Bytes, String> {
@@ -116,7 +116,7 @@ pub(crate) fn decode_extra(bytes: Bytes) -> Result<Extra, DecodeError> {
     let count = decoder.count(41)?;
     let mut queries = Queries::new();
     for _ in 0..count {
-        let (query, progress) = decode_progress(&mut decoder)?;
+        let (query, progress) = decode_progress(&mut decoder, version)?;
         queries.insert(query, progress);
     }
     let mut producers = Producers::default();
@@ -137,6 +137,7 @@ fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgre
     encoder.u64(progress.input_rows.value());
     encoder.u64(progress.output_rows.value());
     encoder.u64(progress.late_rows.value());
+    encoder.u64(progress.skipped_rows.value());
     encode_position_map(encoder, &progress.positions);
     match &progress.checkpoint {
         None => encoder.u8(0),
@@ -154,13 +155,14 @@ fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgre
     }
 }
 
-fn decode_progress(decoder: &mut Decoder) -> Result<(QueryId, QueryProgress), DecodeError> {
+fn decode_progress(decoder: &mut Decoder, version: u8) -> Result<(QueryId, QueryProgress), DecodeError> {
     let query = QueryId::new(decoder.u64()?);
     let mut progress = QueryProgress {
         step: StepNumber::new(decoder.u64()?),
         input_rows: RowCount::new(decoder.u64()?),
         output_rows: RowCount::new(decoder.u64()?),
         late_rows: RowCount::new(decoder.u64()?),
+        skipped_rows: RowCount::new(if version < 3 { 0 } else { decoder.u64()? }),
         positions: decode_position_map(decoder)?,
         ..QueryProgress::default()
     };
@@ -215,6 +217,7 @@ mod tests {
             input_rows: RowCount::new(1),
             output_rows: RowCount::new(2),
             late_rows: RowCount::new(3),
+            skipped_rows: RowCount::new(4),
             checkpoint: Some(Checkpoint {
                 query: QueryId::new(5),
                 step: StepNumber::new(7),
@@ -246,7 +249,7 @@ mod tests {
         let none = Extra { catalog: None, queries, producers, stages: Bytes::new() };
         let bytes = encode_extra(None, &none.queries, &none.producers, b"");
         assert_eq!(decode_extra(bytes.clone()), Ok(none));
-        // Version 1 had no producers.
+        // Version 2 did not count skipped events; version 1 had no producers.
         let first = [&[1_u8][..], &bytes[1..bytes.len() - 12]].concat();
         assert_eq!(decode_extra(Bytes::from(first)).map(|extra| extra.producers.len()), Ok(0));
     }

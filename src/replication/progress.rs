@@ -44,6 +44,7 @@ pub(crate) fn record_step(queries: &mut Queries, step: &StepWrite, output_rows: 
     progress.input_rows = progress.input_rows.plus(step.input_rows);
     progress.output_rows = progress.output_rows.plus(output_rows);
     progress.late_rows = progress.late_rows.plus(step.late_rows);
+    progress.skipped_rows = progress.skipped_rows.plus(step.skipped_rows);
     progress.since_checkpoint.push(StepRecord {
         step: step.step,
         positions: step.positions.clone(),
@@ -117,6 +118,7 @@ mod tests {
             now: Timestamp::from_micros(number as i64),
             input_rows: RowCount::new(10),
             late_rows: RowCount::new(1),
+            skipped_rows: RowCount::new(2),
             outputs: Vec::new(),
         }
     }
@@ -154,6 +156,7 @@ mod tests {
         assert_eq!(progress.input_rows, RowCount::new(30));
         assert_eq!(progress.output_rows, RowCount::new(6));
         assert_eq!(progress.late_rows, RowCount::new(3));
+        assert_eq!(progress.skipped_rows, RowCount::new(6));
         let kept: Vec<u64> = progress.since_checkpoint.iter().map(|record| record.step.value()).collect();
         assert_eq!(kept, [3]);
     }

@@ -118,6 +118,8 @@ pub struct Step {
     pub input_rows: RowCount,
     /// Rows it read that came too late.
     pub late_rows: RowCount,
+    /// Rows it read that could not be taken.
+    pub skipped_rows: RowCount,
     /// When it counts as committed. What a crash takes back of it is computed again.
     pub durability: Durability,
 }
@@ -163,6 +165,8 @@ pub struct QueryProgress {
     pub output_rows: RowCount,
     /// Rows that came too late in total.
     pub late_rows: RowCount,
+    /// Rows that could not be taken in total.
+    pub skipped_rows: RowCount,
     /// The last checkpoint.
     pub checkpoint: Option<Checkpoint>,
     /// The steps after the checkpoint, in order, to replay the operators' state after a restart.

@@ -8,7 +8,7 @@ use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident,
 use crate::error::SqlError;
 use crate::types;
 use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
-use millstream_catalog::schema::{ROWFIRST, ROWGONE, ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
+use millstream_catalog::schema::{OWN_NAMES, ROWFIRST, ROWGONE, ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType};
 use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
@@ -65,9 +65,13 @@ pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<CreateAsOptions, 
 /// Refuses a name that would need escapes in paths, addresses and the statements that tools make of it.
 ///
 /// # Errors
-/// `42602`.
+/// `42602`; `42939` for names of the server's own.
 pub fn check_topic_name(name: &QualifiedName) -> Result<(), SqlError> {
     let text = name.name.as_str();
+    if text.starts_with(OWN_NAMES) {
+        let message = format!("names that begin with \"{OWN_NAMES}\" are the server's own");
+        return Err(SqlError::new(SqlState::ReservedName, message).at(name.position));
+    }
     let wrong = text.chars().find(|c| matches!(c, '/' | '\\' | '"' | '\'' | '`'));
     let reason = match wrong {
         Some(wrong) => format!("it has a {wrong}"),

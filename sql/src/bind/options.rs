@@ -7,7 +7,7 @@ use crate::dialect::ast::{OptionValue, Position, Select, WithOption, WithOptions
 use crate::dialect::duration;
 use crate::error::SqlError;
 use millstream_catalog::model::{ByteSize, Durability, Span, SqlState, limit};
-use millstream_catalog::query::{EmitForms, OffsetReset};
+use millstream_catalog::query::{EmitForms, OffsetReset, OnError};
 use millstream_catalog::{Cleanup, CleanupPolicy, Compression, QueryOptions, RelationKind, TopicOptions};
 
 /// The options of `CREATE … (columns) WITH (…)`.
@@ -194,8 +194,8 @@ fn query_option(option: &WithOption, query: &mut QueryOptions) -> Result<bool, S
             _ => return Err(wrong(option).hint("values are changes and every_change")),
         },
         "on_error" => match lower(option)?.as_str() {
-            "stop" => {}
-            "skip" => return Err(unsupported_value(option, "use 'stop', and keep such events out with WHERE")),
+            "stop" => query.on_error = OnError::Stop,
+            "skip" => query.on_error = OnError::Skip,
             _ => return Err(wrong(option).hint("values are stop and skip")),
         },
         "idle_timeout" => query.idle_timeout = duration_of(option)?,

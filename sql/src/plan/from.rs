@@ -372,10 +372,12 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     if is_current && !matches!(&found, Named::Relation(relation) if relation.kind == RelationKind::Table) {
         return Err(SqlError::unsupported("FOR SYSTEM_TIME AS OF of what is no table", "leave it out"));
     }
+    let mut plan_name = bare;
     let (mark, mut columns) = match found {
         Named::Cte(columns) => (None, columns),
         Named::Relation(relation) => {
             let columns = relation_columns(&relation);
+            relation.name.as_str().clone_into(&mut plan_name);
             if !resolver.sources.iter().any(|source| source.id == relation.id) {
                 resolver.sources.push(relation);
             }
@@ -383,7 +385,7 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
         }
         Named::SystemView(columns) => (Some(SYSTEM), columns),
     };
-    let parts = mark.into_iter().chain([bare.as_str()]);
+    let parts = mark.into_iter().chain([plan_name.as_str()]);
     *name = ObjectName(parts.map(|part| ObjectNamePart::Identifier(quoted(part))).collect());
     let schema = schema.filter(|_| given.is_none());
     rename_visible(&shown, &mut columns, given.map(|alias| alias.columns).unwrap_or_default())?;
@@ -460,7 +462,10 @@ fn in_schema(resolver: &Resolver<'_>, schema: &str, name: &str) -> Option<Named>
         "public" => resolver.context.catalog.relation(name).cloned().map(Named::Relation),
         "millstream" => {
             let views = resolver.context.source.system_views();
-            let (_, schema) = views.into_iter().find(|(view, _)| view == name)?;
+            let Some((_, schema)) = views.into_iter().find(|(view, _)| view == name) else {
+                let own = resolver.context.catalog.relation(&format!("{schema}.{name}"));
+                return own.cloned().map(Named::Relation);
+            };
             let column = |field: &Arc<arrow::datatypes::Field>| visible(field.name());
             Some(Named::SystemView(schema.fields().iter().map(column).collect()))
         }

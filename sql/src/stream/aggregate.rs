@@ -4,7 +4,7 @@
 //! aggregates' own state (`call`), event time (`time`), HAVING and the select list (`keyed`). State lives in memory and
 //! is saved whole.
 
-use super::call::{Call, Rows, Touched};
+use super::call::{Arguments, Call, Rows, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, sql_error, with_weight};
 use super::expression::evaluate;
 use super::operator::{Operator, only};
@@ -115,6 +115,16 @@ struct Before {
     rowtime: Vec<i64>,
     /// Which of them there were.
     is_there: Vec<bool>,
+}
+
+/// The rows of a step, ready to be grouped.
+struct Evaluated {
+    delta: Delta,
+    keys: Vec<ArrayRef>,
+    /// Per call.
+    arguments: Vec<Arguments>,
+    /// Rows that are not among them.
+    late_rows: RowCount,
 }
 
 /// The groups of one step.
@@ -343,8 +353,9 @@ impl Aggregate {
     }
 
     /// Takes the rows of a step.
-    fn take(&mut self, input: Delta) -> Result<Delta, SqlError> {
-        let (delta, keys) = self.drop_late(input)?;
+    fn take(&mut self, evaluated: Evaluated) -> Result<Delta, SqlError> {
+        let Evaluated { delta, keys, arguments, late_rows } = evaluated;
+        self.late_rows = self.late_rows.plus(late_rows);
         let is_first = self.has_lasting() && self.slots.capacity() == 0;
         if delta.len() == 0 && !is_first {
             return Ok(Delta::empty(Arc::clone(&self.schema), &delta.origin));
@@ -356,8 +367,8 @@ impl Aggregate {
         let before = self.before(&interned, &touched)?;
         let last = self.raise(&delta, &interned, &touched.found);
         let mut columns = interned.keys;
-        for call in &mut self.calls {
-            columns.push(call.step(&delta, &touched)?);
+        for (call, arguments) in self.calls.iter_mut().zip(arguments) {
+            columns.push(call.step(arguments, &delta, &touched)?);
         }
         let output = match self.changes {
             Changes::Forms => self.forms(&delta, columns, &touched, &before, &last)?,
@@ -399,21 +410,32 @@ impl Aggregate {
         RowCount::of(events.filter(|rows| !rows.iter().any(|row| open.value(*row))).count())
     }
 
-    /// Drops late rows, counting them.
-    fn drop_late(&mut self, delta: Delta) -> Result<(Delta, Vec<ArrayRef>), SqlError> {
-        let keys = self.key_columns(&delta)?;
-        let Some(open) = self.open_rows(&delta, &keys)? else { return Ok((delta, keys)) };
-        self.late_rows = self.late_rows.plus(self.refused(&delta, &open));
-        let keys = keys.iter().map(|column| arrow::compute::filter(column, &open)).collect::<Result<Vec<_>, _>>();
-        Ok((delta.filter(&open)?, keys.map_err(arrow_error)?))
+    /// The rows that are not late, with what is computed of each before any state changes.
+    fn evaluate(&self, input: Delta) -> Result<Evaluated, SqlError> {
+        let keys = self.key_columns(&input)?;
+        let (delta, keys, late_rows) = match self.open_rows(&input, &keys)? {
+            None => (input, keys, RowCount::ZERO),
+            Some(open) => {
+                let keys = keys.iter().map(|column| arrow::compute::filter(column, &open));
+                let keys = keys.collect::<Result<Vec<_>, _>>().map_err(arrow_error)?;
+                (input.filter(&open)?, keys, self.refused(&input, &open))
+            }
+        };
+        let arguments = self.calls.iter().map(|call| call.evaluate(&delta)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Evaluated { delta, keys, arguments, late_rows })
     }
 }
 
 impl Operator for Aggregate {
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
-        let output = self.take(only(inputs)?)?;
+        let evaluated = self.evaluate(only(inputs)?)?;
+        let output = self.take(evaluated)?;
         self.close(origin.end);
         Ok(output)
+    }
+
+    fn check(&self, inputs: &[Delta]) -> Result<(), SqlError> {
+        inputs.iter().try_for_each(|input| self.evaluate(input.clone()).map(drop))
     }
 
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {

@@ -101,6 +101,14 @@ pub(crate) struct Call {
     keep: Keep,
 }
 
+/// What an aggregate takes of each row.
+pub(crate) struct Arguments {
+    /// One column per argument, then those to order by.
+    values: Vec<ArrayRef>,
+    /// Which rows count; all if there is none.
+    filter: Option<BooleanArray>,
+}
+
 enum Keep {
     Columns(Columns),
     Boxed(Boxed),
@@ -157,16 +165,21 @@ impl Call {
         self.keep.result_type()
     }
 
-    /// Takes the rows of `delta` and gives the aggregate of each touched group.
-    pub(crate) fn step(&mut self, delta: &Delta, touched: &Touched) -> Result<ArrayRef, SqlError> {
-        let mut arguments = Vec::with_capacity(self.arguments.len());
-        for argument in &self.arguments {
-            arguments.push(evaluate(argument.as_ref(), delta)?);
-        }
-        let mut filter = match &self.filter {
-            None => None,
-            Some(filter) => Some(evaluate_predicate(filter.as_ref(), delta)?),
-        };
+    /// The arguments over the rows of `delta`.
+    pub(crate) fn evaluate(&self, delta: &Delta) -> Result<Arguments, SqlError> {
+        let values = self.arguments.iter().map(|argument| evaluate(argument.as_ref(), delta));
+        let filter = self.filter.as_ref().map(|filter| evaluate_predicate(filter.as_ref(), delta));
+        Ok(Arguments { values: values.collect::<Result<Vec<_>, _>>()?, filter: filter.transpose()? })
+    }
+
+    /// Takes the rows of `delta`, with their arguments, and gives the aggregate of each touched group.
+    pub(crate) fn step(
+        &mut self,
+        arguments: Arguments,
+        delta: &Delta,
+        touched: &Touched,
+    ) -> Result<ArrayRef, SqlError> {
+        let Arguments { values: arguments, mut filter } = arguments;
         if let Some(gate) = &mut self.gate {
             let own = arguments.len() - self.function.order_bys().len();
             let slots = touched.groups.iter().map(|group| touched.found[*group].slot);

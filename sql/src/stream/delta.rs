@@ -10,7 +10,7 @@ use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, Timestamp};
 use std::sync::Arc;
 
-use crate::error::SqlError;
+use crate::error::{EventPlace, SqlError};
 
 /// Before any event.
 pub(crate) const NEVER: i64 = i64::MIN;
@@ -88,11 +88,11 @@ impl Default for Origin {
 }
 
 impl Origin {
-    /// The partition and offset of an input row, and the position of its source.
-    pub(crate) fn place(&self, row: usize) -> Option<(usize, PartitionId, Offset)> {
+    /// Where an input row is.
+    pub(crate) fn place(&self, row: usize) -> Option<EventPlace> {
         let index = self.runs.partition_point(|run| run.row_start <= row).checked_sub(1)?;
-        let run = self.runs.get(index)?;
-        Some((run.source, run.partition, run.offset_start.plus(RowCount::of(row - run.row_start))))
+        let Run { source, partition, offset_start, row_start } = *self.runs.get(index)?;
+        Some(EventPlace { source, partition, offset: offset_start.plus(RowCount::of(row - row_start)) })
     }
 }
 
@@ -193,8 +193,10 @@ impl Delta {
 }
 
 /// `error`, with the partition and offset of input row `row`.
-pub(crate) fn blame(origin: &Origin, row: usize, error: SqlError) -> SqlError {
-    let Some((source, partition, offset)) = origin.place(row) else { return error };
+pub(crate) fn blame(origin: &Origin, row: usize, mut error: SqlError) -> SqlError {
+    let Some(event) = origin.place(row) else { return error };
+    error.event = Some(Box::new(event));
+    let EventPlace { source, partition, offset } = event;
     let name = origin.names.get(source).map_or(String::new(), |name| format!("\"{name}\", "));
     let place = format!("{name}partition {}, offset {offset}", partition.value());
     match error.detail.clone() {

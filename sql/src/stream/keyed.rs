@@ -15,9 +15,9 @@ use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::HashMap;
+use datafusion::common::hash_map::Entry;
 use millstream_catalog::model::ByteSize;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Stages over rows with a key.

@@ -12,9 +12,9 @@ use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::HashMap;
+use datafusion::common::hash_map::Entry;
 use millstream_catalog::model::ByteSize;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Memory of a row beside its bytes and those of its key, about.

@@ -17,6 +17,11 @@ pub(crate) trait Operator: Send + Sync {
     /// one that goes comes before the one in its place.
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError>;
 
+    /// Fails as `step` would before it changes any state.
+    fn check(&self, _inputs: &[Delta]) -> Result<(), SqlError> {
+        Ok(())
+    }
+
     /// Writes the state, if there is any.
     fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
         Ok(())

@@ -26,6 +26,8 @@ pub(super) struct RowOrder {
     window: Option<WindowBounds>,
     /// The order, then the row.
     rows: KeyCodec,
+    /// The order alone, which is what the bytes of a place begin with.
+    orders: KeyCodec,
 }
 
 impl RowOrder {
@@ -42,10 +44,12 @@ impl RowOrder {
         for one in &order {
             fields.push(SortField::new_with_options(type_of(&one.expr)?, one.options));
         }
+        let orders = KeyCodec::sorted(fields.clone())?;
         fields.extend(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())));
         Ok(Self {
             partitions: KeyCodec::new(&types)?,
             rows: KeyCodec::sorted(fields)?,
+            orders,
             window,
             partition,
             order,
@@ -60,8 +64,10 @@ impl RowOrder {
         let closes = self.window.and_then(|window| window.closes(&partition));
         let order = self.order.iter().map(|one| evaluate(one.expr.as_ref(), delta));
         let mut columns = order.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
+        let orders = self.orders.encode(&columns)?;
         columns.extend(delta.batch.columns().iter().cloned());
-        Ok(Placed { partitions: self.partitions.encode(&partition)?, rows: self.rows.encode(&columns)?, closes })
+        let (partitions, rows) = (self.partitions.encode(&partition)?, self.rows.encode(&columns)?);
+        Ok(Placed { partitions, rows, orders, closes })
     }
 
     /// The rows at `places`.
@@ -87,6 +93,8 @@ pub(super) struct Placed {
     pub(super) partitions: KeyBytes,
     /// Places within them.
     pub(super) rows: KeyBytes,
+    /// What places of peers have in common.
+    pub(super) orders: KeyBytes,
     /// When the partition's window goes.
     closes: Option<Vec<i64>>,
 }

@@ -13,9 +13,10 @@ use super::slots::KeyCodec;
 use crate::error::SqlError;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array};
 use arrow::datatypes::{DataType, Schema, SchemaRef};
+use datafusion::common::HashMap;
 use datafusion::physical_expr::window::WindowExpr;
 use millstream_catalog::model::ByteSize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Memory of a row beside its bytes, about.

@@ -4,6 +4,8 @@
 //! (`plan::pipeline`), how events become rows (`source`), and everything about storage and commit. The engine's task of the query owns one pipeline and calls
 //! it from one thread at a time; after a crash it makes a new one, restores the last checkpoint and repeats the steps.
 
+mod skip;
+
 use super::delta::{Delta, NEVER, Origin, arrow_error};
 use super::expression::StepNow;
 use super::operator::Operator;
@@ -16,6 +18,8 @@ use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Column, RelationKind, Schema};
+pub use skip::{Again, SkippedEvent};
+use skip::{Failed, Skipping};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -310,15 +314,25 @@ impl Pipeline {
     /// # Errors
     /// The SQL error of an expression or aggregate, the partition and offset of the event in its detail. The pipeline
     /// is then in no defined state and must be dropped.
-    pub fn step(&mut self, input: StepInput<'_>) -> Result<StepOutput, SqlError> {
+    pub fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, SqlError> {
+        self.run(input, None)
+    }
+
+    fn run(&mut self, input: &StepInput<'_>, mut skipping: Option<&mut Skipping>) -> Result<StepOutput, SqlError> {
         if self.parts.steps == Steps::Whole {
-            return self.take(input);
+            return self.take(input, skipping);
         }
-        let StepInput { batches, idle, now } = input;
-        let mut whole = self.take(StepInput { batches: Vec::new(), idle, now })?;
+        let mut whole = self.take(&StepInput { batches: Vec::new(), ..*input }, skipping.as_deref_mut())?;
         let mut rows: Vec<RecordBatch> = whole.batch.into_iter().collect();
-        for batch in batches.iter().flat_map(InputBatch::each) {
-            let one = self.take(StepInput { batches: vec![batch], idle, now })?;
+        for batch in input.batches.iter().flat_map(InputBatch::each) {
+            let one = StepInput { batches: vec![batch.clone()], ..*input };
+            let one = match (self.take(&one, skipping.as_deref_mut()), skipping.as_deref_mut()) {
+                (Err(error), Some(skipping)) => {
+                    skipping.note_only(&batch, &error);
+                    return Err(error);
+                }
+                (one, _) => one?,
+            };
             rows.extend(one.batch);
             whole.input_rows = whole.input_rows.plus(one.input_rows);
             whole.late_rows = whole.late_rows.plus(one.late_rows);
@@ -331,10 +345,27 @@ impl Pipeline {
     }
 
     /// Takes events at once.
-    fn take(&mut self, input: StepInput<'_>) -> Result<StepOutput, SqlError> {
+    fn take(&mut self, input: &StepInput<'_>, mut skipping: Option<&mut Skipping>) -> Result<StepOutput, SqlError> {
         StepNow::set(&self.parts.now, input.now);
         let late_before = self.late_rows();
-        let read = read(&self.parts.sources, &input)?;
+        let (mut sources, origin, input_rows) = self.begin(input)?;
+        if let Some(skipping) = &skipping {
+            skipping.leave_out(&mut sources, &origin)?;
+        }
+        let batch = loop {
+            match (self.work(&sources, &origin), skipping.as_deref_mut()) {
+                (Ok(batch), _) => break batch,
+                (Err(failed), Some(skipping)) => self.sift(failed, &mut sources, &origin, skipping)?,
+                (Err(failed), None) => return Err(failed.error),
+            }
+        };
+        let late_rows = RowCount::new(self.late_rows().value() - late_before.value());
+        Ok(StepOutput { batch, input_rows, late_rows })
+    }
+
+    /// The rows of each source, where they come from, and how many events there are; event time moves on.
+    fn begin(&mut self, input: &StepInput<'_>) -> Result<(Vec<Delta>, Arc<Origin>, RowCount), SqlError> {
+        let read = read(&self.parts.sources, input)?;
         let clock = self.parts.time.advance(&read.runs, &read.rowtime, input.idle);
         let end = self.parts.time.time().map_or(NEVER, Timestamp::micros);
         let names = match self.parts.sources.as_slice() {
@@ -343,18 +374,22 @@ impl Pipeline {
         };
         let input_rows = RowCount::of(read.rowtime.len());
         let origin = Arc::new(Origin { runs: read.runs, clock, end, now: input.now, names });
-        let sources: Vec<Delta> =
-            read.deltas.into_iter().map(|delta| Delta { origin: Arc::clone(&origin), ..delta }).collect();
+        let sources = read.deltas.into_iter().map(|delta| Delta { origin: Arc::clone(&origin), ..delta }).collect();
+        Ok((sources, origin, input_rows))
+    }
+
+    /// The rows of the sink.
+    fn work(&mut self, sources: &[Delta], origin: &Arc<Origin>) -> Result<Option<RecordBatch>, Failed> {
         let mut made: Vec<Option<Delta>> = Vec::with_capacity(self.parts.nodes.len());
-        for node in &mut self.parts.nodes {
-            let inputs = node.inputs.iter().map(|edge| follow(edge, &sources, &mut made));
-            let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-            made.push(Some(node.operator.step(inputs, &origin)?));
+        let mut is_dirty = false;
+        for (at, node) in self.parts.nodes.iter_mut().enumerate() {
+            let inputs = node.inputs.iter().map(|edge| follow(edge, sources, &mut made));
+            let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| node.operator.step(inputs, origin));
+            made.push(Some(output.map_err(|error| Failed { at, is_dirty, error })?));
+            is_dirty |= node.operator.is_stateful();
         }
-        let rows = follow(&self.parts.root, &sources, &mut made)?;
-        let batch = self.parts.sink.rows(rows)?;
-        let late_rows = RowCount::new(self.late_rows().value() - late_before.value());
-        Ok(StepOutput { batch, input_rows, late_rows })
+        let rows = follow(&self.parts.root, sources, &mut made).and_then(|rows| self.parts.sink.rows(rows));
+        rows.map_err(|error| Failed { at: self.parts.nodes.len(), is_dirty, error })
     }
 
     fn late_rows(&self) -> RowCount {

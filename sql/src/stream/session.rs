@@ -18,9 +18,10 @@ use arrow::array::{
 };
 use arrow::compute::{self, SortOptions};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
+use datafusion::common::HashMap;
 use datafusion::physical_expr::PhysicalExpr;
 use millstream_catalog::model::{ByteSize, RowCount};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Memory of a session beside its key, about.
@@ -372,7 +373,8 @@ impl Sessions {
         let (before, was) = self.before(input, &steps, &changed)?;
         let found = self.settle(&steps, &changed)?;
         let touched = Touched::new(groups, found, self.sessions.len());
-        let calls = self.calls.iter_mut().map(|call| call.step(&delta, &touched)).collect::<Result<Vec<_>, _>>()?;
+        let step = |call: &mut Call| call.step(call.evaluate(&delta)?, &delta, &touched);
+        let calls = self.calls.iter_mut().map(step).collect::<Result<Vec<_>, _>>()?;
         let sessions: Vec<&Session> = changed.iter().map(|work| &steps.works[*work].session).collect();
         let rows = changed.iter().map(|work| steps.works[*work].row.unwrap_or(0)).collect();
         let columns = self.group_columns(sessions.iter().copied())?;

@@ -10,8 +10,8 @@ use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, BooleanArray, Int16Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{self, CastOptions};
 use arrow::datatypes::{DataType, SchemaRef};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use datafusion::common::HashMap;
+use datafusion::common::hash_map::Entry;
 use std::sync::Arc;
 
 /// Where a stored column's values come from.

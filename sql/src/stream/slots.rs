@@ -8,7 +8,8 @@ use crate::error::SqlError;
 use arrow::array::ArrayRef;
 use arrow::row::{RowConverter, Rows, SortField};
 use datafusion::arrow::datatypes::DataType;
-use std::collections::{BTreeMap, HashMap};
+use datafusion::common::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Key bytes of the rows of a few columns.

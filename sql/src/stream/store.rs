@@ -7,7 +7,8 @@ use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt64Array};
-use std::collections::{BTreeMap, HashMap};
+use datafusion::common::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Memory of a row beside its bytes and those of its key, about.

@@ -1,26 +1,26 @@
-//! The first rows of each partition: `row_number() OVER (…) <= n`, `ORDER BY … LIMIT n OFFSET m`, `DISTINCT ON`.
+//! The first rows of each partition: `row_number() OVER (…) <= n`, also `rank()` and `dense_rank()`, `ORDER BY … LIMIT n
+//! OFFSET m`, `DISTINCT ON`.
 //!
-//! Owns the rows in order: the first ones, and those that take their place when one goes; of rows that stay, the first
-//! only. A row costs the logarithm of their number. Leaves out other window functions (`over`). State: the rows.
+//! Owns partitions and what is told of their rows. Leaves out the rows in order (`ranked`) and other window functions
+//! (`over`). State: the rows.
 
 use super::aggregate::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Operator, only};
 use super::ordered::{Closing, RowOrder, insert_columns};
+use super::ranked::{ENTRY_BYTES, Numbered, Place, Ranked, Ranking};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{
     ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array, UInt64Array, new_null_array,
 };
 use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::HashMap;
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
 use millstream_catalog::model::ByteSize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Memory of a row beside its bytes, about.
-const ENTRY_BYTES: usize = 72;
 
 /// What becomes of a row's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +41,11 @@ pub(crate) struct TopSpec {
     pub(crate) window: Option<WindowBounds>,
     /// ORDER BY.
     pub(crate) order: Vec<PhysicalSortExpr>,
+    /// How they are numbered.
+    pub(crate) ranking: Ranking,
     /// Rows of a partition that are left out at its start.
     pub(crate) skip: usize,
-    /// Rows of a partition that come out after those.
+    /// The numbers that come out after those.
     pub(crate) count: usize,
     /// The number of a row in its partition.
     pub(crate) number: Number,
@@ -62,8 +64,9 @@ pub(crate) struct TopSpec {
 /// Rows that go are told before those that come.
 pub(crate) struct TopN {
     order: RowOrder,
+    ranking: Ranking,
     skip: usize,
-    /// Those left out, and those that come out.
+    /// The numbers left out, and those that come out.
     first: usize,
     number: Number,
     rows: Rows,
@@ -73,20 +76,6 @@ pub(crate) struct TopN {
     closing: Closing,
     bytes: usize,
 }
-
-/// Rows by place, with their event times.
-type Ranks = BTreeMap<Arc<[u8]>, i64>;
-
-/// The rows of a partition.
-#[derive(Default)]
-struct Ranked {
-    first: Ranks,
-    /// Those after them.
-    rest: Ranks,
-}
-
-/// A row, its event time and its number.
-type Numbered = (Arc<[u8]>, i64, usize);
 
 /// Rows to be told.
 #[derive(Default)]
@@ -102,62 +91,12 @@ struct Before {
     clock: i64,
 }
 
-impl Ranked {
-    /// The rows from number `skip` on that come out.
-    fn told(&self, skip: usize) -> Vec<Numbered> {
-        let rows = self.first.iter().enumerate().skip(skip);
-        rows.map(|(number, (place, rowtime))| (Arc::clone(place), *rowtime, number + 1)).collect()
-    }
-
-    /// Memory of the rows, about.
-    fn bytes(&self) -> usize {
-        self.first.keys().chain(self.rest.keys()).map(|place| place.len() + ENTRY_BYTES).sum()
-    }
-
-    /// Whether a row at `place` is, or would be, one of the first `count`.
-    fn is_first(&self, place: &[u8], count: usize) -> bool {
-        self.first.len() < count || self.first.last_key_value().is_some_and(|(last, _)| place <= last.as_ref())
-    }
-
-    /// One more row; gives one that was pushed out for good.
-    fn insert(&mut self, place: Arc<[u8]>, rowtime: i64, count: usize, rows: Rows) -> Option<Arc<[u8]>> {
-        if !self.is_first(&place, count) {
-            return self.put_by(place, rowtime, rows);
-        }
-        self.first.insert(place, rowtime);
-        match self.first.len() > count {
-            true => self.first.pop_last().and_then(|(place, rowtime)| self.put_by(place, rowtime, rows)),
-            false => None,
-        }
-    }
-
-    fn put_by(&mut self, place: Arc<[u8]>, rowtime: i64, rows: Rows) -> Option<Arc<[u8]>> {
-        match rows {
-            Rows::Stay | Rows::Merge => Some(place),
-            Rows::Go => {
-                self.rest.insert(place, rowtime);
-                None
-            }
-        }
-    }
-
-    /// One row less; whether it was there.
-    fn remove(&mut self, place: &[u8]) -> bool {
-        if self.first.remove(place).is_none() {
-            return self.rest.remove(place).is_some();
-        }
-        if let Some((place, rowtime)) = self.rest.pop_first() {
-            self.first.insert(place, rowtime);
-        }
-        true
-    }
-}
-
 impl TopN {
     /// No rows yet.
     pub(crate) fn new(spec: TopSpec) -> Result<Self, SqlError> {
         Ok(Self {
             order: RowOrder::new(spec.partition, spec.order, spec.window, spec.input)?,
+            ranking: spec.ranking,
             skip: spec.skip,
             first: spec.skip.saturating_add(spec.count),
             number: spec.number,
@@ -176,13 +115,15 @@ impl TopN {
         let mut before: BTreeMap<Arc<[u8]>, Before> = BTreeMap::new();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
+            let order = placed.orders.get(row).len();
+            let place = Place { bytes: place, order, rowtime: delta.rowtime.value(row) };
             if !self.partitions.contains_key(partition) {
                 self.closing.note(&placed, row);
                 self.bytes += partition.len() + ENTRY_BYTES;
-                self.partitions.insert(partition.into(), Ranked::default());
+                self.partitions.insert(partition.into(), Ranked::new(self.ranking, self.first, self.rows));
             }
             let Some(ranked) = self.partitions.get_mut(partition) else { continue };
-            if ranked.is_first(place, self.first) {
+            if ranked.is_first(place) {
                 let clock = delta.time_at(row);
                 match before.get_mut(partition) {
                     Some(before) => before.clock = clock,
@@ -190,11 +131,11 @@ impl TopN {
                 }
             }
             if !delta.weights.is_gone(row) {
-                let pushed = ranked.insert(place.into(), delta.rowtime.value(row), self.first, self.rows);
-                self.bytes += place.len() + ENTRY_BYTES;
-                self.bytes -= pushed.map_or(0, |place| place.len() + ENTRY_BYTES);
+                let dropped = ranked.insert(place);
+                self.bytes += place.bytes.len() + ENTRY_BYTES;
+                self.bytes -= dropped;
             } else if ranked.remove(place) {
-                self.bytes -= place.len() + ENTRY_BYTES;
+                self.bytes -= place.bytes.len() + ENTRY_BYTES;
             }
         }
         Ok(before)
@@ -273,7 +214,7 @@ impl Operator for TopN {
         for (partition, old) in before {
             let new = self.partitions.get(&partition).map_or(Vec::new(), |ranked| ranked.told(self.skip));
             self.compare(old, new, &mut gone, &mut come);
-            if self.partitions.get(&partition).is_some_and(|ranked| ranked.first.is_empty()) {
+            if self.partitions.get(&partition).is_some_and(|ranked| ranked.is_empty()) {
                 self.partitions.remove(&partition);
                 self.bytes -= partition.len() + ENTRY_BYTES;
             }
@@ -285,11 +226,7 @@ impl Operator for TopN {
     fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
         let mut partitions: Vec<(&Arc<[u8]>, &Ranked)> = self.partitions.iter().collect();
         partitions.sort_unstable_by_key(|(partition, _)| *partition);
-        let rows: Vec<(&[u8], i64)> = partitions
-            .into_iter()
-            .flat_map(|(_, ranked)| ranked.first.iter().chain(&ranked.rest))
-            .map(|(place, rowtime)| (place.as_ref(), *rowtime))
-            .collect();
+        let rows: Vec<(&[u8], i64)> = partitions.into_iter().flat_map(|(_, ranked)| ranked.rows()).collect();
         let times: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, rowtime)| *rowtime)));
         state.put("times", &RecordBatch::try_from_iter([("rowtime", times)]).map_err(arrow_error)?)?;
         state.put("rows", &self.order.rows(rows.iter().map(|(place, _)| *place))?)
@@ -312,6 +249,13 @@ impl Operator for TopN {
 
     fn fingerprint(&self) -> String {
         let number = format!("{:?} at {}", self.number, self.visible);
-        format!("top({}; {} to {}; {number}; {:?})", self.order.text(), self.skip, self.first, self.rows)
+        format!(
+            "top({}; {:?} {} to {}; {number}; {:?})",
+            self.order.text(),
+            self.ranking,
+            self.skip,
+            self.first,
+            self.rows
+        )
     }
 }

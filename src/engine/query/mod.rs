@@ -3,9 +3,12 @@
 //! One task per running query, on the query threads. Leaves out one query's steps (`task`) and definitions
 //! (`ddl`). After a crash `start` brings every running query back; each goes on where it was.
 
+mod errors;
+mod replay;
 mod task;
 
 use crate::engine::{Engine, Result, read_error};
+pub(crate) use errors::ensure as ensure_errors;
 use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState, Snapshot};
@@ -45,6 +48,8 @@ pub(crate) struct Status {
     pub(crate) state_bytes: ByteSize,
     /// Its operators, each with its state.
     pub(crate) operators: Vec<String>,
+    /// Why it waits to be tried again.
+    pub(crate) failure: Option<String>,
 }
 
 impl Supervisor {
@@ -149,8 +154,9 @@ fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
             if token.is_cancelled() || engine.shutdown.is_cancelled() {
                 return;
             }
-            if error.sqlstate == SqlState::DiskFull {
-                tracing::warn!(query = %query.name, "no space left for a continuous query, trying again");
+            if may_pass(error.sqlstate) {
+                tracing::warn!(query = %query.name, sqlstate = %error.sqlstate, %error, "a continuous query is tried again");
+                status.lock().failure = Some(format!("{}: {error} (it is tried again)", error.sqlstate));
             } else if fail(&engine, &query, error).await {
                 return;
             }
@@ -167,7 +173,12 @@ fn spawn(engine: &Arc<Engine>, query: &Arc<Query>) -> Running {
 const BEGIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a query waits for what may pass, at first and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_LAST: Duration = Duration::from_secs(10);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Whether what stopped a query may be over by itself: the disk is full, or memory is.
+fn may_pass(sqlstate: SqlState) -> bool {
+    matches!(sqlstate, SqlState::DiskFull | SqlState::OutOfMemory | SqlState::InsufficientResources)
+}
 
 /// Runs a query from its last committed step until it is stopped, or fails.
 async fn live(

@@ -4,7 +4,8 @@
 //! writes. After a restart the last checkpoint is loaded and the steps since are replayed without their
 //! output, which is committed already. Leaves out operators (sql) and which queries run (`super`).
 
-use super::Status;
+use super::replay::{History, Skipped};
+use super::{Status, errors};
 use crate::engine::held::Held;
 use crate::engine::input::{Reader, Removed};
 use crate::engine::inputs::{Inputs, SourcePositions, StepEvents};
@@ -12,16 +13,16 @@ use crate::engine::insert_query::Target;
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
-use crate::replication::{Checkpoint, QueryProgress, Shard, Step};
+use crate::replication::{Checkpoint, PartitionWrite, QueryProgress, Shard, Step};
 use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX};
-use millstream_catalog::model::{ByteSize, Durability, Offset, PartitionId, RowCount, SqlState, StepNumber, TopicId};
+use millstream_catalog::model::{ByteSize, Durability, PartitionId, RowCount, SqlState, StepNumber, TopicId};
 use millstream_catalog::{Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
-use millstream_sql::stream::{Pipeline, StepInput};
+use millstream_sql::stream::{Pipeline, SkippedEvent, StepInput};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +52,8 @@ pub(super) struct QueryTask {
     inputs: Inputs,
     pipeline: Pipeline,
     positions: SourcePositions,
+    /// The events that steps since the last checkpoint left out.
+    skipped: Skipped,
     step: StepNumber,
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
@@ -110,6 +113,7 @@ impl QueryTask {
             target,
             shard,
             positions: SourcePositions::new(),
+            skipped: Skipped::new(),
             step: StepNumber::default(),
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
@@ -127,7 +131,7 @@ impl QueryTask {
             Some(checkpoint) => task.replay(checkpoint, &progress, stop).await?,
             None => {
                 // Step 0: the positions it begins at, which replay needs.
-                task.positions = task.of_sources(&progress.positions);
+                task.positions = task.history().of_sources(&progress.positions);
                 task.save().await?;
             }
         }
@@ -154,28 +158,12 @@ impl QueryTask {
         progress: &QueryProgress,
         stop: &CancellationToken,
     ) -> Result<()> {
-        if checkpoint.fingerprint != self.pipeline.fingerprint() {
-            return Err(SqlError::new(
-                SqlState::CheckpointIncompatible,
-                format!("the checkpoint of query \"{}\" does not fit its pipeline", self.query.name),
-            )
-            .hint("drop and create the query to compute it anew"));
-        }
-        self.pipeline.restore(&checkpoint.state)?;
-        self.positions = self.of_sources(&checkpoint.positions);
+        let history = self.history();
+        self.positions = history.restore(&mut self.pipeline, checkpoint)?;
         self.step = checkpoint.step;
         self.checkpoint_step = checkpoint.step;
         for record in progress.since_checkpoint.iter().filter(|record| record.step > checkpoint.step) {
-            let mut to = self.positions.clone();
-            let moved = record.positions.iter().map(|(topic, id, offset)| ((*topic, *id), offset));
-            for (to, moved) in to.iter_mut().zip(self.inputs.positions(moved)) {
-                to.extend(moved);
-            }
-            let input = self.inputs.between(&self.positions, &to)?;
-            let idle: Vec<(usize, PartitionId)> =
-                record.idle.iter().flat_map(|(topic, id)| self.place(*topic, *id)).collect();
-            self.pipeline.step(StepInput { batches: input.batches, idle: &idle, now: record.now })?;
-            self.positions = to;
+            history.repeat(&mut self.pipeline, &mut self.positions, record, &mut self.skipped)?;
             self.step = record.step;
             self.report()?;
             if stop.is_cancelled() {
@@ -184,16 +172,6 @@ impl QueryTask {
             tokio::task::yield_now().await;
         }
         Ok(())
-    }
-
-    fn of_sources(&self, positions: &BTreeMap<(TopicId, PartitionId), Offset>) -> SourcePositions {
-        self.inputs.positions(positions.iter().map(|(at, offset)| (*at, offset)))
-    }
-
-    /// A partition of a source, by the position of that.
-    fn place(&self, topic: TopicId, id: PartitionId) -> Option<(usize, PartitionId)> {
-        let source = self.query.sources.iter().position(|source| *source == topic)?;
-        Some((source, id))
     }
 
     /// Takes steps until `stop`.
@@ -237,8 +215,13 @@ impl QueryTask {
         let moved =
             self.inputs.flat(&input.positions).into_iter().filter(|(at, offset)| before.get(at) != Some(offset));
         let moved = moved.map(|((topic, id), offset)| (topic, id, offset)).collect();
-        let output = self.pipeline.step(StepInput { batches: input.batches, idle: &idle, now })?;
-        let outputs = match output.batch {
+        let number = self.step.next();
+        let events = StepInput { batches: input.batches, idle: &idle, now };
+        let output = self.history().step(&mut self.pipeline, number, &events, &mut self.skipped)?;
+        let skipped = self.skipped.get(&number).map_or(&[][..], Vec::as_slice);
+        let skipped_rows = RowCount::of(skipped.len());
+        let errors = self.errors(skipped)?;
+        let mut outputs = match output.batch {
             Some(batch) => match &mut self.target {
                 None => route_stored(&self.sink, batch, &self.engine.spreader)?.parts,
                 Some(target) => {
@@ -248,23 +231,43 @@ impl QueryTask {
             },
             None => Vec::new(),
         };
+        outputs.extend(errors);
         let sink = self.engine.catalog().relation_by_id(self.sink.id).cloned();
         let durability = sink.map_or(Durability::Sync, |sink| sink.options.durability);
         let step = Step {
             query: self.query.id,
-            step: self.step.next(),
+            step: number,
             positions: moved,
             idle: idle.into_iter().map(|(source, id)| (self.query.sources[source], id)).collect(),
             now,
             outputs,
             input_rows: input.rows,
             late_rows: output.late_rows,
+            skipped_rows,
             durability,
         };
         self.shard.step(step).await.map_err(replication_error)?;
         self.positions = input.positions;
-        self.step = self.step.next();
+        self.step = number;
+        self.status.lock().failure = None;
         self.report()
+    }
+
+    /// What a replay of its steps reads.
+    fn history(&self) -> History {
+        let (engine, query) = (Arc::clone(&self.engine), Arc::clone(&self.query));
+        History { engine, query, shard: Arc::clone(&self.shard), inputs: self.inputs.clone() }
+    }
+
+    /// What is written of events that were left out.
+    fn errors(&self, skipped: &[SkippedEvent]) -> Result<Vec<PartitionWrite>> {
+        if skipped.is_empty() {
+            return Ok(Vec::new());
+        }
+        let relation = errors::relation(&self.engine);
+        let relation = relation.ok_or_else(|| SqlError::internal("the stream of skipped events is gone"))?;
+        let rows = errors::rows(&relation, &self.query, &self.inputs, skipped)?;
+        Ok(route_stored(&relation, rows, &self.engine.spreader)?.parts)
     }
 
     /// When the next partition becomes idle, for a query that time alone may make give rows.
@@ -339,6 +342,7 @@ impl QueryTask {
         self.shard.checkpoint(checkpoint).await.map_err(replication_error)?;
         self.checkpoint_step = self.step;
         self.checkpoint_at = env::instant();
+        self.skipped.clear();
         Ok(())
     }
 

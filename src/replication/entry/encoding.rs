@@ -11,6 +11,7 @@
 //! |---|---|
 //! | 1 append | parts |
 //! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
+//! | 28 step that left events out | as 2, with `skipped u64` after `late` |
 //! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
 //! | 20 conditional append | `now i64`, claims, parts, guards, `stage u64` |
 //! | 21 stage | `stage u64`, parts |
@@ -97,6 +98,9 @@ pub(super) fn encode(operations: &Operations) -> Result<Bytes, String> {
     }
 }
 
+/// The kind of a step that left events out.
+const STEP_SKIPPING: u8 = 28;
+
 /// Whether the payload of an entry replaces segments.
 pub(super) fn is_rewrite(bytes: &[u8]) -> bool {
     bytes.get(1..3) == Some(&[CHANGE, REWRITE])
@@ -166,12 +170,16 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
         Write::Forget(transaction) => encode_id(encoder, 26, transaction.value()),
         Write::GiveUp(stage) => encode_id(encoder, 27, stage.value()),
         Write::Step(step) => {
-            encoder.u8(2);
+            let has_skipped = step.skipped_rows > RowCount::ZERO;
+            encoder.u8(if has_skipped { STEP_SKIPPING } else { 2 });
             encoder.u64(step.query.value());
             encoder.u64(step.step.value());
             encoder.i64(step.now.micros());
             encoder.u64(step.input_rows.value());
             encoder.u64(step.late_rows.value());
+            if has_skipped {
+                encoder.u64(step.skipped_rows.value());
+            }
             encode_positions(encoder, &step.positions);
             encode_idle(encoder, &step.idle);
             encode_parts(encoder, &step.outputs);
@@ -228,7 +236,8 @@ fn decode_writes(decoder: &mut Decoder) -> Result<Writes, DecodeError> {
 }
 
 fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
-    match decoder.u8()? {
+    let kind = decoder.u8()?;
+    match kind {
         1 => Ok(Write::Append(AppendWrite { parts: decode_parts(decoder)?, ..AppendWrite::default() })),
         20 => Ok(Write::Append(decode_append(decoder)?)),
         21 => Ok(Write::Stage(decode_stage(decoder)?, decode_parts(decoder)?)),
@@ -238,12 +247,13 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
         25 => Ok(Write::Decide(TransactionId::new(decoder.u64()?))),
         26 => Ok(Write::Forget(TransactionId::new(decoder.u64()?))),
         27 => Ok(Write::GiveUp(StageId::new(decoder.u64()?))),
-        2 => Ok(Write::Step(StepWrite {
+        2 | STEP_SKIPPING => Ok(Write::Step(StepWrite {
             query: QueryId::new(decoder.u64()?),
             step: StepNumber::new(decoder.u64()?),
             now: Timestamp::from_micros(decoder.i64()?),
             input_rows: RowCount::new(decoder.u64()?),
             late_rows: RowCount::new(decoder.u64()?),
+            skipped_rows: RowCount::new(if kind == STEP_SKIPPING { decoder.u64()? } else { 0 }),
             positions: decode_positions(decoder)?,
             idle: decode_idle(decoder)?,
             outputs: decode_parts(decoder)?,

@@ -56,8 +56,10 @@ fn writes() -> Writes {
         now: Timestamp::from_micros(-7),
         input_rows: RowCount::new(10),
         late_rows: RowCount::new(2),
+        skipped_rows: RowCount::ZERO,
         outputs: vec![Part { batch: 1, rows: RowCount::new(2) }],
     };
+    let skipping = StepWrite { step: StepNumber::new(6), skipped_rows: RowCount::new(3), ..step.clone() };
     let checkpoint = Checkpoint {
         query: QueryId::new(4),
         step: StepNumber::new(5),
@@ -71,6 +73,7 @@ fn writes() -> Writes {
         writes: vec![
             append(vec![Part { batch: 0, rows: RowCount::new(1) }, Part { batch: 0, rows: RowCount::new(2) }]),
             Write::Step(step),
+            Write::Step(skipping),
             Write::Checkpoint(checkpoint),
             append(Vec::new()),
             Write::Append(AppendWrite {

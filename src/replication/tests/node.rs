@@ -190,6 +190,7 @@ fn step(number: u64, position: u64, outputs: Vec<PartitionWrite>) -> Step {
         outputs,
         input_rows: RowCount::new(2),
         late_rows: RowCount::new(1),
+        skipped_rows: RowCount::ZERO,
         durability: Durability::Sync,
     }
 }

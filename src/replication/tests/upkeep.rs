@@ -93,6 +93,7 @@ async fn a_query_that_would_read_rows_again_keeps_them_from_compaction() {
         outputs: Vec::new(),
         input_rows: RowCount::new(2),
         late_rows: RowCount::ZERO,
+        skipped_rows: RowCount::ZERO,
         durability: Durability::default(),
     };
     shard(&node).step(step).await.expect("taken");

@@ -43,6 +43,7 @@ const COUNTERS: &[(&str, &str, &str)] = &[
     ("queries", "input_rows", "queries_input_rows_total"),
     ("queries", "output_rows", "queries_output_rows_total"),
     ("queries", "late_rows", "queries_late_rows_total"),
+    ("queries", "skipped_rows", "queries_skipped_rows_total"),
 ];
 
 /// The process's recorder, installed by the first call.

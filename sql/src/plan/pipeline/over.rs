@@ -1,11 +1,11 @@
-//! Window functions, and what is the first rows of something: `row_number() <= n`, `ORDER BY … LIMIT`.
+//! Window functions, and what is the first rows of something: `row_number() <= n`, `rank() <= n`, `ORDER BY … LIMIT`.
 //!
 //! Leaves out the operators (`stream::over`, `stream::top_n`). Pure.
 
 use super::built::{Built, Key, Mode, WindowColumn};
 use super::{Need, Planner, has_now, nullable, unalias};
 use crate::error::SqlError;
-use crate::stream::{Number, Over, TopN, TopSpec, WindowBounds, sql_error};
+use crate::stream::{Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{FieldRef, Schema};
 use datafusion::common::{DFSchemaRef, ScalarValue};
@@ -23,6 +23,7 @@ use std::sync::Arc;
 struct Top<'a> {
     partition: &'a [Expr],
     order: &'a [Sort],
+    ranking: Ranking,
     skip: usize,
     count: usize,
     number: Number,
@@ -34,6 +35,7 @@ struct Ranked<'a> {
     /// What stands between the window and the filter.
     between: Option<&'a logical_expr::Projection>,
     params: &'a WindowFunctionParams,
+    ranking: Ranking,
     count: usize,
     /// What the filter asks beside that.
     rest: Option<Expr>,
@@ -76,7 +78,7 @@ impl Planner<'_> {
         filter: &logical_expr::Filter,
         above: Option<&[Expr]>,
     ) -> Result<Option<Built>, SqlError> {
-        let Some(Ranked { window, between, params, count, rest }) = ranked(filter) else { return Ok(None) };
+        let Some(Ranked { window, between, params, ranking, count, rest }) = ranked(filter) else { return Ok(None) };
         self.check_filter(&filter.predicate)?;
         let at = window.schema.fields().len() - 1;
         let name = window.schema.field(at).name();
@@ -84,7 +86,7 @@ impl Planner<'_> {
         let is_read = above.is_none_or(|above| above.iter().any(reads)) || rest.as_ref().is_some_and(reads);
         let number = if is_read { Number::Told } else { Number::Unread };
         let (partition, order) = (params.partition_by.as_slice(), params.order_by.as_slice());
-        let top = Top { partition, order, skip: 0, count, number };
+        let top = Top { partition, order, ranking, skip: 0, count, number };
         let mut built = self.top(&window.input, &top, &window.schema)?;
         if let Some(between) = between {
             built = built.project(self, &between.expr, &between.schema)?;
@@ -111,7 +113,8 @@ impl Planner<'_> {
                 input.project(self, &projection.expr, &projection.schema)
             }
             LogicalPlan::Sort(sort) => {
-                let top = Top { partition: &[], order: &sort.expr, skip, count, number: Number::Absent };
+                let (ranking, number) = (Ranking::RowNumber, Number::Absent);
+                let top = Top { partition: &[], order: &sort.expr, ranking, skip, count, number };
                 self.top(&sort.input, &top, sort.input.schema())
             }
             _ => Err(SqlError::unsupported(
@@ -141,6 +144,7 @@ impl Planner<'_> {
             window: kept.map(|(_, bounds)| bounds),
             partition,
             order,
+            ranking: top.ranking,
             skip: top.skip,
             count: top.count,
             number: top.number,
@@ -161,7 +165,7 @@ impl Planner<'_> {
 
 /// Of the first row of each partition, the partition, where it is columns.
 fn own_key(input: &Built, top: &Top<'_>) -> Option<Vec<Key>> {
-    if top.skip > 0 || top.count != 1 || top.partition.is_empty() {
+    if top.skip > 0 || top.count != 1 || top.partition.is_empty() || top.ranking != Ranking::RowNumber {
         return None;
     }
     let key = |expression: &Expr| match unalias(expression) {
@@ -259,9 +263,12 @@ fn ranked(filter: &logical_expr::Filter) -> Option<Ranked<'_>> {
     };
     let [call] = window.window_expr.as_slice() else { return None };
     let Expr::WindowFunction(function) = unalias(call) else { return None };
-    if function.fun.name() != "row_number" {
-        return None;
-    }
+    let ranking = match function.fun.name() {
+        "row_number" => Ranking::RowNumber,
+        "rank" => Ranking::Rank,
+        "dense_rank" => Ranking::DenseRank,
+        _ => return None,
+    };
     let passes = |expression: &Expr| matches!(expression, Expr::Column(_));
     if between.is_some_and(|between| !between.expr.iter().all(passes)) {
         return None;
@@ -272,7 +279,7 @@ fn ranked(filter: &logical_expr::Filter) -> Option<Ranked<'_>> {
     let (at, (count, is_all)) = bounds.filter_map(|(at, one)| Some((at, bound(one, name)?))).next()?;
     let rest = conditions.iter().enumerate().filter(|(other, _)| *other != at || !is_all);
     let rest = conjunction(rest.map(|(_, one)| (*one).clone()));
-    Some(Ranked { window, between, params: &function.params, count, rest })
+    Some(Ranked { window, between, params: &function.params, ranking, count, rest })
 }
 
 /// How many rows `condition` on the number in column `name` leaves at most, and whether it says no more than that.

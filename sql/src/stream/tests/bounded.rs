@@ -147,7 +147,7 @@ pub(super) fn relation() -> Relation {
     }
 }
 
-fn log(random: &mut Random, rows: usize) -> RecordBatch {
+pub(super) fn log(random: &mut Random, rows: usize) -> RecordBatch {
     let schema = relation().stored_schema();
     let types: Vec<SqlType> = schema.fields().iter().map(|field| SqlType::of(field).unwrap()).collect();
     let mut builders: Vec<ColumnBuilder> = types.iter().map(|sql_type| ColumnBuilder::new(sql_type, rows)).collect();
@@ -175,7 +175,7 @@ fn log(random: &mut Random, rows: usize) -> RecordBatch {
     RecordBatch::try_new(schema, builders.iter_mut().map(ColumnBuilder::finish).collect()).unwrap()
 }
 
-fn context(batch: &RecordBatch) -> PlanContext {
+pub(super) fn context(batch: &RecordBatch) -> PlanContext {
     let mut state = State::default();
     apply(&mut state, Command::CreateRelation { relation: Box::new(relation()), query: None }).unwrap();
     PlanContext {
@@ -240,7 +240,7 @@ fn continuous(
             batch: batch.slice(start, count).project(pipeline.projection(0)).unwrap(),
         };
         let input = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };
-        let output = pipeline.step(input)?;
+        let output = pipeline.step(&input)?;
         assert_eq!(output.late_rows.value(), 0);
         if let Some(stored) = &output.batch {
             assert_eq!(stored.schema(), pipeline.output().stored_schema(), "{sql}");

@@ -75,7 +75,7 @@ fn run(sql: &str, events: &[Event], delay: Option<i64>, random: &mut Random) -> 
             batch: batch.slice(start, count).project(pipeline.projection(0)).unwrap(),
         };
         let step = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };
-        let output = pipeline.step(step).unwrap();
+        let output = pipeline.step(&step).unwrap();
         late += output.late_rows.value();
         if let Some(stored) = output.batch {
             let columns = &pipeline.output().columns;
@@ -244,7 +244,7 @@ fn closed_windows_and_sessions_leave_no_state() {
             let batch = batch(&events).project(pipeline.projection(0)).unwrap();
             let (partition, offset_start) = (PartitionId::new(0), Offset::new(round as u64 * 30));
             let input = InputBatch { source: 0, partition, offset_start, offsets: None, batch };
-            pipeline.step(StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(S) }).unwrap();
+            pipeline.step(&StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(S) }).unwrap();
             bytes.push(pipeline.state_bytes().value());
         }
         assert_eq!(bytes[10], bytes[39], "{sql}: {bytes:?}");

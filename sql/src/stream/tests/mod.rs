@@ -6,6 +6,7 @@ mod changes;
 mod late;
 mod model;
 mod several;
+mod skip;
 mod windows;
 
 use crate::dialect::ast::{Position, WindowKind};
@@ -234,7 +235,7 @@ impl Run {
         self.steps += 1;
         let idle: Vec<(usize, PartitionId)> = idle.iter().map(|partition| (0, PartitionId::new(*partition))).collect();
         let now = Timestamp::from_micros(1_000_000 * S + self.steps);
-        self.pipeline.step(StepInput { batches, idle: &idle, now })
+        self.pipeline.step(&StepInput { batches, idle: &idle, now })
     }
 
     /// Saves, and goes on with a new pipeline that has the saved state.

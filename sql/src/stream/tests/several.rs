@@ -463,7 +463,7 @@ fn continuous_with_late(
     while start < log.order.len() {
         let count = (random.below(40) as usize).min(log.order.len() - start);
         let batches = log.batches(start..start + count, &sources, &mut next, &pipeline);
-        let output = pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) })?;
+        let output = pipeline.step(&StepInput { batches, idle: &[], now: Timestamp::from_micros(7) })?;
         late += output.late_rows.value();
         if let Some(stored) = &output.batch {
             kept.take(&pipeline, stored, sql);
@@ -592,7 +592,7 @@ fn of_the_first_rows_only_what_changes_is_told_and_of_a_stream_no_others_are_kep
         let (mut told, mut state_max) = (0, 0);
         for at in 0..log.order.len() {
             let batches = log.batches(at..at + 1, &sources, &mut next, &pipeline);
-            let output = pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
+            let output = pipeline.step(&StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
             let rows = output.batch.map_or(0, |batch| batch.num_rows());
             assert!(rows <= rows_max, "{sql}: {rows} rows for one event");
             told += rows;
@@ -619,7 +619,7 @@ fn rows_of_closed_windows_are_let_go() {
         let mut state_max = [0, 0];
         for at in 0..log.order.len() {
             let batches = log.batches(at..at + 1, &sources, &mut next, &pipeline);
-            pipeline.step(StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
+            pipeline.step(&StepInput { batches, idle: &[], now: Timestamp::from_micros(7) }).unwrap();
             let half = &mut state_max[2 * at / log.order.len()];
             *half = pipeline.state_bytes().value().max(*half);
             if at % 100 == 7 {
