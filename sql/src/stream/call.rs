@@ -32,6 +32,7 @@ use arrow::datatypes::{DataType, Schema};
 use datafusion::error::Result as DataFusionResult;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::scalar::ScalarValue;
 use std::sync::Arc;
 
@@ -101,6 +102,17 @@ pub(crate) struct Call {
     keep: Keep,
 }
 
+/// An aggregate over some of a group's rows, whose state is merged into the group's.
+pub(crate) struct PartialCall {
+    pub(super) maker: Maker,
+    pub(super) arguments: Vec<Arc<dyn PhysicalExpr>>,
+    pub(super) filter: Option<Arc<dyn PhysicalExpr>>,
+    /// The types of its states.
+    pub(super) states: Vec<DataType>,
+    /// For the fingerprint.
+    pub(super) text: String,
+}
+
 /// What an aggregate takes of each row.
 pub(crate) struct Arguments {
     /// One column per argument, then those to order by.
@@ -158,6 +170,19 @@ impl Call {
             Rows::Go => Keep::choose_retracting(&function, types_of(&arguments, input)?)?,
         };
         Ok(Self { function, arguments, filter, gate, keep })
+    }
+
+    /// The aggregate in two: over some of a group's rows, and over the states of those, the columns of `schema` from
+    /// position `first` on; `None` where its state is not a few values.
+    pub(crate) fn split(self, first: usize) -> Option<(PartialCall, Self)> {
+        let text = self.text();
+        let Self { function, arguments, filter, gate: None, keep: Keep::Columns(columns) } = self else { return None };
+        let (maker, states) = columns.parts();
+        let state = |at: usize| -> Arc<dyn PhysicalExpr> { Arc::new(Column::new(&format!("state{at}"), at)) };
+        let merged = (first..first + states.len()).map(state).collect();
+        let keep = Keep::Columns(columns.merging());
+        let merging = Self { function, arguments: merged, filter: None, gate: None, keep };
+        Some((PartialCall { maker, arguments, filter, states, text }, merging))
     }
 
     /// The type of the result.

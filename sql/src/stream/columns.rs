@@ -20,6 +20,7 @@ use datafusion::scalar::ScalarValue;
 use std::sync::Arc;
 
 /// Makes the vectorised accumulator of a step.
+#[derive(Clone)]
 pub(super) enum Maker {
     Groups(Arc<AggregateFunctionExpr>),
     Single(Arc<AggregateFunctionExpr>),
@@ -27,7 +28,7 @@ pub(super) enum Maker {
 }
 
 impl Maker {
-    fn make(&self) -> DataFusionResult<Box<dyn GroupsAccumulator>> {
+    pub(super) fn make(&self) -> DataFusionResult<Box<dyn GroupsAccumulator>> {
         match self {
             Self::Groups(function) => function.create_groups_accumulator(),
             Self::Single(function) => {
@@ -42,13 +43,33 @@ impl Maker {
 /// State of a few values per group.
 pub(super) struct Columns {
     maker: Maker,
+    takes: Takes,
     states: Vec<StateColumn>,
     pub(super) result: DataType,
 }
 
+/// What an aggregate's rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    /// Its arguments.
+    Arguments,
+    /// States of the same aggregate over other rows.
+    States,
+}
+
 impl Columns {
     pub(super) fn new(maker: Maker, states: &[DataType], result: DataType) -> Self {
-        Self { maker, states: states.iter().map(StateColumn::new).collect(), result }
+        Self { maker, takes: Takes::Arguments, states: states.iter().map(StateColumn::new).collect(), result }
+    }
+
+    /// What makes its accumulators, and the types of their states.
+    pub(super) fn parts(&self) -> (Maker, Vec<DataType>) {
+        (self.maker.clone(), self.states.iter().map(StateColumn::data_type).collect())
+    }
+
+    /// The same aggregate over states of it.
+    pub(super) fn merging(self) -> Self {
+        Self { takes: Takes::States, ..self }
     }
 
     /// An accumulator that holds the touched groups as they were before the step.
@@ -67,9 +88,10 @@ impl Columns {
         let ranked = &touched.ranked;
         let count = ranked.slots.len();
         let mut accumulator = self.load(ranked)?;
-        let updated = match ranked.groups.is_empty() {
-            true => touch(accumulator.as_mut(), input, count),
-            false => accumulator.update_batch(input.arguments, &ranked.groups, input.filter, count),
+        let updated = match (ranked.groups.is_empty(), self.takes) {
+            (true, _) => touch(accumulator.as_mut(), input, count),
+            (_, Takes::Arguments) => accumulator.update_batch(input.arguments, &ranked.groups, input.filter, count),
+            (_, Takes::States) => accumulator.merge_batch(input.arguments, &ranked.groups, count),
         };
         updated.map_err(|error| self.blame(input, ranked, delta, sql_error(error)))?;
         let states = accumulator.state(EmitTo::All).map_err(sql_error)?;
@@ -194,8 +216,12 @@ impl Columns {
             let arguments: Vec<ArrayRef> = input.arguments.iter().map(|column| column.slice(0, end)).collect();
             let filter = input.filter.map(|filter| filter.slice(0, end));
             self.load(ranked).is_ok_and(|mut accumulator| {
-                let groups = &ranked.groups[..end];
-                accumulator.update_batch(&arguments, groups, filter.as_ref(), ranked.slots.len()).is_err()
+                let (groups, count) = (&ranked.groups[..end], ranked.slots.len());
+                let updated = match self.takes {
+                    Takes::Arguments => accumulator.update_batch(&arguments, groups, filter.as_ref(), count),
+                    Takes::States => accumulator.merge_batch(&arguments, groups, count),
+                };
+                updated.is_err()
             })
         };
         let row = first_failure(delta.len(), fails);

@@ -135,7 +135,7 @@ pub(crate) enum Edge {
         /// Their schema.
         schema: SchemaRef,
     },
-    /// The operator at this position, which has no other reader.
+    /// The operator at this position.
     Node(usize),
 }
 
@@ -195,6 +195,8 @@ pub(crate) enum Steps {
 /// intermediate forms of a row appear; the last form, the state and the late events are the same.
 pub struct Pipeline {
     parts: Parts,
+    /// How often each operator is read.
+    readers: Vec<usize>,
     fingerprint: String,
 }
 
@@ -215,7 +217,15 @@ impl Pipeline {
         let mut lines: Vec<String> = sources.chain(nodes).collect();
         lines.push(format!("{} of {}", parts.sink.text(), parts.root.text()));
         lines.push(format!("{:?}", parts.steps));
-        Self { fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())), parts }
+        let mut readers = vec![0; parts.nodes.len()];
+        for edge in parts.nodes.iter().flat_map(|node| &node.inputs).chain([&parts.root]) {
+            if let Edge::Node(at) = edge
+                && let Some(readers) = readers.get_mut(*at)
+            {
+                *readers += 1;
+            }
+        }
+        Self { fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())), readers, parts }
     }
 
     /// The sink's columns.
@@ -380,12 +390,13 @@ impl Pipeline {
 
     /// The rows of the sink.
     fn work(&mut self, sources: &[Delta], origin: &Arc<Origin>) -> Result<Option<RecordBatch>, Failed> {
-        let mut made: Vec<Option<Delta>> = Vec::with_capacity(self.parts.nodes.len());
+        let mut made: Vec<Made> = Vec::with_capacity(self.parts.nodes.len());
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {
             let inputs = node.inputs.iter().map(|edge| follow(edge, sources, &mut made));
             let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| node.operator.step(inputs, origin));
-            made.push(Some(output.map_err(|error| Failed { at, is_dirty, error })?));
+            let delta = output.map_err(|error| Failed { at, is_dirty, error })?;
+            made.push(Made { delta: Some(delta), readers: self.readers[at] });
             is_dirty |= node.operator.is_stateful();
         }
         let rows = follow(&self.parts.root, sources, &mut made).and_then(|rows| self.parts.sink.rows(rows));
@@ -422,12 +433,26 @@ impl Pipeline {
     }
 }
 
+/// What an operator made in this step, until its last reader has it.
+#[derive(Debug, Clone, Default)]
+struct Made {
+    delta: Option<Delta>,
+    readers: usize,
+}
+
+impl Made {
+    fn read(&mut self) -> Option<Delta> {
+        self.readers = self.readers.saturating_sub(1);
+        if self.readers == 0 { self.delta.take() } else { self.delta.clone() }
+    }
+}
+
 /// What comes along `edge` in this step.
-fn follow(edge: &Edge, sources: &[Delta], made: &mut [Option<Delta>]) -> Result<Delta, SqlError> {
+fn follow(edge: &Edge, sources: &[Delta], made: &mut [Made]) -> Result<Delta, SqlError> {
     match edge {
         Edge::Node(node) => {
-            let made = made.get_mut(*node).and_then(Option::take);
-            made.ok_or_else(|| SqlError::internal("an operator is read twice, or before it ran"))
+            let made = made.get_mut(*node).and_then(Made::read);
+            made.ok_or_else(|| SqlError::internal("an operator is read too often, or before it ran"))
         }
         Edge::Source { source, columns, schema } => {
             let delta = sources.get(*source).ok_or_else(|| SqlError::internal("an operator without its source"))?;

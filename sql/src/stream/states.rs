@@ -43,6 +43,13 @@ impl StateColumn {
         }
     }
 
+    /// The type of the values.
+    pub(crate) fn data_type(&self) -> DataType {
+        match self {
+            Self::Fixed { data_type, .. } | Self::Scalars { data_type, .. } => data_type.clone(),
+        }
+    }
+
     /// Sets the values at `slots` to those of `array`, row by row; `capacity` is one more than the greatest slot.
     pub(crate) fn write(&mut self, slots: &[u32], array: &ArrayRef, capacity: usize) -> Result<(), SqlError> {
         match self {

@@ -7,19 +7,44 @@ use super::{Need, Planner, nullable, unalias};
 use crate::error::SqlError;
 use crate::plan::window::is_window_column;
 use crate::stream::{Aggregate, Call, Changes, Grouping, Rows, WindowBounds, sql_error};
+use arrow::array::ArrayRef;
 use arrow::datatypes::FieldRef;
 use datafusion::common::DFSchema;
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{self, Expr};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// What is grouped, and how.
+pub(super) struct Grouped<'p> {
+    pub(super) input: Built,
+    pub(super) keys: Vec<Arc<dyn PhysicalExpr>>,
+    /// The grouping expressions of the plan, in the order of the keys.
+    pub(super) grouped: Vec<Option<&'p Expr>>,
+    /// Those that are windows, by their positions in the key.
+    pub(super) windows: Vec<WindowColumn>,
+    pub(super) calls: Vec<Call>,
+    /// Keys of groups that are there without rows.
+    pub(super) lasting: Vec<ArrayRef>,
+}
+
 impl Planner<'_> {
     pub(super) fn aggregate(&mut self, aggregate: &logical_expr::Aggregate, need: Need) -> Result<Built, SqlError> {
+        let grouped = match self.panes(aggregate)? {
+            Some(grouped) => grouped,
+            None => self.rows_grouped(aggregate)?,
+        };
+        if grouped.windows.iter().any(|window| matches!(window.kind, WindowColumnKind::Session(_))) {
+            return self.sessions(aggregate, grouped.input, &grouped.windows);
+        }
+        self.groups(aggregate, grouped, need)
+    }
+
+    fn rows_grouped<'p>(&mut self, aggregate: &'p logical_expr::Aggregate) -> Result<Grouped<'p>, SqlError> {
         let mut input = self.build(&aggregate.input, Need::ROWS)?.settle(self)?;
-        let rows = input.rows();
         let (keys, grouped, lasting) = match aggregate.group_expr.as_slice() {
             [Expr::GroupingSet(set)] => self.expand(&mut input, set, &aggregate.schema)?,
             all => {
@@ -32,11 +57,20 @@ impl Planner<'_> {
             input.window_of((*expression)?, self).map(|window| WindowColumn { at, ..window })
         });
         let windows: Vec<WindowColumn> = windows.collect();
-        if windows.iter().any(|window| matches!(window.kind, WindowColumnKind::Session(_))) {
-            return self.sessions(aggregate, input, &windows);
-        }
-        let calls = aggregate.aggr_expr.iter().map(|call| self.call(call, &input, rows));
-        let calls = calls.collect::<Result<Vec<_>, _>>()?;
+        let is_session = windows.iter().any(|window| matches!(window.kind, WindowColumnKind::Session(_)));
+        let calls = aggregate.aggr_expr.iter().filter(|_| !is_session);
+        let calls = calls.map(|call| self.call(call, &input, input.rows())).collect::<Result<Vec<_>, _>>()?;
+        Ok(Grouped { input, keys, grouped, windows, calls, lasting })
+    }
+
+    fn groups(
+        &mut self,
+        aggregate: &logical_expr::Aggregate,
+        grouped: Grouped<'_>,
+        need: Need,
+    ) -> Result<Built, SqlError> {
+        let Grouped { input, keys, grouped, windows, calls, lasting } = grouped;
+        let rows = input.rows();
         // The end, where it is there: it is what the window is judged by.
         let judged = windows.iter().min_by_key(|window| window.length);
         let window = judged.map(|window| WindowBounds {
@@ -85,7 +119,11 @@ impl Planner<'_> {
 
     /// The aggregate `call`, DISTINCT taken off: it is done before the function sees the rows.
     pub(super) fn call(&self, call: &Expr, input: &Built, rows: Rows) -> Result<Call, SqlError> {
-        let schema: &DFSchema = &input.schema;
+        self.call_over(call, &input.schema, rows)
+    }
+
+    /// The same, over columns of `schema`.
+    pub(super) fn call_over(&self, call: &Expr, schema: &DFSchema, rows: Rows) -> Result<Call, SqlError> {
         let mut call = self.with_step_now(unalias(call), schema)?;
         let Expr::AggregateFunction(function) = &mut call else {
             return Err(SqlError::internal("an aggregate is not a function"));

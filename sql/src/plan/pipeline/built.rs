@@ -64,6 +64,7 @@ pub(super) enum WindowColumnKind {
 }
 
 /// Rows, and what is known of them.
+#[derive(Clone)]
 pub(super) struct Built {
     /// Where they come from.
     pub(super) edge: Edge,

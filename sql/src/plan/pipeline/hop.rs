@@ -13,7 +13,7 @@ use millstream_catalog::model::Span;
 use std::sync::Arc;
 
 /// The position of the list of window starts that `unnest` takes apart, and its expression.
-fn starts(unnest: &Unnest) -> Option<(usize, &Expr)> {
+pub(super) fn starts(unnest: &Unnest) -> Option<(usize, &Expr)> {
     let [(at, _)] = unnest.list_type_columns.as_slice() else { return None };
     let LogicalPlan::Projection(projection) = unnest.input.as_ref() else { return None };
     let expression = unalias(projection.expr.get(*at)?);

@@ -10,6 +10,7 @@ mod expand;
 mod hop;
 mod join;
 mod over;
+mod panes;
 mod scan;
 mod session;
 mod sink;
@@ -51,6 +52,7 @@ impl Pipeline {
             wanted: vec![BTreeSet::new(); query.sources.len()],
             kept: BTreeSet::new(),
             nodes: Vec::new(),
+            made: Vec::new(),
             is_timed: false,
             is_unbounded: false,
         };
@@ -68,6 +70,8 @@ struct Planner<'a> {
     kept: BTreeSet<usize>,
     /// The operators; until the end their edges name positions of scans.
     nodes: Vec<Node>,
+    /// Parts of the plan with state that were built: one that is there twice has one state.
+    made: Vec<(LogicalPlan, Need, Built)>,
     /// Whether an operator asks for the time at each row.
     is_timed: bool,
     /// Whether rows of streams are kept for ever.
@@ -75,7 +79,7 @@ struct Planner<'a> {
 }
 
 /// What who reads a part of the plan wants of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Need {
     /// Columns that identify a row.
     key: bool,
@@ -150,6 +154,18 @@ impl Planner<'_> {
     }
 
     fn build(&mut self, plan: &LogicalPlan, need: Need) -> Result<Built, SqlError> {
+        if !matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Join(_) | LogicalPlan::Window(_)) {
+            return self.build_level(plan, need);
+        }
+        if let Some((_, _, built)) = self.made.iter().find(|(made, wanted, _)| *wanted == need && made == plan) {
+            return Ok(built.clone());
+        }
+        let built = self.build_level(plan, need)?;
+        self.made.push((plan.clone(), need, built.clone()));
+        Ok(built)
+    }
+
+    fn build_level(&mut self, plan: &LogicalPlan, need: Need) -> Result<Built, SqlError> {
         match plan {
             LogicalPlan::Projection(projection) => {
                 let ranked = match projection.input.as_ref() {

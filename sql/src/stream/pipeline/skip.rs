@@ -6,7 +6,7 @@
 //! step goes on. An error behind state needs the pipeline as it was before the step: the caller makes it again. Leaves out
 //! where skipped events are kept (engine). Equal steps skip equal events, so a replay repeats them.
 
-use super::{Delta, Edge, InputBatch, Origin, Pipeline, StepInput, StepOutput, follow};
+use super::{Delta, Edge, InputBatch, Made, Origin, Pipeline, StepInput, StepOutput, follow};
 use crate::error::{EventPlace, SqlError};
 use arrow::array::BooleanArray;
 use std::collections::{BTreeMap, BTreeSet};
@@ -200,12 +200,12 @@ impl Pipeline {
         sources: &[Delta],
         origin: &Arc<Origin>,
     ) -> Result<(), SqlError> {
-        let mut made: Vec<Option<Delta>> = vec![None; self.parts.nodes.len()];
+        let mut made = vec![Made::default(); self.parts.nodes.len()];
         for stage in stages {
             let Some(node) = self.parts.nodes.get_mut(*stage) else { continue };
             let inputs = node.inputs.iter().map(|edge| follow(edge, sources, &mut made));
             let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-            made[*stage] = Some(node.operator.step(inputs, origin)?);
+            made[*stage] = Made { delta: Some(node.operator.step(inputs, origin)?), readers: self.readers[*stage] };
         }
         let inputs = self.inputs_of(at).iter().map(|edge| follow(edge, sources, &mut made));
         let inputs = inputs.collect::<Result<Vec<_>, _>>()?;

@@ -6,6 +6,7 @@ mod changes;
 mod late;
 mod model;
 mod several;
+mod shared;
 mod skip;
 mod windows;
 

@@ -109,7 +109,7 @@ const QUERIES: &[(&str, Fault)] = &[
       EMIT CHANGES", Fault::Stage),
     ("SELECT k, 10 / (i - 3) AS q, rank() OVER (PARTITION BY k ORDER BY n) AS r FROM e EMIT CHANGES", Fault::Behind),
     ("SELECT a.k, a.n FROM e a JOIN e b ON a.n = b.n AND a.k = b.k WHERE 10 / (a.i - 3) > 0 EMIT CHANGES", Fault::Stage),
-    ("SELECT k, sum(CAST(i + 32760 AS smallint)) AS c FROM e GROUP BY k EMIT CHANGES", Fault::Open),
+    ("SELECT k, sum(CAST(i + 32763 AS smallint)) AS c FROM e GROUP BY k EMIT CHANGES", Fault::Open),
     // Behind state: what fails depends on what came before.
     ("SELECT k, 100 / (count(*) % 7 - 6) AS q FROM e GROUP BY k EMIT CHANGES", Fault::Open),
     ("SELECT k, CAST(sum(n) AS integer) AS q FROM (SELECT k, n * 4000 AS n FROM e) s GROUP BY k EMIT CHANGES", Fault::Open),

@@ -1,0 +1,169 @@
+//! Rows of a step grouped by pane, before they come once for each of their windows.
+//!
+//! A pane is the rows that are in the same hopping windows. Their aggregates are computed once here, and what comes out, one
+//! row per group and pane, is merged into each window above ([`Call::merging`]). Leaves out the windows' state
+//! (`aggregate`) and which aggregates give the same whatever the order they are merged in (`plan::pipeline::panes`).
+//! Stateless: a crash loses nothing.
+
+use super::aggregate::WindowBounds;
+use super::call::PartialCall;
+use super::delta::{Delta, Origin, Weights, arrow_error, sql_error};
+use super::expression::{evaluate, evaluate_predicate, first_failure};
+use super::operator::{Operator, only};
+use crate::error::SqlError;
+use crate::types::canonical;
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::compute;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use datafusion::logical_expr::EmitTo;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::aggregates::group_values::new_group_values;
+use datafusion::physical_plan::aggregates::order::GroupOrdering;
+use std::sync::Arc;
+
+/// In: rows with a list of window starts. Out: per group of a pane the keys, the list, then the states of the calls; event
+/// time is the greatest, and the input row the last. Rows that are late for some windows are groups of their own, those late
+/// for all of them each for itself.
+pub(crate) struct Partial {
+    keys: Vec<Arc<dyn PhysicalExpr>>,
+    list: usize,
+    window: Option<WindowBounds>,
+    calls: Vec<PartialCall>,
+    schema: SchemaRef,
+}
+
+/// The rows of a step by group.
+struct Panes {
+    /// Per row, its group.
+    groups: Vec<usize>,
+    /// Per group, its last row.
+    last: Vec<u32>,
+    /// Per group, the greatest event time.
+    rowtime: Vec<i64>,
+}
+
+impl Partial {
+    /// Groups by `keys` and the list at `list`, whose windows have these bounds where they close.
+    pub(crate) fn new(
+        keys: Vec<Arc<dyn PhysicalExpr>>,
+        list: usize,
+        window: Option<WindowBounds>,
+        calls: Vec<PartialCall>,
+        schema: SchemaRef,
+    ) -> Self {
+        Self { keys, list, window, calls, schema }
+    }
+
+    /// Per row, what tells its pane: the first and the last start, and how many of the windows take it; one that none
+    /// takes has a number of its own.
+    fn panes(&self, input: &Delta) -> Result<Vec<ArrayRef>, SqlError> {
+        let wrong = || SqlError::internal("window starts are no list");
+        let lists = input.batch.column(self.list).as_list_opt::<i32>().ok_or_else(wrong)?;
+        let starts = lists.values().as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(wrong)?.values();
+        let (mut firsts, mut lasts) = (Vec::with_capacity(input.len()), Vec::with_capacity(input.len()));
+        let mut taken = Vec::with_capacity(input.len());
+        for row in 0..input.len() {
+            let own = &starts[lists.offsets()[row] as usize..lists.offsets()[row + 1] as usize];
+            let own = if lists.is_null(row) { &[] } else { own };
+            firsts.push(own.first().copied());
+            lasts.push(own.last().copied());
+            let time = input.time_at(row);
+            let is_open = |start: &&i64| self.window.is_none_or(|window| time < window.close(**start));
+            let open = match own.first().is_some_and(|first| is_open(&first)) {
+                true => own.len(),
+                false => own.iter().filter(is_open).count(),
+            };
+            taken.push(if open == 0 { -1 - row as i64 } else { open as i64 });
+        }
+        Ok(vec![
+            Arc::new(Int64Array::from(firsts)),
+            Arc::new(Int64Array::from(lasts)),
+            Arc::new(Int64Array::from(taken)),
+        ])
+    }
+
+    fn group(&self, input: &Delta, keys: &[ArrayRef]) -> Result<Panes, SqlError> {
+        let columns: Vec<ArrayRef> = keys.iter().cloned().chain(self.panes(input)?).collect();
+        let field = |(at, column): (usize, &ArrayRef)| Field::new(format!("{at}"), column.data_type().clone(), true);
+        let schema = Schema::new(columns.iter().enumerate().map(field).collect::<Vec<_>>());
+        let mut values = new_group_values(Arc::new(schema), &GroupOrdering::None).map_err(sql_error)?;
+        let mut groups = Vec::with_capacity(input.len());
+        values.intern(&columns, &mut groups).map_err(sql_error)?;
+        let (mut last, mut rowtime) = (vec![0; values.len()], vec![i64::MIN; values.len()]);
+        for (row, (group, event)) in groups.iter().zip(input.rowtime.values()).enumerate() {
+            last[*group] = row as u32;
+            rowtime[*group] = rowtime[*group].max(*event);
+        }
+        Ok(Panes { groups, last, rowtime })
+    }
+
+    /// The states of the groups, one call after the other.
+    fn states(&self, input: &Delta, panes: &Panes) -> Result<Vec<ArrayRef>, SqlError> {
+        let mut states = Vec::new();
+        for call in &self.calls {
+            let arguments = call.arguments.iter().map(|argument| evaluate(argument.as_ref(), input));
+            let arguments = arguments.collect::<Result<Vec<ArrayRef>, _>>()?;
+            let filter = call.filter.as_ref().map(|filter| evaluate_predicate(filter.as_ref(), input)).transpose()?;
+            let update = |end: usize| {
+                let mut accumulator = call.maker.make()?;
+                let arguments: Vec<ArrayRef> = arguments.iter().map(|column| column.slice(0, end)).collect();
+                let filter = filter.as_ref().map(|filter| filter.slice(0, end));
+                let count = panes.last.len();
+                accumulator.update_batch(&arguments, &panes.groups[..end], filter.as_ref(), count)?;
+                Ok(accumulator)
+            };
+            let mut accumulator = update(input.len()).map_err(|error| {
+                let row = first_failure(input.len(), |start, count| update(start + count).is_err());
+                input.blame(row, sql_error(error))
+            })?;
+            states.extend(accumulator.state(EmitTo::All).map_err(sql_error)?);
+        }
+        Ok(states)
+    }
+}
+
+impl Operator for Partial {
+    fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
+        let input = only(inputs)?;
+        if input.len() == 0 {
+            return Ok(Delta::empty(Arc::clone(&self.schema), origin));
+        }
+        let keys = self.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), &input)?)));
+        let keys = keys.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
+        let panes = self.group(&input, &keys)?;
+        let states = self.states(&input, &panes)?;
+        let last = UInt32Array::from(panes.last);
+        let list = input.batch.column(self.list);
+        let taken = keys.iter().chain([list]).map(|column| compute::take(column, &last, None));
+        let mut columns = taken.collect::<Result<Vec<ArrayRef>, _>>().map_err(arrow_error)?;
+        columns.extend(states);
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(arrow_error)?;
+        let rows = last.values().iter().map(|row| input.input_row(*row as usize) as u32);
+        let clock = input
+            .clock
+            .as_ref()
+            .map(|clock| Int64Array::from_iter_values(last.values().iter().map(|row| clock.value(*row as usize))));
+        Ok(Delta {
+            batch,
+            rowtime: TimestampMicrosecondArray::from(panes.rowtime).with_timezone("UTC"),
+            weights: Weights::Ones,
+            rows: Some(UInt32Array::from_iter_values(rows)),
+            clock,
+            origin: Arc::clone(origin),
+        })
+    }
+
+    fn fingerprint(&self) -> String {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        let calls: Vec<&str> = self.calls.iter().map(|call| call.text.as_str()).collect();
+        let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
+        let window = self.window.map_or(String::new(), |window| format!(" to {}", window.close(0)));
+        format!("panes({}; {}{window}; {}; {})", keys.join(", "), self.list, calls.join(", "), types.join(", "))
+    }
+}
+
+/// The columns of the states of calls, as [`Partial`] gives them.
+pub(crate) fn state_fields(calls: &[PartialCall]) -> Vec<Field> {
+    let types: Vec<&DataType> = calls.iter().flat_map(|call| &call.states).collect();
+    types.into_iter().enumerate().map(|(at, state)| Field::new(format!("state{at}"), state.clone(), true)).collect()
+}
