@@ -10,11 +10,11 @@ use crate::engine::{Engine, Outcome, Result};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{Name, QueryId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryOptions, QueryState, Relation, RelationKind, SqlType};
-use millstream_sql::SqlError;
 use millstream_sql::bind::insert::{InsertRows, InsertSelect, literal_columns};
 use millstream_sql::dialect::{Ident, InsertQuery, Position, Select, render};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, eval_constant, plan_continuous};
 use millstream_sql::stream::Pipeline;
+use millstream_sql::{SqlError, bind};
 use sqlparser::ast;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -85,6 +85,7 @@ impl Session {
                 Ok((plan, pipeline))
             })
             .await?;
+        bind::ddl::check_makes_nothing(&insert.select)?;
         if pipeline.output().kind != RelationKind::Stream {
             let hint = "use CREATE TABLE … AS SELECT, which takes rows back";
             return Err(SqlError::unsupported("INSERT of rows that change", hint).at(insert.name.position));

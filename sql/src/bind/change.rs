@@ -151,6 +151,7 @@ pub fn select_of(query: ast::Query) -> Select {
     Select {
         query: Box::new(query),
         window: None,
+        partition_by: None,
         emit: None,
         options: WithOptions::default(),
         limit: None,

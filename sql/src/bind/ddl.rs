@@ -4,12 +4,12 @@
 //! nothing to it.
 
 use super::options::{self, CreateAsOptions};
-use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position, QualifiedName};
+use crate::dialect::ast::{ColumnDef, ColumnKey, CreateAs, CreateRelation, Ident, Position, QualifiedName, Select};
 use crate::error::SqlError;
 use crate::types;
 use millstream_catalog::model::{ShardId, Span, SqlState, Timestamp, TopicId, limit};
 use millstream_catalog::schema::{OWN_NAMES, ROWFIRST, ROWGONE, ROWOFFSET, ROWPARTITION, ROWTIME, ROWTOMBSTONE};
-use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType};
+use millstream_catalog::{CleanupPolicy, Column, Relation, RelationKind, Schema, SqlType};
 use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -59,7 +59,39 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
 /// `42602` for a name no topic may have, `22023` for unknown options and values, `0A000` for those without effect yet.
 pub fn bind_create_as(create: &CreateAs, nodes: u32) -> Result<CreateAsOptions, SqlError> {
     check_topic_name(&create.name)?;
-    options::create_as_options(&create.options, create.kind.relation_kind(), nodes)
+    let mut bound = options::create_as_options(&create.options, create.kind.relation_kind(), nodes)?;
+    let Some(window) = &create.select.window else { return Ok(bound) };
+    let Some((retention, position)) = window.retention else { return Ok(bound) };
+    let grace = window.grace.map_or(0, Span::micros);
+    if retention.micros() < window.kind.length().micros().saturating_add(grace) {
+        let fact = "RETENTION must not be less than the window's size and its grace period";
+        return Err(SqlError::new(SqlState::InvalidParameterValue, fact).at(position));
+    }
+    if bound.topic.cleanup.retention.is_some() || bound.topic.cleanup.policy.is_some() {
+        let fact = "RETENTION of the windows and an option of the table say how long rows are kept";
+        return Err(SqlError::new(SqlState::InvalidParameterValue, fact).hint("leave one of them out").at(position));
+    }
+    bound.topic.cleanup.policy = Some(CleanupPolicy::CompactDelete);
+    bound.topic.cleanup.retention = Some(retention);
+    Ok(bound)
+}
+
+/// Refuses what is said of a stream or table to be made where none is: `PARTITION BY`, and `RETENTION` of windows.
+///
+/// # Errors
+/// `0A000` at the clause.
+pub fn check_makes_nothing(select: &Select) -> Result<(), SqlError> {
+    if let Some(clause) = &select.partition_by {
+        let hint = "it is the key of the new stream in CREATE STREAM … AS SELECT";
+        return Err(SqlError::unsupported("PARTITION BY here", hint).at(clause.position));
+    }
+    match select.window.as_ref().and_then(|window| window.retention) {
+        None => Ok(()),
+        Some((_, position)) => {
+            let hint = "it says how long a table made by CREATE TABLE … AS SELECT keeps its rows";
+            Err(SqlError::unsupported("RETENTION of windows here", hint).at(position))
+        }
+    }
 }
 
 /// Refuses a name that would need escapes in paths, addresses and the statements that tools make of it.

@@ -1,9 +1,9 @@
 //! Queries: the streaming clauses are cut out of the tokens, sqlparser reads the rest, `vet` checks it.
 //!
-//! Owns `WINDOW … (…)`, `EMIT …` and what follows it. Leaves out names and types (planner). Called
+//! Owns `WINDOW … (…)`, `PARTITION BY …`, `EMIT …` and what follows it. Leaves out names and types (planner). Called
 //! for every statement that has a query in it; a crash does nothing to it.
 
-use super::ast::{Emit, EmitKind, Position, Select, WindowClause, WindowKind, WithOptions};
+use super::ast::{Emit, EmitKind, PartitionBy, Position, Select, WindowClause, WindowKind, WithOptions};
 use super::cursor::Cursor;
 use super::lexer::Lexeme;
 use super::{duration, options, render, vet, within};
@@ -28,29 +28,32 @@ pub(super) fn select_part(cursor: &mut Cursor<'_>) -> Result<Select, SqlError> {
     let emit_at = find_emit(cursor);
     let body_end = emit_at.unwrap_or(cursor.lexemes.len());
     let window = find_window(cursor, body_end)?;
-    let mut query = query(cursor, start..body_end, window.as_ref().map(|(_, range)| range.clone()))?;
+    let partition_by = find_partition_by(cursor, body_end)?;
+    let cut = window.iter().map(|(_, range)| range.clone()).chain(partition_by.iter().map(|(_, range)| range.clone()));
+    let mut query = query(cursor, start..body_end, cut.collect())?;
     vet::query(&mut query, &|word| first(cursor, start, word))?;
     cursor.at = body_end;
     let emit = if emit_at.is_some() { Some(emit(cursor)?) } else { None };
     let (options, limit) = if emit.is_some() { tail(cursor)? } else { (WithOptions::default(), None) };
     cursor.expect_end()?;
     let sql = render::text(cursor.text, cursor.lexemes.get(start..).unwrap_or_default());
-    Ok(Select { query, window: window.map(|(clause, _)| clause), emit, options, limit, sql })
+    let (window, partition_by) = (window.map(|(clause, _)| clause), partition_by.map(|(clause, _)| clause));
+    Ok(Select { query, window, partition_by, emit, options, limit, sql })
 }
 
 /// The tokens of `range` without those of `cut`, through sqlparser.
 fn query(
     cursor: &Cursor<'_>,
     range: Range<usize>,
-    cut: Option<Range<usize>>,
+    cut: Vec<Range<usize>>,
 ) -> Result<Box<sqlparser::ast::Query>, SqlError> {
-    let cut = cut.unwrap_or(range.end..range.end);
-    let before = cursor.lexemes.get(range.start..cut.start).unwrap_or_default();
-    let after = cursor.lexemes.get(cut.end..range.end).unwrap_or_default();
-    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(before.len() + after.len() + 3);
+    let is_left = |at: &usize| !cut.iter().any(|cut| cut.contains(at));
+    let left: Vec<usize> = range.clone().filter(is_left).collect();
+    let part: Vec<Lexeme> = left.iter().filter_map(|at| cursor.lexemes.get(*at)).cloned().collect();
+    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(part.len() + 3);
     // `TABLE name` is `SELECT * FROM name`.
     let mut first_index = range.start;
-    if let Some(first) = before.first()
+    if let Some(first) = part.first()
         && word(first) == Some("table")
     {
         let span = first.token.span;
@@ -58,14 +61,13 @@ fn query(
         tokens.extend([keyword("select"), TokenWithSpan::new(Token::Mul, span), keyword("from")]);
         first_index += 1;
         let name = |lexeme: &Lexeme| matches!(lexeme.token.token, Token::Word(_));
-        if !before.get(1).is_some_and(name) {
+        if !part.get(1).is_some_and(name) {
             let mut place = cursor.clone();
             place.at = range.start + 1;
             return Err(place.unexpected());
         }
     }
-    tokens.extend(within::tokens(cursor, (first_index..cut.start).chain(cut.end..range.end))?);
-    let part: Vec<Lexeme> = before.iter().chain(after).cloned().collect();
+    tokens.extend(within::tokens(cursor, left.into_iter().filter(|at| *at >= first_index))?);
     let end = |parser: &mut Parser<'_>| {
         let query = parser.parse_query()?;
         if parser.peek_token_ref().token != Token::EOF {
@@ -177,11 +179,6 @@ pub(super) fn refuse_unsupported_clauses(cursor: &Cursor<'_>) -> Result<(), SqlE
             (Some("emit"), _) if depth > 0 && is_emit(cursor, at) => {
                 return refuse(at, "EMIT in a sub-query", "write EMIT at the end of the statement");
             }
-            (Some("partition"), Some(Token::Word(by)))
-                if depth == 0 && by.keyword == Keyword::BY && follows_operand(cursor, at) =>
-            {
-                return refuse(at, "PARTITION BY of a query", "declare a stream with that KEY and INSERT INTO it");
-            }
             (Some("window"), _) if depth > 0 && is_window(cursor, at) => {
                 return refuse(at, "WINDOW in a sub-query", "create a table with the window and read that");
             }
@@ -228,26 +225,57 @@ fn find_window(cursor: &Cursor<'_>, end: usize) -> Result<Option<(WindowClause, 
     }
 }
 
+/// `PARTITION BY` of the outermost SELECT, with its tokens: to the next clause.
+fn find_partition_by(cursor: &Cursor<'_>, end: usize) -> Result<Option<(PartitionBy, Range<usize>)>, SqlError> {
+    let is_by = |at: usize| matches!(token_of(cursor, at), Some(Token::Word(by)) if by.keyword == Keyword::BY);
+    let is_here =
+        |at: &usize| word_of(cursor, *at) == Some("partition") && is_by(at + 1) && follows_operand(cursor, *at);
+    let Some(at) = top_level(cursor, end).find(is_here) else { return Ok(None) };
+    let mut place = cursor.clone();
+    place.at = at;
+    let position = place.position();
+    let is_set = |at: &usize| matches!(word_of(cursor, *at), Some("union" | "except" | "intersect"));
+    if top_level(cursor, end).any(|at| is_set(&at)) {
+        return Err(place.unsupported("PARTITION BY with UNION, EXCEPT or INTERSECT", "put them into a sub-query"));
+    }
+    place.at = at + 2;
+    let is_clause = |at: &usize| {
+        matches!(
+            word_of(cursor, *at),
+            Some("group" | "having" | "order" | "limit" | "offset" | "fetch" | "where" | "window")
+        )
+    };
+    let clause_end = top_level(&place, end).find(is_clause).unwrap_or(end);
+    let expressions = place.with_parser(clause_end, |parser| parser.parse_comma_separated(Parser::parse_expr))?;
+    match place.at == clause_end {
+        true => Ok(Some((PartitionBy { expressions, position }, at..clause_end))),
+        false => Err(place.unexpected()),
+    }
+}
+
 /// Only a later clause may follow a window clause: an alias there would otherwise become that of the relation.
 fn check_after_window(place: &Cursor<'_>, end: usize) -> Result<(), SqlError> {
     let is_clause = matches!(
         place.word(),
         Some("where" | "group" | "having" | "order" | "limit" | "offset" | "fetch" | "for" | "window")
-            | Some("union" | "except" | "intersect")
+            | Some("union" | "except" | "intersect" | "partition")
     );
     if place.at >= end || is_clause { Ok(()) } else { Err(place.unexpected()) }
 }
 
 /// `WINDOW TUMBLING (SIZE n unit …)`, `HOPPING (SIZE n unit, ADVANCE BY n unit …)` or `SESSION (n unit …)`, each
-/// with `[, GRACE PERIOD n unit]`.
+/// with `[, RETENTION n unit] [, GRACE PERIOD n unit]`.
 fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
     let position = cursor.position();
     cursor.expect(&["window"])?;
     let kind = window_kind(cursor)?;
-    let mut grace = None;
+    let (mut grace, mut retention) = (None, None);
     while cursor.eat_token(&Token::Comma) {
-        if cursor.is(&["retention"]) {
-            return Err(cursor.unsupported("RETENTION of windows", "leave it out: every window is kept"));
+        if retention.is_none() && cursor.is(&["retention"]) {
+            let position = cursor.position();
+            cursor.expect(&["retention"])?;
+            retention = Some((positive(cursor, "retention")?, position));
+            continue;
         }
         if grace.is_some() {
             return Err(cursor.unexpected());
@@ -262,7 +290,7 @@ fn window(cursor: &mut Cursor<'_>) -> Result<WindowClause, SqlError> {
         grace = Some(length);
     }
     cursor.expect_token(&Token::RParen)?;
-    Ok(WindowClause { kind, grace, position })
+    Ok(WindowClause { kind, grace, retention, position })
 }
 
 /// `TUMBLING (SIZE …`, `HOPPING (SIZE …, ADVANCE BY …` or `SESSION (…`.

@@ -29,6 +29,7 @@ pub fn eval_constant(
     params: &[ScalarValue],
 ) -> Result<ScalarValue, SqlError> {
     let select = Select {
+        partition_by: None,
         query: Box::new(query_of(expr)),
         window: None,
         emit: None,

@@ -7,18 +7,18 @@ use super::distinct_on::first_rows;
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
 use super::union::unite;
 use super::{ContinuousPlan, Emission, PlanContext, ResultColumn, parameter};
-use crate::bind::ddl::grace_option;
-use crate::dialect::ast::{Emit, EmitKind, Select};
+use crate::bind::ddl::{check_makes_nothing, grace_option};
+use crate::dialect::ast::{Emit, EmitKind, Position, Select};
 use crate::error::SqlError;
 use crate::exec::session::{analyze, optimize_continuous};
 use crate::function::series::SERIES;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, Volatility};
+use datafusion::logical_expr::{self, FetchType, LogicalPlan, Volatility};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::query::EmitForms;
 use millstream_catalog::{QueryOptions, SqlType};
-use sqlparser::ast::{Distinct, Query, SetExpr};
+use sqlparser::ast::{Distinct, Expr, Query, SelectItem, SetExpr};
 use std::collections::HashSet;
 
 /// Plans `select` for a continuous run with `options`.
@@ -52,6 +52,7 @@ pub fn plan_push(
     params: &[SqlType],
     values: Vec<ScalarValue>,
 ) -> Result<ContinuousPlan, SqlError> {
+    check_makes_nothing(select)?;
     let types: Vec<Option<SqlType>> = params.iter().cloned().map(Some).collect();
     plan_with(context, select, &types, Some(values)).map(|(plan, _)| plan)
 }
@@ -76,6 +77,7 @@ fn plan_with(
     values: Option<Vec<ScalarValue>>,
 ) -> Result<(ContinuousPlan, Vec<SqlType>), SqlError> {
     refuse_query(&select.query)?;
+    let partition_by = partition_by(select)?;
     let Drafted { plan, output, sources, window, parameters } = draft(context, select, param_types, Run::Continuously)?;
     let (plan, params) = parameter::settle(plan, param_types, parameters)?;
     let plan = match values {
@@ -98,7 +100,61 @@ fn plan_with(
         _ => Emission::Changes,
     };
     let grace = grace_option(&select.options)?;
-    Ok((ContinuousPlan { plan, window, grace, sources, columns, emission, state_retention: None }, params))
+    let partition_by = key_columns(partition_by, &columns)?;
+    Ok((
+        ContinuousPlan { plan, window, grace, sources, columns, partition_by, emission, state_retention: None },
+        params,
+    ))
+}
+
+/// A column of the result that PARTITION BY names.
+enum KeyColumn {
+    /// By its name.
+    Named(String),
+    /// By its position.
+    At(usize),
+}
+
+/// What PARTITION BY names, each an expression or a name of the select list.
+///
+/// # Errors
+/// 42P10 for another.
+fn partition_by(select: &Select) -> Result<Vec<(KeyColumn, Position)>, SqlError> {
+    let Some(clause) = &select.partition_by else { return Ok(Vec::new()) };
+    let items = match select.query.body.as_ref() {
+        SetExpr::Select(body) => body.projection.as_slice(),
+        _ => &[],
+    };
+    let is_plain = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+    let plain = items.iter().take_while(|item| is_plain(item));
+    let find = |wanted: &Expr| {
+        plain.clone().position(|item| match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => expr == wanted,
+            _ => false,
+        })
+    };
+    let column = |wanted: &Expr| match (find(wanted), wanted) {
+        (Some(at), _) => Ok((KeyColumn::At(at), clause.position)),
+        (None, Expr::Identifier(name)) => Ok((KeyColumn::Named(name.value.clone()), clause.position)),
+        (None, _) => {
+            let fact = format!("PARTITION BY expression \"{wanted}\" is not in the select list");
+            let error = SqlError::new(SqlState::InvalidColumnReference, fact);
+            Err(error.hint("select it: it is the key of the new stream").at(clause.position))
+        }
+    };
+    clause.expressions.iter().map(column).collect()
+}
+
+fn key_columns(wanted: Vec<(KeyColumn, Position)>, columns: &[ResultColumn]) -> Result<Vec<usize>, SqlError> {
+    let column = |(key, position): (KeyColumn, Position)| match key {
+        KeyColumn::At(at) => Ok(at),
+        KeyColumn::Named(name) => columns.iter().position(|column| column.name == name).ok_or_else(|| {
+            let fact = format!("PARTITION BY column \"{name}\" is not in the select list");
+            let error = SqlError::new(SqlState::InvalidColumnReference, fact);
+            error.hint("select it: it is the key of the new stream").at(position)
+        }),
+    };
+    wanted.into_iter().map(column).collect()
 }
 
 fn refused(what: &str, hint: &str) -> SqlError {
@@ -133,7 +189,7 @@ fn check_subqueries(plan: &LogicalPlan) -> Result<(), SqlError> {
     plan.apply_with_subqueries(|level| {
         level.apply_expressions(|expr| {
             expr.apply(|expr| {
-                if let Expr::ScalarSubquery(query) = expr {
+                if let logical_expr::Expr::ScalarSubquery(query) = expr {
                     let is_own = query.outer_ref_columns.is_empty();
                     is_single &= gives_one_row(&query.subquery) || (is_own && is_first_row(&query.subquery));
                 }
@@ -169,7 +225,7 @@ fn check_expressions(plan: &LogicalPlan) -> Result<(), SqlError> {
     plan.apply(|level| {
         level.apply_expressions(|expr| {
             expr.apply(|expr| {
-                if let Expr::ScalarFunction(call) = expr
+                if let logical_expr::Expr::ScalarFunction(call) = expr
                     && call.func.signature().volatility == Volatility::Volatile
                     && call.func.name() != SERIES
                 {

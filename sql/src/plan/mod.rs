@@ -156,6 +156,8 @@ pub struct ContinuousPlan {
     pub sources: Vec<Arc<Relation>>,
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
+    /// Those that PARTITION BY names: the key of the stream that is made of it.
+    pub partition_by: Vec<usize>,
     /// When rows come out.
     pub emission: Emission,
     /// How long a join of streams without a range of time keeps rows.

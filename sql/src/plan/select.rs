@@ -9,6 +9,7 @@ use super::session::with_sessions;
 use super::union::unite;
 use super::window::window_spec;
 use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
+use crate::bind::ddl::check_makes_nothing;
 use crate::dialect::ast::Select;
 use crate::error::SqlError;
 use crate::exec::session::analyze;
@@ -64,6 +65,9 @@ pub(super) fn draft(
     run: Run,
 ) -> Result<Drafted, SqlError> {
     let registry = registry();
+    if run == Run::Once {
+        check_makes_nothing(select)?;
+    }
     let window = select.window.as_ref().map(window_spec).transpose()?;
     let mut resolver = Resolver::new(context, registry, window);
     resolver.keeps_clock = run == Run::Continuously;

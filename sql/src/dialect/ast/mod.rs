@@ -582,6 +582,8 @@ pub struct Select {
     pub query: Box<ast::Query>,
     /// `WINDOW …` of the outermost SELECT.
     pub window: Option<WindowClause>,
+    /// `PARTITION BY …` behind FROM and WHERE: what the key of the stream that is made of the query is.
+    pub partition_by: Option<PartitionBy>,
     /// `EMIT …`: a push or continuous query. Without, a pull query.
     pub emit: Option<Emit>,
     /// `WITH (…)` after `EMIT`.
@@ -592,6 +594,15 @@ pub struct Select {
     pub sql: String,
 }
 
+/// `PARTITION BY …` as ksqlDB has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartitionBy {
+    /// The expressions, each also one of the select list.
+    pub expressions: Vec<ast::Expr>,
+    /// Where the clause stands.
+    pub position: Position,
+}
+
 /// `WINDOW …` as ksqlDB has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WindowClause {
@@ -599,6 +610,8 @@ pub struct WindowClause {
     pub kind: WindowKind,
     /// `GRACE PERIOD`.
     pub grace: Option<Span>,
+    /// `RETENTION`: how long the table keeps windows, and where that stands.
+    pub retention: Option<(Span, Position)>,
     /// Where `WINDOW` stands.
     pub position: Position,
 }

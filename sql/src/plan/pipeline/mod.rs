@@ -157,6 +157,11 @@ impl Planner<'_> {
         if !matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Join(_) | LogicalPlan::Window(_)) {
             return self.build_level(plan, need);
         }
+        // Groups have their key, whether it is asked for or not.
+        let need = match plan {
+            LogicalPlan::Aggregate(_) => Need { key: true, ..need },
+            _ => need,
+        };
         if let Some((_, _, built)) = self.made.iter().find(|(made, wanted, _)| *wanted == need && made == plan) {
             return Ok(built.clone());
         }

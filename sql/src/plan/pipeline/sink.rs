@@ -25,9 +25,16 @@ impl Planner<'_> {
         let mut columns = self.query.columns.iter().map(selected_column).collect::<Result<Vec<_>, _>>()?;
         let mut sink: Vec<SinkColumn> = (0..selected).map(SinkColumn::Delta).collect();
         if root.mode == Mode::Append {
+            for at in self.key_of_stream() {
+                columns[at].is_key = true;
+            }
             let output = Output { selected, columns, kind: RelationKind::Stream };
             let schema = output.stored_schema();
             return Ok((output, Sink::new(sink, schema, false, None)));
+        }
+        if !self.query.partition_by.is_empty() {
+            let hint = "leave it out: a table has the key of its rows";
+            return Err(SqlError::unsupported("PARTITION BY of rows that change", hint));
         }
         let mut missing: Vec<&Key> = Vec::new();
         for key in &root.key {
@@ -62,6 +69,19 @@ impl Planner<'_> {
         let merged = (root.mode == Mode::Both).then(|| root.key.iter().map(|key| key.at).collect());
         let is_keyed = output.has_tombstones();
         Ok((output, Sink::new(sink, schema, is_keyed, merged)))
+    }
+}
+
+impl Planner<'_> {
+    /// The columns that are the key of a stream: those of PARTITION BY, or the key of the only stream it is made of, if all of
+    /// it is selected.
+    fn key_of_stream(&self) -> Vec<usize> {
+        if !self.query.partition_by.is_empty() {
+            return self.query.partition_by.clone();
+        }
+        let [source] = self.query.sources.as_slice() else { return Vec::new() };
+        let shown = |at: &usize| self.query.columns.iter().position(|column| column.source == Some((source.id, *at)));
+        source.schema.key().iter().map(shown).collect::<Option<Vec<usize>>>().unwrap_or_default()
     }
 }
 

@@ -163,6 +163,7 @@ impl Query {
             position: Position::UNKNOWN,
         });
         ContinuousPlan {
+            partition_by: Vec::new(),
             plan,
             window,
             grace: None,
