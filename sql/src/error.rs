@@ -24,8 +24,6 @@ pub struct SqlError {
     pub position: Option<usize>,
     /// What it is about, where the place is not known: see [`crate::dialect::locate`].
     pub near: Option<Box<Near>>,
-    /// The event of a continuous query's input that it came with.
-    pub event: Option<Box<EventPlace>>,
 }
 
 /// Where an event of a continuous query's input is.
@@ -39,7 +37,7 @@ pub struct EventPlace {
     pub offset: Offset,
 }
 
-/// A part of a statement.
+/// A part of a statement, or an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Near {
     /// A name or key word.
@@ -50,6 +48,8 @@ pub enum Near {
     Literal(String),
     /// What stands behind this key word.
     Behind(String),
+    /// The event of a continuous query's input that it came with.
+    Event(EventPlace),
 }
 
 /// The result of the SQL layer.
@@ -58,16 +58,7 @@ pub type Result<T, E = SqlError> = std::result::Result<T, E>;
 impl SqlError {
     /// An error with a code and a message only.
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self {
-            sqlstate,
-            message: message.into(),
-            detail: None,
-            hint: None,
-            context: None,
-            position: None,
-            near: None,
-            event: None,
-        }
+        Self { sqlstate, message: message.into(), detail: None, hint: None, context: None, position: None, near: None }
     }
 
     /// `0A000`: `what` (a clause or statement, as in "EMIT FINAL") is not supported; `hint` names the alternative.

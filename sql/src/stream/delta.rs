@@ -10,7 +10,7 @@ use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, Timestamp};
 use std::sync::Arc;
 
-use crate::error::{EventPlace, SqlError};
+use crate::error::{EventPlace, Near, SqlError};
 
 /// Before any event.
 pub(crate) const NEVER: i64 = i64::MIN;
@@ -195,7 +195,7 @@ impl Delta {
 /// `error`, with the partition and offset of input row `row`.
 pub(crate) fn blame(origin: &Origin, row: usize, mut error: SqlError) -> SqlError {
     let Some(event) = origin.place(row) else { return error };
-    error.event = Some(Box::new(event));
+    error.near = Some(Box::new(Near::Event(event)));
     let EventPlace { source, partition, offset } = event;
     let name = origin.names.get(source).map_or(String::new(), |name| format!("\"{name}\", "));
     let place = format!("{name}partition {}, offset {offset}", partition.value());

@@ -365,7 +365,7 @@ impl Pipeline {
         let batch = loop {
             match (self.work(&sources, &origin), skipping.as_deref_mut()) {
                 (Ok(batch), _) => break batch,
-                (Err(failed), Some(skipping)) => self.sift(failed, &mut sources, &origin, skipping)?,
+                (Err(failed), Some(skipping)) => self.sift(*failed, &mut sources, &origin, skipping)?,
                 (Err(failed), None) => return Err(failed.error),
             }
         };
@@ -389,18 +389,18 @@ impl Pipeline {
     }
 
     /// The rows of the sink.
-    fn work(&mut self, sources: &[Delta], origin: &Arc<Origin>) -> Result<Option<RecordBatch>, Failed> {
+    fn work(&mut self, sources: &[Delta], origin: &Arc<Origin>) -> Result<Option<RecordBatch>, Box<Failed>> {
         let mut made: Vec<Made> = Vec::with_capacity(self.parts.nodes.len());
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {
             let inputs = node.inputs.iter().map(|edge| follow(edge, sources, &mut made));
             let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| node.operator.step(inputs, origin));
-            let delta = output.map_err(|error| Failed { at, is_dirty, error })?;
+            let delta = output.map_err(|error| Box::new(Failed { at, is_dirty, error }))?;
             made.push(Made { delta: Some(delta), readers: self.readers[at] });
             is_dirty |= node.operator.is_stateful();
         }
         let rows = follow(&self.parts.root, sources, &mut made).and_then(|rows| self.parts.sink.rows(rows));
-        rows.map_err(|error| Failed { at: self.parts.nodes.len(), is_dirty, error })
+        rows.map_err(|error| Box::new(Failed { at: self.parts.nodes.len(), is_dirty, error }))
     }
 
     fn late_rows(&self) -> RowCount {

@@ -7,7 +7,7 @@
 //! where skipped events are kept (engine). Equal steps skip equal events, so a replay repeats them.
 
 use super::{Delta, Edge, InputBatch, Made, Origin, Pipeline, StepInput, StepOutput, follow};
-use crate::error::{EventPlace, SqlError};
+use crate::error::{EventPlace, Near, SqlError};
 use arrow::array::BooleanArray;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -230,7 +230,10 @@ fn locate(
 ) -> Result<(EventPlace, SqlError), SqlError> {
     let events: Vec<InputBatch> = input.batches.iter().flat_map(InputBatch::each).collect();
     let part = |batches: &[InputBatch]| StepInput { batches: batches.to_vec(), ..*input };
-    let named = error.event.as_deref().and_then(|named| events.iter().position(|event| place_of(event) == *named));
+    let named = match error.near.as_deref() {
+        Some(Near::Event(named)) => events.iter().position(|event| place_of(event) == *named),
+        _ => None,
+    };
     if let Some(at) = named {
         let mut pipeline = again()?;
         if pipeline.take(&part(&events[..at]), Some(skipping)).is_ok()
