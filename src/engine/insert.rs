@@ -42,8 +42,9 @@ impl Session {
     /// The relation a statement writes.
     ///
     /// # Errors
-    /// 42P01 when there is none, 55000 when a continuous query writes it.
+    /// 42P01 when there is none, 0A000 when it is a view, 42809 when a continuous query writes it.
     pub(crate) fn target(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
+        self.check_no_view(name, "insert into")?;
         let catalog = self.engine.catalog();
         let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)).ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)

@@ -41,6 +41,7 @@ mod transaction;
 mod undo;
 mod upkeep;
 mod versions;
+mod view;
 mod write;
 
 pub use budget::Budget;

@@ -29,6 +29,7 @@ mod tests;
 mod tokens;
 mod transaction;
 mod vet;
+mod view;
 pub(crate) mod within;
 
 pub use ast::*;

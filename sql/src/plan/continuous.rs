@@ -76,7 +76,8 @@ fn plan_with(
     values: Option<Vec<ScalarValue>>,
 ) -> Result<(ContinuousPlan, Vec<SqlType>), SqlError> {
     refuse_query(&select.query)?;
-    let Drafted { plan, output, sources, window, parameters } = draft(context, select, param_types, Run::Continuously)?;
+    let drafted = draft(context, select, param_types, Run::Continuously)?;
+    let Drafted { plan, output, sources, views, window, grace, parameters, .. } = drafted;
     let (plan, params) = parameter::settle(plan, param_types, parameters)?;
     let plan = match values {
         Some(values) => parameter::with_values(plan, values)?,
@@ -97,8 +98,8 @@ fn plan_with(
         Some(Emit { kind: EmitKind::Final, .. }) => Emission::Final,
         _ => Emission::Changes,
     };
-    let grace = grace_option(&select.options)?;
-    Ok((ContinuousPlan { plan, window, grace, sources, columns, emission, state_retention: None }, params))
+    let grace = grace_option(&select.options)?.or(grace);
+    Ok((ContinuousPlan { plan, window, grace, sources, views, columns, emission, state_retention: None }, params))
 }
 
 fn refused(what: &str, hint: &str) -> SqlError {

@@ -16,9 +16,10 @@ use crate::function::registry;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
-use millstream_catalog::model::TopicId;
-use millstream_catalog::{Relation, SqlType};
+use millstream_catalog::model::{Span, TopicId};
+use millstream_catalog::{Relation, SqlType, View};
 use sqlparser::ast::{Query, Statement};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A statement after the engine's planner, before analysis.
@@ -26,7 +27,13 @@ pub(super) struct Drafted {
     pub(super) plan: LogicalPlan,
     pub(super) output: Vec<OutputColumn>,
     pub(super) sources: Vec<Arc<Relation>>,
+    /// The views it reads, each once.
+    pub(super) views: Vec<Arc<View>>,
+    /// What its own text names.
+    pub(super) direct: BTreeSet<TopicId>,
     pub(super) window: Option<WindowSpec>,
+    /// That of a view's clause.
+    pub(super) grace: Option<Span>,
     pub(super) parameters: usize,
 }
 
@@ -48,12 +55,27 @@ pub fn plan_select(
     select: &Select,
     param_types: &[Option<SqlType>],
 ) -> Result<PlannedSelect, SqlError> {
+    planned(context, select, param_types).map(|planned| planned.select)
+}
+
+/// A SELECT, with what its text names.
+pub(super) struct Planned {
+    pub(super) select: PlannedSelect,
+    pub(super) direct: BTreeSet<TopicId>,
+}
+
+/// As [`plan_select`].
+pub(super) fn planned(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+) -> Result<Planned, SqlError> {
     let drafted = draft(context, select, param_types, Run::Once)?;
     let (plan, params) = parameter::settle(drafted.plan, param_types, drafted.parameters)?;
     let plan = analyze(unite(plan)?)?;
     let columns = result_columns(&plan, &drafted.output)?;
     let plan = in_result_types(plan, &columns)?;
-    Ok(PlannedSelect { plan, params, columns })
+    Ok(Planned { select: PlannedSelect { plan, params, columns }, direct: drafted.direct })
 }
 
 /// Resolves and plans `select`.
@@ -70,7 +92,8 @@ pub(super) fn draft(
     resolver.declared = param_types;
     let mut query: Query = select.query.as_ref().clone();
     let output = resolver.statement(&mut query)?;
-    let Resolver { functions, sources, parameters, sessions, .. } = resolver;
+    let Resolver { functions, sources, parameters, sessions, views, direct, clause, .. } = resolver;
+    let grace = clause.filter(|_| window.is_none()).and_then(|clause| clause.grace);
     let provider = Provider::new(context, registry, functions);
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(true)
@@ -80,7 +103,7 @@ pub(super) fn draft(
     let mut scope = PlannerContext::new().with_prepare_param_data_types(parameter::fields(param_types));
     let plan = planner.sql_statement_to_plan_with_context(Statement::Query(Box::new(query)), &mut scope)?;
     let plan = with_sessions(plan, &sessions)?;
-    Ok(Drafted { plan, output, sources, window, parameters })
+    Ok(Drafted { plan, output, sources, views, direct, window, grace, parameters })
 }
 
 /// The columns of `plan` under the names clients see.

@@ -144,6 +144,7 @@ pub(super) fn relation() -> Relation {
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 
