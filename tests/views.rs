@@ -66,3 +66,84 @@ async fn views_survive_kills_and_a_replaced_one_changes_no_query() {
     drop(client);
     server.kill();
 }
+
+/// Kills in each of these come while a replacement is on its way.
+const ROUNDS: usize = 10;
+
+/// Two statements of a version: what they give shows which version took an event, and that it was taken once.
+fn replacements(version: usize) -> [String; 2] {
+    [
+        format!("CREATE OR REPLACE STREAM passed AS SELECT id, {version} AS version FROM s WHERE id > -{version}"),
+        format!(
+            "CREATE OR REPLACE TABLE summed AS SELECT k, count(*) AS n, sum(id) AS total FROM s WHERE id > -{version} GROUP BY k"
+        ),
+    ]
+}
+
+/// The version of a query's text.
+async fn version_of(client: &Client, query: &str) -> usize {
+    let sql = rows(client, &format!("SELECT sql FROM millstream.queries WHERE name = '{query}'")).await;
+    let rest = sql[0].split_once("id > -").unwrap().1;
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+async fn check_replaced(client: &Client, last: usize) {
+    rows(client, "FLUSH").await;
+    let failed = "SELECT name, error FROM millstream.queries WHERE error IS NOT NULL";
+    assert_eq!(rows(client, failed).await, Vec::<String>::new());
+    assert_eq!(
+        rows(client, "SELECT id FROM passed ORDER BY id").await,
+        rows(client, "SELECT id FROM s ORDER BY id").await,
+        "each event is taken by one version"
+    );
+    let sums = "SELECT k, count(*) AS n, sum(id) AS total FROM s GROUP BY k ORDER BY k";
+    assert_eq!(rows(client, "SELECT k, n, total FROM summed ORDER BY k").await, rows(client, sums).await);
+    let versions = rows(client, "SELECT version FROM passed ORDER BY rowoffset").await;
+    let versions: Vec<usize> = versions.iter().map(|version| version.parse().unwrap()).collect();
+    assert!(versions.is_sorted(), "an older version after a newer one: {versions:?}");
+    assert!(versions.iter().all(|version| *version <= last), "{versions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replaced_query_takes_each_event_once_whenever_the_server_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Process::start(dir.path());
+    let mut client = connect(server.address).await;
+    rows(&client, "CREATE STREAM s (id integer, k integer)").await;
+    for sql in replacements(0) {
+        rows(&client, &sql).await;
+    }
+    let mut id = 0;
+    let insert = |id: &mut usize| {
+        *id += 1;
+        format!("INSERT INTO s VALUES ({id}, {})", *id % 3)
+    };
+    for version in 1..=ROUNDS {
+        rows(&client, &insert(&mut id)).await;
+        let other = connect(server.address).await;
+        let replacing = tokio::spawn(async move {
+            for sql in replacements(version) {
+                drop(other.simple_query(&sql).await);
+            }
+        });
+        for _ in 0..version % 5 {
+            rows(&client, &insert(&mut id)).await;
+        }
+        if version % 3 == 0 {
+            replacing.await.unwrap();
+        }
+        drop(client);
+        (server, client) = restart(server, dir.path()).await;
+        check_replaced(&client, version).await;
+        // Events from now on are the new version's if its text is there.
+        rows(&client, &insert(&mut id)).await;
+        rows(&client, "FLUSH").await;
+        let text = version_of(&client, "passed").await;
+        assert!(text == version || version % 3 != 0, "an acknowledged replacement is gone");
+        assert_eq!(rows(&client, &format!("SELECT version FROM passed WHERE id = {id}")).await, [text.to_string()]);
+        assert!(version_of(&client, "summed").await <= text);
+    }
+    check_replaced(&client, ROUNDS).await;
+    drop(client);
+    server.kill();
+}

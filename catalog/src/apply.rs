@@ -8,6 +8,7 @@ use crate::model::limit::{COLUMNS_MAX, QUERIES_MAX, TOPICS_MAX};
 use crate::model::{Name, QueryId, TopicId};
 use crate::query::{Query, QueryState, SourceForm};
 use crate::relation::{Relation, TopicOptions};
+use crate::schema::Column;
 use crate::state::State;
 use crate::view::{Misfit, View};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,7 @@ pub fn apply(state: &mut State, command: Command) -> Result<Reply, CatalogError>
         Command::CreateRelation { relation, query } => create(state, *relation, query.map(|q| *q)),
         Command::CreateQuery { query } => create_query(state, *query),
         Command::CreateView { view, replace } => create_view(state, *view, replace),
+        Command::ReplaceQuery { query, former, added, sql } => replace_query(state, *query, former, added, sql),
         Command::DropRelation { id, cascade } => drop_relation(state, id, cascade),
         Command::AlterRelation { id, changes } => alter(state, id, changes),
         Command::SetQueryState { id, state: to } => set_query_state(state, id, to),
@@ -136,6 +138,46 @@ fn create_query(state: &mut State, mut query: Query) -> Result<Reply, CatalogErr
     let (topic, id) = (query.sink, query.id);
     state.queries.insert(id, Arc::new(query));
     Ok(Reply::Created { topic, query: Some(id) })
+}
+
+fn replace_query(
+    state: &mut State,
+    new: Query,
+    former: String,
+    added: Vec<Column>,
+    sql: String,
+) -> Result<Reply, CatalogError> {
+    let old = state.queries.get(&new.id).cloned().ok_or(CatalogError::NoQuery(new.id))?;
+    if old.state == QueryState::Terminated {
+        return Err(CatalogError::Terminated(old.name.clone()));
+    }
+    let before = state.relations.get(&old.sink).cloned().ok_or(CatalogError::NoRelation(old.sink))?;
+    if let Some(gone) = new.views.keys().find(|view| !state.views.contains_key(view)) {
+        return Err(CatalogError::NoRelation(*gone));
+    }
+    let mut relation = Relation::clone(&before);
+    for column in added {
+        change_relation(state, &mut relation, RelationChange::AddColumn { column, fill: None })?;
+    }
+    relation.sql = sql;
+    if relation.schema != before.schema {
+        remember(state, &before);
+    }
+    // What failed with the old text may not fail with the new one.
+    let is_failed = matches!(old.state, QueryState::Error { .. });
+    let query = Query {
+        name: old.name.clone(),
+        sources: old.sources.clone(),
+        sink: old.sink,
+        state: if is_failed { QueryState::Running } else { old.state.clone() },
+        created_at: old.created_at,
+        target: old.target.clone(),
+        former: Some(former),
+        ..new
+    };
+    state.queries.insert(query.id, Arc::new(query));
+    state.relations.insert(relation.id, Arc::new(relation));
+    Ok(Reply::Changed)
 }
 
 fn create_view(state: &mut State, mut view: View, replace: bool) -> Result<Reply, CatalogError> {

@@ -33,6 +33,17 @@ pub enum Command {
         /// One of the name becomes this.
         replace: bool,
     },
+    /// Gives a query another text; it goes on where it is, with the state it has.
+    ReplaceQuery {
+        /// The query as it will be; its name, sources, sink and state stay.
+        query: Box<Query>,
+        /// The fingerprint of the pipeline whose state is saved now.
+        former: String,
+        /// Columns that its sink has more, at the end.
+        added: Vec<Column>,
+        /// The statement, canonical.
+        sql: String,
+    },
     /// Removes a relation and the queries that write it, or a view.
     DropRelation {
         /// The relation or view, by id, so that a name created anew meanwhile is not hit.

@@ -117,6 +117,9 @@ pub struct Query {
     /// The views it reads, as they were when it was made: another definition of one changes nothing here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub views: BTreeMap<TopicId, View>,
+    /// The fingerprint of the pipeline that it replaced, whose saved state it goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<String>,
 }
 
 impl Query {

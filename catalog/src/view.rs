@@ -172,6 +172,7 @@ mod tests {
             target: None,
             forms: BTreeMap::new(),
             views: views.iter().map(|view| (view.id, View::clone(view))).collect(),
+            former: None,
         }
     }
 

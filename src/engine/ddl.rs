@@ -306,8 +306,10 @@ impl Session {
         self.check_definition(&format!("CREATE {word}")).await?;
         let tag = Outcome::Command { tag: format!("CREATE {word}") };
         if create.replace == Replace::Yes {
-            return Err(SqlError::unsupported("CREATE OR REPLACE of a query", "DROP it first, then CREATE it")
-                .at(create.name.position));
+            self.check_public(&create.name)?;
+            if let Some(relation) = self.engine.catalog().relation(create.name.as_str()) {
+                return self.replace_query(create, relation).await;
+            }
         }
         if self.exists(&create.name, create.if_not_exists)? {
             return Ok(tag);
@@ -379,6 +381,7 @@ impl Session {
             target: None,
             forms: BTreeMap::new(),
             views: views_of(plan),
+            former: None,
         };
         Ok((relation, query))
     }

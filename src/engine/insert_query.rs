@@ -117,6 +117,7 @@ impl Session {
             target: Some(columns),
             forms: BTreeMap::new(),
             views: views_of(&plan),
+            former: None,
         };
         let command = Command::CreateQuery { query: Box::new(query) };
         self.to_the_end(establish(Arc::clone(&self.engine), command)).await?;

@@ -28,6 +28,7 @@ mod pull;
 mod push;
 mod query;
 mod registry;
+mod replace;
 mod row_lock;
 mod select;
 mod session;

@@ -81,6 +81,24 @@ pub fn check_materialized(options: &WithOptions, topic: &TopicOptions, kind: Rel
     check_cleanup(options, &topic.cleanup, (kind, false))
 }
 
+/// The first option that a topic does not have already; those of queries are passed over.
+///
+/// # Errors
+/// `22023` for wrong values.
+pub fn changed_topic_option<'o>(
+    options: &'o WithOptions,
+    topic: &TopicOptions,
+    nodes: u32,
+) -> Result<Option<&'o WithOption>, SqlError> {
+    for option in &options.0 {
+        let mut wanted = topic.clone();
+        if topic_option(option, nodes, &mut wanted)? && wanted != *topic {
+            return Ok(Some(option));
+        }
+    }
+    Ok(None)
+}
+
 /// The options of a push query, after `EMIT`.
 ///
 /// # Errors

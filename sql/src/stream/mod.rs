@@ -27,6 +27,7 @@ mod operator;
 mod ordered;
 mod over;
 mod pipeline;
+mod replace;
 mod replayed;
 mod retracted;
 mod rows;
