@@ -263,7 +263,8 @@ fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply,
     let inserting = state.queries.values().filter(|q| q.target.is_some() && reads(q, &doomed));
     let inserting: Vec<(QueryId, Name)> = inserting.map(|q| (q.id, q.name.clone())).collect();
     readers.extend(inserting.iter().map(|(_, name)| name.clone()));
-    if !cascade && !(readers.is_empty() && views.is_empty()) {
+    let is_read = !readers.is_empty() || !views.is_empty();
+    if is_read && !cascade {
         return Err(CatalogError::InUse { name, readers, views });
     }
     let writing = state.queries.values().filter(|q| doomed.contains(&q.sink)).map(|q| q.id);

@@ -12,6 +12,7 @@ mod cursor;
 mod cursors;
 pub(crate) mod duration;
 mod escapes;
+mod flink;
 mod insert;
 mod keywords;
 mod lexer;

@@ -6,7 +6,7 @@
 use super::ast::{Emit, EmitKind, Position, Select, WindowClause, WindowKind, WithOptions};
 use super::cursor::Cursor;
 use super::lexer::Lexeme;
-use super::{duration, options, render, vet, within};
+use super::{duration, flink, options, render, vet, within};
 use crate::error::SqlError;
 use millstream_catalog::model::{RowCount, Span, SqlState};
 use sqlparser::keywords::Keyword;
@@ -64,7 +64,8 @@ fn query(
             return Err(place.unexpected());
         }
     }
-    tokens.extend(within::tokens(cursor, (first_index..cut.start).chain(cut.end..range.end))?);
+    let indexes = flink::indexes(cursor, (first_index..cut.start).chain(cut.end..range.end))?;
+    tokens.extend(within::tokens(cursor, indexes.into_iter())?);
     let part: Vec<Lexeme> = before.iter().chain(after).cloned().collect();
     let end = |parser: &mut Parser<'_>| {
         let query = parser.parse_query()?;
