@@ -136,7 +136,9 @@ impl Session {
                 .relation(insert.name.as_str())
                 .is_some_and(|it| Arc::ptr_eq(it, &target.relation) || **it == *target.relation)
         };
-        let is_free = !self.transaction.is_open() && !self.engine.row_locks.is_closed(target.relation.id);
+        let is_free = !self.settings.implicit_flush()
+            && !self.transaction.is_open()
+            && !self.engine.row_locks.is_closed(target.relation.id);
         (is_free && target.returning.is_empty() && is_current() && self.engine.is_made(&target.relation))
             .then_some(target.relation.shard)
     }
@@ -304,7 +306,11 @@ impl Session {
         if !self.transaction.has_locks() {
             self.pass_barriers(&append).await;
         }
-        self.append_to(relation.shard, append).await
+        let offsets = self.append_to(relation.shard, append).await?;
+        if self.settings.implicit_flush() {
+            self.flush_written().await?;
+        }
+        Ok(offsets)
     }
 
     /// Waits while INSERTs into a table are held back. Whoever has locked rows must not: those behind the barrier may wait
