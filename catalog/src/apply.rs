@@ -102,7 +102,8 @@ fn create(state: &mut State, mut relation: Relation, query: Option<Query>) -> Re
     if query.is_some() && state.queries.len() >= QUERIES_MAX {
         return Err(CatalogError::Limit { what: "continuous queries".to_owned(), limit: QUERIES_MAX });
     }
-    if let Some(source) = query.iter().flat_map(|q| &q.sources).find(|source| !state.relations.contains_key(source)) {
+    if let Some(source) = query.iter().flat_map(|q| q.sources.iter().chain(q.views.keys())).find(|id| !state.has(**id))
+    {
         return Err(CatalogError::NoRelation(*source));
     }
     state.topic_last = state.topic_last.next();
@@ -129,7 +130,8 @@ fn create_query(state: &mut State, mut query: Query) -> Result<Reply, CatalogErr
     if state.queries.len() >= QUERIES_MAX {
         return Err(CatalogError::Limit { what: "continuous queries".to_owned(), limit: QUERIES_MAX });
     }
-    let gone = query.sources.iter().chain([&query.sink]).find(|topic| !state.relations.contains_key(topic));
+    let read = query.sources.iter().chain(query.views.keys());
+    let gone = read.chain([&query.sink]).find(|id| !state.has(**id));
     if let Some(gone) = gone {
         return Err(CatalogError::NoRelation(*gone));
     }

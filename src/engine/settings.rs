@@ -461,7 +461,8 @@ mod tests {
             ("extra_float_digits", "0", "22023"),
             ("search_path", "\"a", "22023"),
             ("search_path", "a,,b", "22023"),
-            ("implicit.flush", "on", "0A000"),
+            ("implicit.flush", "perhaps", "22023"),
+            ("emit", "every_change", "0A000"),
             ("auto_offset_reset", "none", "0A000"),
         ] {
             let error = settings.set(name, value, SetScope::Session).unwrap_err();

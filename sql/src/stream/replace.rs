@@ -45,6 +45,12 @@ fn by_name(text: &str) -> String {
     out
 }
 
+/// The name of an operator, and its parts, of its text.
+fn name_and_parts(text: &str) -> (&str, &str) {
+    let (name, inside) = text.split_once('(').unwrap_or((text, ""));
+    (name, inside.strip_suffix(')').unwrap_or(inside))
+}
+
 impl Pipeline {
     /// Checks that this pipeline can go on with what `old` saved.
     ///
@@ -105,8 +111,8 @@ impl Pipeline {
             _ => node.operator.fingerprint(),
         };
         let text = by_name(&text);
-        let (name, rest) = text.split_once('(').unwrap_or((&text, ""));
-        let mut parts: Vec<String> = rest.trim_end_matches(')').split("; ").map(str::to_owned).collect();
+        let (name, inside) = name_and_parts(&text);
+        let mut parts: Vec<String> = inside.split("; ").map(str::to_owned).collect();
         // Which keys are shown depends on the key alone, and no old form of a row comes.
         let is_keyed = name == "keyed";
         if is_keyed {
@@ -196,7 +202,7 @@ impl Pipeline {
             return Vec::new();
         };
         let text = by_name(&node.operator.fingerprint());
-        let own = text.split("; ").filter(|stage| stage.contains("filter ")).map(str::to_owned);
+        let own = name_and_parts(&text).1.split("; ").filter(|stage| stage.starts_with("filter ")).map(str::to_owned);
         own.chain(node.inputs.iter().flat_map(|input| self.filters(input))).collect()
     }
 }
@@ -218,10 +224,6 @@ fn difference(before: &Held, after: &Held) -> Result<(), String> {
     }
     match before.inputs == after.inputs {
         true => Ok(()),
-        false => Err(format!(
-            "\"{}\" would be \"{}\" in what comes, where rows also go,",
-            before.inputs.join("; "),
-            after.inputs.join("; ")
-        )),
+        false => Err(format!("\"{}\" would be \"{}\" in the input", before.inputs.join("; "), after.inputs.join("; "))),
     }
 }
