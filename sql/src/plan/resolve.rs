@@ -10,6 +10,7 @@ use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
 use super::settle::condition;
 use super::syntax;
+use super::view::Expansion;
 use super::{PlanContext, WindowSpec};
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
@@ -67,8 +68,8 @@ pub(super) struct Resolver<'c> {
     pub(super) direct: BTreeSet<TopicId>,
     /// The views whose text is being resolved, the innermost last.
     pub(super) inside: Vec<Arc<View>>,
-    /// Views expanded so far.
-    pub(super) expanded: usize,
+    /// How much its views have expanded to.
+    pub(super) expansion: Expansion,
     /// The statement's `WINDOW …`, or that of a view it reads.
     pub(super) clause: Option<WindowSpec>,
     ctes: Vec<CteName>,
@@ -91,7 +92,7 @@ impl<'c> Resolver<'c> {
             views: Vec::new(),
             direct: BTreeSet::new(),
             inside: Vec::new(),
-            expanded: 0,
+            expansion: Expansion::default(),
             clause: window,
             ctes: Vec::new(),
             names_given: 0,

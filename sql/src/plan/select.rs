@@ -7,6 +7,7 @@ use super::provider::Provider;
 use super::resolve::{OutputColumn, Resolver};
 use super::session::with_sessions;
 use super::union::unite;
+use super::view::Expansion;
 use super::window::window_spec;
 use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
 use crate::dialect::ast::Select;
@@ -31,6 +32,8 @@ pub(super) struct Drafted {
     pub(super) views: Vec<Arc<View>>,
     /// What its own text names.
     pub(super) direct: BTreeSet<TopicId>,
+    /// How much its views expand to.
+    pub(super) expansion: Expansion,
     pub(super) window: Option<WindowSpec>,
     /// That of a view's clause.
     pub(super) grace: Option<Span>,
@@ -62,6 +65,7 @@ pub fn plan_select(
 pub(super) struct Planned {
     pub(super) select: PlannedSelect,
     pub(super) direct: BTreeSet<TopicId>,
+    pub(super) expansion: Expansion,
 }
 
 /// As [`plan_select`].
@@ -75,7 +79,8 @@ pub(super) fn planned(
     let plan = analyze(unite(plan)?)?;
     let columns = result_columns(&plan, &drafted.output)?;
     let plan = in_result_types(plan, &columns)?;
-    Ok(Planned { select: PlannedSelect { plan, params, columns }, direct: drafted.direct })
+    let select = PlannedSelect { plan, params, columns };
+    Ok(Planned { select, direct: drafted.direct, expansion: drafted.expansion })
 }
 
 /// Resolves and plans `select`.
@@ -92,7 +97,7 @@ pub(super) fn draft(
     resolver.declared = param_types;
     let mut query: Query = select.query.as_ref().clone();
     let output = resolver.statement(&mut query)?;
-    let Resolver { functions, sources, parameters, sessions, views, direct, clause, .. } = resolver;
+    let Resolver { functions, sources, parameters, sessions, views, direct, expansion, clause, .. } = resolver;
     let grace = clause.filter(|_| window.is_none()).and_then(|clause| clause.grace);
     let provider = Provider::new(context, registry, functions);
     let options = ParserOptions::new()
@@ -103,7 +108,7 @@ pub(super) fn draft(
     let mut scope = PlannerContext::new().with_prepare_param_data_types(parameter::fields(param_types));
     let plan = planner.sql_statement_to_plan_with_context(Statement::Query(Box::new(query)), &mut scope)?;
     let plan = with_sessions(plan, &sessions)?;
-    Ok(Drafted { plan, output, sources, views, direct, window, grace, parameters })
+    Ok(Drafted { plan, output, sources, views, direct, expansion, window, grace, parameters })
 }
 
 /// The columns of `plan` under the names clients see.

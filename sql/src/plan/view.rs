@@ -33,7 +33,8 @@ pub struct PlannedView {
 /// # Errors
 /// As `plan_select`; 42P02 for parameters, 42601 and 42701 for names of columns.
 pub fn plan_view(context: &PlanContext, create: &CreateView) -> Result<PlannedView, SqlError> {
-    let Planned { select, direct } = planned(context, &create.select, &[])?;
+    let Planned { select, direct, expansion } = planned(context, &create.select, &[])?;
+    expansion.around().check().map_err(|error| error.at(create.name.position))?;
     if !select.params.is_empty() {
         let fact = "a view cannot have parameters";
         return Err(SqlError::new(SqlState::UndefinedParameter, fact).hint("write the values into the statement"));
@@ -64,6 +65,40 @@ pub fn plan_view(context: &PlanContext, create: &CreateView) -> Result<PlannedVi
     Ok(PlannedView { columns, sources: direct })
 }
 
+/// How much a statement's views expand to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Expansion {
+    count: usize,
+    depth: usize,
+}
+
+impl Expansion {
+    /// With one view more, whose text is so deep in the statement.
+    fn with(self, depth: usize) -> Self {
+        Self { count: self.count + 1, depth: self.depth.max(depth) }
+    }
+
+    /// What a statement expands to that reads a view of this.
+    fn around(self) -> Self {
+        Self { count: self.count + 1, depth: self.depth + 1 }
+    }
+
+    /// Refuses what planners could not hold.
+    fn check(self) -> Result<(), SqlError> {
+        let hint = "make a table of one of the views";
+        if self.count > VIEWS_EXPANDED_MAX {
+            let fact =
+                format!("the statement reads more than {VIEWS_EXPANDED_MAX} views, those that its views read included");
+            return Err(SqlError::new(SqlState::ProgramLimitExceeded, fact).hint(hint));
+        }
+        if self.depth > QUERIES_NESTED_MAX {
+            let fact = format!("views read each other more than {QUERIES_NESTED_MAX} deep");
+            return Err(SqlError::new(SqlState::StatementTooComplex, fact).hint(hint));
+        }
+        Ok(())
+    }
+}
+
 /// What `name` of schema `public` is in the text of `view`.
 pub(super) fn named_inside(resolver: &Resolver<'_>, view: &View, name: &str) -> Option<Named> {
     let catalog = &resolver.context.catalog;
@@ -89,16 +124,8 @@ pub(super) fn expand(
     view: &Arc<View>,
     width: Option<usize>,
 ) -> Result<(Box<Query>, Vec<ScopeColumn>), SqlError> {
-    resolver.expanded += 1;
-    if resolver.expanded > VIEWS_EXPANDED_MAX {
-        let fact =
-            format!("the statement reads more than {VIEWS_EXPANDED_MAX} views, those that its views read included");
-        return Err(SqlError::new(SqlState::ProgramLimitExceeded, fact).hint("make a table of one of the views"));
-    }
-    if resolver.inside.len() >= QUERIES_NESTED_MAX {
-        let fact = format!("views read each other more than {QUERIES_NESTED_MAX} deep");
-        return Err(SqlError::new(SqlState::StatementTooComplex, fact).hint("make a table of one of the views"));
-    }
+    resolver.expansion = resolver.expansion.with(resolver.inside.len() + 1);
+    resolver.expansion.check()?;
     if !resolver.views.iter().any(|other| other.id == view.id) {
         resolver.views.push(Arc::clone(view));
     }
