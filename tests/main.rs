@@ -6,7 +6,7 @@
 //! their SELECT run once. `events`: large ones, by every way in. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
 //! reads that do not. `rows`: changes of random rows against a model. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
-//! the order they arrive. `tidy`: the rules of the code that a machine can check.
+//! the order they arrive. `tidy`: the rules of the code that a machine can check. `views`: views and replaced queries over kills.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that finds something else than it expects must fail")]
@@ -35,3 +35,4 @@ mod segments;
 mod slt;
 mod tidy;
 mod upkeep;
+mod views;

@@ -21,6 +21,7 @@ const CASES: &[&str] = &[
     "SELECT t.id, w.k, w.x FROM t FULL JOIN w ON t.id = w.k",
     "SELECT w.k, count(*) AS c, sum(t.v) AS v, max(t.v) AS m FROM t JOIN w ON t.k = w.k GROUP BY w.k",
     "SELECT k, count(*) AS c, sum(v) AS v, min(v) AS l FROM t GROUP BY k HAVING count(*) > 1",
+    "SELECT k, histogram(v) AS h FROM t GROUP BY k",
     "SELECT x, count(*) AS c, string_agg(k::text, ',' ORDER BY k) AS a FROM w GROUP BY x",
     "SELECT count(*) AS c, sum(v) AS v, max(v) AS m FROM t",
     "SELECT c, count(*) AS n FROM (SELECT k, count(*) AS c FROM s GROUP BY k) q GROUP BY c",

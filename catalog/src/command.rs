@@ -7,6 +7,7 @@ use crate::model::{Name, QueryId, TopicId};
 use crate::query::{Query, QueryState};
 use crate::relation::{Relation, TopicOptions};
 use crate::schema::Column;
+use crate::view::View;
 use serde::{Deserialize, Serialize};
 
 /// One change. Ids inside definitions are ignored on creation: `apply` allocates them.
@@ -25,11 +26,29 @@ pub enum Command {
         /// The query; `id` is set by `apply`.
         query: Box<Query>,
     },
-    /// Removes a relation and the queries that write it.
+    /// Adds a view.
+    CreateView {
+        /// The definition; `id` is set by `apply`.
+        view: Box<View>,
+        /// One of the name becomes this.
+        replace: bool,
+    },
+    /// Gives a query another text; it goes on where it is, with the state it has.
+    ReplaceQuery {
+        /// The query as it will be; its name, sources, sink and state stay.
+        query: Box<Query>,
+        /// The fingerprint of the pipeline whose state is saved now.
+        former: String,
+        /// Columns that its sink has more, at the end.
+        added: Vec<Column>,
+        /// The statement, canonical.
+        sql: String,
+    },
+    /// Removes a relation and the queries that write it, or a view.
     DropRelation {
-        /// The relation, by id, so that a name created anew meanwhile is not hit.
+        /// The relation or view, by id, so that a name created anew meanwhile is not hit.
         id: TopicId,
-        /// Also drop every query that reads it, and the relation it was made with, transitively.
+        /// Also drop every view and query that reads it, and the relation it was made with, transitively.
         cascade: bool,
     },
     /// Changes a relation: all of the changes, or none.
@@ -78,16 +97,16 @@ pub enum RelationChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// The relation and query now exist under these ids.
+    /// The relation or view, and the query, now exist under these ids.
     Created {
-        /// The relation's id.
+        /// The relation's or view's id.
         topic: TopicId,
         /// The query's id, if one came with it.
         query: Option<QueryId>,
     },
     /// These are gone, in the order they were dropped.
     Dropped {
-        /// Ids and names of relations.
+        /// Ids and names of relations and views.
         relations: Vec<(TopicId, Name)>,
         /// Ids of queries.
         queries: Vec<QueryId>,

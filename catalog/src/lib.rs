@@ -13,6 +13,7 @@ pub mod relation;
 pub mod schema;
 pub mod snapshot;
 pub mod state;
+pub mod view;
 
 pub use apply::{CatalogError, apply};
 pub use command::{Command, RelationChange, Reply};
@@ -21,3 +22,4 @@ pub use relation::{Cleanup, CleanupPolicy, Compression, Relation, RelationKind, 
 pub use schema::{Column, Schema, SqlType};
 pub use snapshot::Snapshot;
 pub use state::State;
+pub use view::{Misfit, View, ViewColumn};

@@ -1,6 +1,7 @@
 //! Versioned encoding of commands and states. Old versions are frozen: they open for ever.
 //!
-//! Version 2 says more than 1: relations that were altered, and what queries that read them know of them.
+//! Version 2 says more than 1: relations that were altered, and what queries that read them know of them. Version 3
+//! has views.
 //! A text of one byte of version, then JSON: the catalog is small, changes rarely, and is worth reading
 //! with the eye when something is wrong. Leaves out checksums, which the log and manifest add.
 
@@ -9,7 +10,7 @@ use crate::state::State;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The version written now.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Why bytes are not a command or state of this program.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, PersistError> {
     match bytes.split_first() {
         None => Err(PersistError::Empty),
-        Some((&(1 | VERSION), json)) => Ok(serde_json::from_slice(json)?),
+        Some((&(1..=VERSION), json)) => Ok(serde_json::from_slice(json)?),
         Some((&version, _)) => Err(PersistError::Version(version)),
     }
 }

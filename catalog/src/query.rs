@@ -4,6 +4,7 @@
 //! progress, which is state of the shard that runs the query. A crash does nothing to it.
 
 use crate::model::{Name, QueryId, Span, SqlState, Timestamp, TopicId};
+use crate::view::View;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -128,6 +129,19 @@ pub struct Query {
     /// Sources that were altered since: as `sql` knows them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub forms: BTreeMap<TopicId, SourceForm>,
+    /// The views it reads, as they were when it was made: another definition of one changes nothing here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<TopicId, View>,
+    /// The fingerprint of the pipeline that it replaced, whose saved state it goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<String>,
+}
+
+impl Query {
+    /// Whether it reads the relation or view.
+    pub fn reads(&self, id: TopicId) -> bool {
+        self.sources.contains(&id) || self.views.contains_key(&id)
+    }
 }
 
 /// A relation as it was when a query that reads it was made.

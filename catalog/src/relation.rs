@@ -157,6 +157,9 @@ pub struct Relation {
     /// `None` for tables made before there were such columns, until a row changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row_ids: Option<usize>,
+    /// Made by `CREATE MATERIALIZED VIEW`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_materialized: bool,
 }
 
 impl Relation {

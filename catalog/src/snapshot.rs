@@ -7,6 +7,7 @@ use crate::model::{QueryId, TopicId};
 use crate::query::Query;
 use crate::relation::Relation;
 use crate::state::State;
+use crate::view::View;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ struct Inner {
     state: State,
     by_name: HashMap<String, TopicId>,
     queries_by_name: HashMap<String, QueryId>,
+    views_by_name: HashMap<String, TopicId>,
 }
 
 impl Snapshot {
@@ -28,16 +30,18 @@ impl Snapshot {
     pub fn new(state: State) -> Self {
         let by_name = state.relations.values().map(|r| (r.name.as_str().to_owned(), r.id)).collect();
         let queries_by_name = state.queries.values().map(|q| (q.name.as_str().to_owned(), q.id)).collect();
-        Self { inner: Arc::new(Inner { state, by_name, queries_by_name }) }
+        let views_by_name = state.views.values().map(|view| (view.name.as_str().to_owned(), view.id)).collect();
+        Self { inner: Arc::new(Inner { state, by_name, queries_by_name, views_by_name }) }
     }
 
     /// The catalog in which the text of `query` means what it meant when the query was made: what it reads has the names
-    /// and columns it had then.
+    /// and columns it had then, and views are those of that time.
     pub fn seen_by(&self, query: &Query) -> Self {
-        if query.forms.is_empty() {
+        if query.forms.is_empty() && query.views.is_empty() {
             return self.clone();
         }
         let mut state = self.inner.state.clone();
+        state.views = query.views.iter().map(|(id, view)| (*id, Arc::new(view.clone()))).collect();
         for (id, form) in &query.forms {
             let Some(relation) = state.relations.get_mut(id).map(Arc::make_mut) else { continue };
             relation.name = form.name.clone();
@@ -67,6 +71,18 @@ impl Snapshot {
     /// The stream or table with `id`.
     pub fn relation_by_id(&self, id: TopicId) -> Option<&Arc<Relation>> {
         self.inner.state.relations.get(&id)
+    }
+    /// The view named `name`.
+    pub fn view(&self, name: &str) -> Option<&Arc<View>> {
+        self.view_by_id(*self.inner.views_by_name.get(name)?)
+    }
+    /// The view with `id`.
+    pub fn view_by_id(&self, id: TopicId) -> Option<&Arc<View>> {
+        self.inner.state.views.get(&id)
+    }
+    /// Every view, by id.
+    pub fn views(&self) -> impl Iterator<Item = &Arc<View>> {
+        self.inner.state.views.values()
     }
     /// The query named `name`.
     pub fn query(&self, name: &str) -> Option<&Arc<Query>> {

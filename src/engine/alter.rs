@@ -24,6 +24,10 @@ impl Session {
     pub(crate) fn altered(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
         let catalog = self.engine.catalog();
         let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name));
+        if relation.is_none() && self.view_named(name).is_some() {
+            let error = SqlError::new(SqlState::WrongObjectType, format!("\"{name}\" is not a stream or table"));
+            return Err(error.detail("it is a view").hint("use CREATE OR REPLACE VIEW").at(name.position));
+        }
         relation.cloned().ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
         })
@@ -35,7 +39,7 @@ impl Session {
         self.check_definition(&format!("ALTER {word}")).await?;
         let tag = Outcome::Command { tag: format!("ALTER {word}") };
         let relation = match self.altered(&alter.name) {
-            Err(error) if alter.if_exists => {
+            Err(error) if alter.if_exists && error.sqlstate == SqlState::UndefinedTable => {
                 self.notify("NOTICE", SqlState::SuccessfulCompletion, format!("{}, skipping", error.message));
                 return Ok(tag);
             }

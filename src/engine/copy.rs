@@ -130,6 +130,11 @@ impl Session {
         match &copy.direction {
             CopyDirection::FromStdin { name, columns } => self.copy_in(name, columns.as_deref(), &copy.options),
             CopyDirection::TableToStdout { name, columns } => {
+                if self.view_named(name).is_some() {
+                    let message = format!("cannot copy from view \"{name}\"");
+                    let error = SqlError::new(SqlState::WrongObjectType, message).at(name.position);
+                    return Err(error.hint("try the COPY (SELECT …) TO variant"));
+                }
                 let select = table_select(name, columns.as_deref())?;
                 let rows = self.run_select(&select, Arguments::default()).await?;
                 Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
@@ -146,6 +151,7 @@ impl Session {
 
     fn copy_in(&mut self, name: &QualifiedName, columns: Option<&[Ident]>, options: &CopyOptions) -> Result<Outcome> {
         self.transaction.check_writable("COPY FROM")?;
+        self.check_no_view(name, "copy to")?;
         let relation = self.target(name)?;
         let context = self.plan_context();
         let mut eval =

@@ -6,6 +6,7 @@
 
 use crate::engine::query::ensure_errors;
 use crate::engine::session::Session;
+use crate::engine::view::check_view_kind;
 use crate::engine::{Engine, Outcome, Result, replication_error};
 use crate::replication::{ReplicationError, Shard};
 use crate::storage::TopicStorage;
@@ -13,13 +14,13 @@ use millstream_catalog::model::{Offset, PartitionId, QueryId, ShardId, SqlState,
 use millstream_catalog::query::{OffsetReset, OnError};
 use millstream_catalog::schema::OWN_NAMES;
 use millstream_catalog::{
-    CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions,
+    CatalogError, Command, Query, QueryOptions, QueryState, Relation, RelationKind, Reply, Schema, TopicOptions, View,
 };
 use millstream_sql::dialect::{
-    CreateAs, CreateRelation, Drop, ObjectKind, QualifiedName, QueryAction, QueryControl, render,
+    CreateAs, CreateRelation, Drop, ObjectKind, QualifiedName, QueryAction, QueryControl, Replace, render,
 };
 use millstream_sql::plan::{ContinuousPlan, plan_continuous};
-use millstream_sql::stream::Pipeline;
+use millstream_sql::stream::{Output, Pipeline};
 use millstream_sql::{SqlError, bind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -205,9 +206,20 @@ fn catalog_error(error: ReplicationError) -> SqlError {
         }
         CatalogError::NoRelation(_) => SqlError::new(SqlState::UndefinedTable, message),
         CatalogError::NoQuery(_) => SqlError::new(SqlState::UndefinedObject, message),
-        CatalogError::InUse { readers, .. } => SqlError::new(SqlState::DependentObjectsStillExist, message)
-            .detail(readers.iter().map(|name| format!("query \"{name}\" reads it")).collect::<Vec<_>>().join("; "))
-            .hint("use DROP … CASCADE to drop the dependent objects too"),
+        CatalogError::InUse { readers, views, .. } => {
+            let views = views.iter().map(|name| format!("view \"{name}\" reads it"));
+            let readers = views.chain(readers.iter().map(|name| format!("query \"{name}\" reads it")));
+            SqlError::new(SqlState::DependentObjectsStillExist, message)
+                .detail(readers.collect::<Vec<_>>().join("; "))
+                .hint("use DROP … CASCADE to drop the dependent objects too")
+        }
+        CatalogError::NotView(_) => SqlError::new(SqlState::WrongObjectType, message),
+        CatalogError::Circle(name) => SqlError::new(
+            SqlState::InvalidObjectDefinition,
+            format!("infinite recursion detected in rules for relation \"{name}\""),
+        ),
+        CatalogError::Misfit(_) => SqlError::new(SqlState::InvalidTableDefinition, message)
+            .hint("drop the view and create it again, or create one of another name"),
         CatalogError::Terminated(_) => SqlError::new(SqlState::ObjectNotInPrerequisiteState, message),
         CatalogError::Limit { .. } => SqlError::new(SqlState::ConfigurationLimitExceeded, message),
     }
@@ -233,15 +245,21 @@ impl Session {
         Ok(())
     }
 
-    /// True when the relation exists and that is fine.
-    fn exists(&mut self, name: &QualifiedName, if_not_exists: bool) -> Result<bool> {
-        if !self.reaches_public(name) {
-            let error = SqlError::new(SqlState::InvalidSchemaName, "no schema has been selected to create in");
-            return Err(error
-                .hint("streams and tables live in schema \"public\": SET search_path = public")
-                .at(name.position));
+    /// Refuses a definition that would be in no schema.
+    pub(crate) fn check_public(&self, name: &QualifiedName) -> Result<()> {
+        if self.reaches_public(name) {
+            return Ok(());
         }
-        if self.engine.catalog().relation(name.as_str()).is_none() {
+        Err(SqlError::new(SqlState::InvalidSchemaName, "no schema has been selected to create in")
+            .hint("streams and tables live in schema \"public\": SET search_path = public")
+            .at(name.position))
+    }
+
+    /// True when a relation or view of the name exists and that is fine.
+    pub(crate) fn exists(&mut self, name: &QualifiedName, if_not_exists: bool) -> Result<bool> {
+        self.check_public(name)?;
+        let catalog = self.engine.catalog();
+        if catalog.relation(name.as_str()).is_none() && catalog.view(name.as_str()).is_none() {
             return Ok(false);
         }
         let message = format!("relation \"{name}\" already exists");
@@ -284,11 +302,17 @@ impl Session {
         Ok(())
     }
 
-    /// `CREATE STREAM | TABLE name AS SELECT …`
+    /// `CREATE STREAM | TABLE | MATERIALIZED VIEW name AS SELECT …`
     pub(crate) async fn create_as(&mut self, create: &CreateAs) -> Result<Outcome> {
         let word = create.kind.keyword();
         self.check_definition(&format!("CREATE {word}")).await?;
         let tag = Outcome::Command { tag: format!("CREATE {word}") };
+        if create.replace == Replace::Yes {
+            self.check_public(&create.name)?;
+            if let Some(relation) = self.engine.catalog().relation(create.name.as_str()) {
+                return self.replace_query(create, relation).await;
+            }
+        }
         if self.exists(&create.name, create.if_not_exists)? {
             return Ok(tag);
         }
@@ -329,16 +353,15 @@ impl Session {
         plan: &ContinuousPlan,
         pipeline: &Pipeline,
     ) -> Result<(Relation, Query)> {
-        let output = pipeline.output();
-        check_kind(create, output.kind)?;
-        output.check_storable()?;
+        let output = named_output(create, pipeline)?;
+        bind::ddl::check_materialized(&create.options, &topic, output.kind)?;
         let shard = self.engine.shard_of_all(&plan.sources)?.id();
         let now = self.engine.clock().now();
         let relation = Relation {
             id: TopicId::default(),
             name: create.name.name.clone(),
             kind: output.kind,
-            schema: Schema { columns: output.columns.clone() },
+            schema: Schema { columns: output.columns },
             timestamp: None,
             watermark_delay: None,
             options: topic,
@@ -348,6 +371,7 @@ impl Session {
             sql: render::create_as(create).to_owned(),
             fills: Default::default(),
             row_ids: None,
+            is_materialized: create.kind == ObjectKind::MaterializedView,
         };
         let query = Query {
             id: QueryId::default(),
@@ -361,6 +385,8 @@ impl Session {
             created_at: now,
             target: None,
             forms: BTreeMap::new(),
+            views: views_of(plan),
+            former: None,
         };
         Ok((relation, query))
     }
@@ -372,6 +398,11 @@ impl Session {
         let mut ids = BTreeSet::new();
         for name in &drop.names {
             let catalog = self.engine.catalog();
+            if let Some(view) = self.view_named(name) {
+                check_view_kind(drop.kind, "DROP", name)?;
+                ids.insert(view.id);
+                continue;
+            }
             match catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)) {
                 Some(relation) if relation.name.as_str().starts_with(OWN_NAMES) => {
                     let message = format!("cannot drop stream \"{name}\": it is the server's own");
@@ -394,15 +425,32 @@ impl Session {
             }
         }
         // Readers before what they read, so that `DROP a, b` needs no CASCADE when b reads a.
-        for id in ids.into_iter().rev() {
-            match self.to_the_end(abolish(Arc::clone(&self.engine), id, drop.cascade)).await {
-                Ok(()) => {}
-                // Gone with an earlier one of the list.
-                Err(error) if error.sqlstate == SqlState::UndefinedTable => {}
-                Err(error) => return Err(error),
+        let mut left: Vec<TopicId> = ids.into_iter().rev().collect();
+        while let Some((refused, count)) = self.abolish_all(&mut left, drop.cascade).await? {
+            // A view that was replaced may read what is newer.
+            if left.len() == count {
+                return Err(refused);
             }
         }
         Ok(Outcome::Command { tag: format!("DROP {word}") })
+    }
+
+    /// Drops what it can of `ids`, in order; those that others read stay, and the first error with how many there were.
+    async fn abolish_all(&self, ids: &mut Vec<TopicId>, cascade: bool) -> Result<Option<(SqlError, usize)>> {
+        let (mut refused, count) = (None, ids.len());
+        for id in std::mem::take(ids) {
+            match self.to_the_end(abolish(Arc::clone(&self.engine), id, cascade)).await {
+                Ok(()) => {}
+                // Gone with an earlier one of the list.
+                Err(error) if error.sqlstate == SqlState::UndefinedTable => {}
+                Err(error) if error.sqlstate == SqlState::DependentObjectsStillExist => {
+                    ids.push(id);
+                    refused.get_or_insert((error, count));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refused)
     }
 
     /// `PAUSE | RESUME | TERMINATE QUERY name`
@@ -447,14 +495,35 @@ impl Session {
     }
 }
 
+/// What the query gives, under the names that the statement gives the first columns.
+pub(crate) fn named_output(create: &CreateAs, pipeline: &Pipeline) -> Result<Output> {
+    let mut output = pipeline.output().clone();
+    check_kind(create, output.kind)?;
+    let names = create.columns.as_deref().unwrap_or_default();
+    if names.len() > output.selected {
+        return Err(SqlError::syntax("too many column names were specified").at(create.name.position));
+    }
+    for (column, name) in output.columns.iter_mut().zip(names) {
+        bind::ddl::check_column_name(name.as_str(), name.position)?;
+        column.name = name.name.clone();
+    }
+    output.check_storable()?;
+    Ok(output)
+}
+
+/// The views that a query is made over, as they are now.
+pub(crate) fn views_of(plan: &ContinuousPlan) -> BTreeMap<TopicId, View> {
+    plan.views.iter().map(|view| (view.id, View::clone(view))).collect()
+}
+
 fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
     match (create.kind.relation_kind(), kind) {
-        (RelationKind::Stream, RelationKind::Table) => {
+        (Some(RelationKind::Stream), RelationKind::Table) => {
             Err(SqlError::new(SqlState::WrongObjectType, "an aggregate gives a table, not a stream")
                 .hint("write CREATE TABLE … AS SELECT")
                 .at(create.name.position))
         }
-        (RelationKind::Table, RelationKind::Stream) => {
+        (Some(RelationKind::Table), RelationKind::Stream) => {
             Err(SqlError::new(SqlState::WrongObjectType, "a projection of a stream gives a stream, not a table")
                 .hint("write CREATE STREAM … AS SELECT, or group the rows")
                 .at(create.name.position))
@@ -465,14 +534,18 @@ fn check_kind(create: &CreateAs, kind: RelationKind) -> Result<()> {
 
 /// Refuses to DROP or ALTER by the word of another kind of relation.
 pub(crate) fn check_object_kind(kind: ObjectKind, verb: &str, relation: &Relation, name: &QualifiedName) -> Result<()> {
+    // The name of a materialized view is changed as that of the stream or table it is.
+    let is_materialized = relation.is_materialized && verb == "DROP";
     let is_right = match kind {
         ObjectKind::Topic => true,
-        kind => kind.relation_kind() == relation.kind,
+        ObjectKind::MaterializedView => is_materialized,
+        kind => kind.relation_kind() == Some(relation.kind) && !is_materialized,
     };
     if is_right {
         return Ok(());
     }
     let (is, word) = match relation.kind {
+        _ if is_materialized => ("materialized view", "MATERIALIZED VIEW"),
         RelationKind::Stream => ("stream", "STREAM"),
         RelationKind::Table => ("table", "TABLE"),
     };

@@ -36,12 +36,13 @@ fn text(values: impl IntoIterator<Item = Option<String>>) -> ArrayRef {
 }
 
 /// Names of the views behind `SHOW …`, with the columns shown.
-const SHOWN: [(&str, &[&str]); 5] = [
+const SHOWN: [(&str, &[&str]); 6] = [
     ("streams", &["name", "topic", "partitions", "rows", "query"]),
     ("tables", &["name", "topic", "partitions", "primary_key", "query"]),
     ("topics", &["name", "kind", "partitions", "shard", "events", "bytes"]),
     ("queries", &["name", "state", "input_rows", "output_rows", "late_rows", "lag_rows", "watermark", "error"]),
     ("nodes", &["node", "state"]),
+    ("views", &["name", "kind", "query", "sql"]),
 ];
 
 impl Session {
@@ -124,6 +125,11 @@ impl Session {
         for schema in path {
             match (schema.as_str(), catalog.relation(describe.name.as_str())) {
                 ("public", Some(relation)) => return self.describe_relation(describe, relation),
+                ("public", None) => {
+                    if let Some(view) = catalog.view(describe.name.as_str()) {
+                        return described(describe, &self.view_rows(view, describe.extended));
+                    }
+                }
                 ("millstream", _) => {
                     if let Some(outcome) = describe_view(describe)? {
                         return Ok(outcome);
@@ -167,8 +173,7 @@ impl Session {
                     .map(|(name, value)| [Some(format!("({})", name.to_lowercase())), Some(value), None, None, None]),
             );
         }
-        let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
-        fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
+        described(describe, &rows)
     }
 
     /// What `DESCRIBE EXTENDED` adds to the columns.
@@ -183,6 +188,7 @@ impl Session {
             }
         }
         let kind = match relation.kind {
+            _ if relation.is_materialized => "materialized view",
             RelationKind::Stream => "stream",
             RelationKind::Table => "table",
         };
@@ -213,9 +219,7 @@ impl Session {
                 properties.extend(outline(&select, &plan, &pipeline, Some(&relation.name)));
             }
         }
-        for query in catalog.queries().filter(|query| query.sources.contains(&relation.id)) {
-            properties.push(("read by query", format!("{} ({})", query.name, query.state.word())));
-        }
+        properties.extend(self.readers_of(relation.id));
         Ok(properties)
     }
 
@@ -260,6 +264,11 @@ pub(crate) fn pipeline_lines(
     lines
 }
 
+fn described(describe: &Describe, rows: &[[Option<String>; 5]]) -> Result<Outcome> {
+    let arrays = (0..5).map(|i| text(rows.iter().map(|row| row[i].clone()))).collect();
+    fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
+}
+
 /// The columns of a view of schema `millstream`; `None` when there is none of the name.
 fn describe_view(describe: &Describe) -> Result<Option<Outcome>> {
     let name = describe.name.as_str();
@@ -288,6 +297,7 @@ fn shown(show: &Show) -> Result<Shown> {
         Show::Topics => 2,
         Show::Queries => 3,
         Show::Nodes => 4,
+        Show::Views => 5,
         Show::Functions | Show::All | Show::Setting(_) => {
             return Err(SqlError::internal("this SHOW has no view"));
         }

@@ -370,6 +370,7 @@ mod tests {
             sql: String::new(),
             fills: Default::default(),
             row_ids: None,
+            is_materialized: false,
         })
         .unwrap()
     }

@@ -42,8 +42,9 @@ impl Session {
     /// The relation a statement writes.
     ///
     /// # Errors
-    /// 42P01 when there is none, 55000 when a continuous query writes it.
+    /// 42P01 when there is none, 0A000 when it is a view, 42809 when a continuous query writes it.
     pub(crate) fn target(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
+        self.check_no_view(name, "insert into")?;
         let catalog = self.engine.catalog();
         let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)).ok_or_else(|| {
             SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
@@ -139,7 +140,9 @@ impl Session {
                 .relation(insert.name.as_str())
                 .is_some_and(|it| Arc::ptr_eq(it, &target.relation) || **it == *target.relation)
         };
-        let is_free = !self.transaction.is_open() && !self.engine.row_locks.is_closed(target.relation.id);
+        let is_free = !self.settings.implicit_flush()
+            && !self.transaction.is_open()
+            && !self.engine.row_locks.is_closed(target.relation.id);
         (is_free && target.returning.is_empty() && is_current() && self.engine.is_made(&target.relation))
             .then_some(target.relation.shard)
     }
@@ -307,7 +310,11 @@ impl Session {
         if !self.transaction.has_locks() {
             self.pass_barriers(&append).await;
         }
-        self.append_to(relation.shard, append).await
+        let offsets = self.append_to(relation.shard, append).await?;
+        if self.settings.implicit_flush() {
+            self.flush_written().await?;
+        }
+        Ok(offsets)
     }
 
     /// Waits while INSERTs into a table are held back. Whoever has locked rows must not: those behind the barrier may wait

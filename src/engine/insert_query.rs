@@ -3,7 +3,7 @@
 //! Owns its checks and how its rows become the relation's. Leaves out its steps (`query`) and the catalog. A crash ends
 //! the statement; what it proposed is there or is not.
 
-use crate::engine::ddl::establish;
+use crate::engine::ddl::{establish, views_of};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Engine, Outcome, Result};
@@ -117,6 +117,8 @@ impl Session {
             created_at: self.engine.clock().now(),
             target: Some(columns),
             forms: BTreeMap::new(),
+            views: views_of(&plan),
+            former: None,
         };
         let command = Command::CreateQuery { query: Box::new(query) };
         self.to_the_end(establish(Arc::clone(&self.engine), command)).await?;

@@ -28,6 +28,7 @@ mod pull;
 mod push;
 mod query;
 mod registry;
+mod replace;
 mod row_lock;
 mod select;
 mod session;
@@ -41,6 +42,7 @@ mod transaction;
 mod undo;
 mod upkeep;
 mod versions;
+mod view;
 mod write;
 
 pub use budget::Budget;

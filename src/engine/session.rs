@@ -9,14 +9,14 @@ use crate::engine::compute;
 use crate::engine::cursor::Cursors;
 use crate::engine::pin::Pin;
 use crate::engine::registry::{Handed, SessionEntry, SessionId};
-use crate::engine::settings::{SetScope, Settings, quote_name};
+use crate::engine::settings::{Ending, SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
 use crate::replication::{Append, Cuts, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
-use millstream_catalog::model::{Durability, Span, SqlState};
+use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
     self, Chain, Discard, Parsed, QualifiedName, Statement, TransactionAccess, TransactionModes,
@@ -217,11 +217,11 @@ impl Session {
             return Ok(());
         }
         let pending = self.transaction.end();
-        let durability = self.settings.durability();
+        let ending = self.settings.ending();
         self.cursors.end_transaction(is_ok);
         self.settings.end_transaction(is_ok);
         match pending {
-            Some(pending) if is_ok => self.commit_as(pending, durability).await,
+            Some(pending) if is_ok => self.commit_as(pending, ending).await,
             _ => Ok(()),
         }
     }
@@ -298,11 +298,13 @@ impl Session {
             Statement::CreateRelation(create) => self.create_relation(create).await,
             Statement::CreateAs(create) => self.create_as(create).await,
             Statement::InsertQuery(insert) => Box::pin(self.insert_query(insert)).await,
+            Statement::CreateView(create) => self.create_view(create).await,
             Statement::Drop(drop) => self.drop_relations(drop).await,
             Statement::Truncate(names) => self.truncate(names).await,
             Statement::Alter(alter) => self.alter(alter).await,
             Statement::Query(control) => self.control_query(control).await,
             Statement::Flush => self.flush().await,
+            Statement::Refresh(name) => self.refresh(name).await,
             Statement::Explain(explain) => self.explain(explain, prepared.arguments(&params)?).await,
             Statement::ExplainQuery(name) => self.explain_query(name).await,
             Statement::Show(show) => self.show(show),
@@ -462,11 +464,11 @@ impl Session {
         }
         let (is_failed, is_read_only) = (self.transaction.is_failed(), self.transaction.is_read_only());
         let pending = self.transaction.end();
-        let durability = self.settings.durability();
+        let ending = self.settings.ending();
         self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
         if let Some(pending) = pending {
-            self.commit_as(pending, durability).await?;
+            self.commit_as(pending, ending).await?;
         }
         if chain == Chain::Yes {
             self.transaction.begin(is_read_only);
@@ -502,7 +504,7 @@ impl Session {
 
     /// Appends what a transaction wrote.
     pub(crate) async fn commit(&mut self, pending: Pending) -> Result<()> {
-        self.commit_as(pending, self.settings.durability()).await
+        self.commit_as(pending, self.settings.ending()).await
     }
 
     /// Appends what the statements before this one wrote; this one can be cancelled still.
@@ -513,8 +515,8 @@ impl Session {
         committed
     }
 
-    /// As [`Session::commit`], with what the session said of durability before the transaction's settings ended.
-    async fn commit_as(&mut self, pending: Pending, durability: Option<Durability>) -> Result<()> {
+    /// As [`Session::commit`], with what the session said of it before the transaction's settings ended.
+    async fn commit_as(&mut self, pending: Pending, ending: Ending) -> Result<()> {
         let now = self.engine.clock().now();
         let catalog = self.engine.catalog();
         let mut appends = Vec::new();
@@ -524,7 +526,7 @@ impl Session {
                 claims: share.claims.clone(),
                 now,
                 staged: share.staging.as_ref().and_then(Staging::id),
-                durability: self.durability_of(&share.writes, durability),
+                durability: self.durability_of(&share.writes, ending.durability),
             };
             if !append.parts.is_empty() || !append.claims.is_empty() || append.staged.is_some() {
                 appends.push((*shard, append));
@@ -535,6 +537,7 @@ impl Session {
                 self.pass_barriers(append).await;
             }
         }
+        let has_written = !appends.is_empty();
         // Dropped with its rows when that fails, which gives up what is not committed.
         match (appends.pop(), appends.is_empty()) {
             (Some((shard, append)), true) => drop(self.append_to(shard, append).await?),
@@ -547,7 +550,13 @@ impl Session {
         for staging in pending.shares.into_values().filter_map(|share| share.staging) {
             staging.committed();
         }
-        Ok(())
+        if has_written && ending.flushes { self.flush_written().await } else { Ok(()) }
+    }
+
+    /// Waits until the continuous queries have taken in what was just written; that can be cancelled.
+    pub(crate) async fn flush_written(&self) -> Result<()> {
+        self.entry.handed().set(false);
+        crate::engine::query::flush(&self.engine).await
     }
 
     fn check_not_failed(&self, statement: &Statement) -> Result<()> {

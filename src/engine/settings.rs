@@ -22,6 +22,8 @@ enum Kind {
     Time,
     /// A whole number within bounds.
     Number(i64, i64),
+    /// `on` or `off`, in PostgreSQL's words for them.
+    Switch,
     /// Names separated by commas.
     Names,
     /// A producer's name, or nothing.
@@ -77,6 +79,13 @@ const SETTINGS: &[Definition] = &[
     define("durability", "topic", Kind::Word(&["topic", "sync", "async"]), false, "when a write is acknowledged"),
     define("extra_float_digits", "1", Kind::Number(1, 3), false, "floats are printed so that they read back exactly"),
     define("fetch_timeout", "0", Kind::Time, false, "how long a FETCH waits for rows; 0 waits until it is full"),
+    define(
+        "implicit_flush",
+        "off",
+        Kind::Switch,
+        false,
+        "whether a write waits until continuous queries have taken it in",
+    ),
     define("in_hot_standby", "off", Kind::Fixed, true, "always off"),
     define("integer_datetimes", "on", Kind::Fixed, true, "always on"),
     define("intervalstyle", "postgres", Kind::Word(&["postgres"]), true, "format of intervals"),
@@ -99,7 +108,6 @@ const SETTINGS: &[Definition] = &[
 /// Settings of the contract that nothing reads yet, and what to do instead.
 const LATER: &[(&str, &str)] = &[
     ("emit", "leave it out: changes of one key within a step are merged"),
-    ("implicit_flush", "use FLUSH after the write"),
     ("group", "subscribe without a group: every subscriber gets every event"),
     ("auto_commit", "leave it out: only groups commit offsets"),
     ("on_error", "leave it out: a query stops at an event that fails"),
@@ -224,6 +232,11 @@ impl Definition {
             Kind::Producer => match value.is_empty() || ProducerId::new(value).is_ok() {
                 true => Ok(value.to_owned()),
                 false => Err(invalid().hint(ProducerIdError.to_string())),
+            },
+            Kind::Switch => match value.to_ascii_lowercase().as_str() {
+                "on" | "true" | "yes" | "1" => Ok("on".to_owned()),
+                "off" | "false" | "no" | "0" => Ok("off".to_owned()),
+                _ => Err(invalid().hint("accepted: on; off")),
             },
             Kind::Names => names(value).map(|_| value.to_owned()).ok_or_else(|| invalid().hint("write name, name")),
             Kind::Word(RESETS) if value.eq_ignore_ascii_case("none") => {
@@ -374,6 +387,16 @@ impl Settings {
         self.changed.get("durability").and_then(|word| Durability::parse(word))
     }
 
+    /// Whether a write waits for the continuous queries.
+    pub(crate) fn implicit_flush(&self) -> bool {
+        self.get("implicit_flush") == "on"
+    }
+
+    /// What the session says of when its writes end.
+    pub(crate) fn ending(&self) -> Ending {
+        Ending { durability: self.durability(), flushes: self.implicit_flush() }
+    }
+
     /// The session's producer; empty for none.
     pub(crate) fn producer_id(&self) -> String {
         self.get("producer_id").to_owned()
@@ -389,6 +412,15 @@ impl Settings {
     pub(crate) fn starts_at_earliest(&self) -> bool {
         self.get("auto_offset_reset") == "earliest"
     }
+}
+
+/// When a write ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// When it is acknowledged, if the session says so.
+    pub(crate) durability: Option<Durability>,
+    /// Once continuous queries have taken it in.
+    pub(crate) flushes: bool,
 }
 
 /// How long a `SET` lasts.
@@ -429,7 +461,8 @@ mod tests {
             ("extra_float_digits", "0", "22023"),
             ("search_path", "\"a", "22023"),
             ("search_path", "a,,b", "22023"),
-            ("implicit.flush", "on", "0A000"),
+            ("implicit.flush", "perhaps", "22023"),
+            ("emit", "every_change", "0A000"),
             ("auto_offset_reset", "none", "0A000"),
         ] {
             let error = settings.set(name, value, SetScope::Session).unwrap_err();

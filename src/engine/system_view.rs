@@ -117,6 +117,11 @@ const VIEWS: &[View] = &[
         rows: |engine, _| each_relation(engine, table_row),
     },
     View {
+        name: "views",
+        columns: &[("name", 't'), ("kind", 't'), ("query", 't'), ("sql", 't'), ("created_at", 'z')],
+        rows: |engine, _| view_rows(engine),
+    },
+    View {
         name: "queries",
         columns: &[
             ("name", 't'),
@@ -370,6 +375,19 @@ fn table_row(engine: &Engine, relation: &Relation) -> Option<Vec<Cell>> {
             Time(Some(relation.created_at)),
         ]
     })
+}
+
+fn view_rows(engine: &Arc<Engine>) -> Vec<Vec<Cell>> {
+    let catalog = engine.catalog();
+    let views = catalog.views().map(|view| {
+        let (kind, query) = (text("view"), Text(None));
+        vec![text(&view.name), kind, query, text(&view.statement), Time(Some(view.created_at))]
+    });
+    let materialized = catalog.relations().filter(|relation| relation.is_materialized).map(|relation| {
+        let (kind, query) = (text("materialized view"), query_name(engine, relation));
+        vec![text(&relation.name), kind, query, text(&relation.sql), Time(Some(relation.created_at))]
+    });
+    views.chain(materialized).collect()
 }
 
 fn query_rows(engine: &Engine) -> Vec<Vec<Cell>> {

@@ -5,6 +5,10 @@
 use crate::cli::Format;
 use std::path::PathBuf;
 
+/// What `\d` lists.
+const LISTED: &str = "SELECT name, kind, partitions, events FROM millstream.topics \
+    UNION ALL SELECT name, kind, NULL, NULL FROM millstream.views WHERE kind = 'view' ORDER BY name;";
+
 /// A backslash command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -37,6 +41,7 @@ Statements end with a semicolon. Ctrl-C cancels what runs, Ctrl-D leaves.
   \\d            streams and tables
   \\d NAME       columns and properties of a stream or table
   \\dt           tables
+  \\dv           views
   \\l            databases
   \\x            one line per column, on and off
   \\format NAME  table, vertical, csv, json, ndjson or markdown
@@ -69,7 +74,8 @@ pub(crate) fn parse(line: &str) -> Result<Command, String> {
         "\\i" => required(rest, "\\i FILE").map(|path| Command::Include(PathBuf::from(unquote(path)))),
         "\\o" => Ok(Command::Output((!rest.is_empty()).then(|| PathBuf::from(unquote(rest))))),
         "\\copy" => copy(rest),
-        "\\d" if rest.is_empty() => sql("SELECT name, kind, partitions, events FROM millstream.topics ORDER BY name;"),
+        "\\d" if rest.is_empty() => sql(LISTED),
+        "\\dv" => sql("SELECT name, kind, query, sql FROM millstream.views ORDER BY name;"),
         "\\d" => sql(&format!("DESCRIBE EXTENDED {rest};")),
         "\\dt" => sql("SELECT name, partitions, primary_key, query FROM millstream.tables ORDER BY name;"),
         "\\l" => sql("SELECT current_database() AS database;"),

@@ -29,6 +29,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub const NESTING_MAX: usize = 200;
 /// Nesting of queries in queries: their trees are the largest, and copying one recurses with the most stack.
 pub const QUERIES_NESTED_MAX: usize = 12;
+/// Views that one statement's views expand to: each doubles what reads it twice.
+pub const VIEWS_EXPANDED_MAX: usize = 200;
 /// `UNION`, `EXCEPT` and `INTERSECT` in one another or in a row, for the same reason.
 pub const SET_OPERATIONS_MAX: usize = 50;
 /// Parameters of a prepared statement; the wire format counts them in 16 bits.

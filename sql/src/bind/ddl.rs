@@ -14,7 +14,7 @@ use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-pub use super::options::{PushOptions, bind_push_options, grace_option};
+pub use super::options::{PushOptions, bind_push_options, changed_topic_option, check_materialized, grace_option};
 
 /// Names of pseudo-columns, which no column may have.
 const RESERVED: [&str; 9] =
@@ -25,7 +25,7 @@ const RESERVED: [&str; 9] =
 /// # Errors
 /// What is wrong with a column, a key, the event time or an option, with its position.
 pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Result<Relation, SqlError> {
-    let kind = create.kind.relation_kind();
+    let kind = create.kind.relation_kind().ok_or_else(|| SqlError::internal("a view without its query"))?;
     check_topic_name(&create.name)?;
     check_names(create)?;
     let mut columns = create.columns.iter().map(column).collect::<Result<Vec<Column>, SqlError>>()?;
@@ -48,6 +48,7 @@ pub fn bind_relation(create: &CreateRelation, now: Timestamp, nodes: u32) -> Res
         sql: create.sql.clone(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     };
     relation.add_row_ids();
     Ok(relation)

@@ -57,7 +57,7 @@ pub(super) fn relation_options(
 /// The options of a definition by query.
 pub(super) fn create_as_options(
     options: &WithOptions,
-    kind: RelationKind,
+    kind: Option<RelationKind>,
     nodes: u32,
 ) -> Result<CreateAsOptions, SqlError> {
     let mut bound = CreateAsOptions { topic: TopicOptions::default(), query: QueryOptions::default() };
@@ -67,8 +67,36 @@ pub(super) fn create_as_options(
             return Err(unrecognized(option));
         }
     }
-    check_cleanup(options, &bound.topic.cleanup, (kind, false))?;
+    if let Some(kind) = kind {
+        check_cleanup(options, &bound.topic.cleanup, (kind, false))?;
+    }
     Ok(bound)
+}
+
+/// Checks the options of a materialized view, which is known to be a stream or table once it is planned.
+///
+/// # Errors
+/// `22023` for those without effect.
+pub fn check_materialized(options: &WithOptions, topic: &TopicOptions, kind: RelationKind) -> Result<(), SqlError> {
+    check_cleanup(options, &topic.cleanup, (kind, false))
+}
+
+/// The first option that a topic does not have already; those of queries are passed over.
+///
+/// # Errors
+/// `22023` for wrong values.
+pub fn changed_topic_option<'o>(
+    options: &'o WithOptions,
+    topic: &TopicOptions,
+    nodes: u32,
+) -> Result<Option<&'o WithOption>, SqlError> {
+    for option in &options.0 {
+        let mut wanted = topic.clone();
+        if topic_option(option, nodes, &mut wanted)? && wanted != *topic {
+            return Ok(Some(option));
+        }
+    }
+    Ok(None)
 }
 
 /// The options of a push query, after `EMIT`.

@@ -44,6 +44,7 @@ pub(super) fn relation(columns: Vec<Column>) -> Relation {
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 

@@ -11,7 +11,9 @@ use sqlparser::tokenizer::Token;
 /// `TRUNCATE [TABLE] [ONLY] name [*], … [CONTINUE IDENTITY] [RESTRICT]`.
 pub(super) fn truncate(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     cursor.expect(&["truncate"])?;
-    let _ = create::object_kind(cursor);
+    if !cursor.is(&["view"]) && !cursor.is(&["materialized", "view"]) {
+        let _ = create::object_kind(cursor);
+    }
     let _ = cursor.eat(&["only"]);
     let names = cursor.list(|cursor| {
         let name = cursor.target()?;
@@ -33,6 +35,9 @@ pub(super) fn truncate(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let start = cursor.clone();
     cursor.expect(&["alter"])?;
+    if cursor.is(&["view"]) || cursor.is(&["materialized", "view"]) {
+        return Err(refuse::statement(&start));
+    }
     let Some(kind) = create::object_kind(cursor) else { return Err(refuse::statement(&start)) };
     let if_exists = cursor.eat(&["if", "exists"]);
     let _ = cursor.eat(&["only"]);

@@ -4,7 +4,7 @@
 
 use super::ast::{
     ColumnDef, ColumnKey, CreateAs, CreateRelation, DefaultValue, Drop, Emit, EmitKind, Ident, ObjectKind, OptionValue,
-    Position, QualifiedName, Statement, Watermark, WithOptions,
+    Position, QualifiedName, Replace, Statement, Watermark, WithOptions,
 };
 use super::cursor::Cursor;
 use super::{duration, options, render, select, vet};
@@ -13,13 +13,9 @@ use millstream_catalog::model::{Name, Span, SqlState};
 use sqlparser::ast::{ArrayElemTypeDef, DataType, StructBracketKind, StructField};
 use sqlparser::tokenizer::Token;
 
-const USE_TABLE_AS: &str = "use CREATE TABLE … AS SELECT, which is kept up to date";
-
 /// What may stand after `CREATE` or `DROP` and is not supported, and the hint.
 const OBJECTS: &[(&[&str], &str)] = &[
-    (&["materialized", "view"], USE_TABLE_AS),
-    (&["view"], "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT"),
-    (&["recursive", "view"], "use CREATE STREAM … AS SELECT or CREATE TABLE … AS SELECT"),
+    (&["recursive", "view"], "use CREATE VIEW … AS WITH RECURSIVE …"),
     (&["consumer", "group"], "subscribe without a group"),
     (&["connector"], "use INSERT or COPY to bring events in"),
     (&["source"], "use INSERT or COPY to bring events in"),
@@ -61,7 +57,7 @@ const OBJECTS: &[(&[&str], &str)] = &[
     (&["owned"], "drop the streams and tables by name"),
 ];
 
-/// The error for an object of another kind than stream, topic and table.
+/// The error for an object of a kind there is not.
 fn refuse_object(cursor: &Cursor<'_>, verb: &str) -> SqlError {
     if cursor.is(&["external", "table"]) {
         return SqlError::new(SqlState::InsufficientPrivilege, "permission denied: statements do not read files")
@@ -79,32 +75,44 @@ pub(super) fn object_kind(cursor: &mut Cursor<'_>) -> Option<ObjectKind> {
         Some("stream") => ObjectKind::Stream,
         Some("topic") => ObjectKind::Topic,
         Some("table") => ObjectKind::Table,
+        Some("view") => ObjectKind::View,
+        Some("materialized") if cursor.word_at(1) == Some("view") => {
+            cursor.at += 1;
+            ObjectKind::MaterializedView
+        }
         _ => return None,
     };
     cursor.at += 1;
     Some(kind)
 }
 
-/// `CREATE STREAM | TOPIC | TABLE …`.
+/// `CREATE STREAM | TOPIC | TABLE | VIEW | MATERIALIZED VIEW …`.
 pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let start = cursor.at;
     cursor.expect(&["create"])?;
-    if cursor.is(&["or", "replace"]) {
-        return Err(cursor.unsupported("CREATE OR REPLACE", "DROP it first, then CREATE it"));
+    let place = cursor.clone();
+    let replace = if cursor.eat(&["or", "replace"]) { Replace::Yes } else { Replace::No };
+    if cursor.is(&["view"]) {
+        return super::view::create(cursor, start, replace);
     }
     let Some(kind) = object_kind(cursor) else { return Err(refuse_object(cursor, "CREATE")) };
-    let if_not_exists = cursor.eat(&["if", "not", "exists"]);
+    let if_not_exists = if_not_exists(cursor, replace)?;
     let name = cursor.target()?;
     let sql = render::text(cursor.text, cursor.lexemes.get(start..).unwrap_or_default());
-    if cursor.is(&["as"]) || cursor.is(&["with"]) {
+    let columns = if kind == ObjectKind::MaterializedView { cursor.columns()? } else { None };
+    if cursor.is(&["as"]) || cursor.is(&["with"]) || kind == ObjectKind::MaterializedView {
         let options = options::with_options(cursor)?;
-        if kind == ObjectKind::Topic && cursor.is_end() {
+        if kind == ObjectKind::Topic && cursor.is_end() && replace == Replace::No {
             return topic(name, if_not_exists, options, sql);
         }
         let mut select = select_as(cursor)?;
         carry_grace(&options, &mut select);
-        let create = CreateAs { kind, name, if_not_exists, options, select, sql };
+        let create = CreateAs { kind, name, if_not_exists, replace, columns, options, select, sql };
         return Ok(Statement::CreateAs(Box::new(create)));
+    }
+    if replace == Replace::Yes {
+        let hint = "DROP it first, or change it with ALTER";
+        return Err(place.unsupported("CREATE OR REPLACE without AS SELECT", hint));
     }
     if kind == ObjectKind::Topic && cursor.is_end() {
         return topic(name, if_not_exists, WithOptions::default(), sql);
@@ -123,6 +131,15 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         options,
         sql,
     })))
+}
+
+/// `IF NOT EXISTS`, which is not for what may be replaced.
+pub(super) fn if_not_exists(cursor: &mut Cursor<'_>, replace: Replace) -> Result<bool, SqlError> {
+    match (replace, cursor.is(&["if", "not", "exists"])) {
+        (Replace::Yes, true) => Err(cursor.unexpected()),
+        (Replace::No, _) => Ok(cursor.eat(&["if", "not", "exists"])),
+        (Replace::Yes, false) => Ok(false),
+    }
 }
 
 /// A topic without columns: those of a Kafka record.
@@ -159,7 +176,7 @@ fn refuse_column_names(cursor: &Cursor<'_>) -> Result<(), SqlError> {
 }
 
 /// `AS SELECT …`, of a continuous query.
-fn select_as(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, SqlError> {
+pub(super) fn select_as(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, SqlError> {
     cursor.expect(&["as"])?;
     if !cursor.is_token(&Token::LParen) && !matches!(cursor.word(), Some("select" | "with" | "values" | "table")) {
         return Err(cursor.unexpected());
@@ -425,7 +442,7 @@ fn refuse_table_clause(cursor: &Cursor<'_>) -> Result<(), SqlError> {
     Err(cursor.unsupported(what, hint))
 }
 
-/// `DROP STREAM | TOPIC | TABLE [IF EXISTS] name, … [CASCADE | RESTRICT]`.
+/// `DROP STREAM | TOPIC | TABLE | VIEW | MATERIALIZED VIEW [IF EXISTS] name, … [CASCADE | RESTRICT]`.
 pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     cursor.expect(&["drop"])?;
     let Some(kind) = object_kind(cursor) else { return Err(refuse_object(cursor, "DROP")) };

@@ -12,6 +12,7 @@ mod cursor;
 mod cursors;
 pub(crate) mod duration;
 mod escapes;
+mod flink;
 mod insert;
 mod keywords;
 mod lexer;
@@ -29,6 +30,7 @@ mod tests;
 mod tokens;
 mod transaction;
 mod vet;
+mod view;
 pub(crate) mod within;
 
 pub use ast::*;

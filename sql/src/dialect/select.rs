@@ -6,7 +6,7 @@
 use super::ast::{Emit, EmitKind, PartitionBy, Position, Select, WindowClause, WindowKind, WithOptions};
 use super::cursor::Cursor;
 use super::lexer::Lexeme;
-use super::{duration, options, render, vet, within};
+use super::{duration, flink, options, render, vet, within};
 use crate::error::SqlError;
 use millstream_catalog::model::{RowCount, Span, SqlState};
 use sqlparser::keywords::Keyword;
@@ -67,7 +67,8 @@ fn query(
             return Err(place.unexpected());
         }
     }
-    tokens.extend(within::tokens(cursor, left.into_iter().filter(|at| *at >= first_index))?);
+    let indexes = flink::indexes(cursor, left.into_iter().filter(|at| *at >= first_index))?;
+    tokens.extend(within::tokens(cursor, indexes.into_iter())?);
     let end = |parser: &mut Parser<'_>| {
         let query = parser.parse_query()?;
         if parser.peek_token_ref().token != Token::EOF {

@@ -144,6 +144,7 @@ pub(super) fn show(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         Some("streams") => Show::Streams,
         Some("tables") => Show::Tables,
         Some("topics") => Show::Topics,
+        Some("views") => Show::Views,
         Some("queries") => Show::Queries,
         Some("functions") => Show::Functions,
         Some("nodes") => Show::Nodes,

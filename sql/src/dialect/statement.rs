@@ -67,6 +67,7 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
             cursor.at += 1;
             Ok(Statement::Flush)
         }
+        "refresh" => refresh(cursor),
         "show" => session::show(cursor),
         "set" => session::set(cursor),
         "reset" => session::reset(cursor),
@@ -178,6 +179,18 @@ fn describe(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     }
     let extended = cursor.is(&["extended"]) && cursor.peek_at(1).is_some() && cursor.eat(&["extended"]);
     Ok(Statement::Describe(Describe { extended, name: cursor.qualified()? }))
+}
+
+/// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] name [WITH DATA]`.
+fn refresh(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
+    cursor.expect(&["refresh", "materialized", "view"])?;
+    let _ = cursor.eat(&["concurrently"]);
+    let name = cursor.target()?;
+    if cursor.is(&["with", "no", "data"]) {
+        return Err(cursor.unsupported("WITH NO DATA", "use DROP MATERIALIZED VIEW"));
+    }
+    let _ = cursor.eat(&["with", "data"]);
+    Ok(Statement::Refresh(name))
 }
 
 /// `PAUSE | RESUME | TERMINATE QUERY name`.

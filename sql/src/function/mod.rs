@@ -14,6 +14,7 @@ mod encode;
 pub mod errors;
 mod exact;
 mod extract;
+pub(crate) mod histogram;
 pub(crate) mod json;
 mod ordered_set;
 pub(crate) mod part;
@@ -89,6 +90,7 @@ impl Registry {
         let mut own = vec![
             arith::Negate::function(),
             series::function(),
+            histogram::histogram(),
             within::function(),
             zone::function(),
             session::now_function(),

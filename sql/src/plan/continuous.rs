@@ -78,7 +78,8 @@ fn plan_with(
 ) -> Result<(ContinuousPlan, Vec<SqlType>), SqlError> {
     refuse_query(&select.query)?;
     let partition_by = partition_by(select)?;
-    let Drafted { plan, output, sources, window, parameters } = draft(context, select, param_types, Run::Continuously)?;
+    let drafted = draft(context, select, param_types, Run::Continuously)?;
+    let Drafted { plan, output, sources, views, window, grace, parameters, .. } = drafted;
     let (plan, params) = parameter::settle(plan, param_types, parameters)?;
     let plan = match values {
         Some(values) => parameter::with_values(plan, values)?,
@@ -99,12 +100,11 @@ fn plan_with(
         Some(Emit { kind: EmitKind::Final, .. }) => Emission::Final,
         _ => Emission::Changes,
     };
-    let grace = grace_option(&select.options)?;
+    let grace = grace_option(&select.options)?.or(grace);
     let partition_by = key_columns(partition_by, &columns)?;
-    Ok((
-        ContinuousPlan { plan, window, grace, sources, columns, partition_by, emission, state_retention: None },
-        params,
-    ))
+    let plan =
+        ContinuousPlan { plan, window, grace, sources, views, columns, partition_by, emission, state_retention: None };
+    Ok((plan, params))
 }
 
 /// A column of the result that PARTITION BY names.

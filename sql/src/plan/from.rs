@@ -13,9 +13,9 @@ use super::within;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::ports::refuse_later;
-use millstream_catalog::model::SqlState;
+use millstream_catalog::model::{SqlState, TopicId};
 use millstream_catalog::schema::{ROWOFFSET, ROWPARTITION, ROWTIME};
-use millstream_catalog::{Relation, RelationKind};
+use millstream_catalog::{Relation, RelationKind, SourceForm, View};
 use sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, Ident, Join, JoinConstraint, JoinOperator, ObjectName,
     ObjectNamePart, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
@@ -340,15 +340,29 @@ fn unnest(
     Ok(ScopeRelation { plan_alias: name.clone(), alias: name, schema: None, columns, is_stream: false })
 }
 
-fn plain_alias(name: &str) -> TableAlias {
+pub(super) fn plain_alias(name: &str) -> TableAlias {
     TableAlias { explicit: true, name: quoted(name), columns: Vec::new(), at: None }
 }
 
 /// What a name in FROM is.
-enum Named {
+pub(super) enum Named {
     Cte(Vec<ScopeColumn>),
-    Relation(Arc<Relation>),
+    /// With how a view knows it, if not as it is.
+    Relation(Arc<Relation>, Option<SourceForm>),
+    /// With how many of its columns another view knows, if not all.
+    View(Arc<View>, Option<usize>),
     SystemView(Vec<ScopeColumn>),
+}
+
+impl Named {
+    /// Its id in the catalog.
+    fn id(&self) -> Option<TopicId> {
+        match self {
+            Self::Relation(relation, _) => Some(relation.id),
+            Self::View(view, _) => Some(view.id),
+            Self::Cte(_) | Self::SystemView(_) => None,
+        }
+    }
 }
 
 fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeRelation, SqlError> {
@@ -368,16 +382,27 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
     let (found, bare, schema) = look_up(resolver, name)?;
     let given = alias.take();
     let shown = given.as_ref().map_or(bare.clone(), |alias| alias.name.value.clone());
-    let is_stream = matches!(&found, Named::Relation(relation) if relation.kind == RelationKind::Stream);
-    if is_current && !matches!(&found, Named::Relation(relation) if relation.kind == RelationKind::Table) {
+    let is_stream = matches!(&found, Named::Relation(relation, _) if relation.kind == RelationKind::Stream);
+    if is_current && !matches!(&found, Named::Relation(relation, _) if relation.kind == RelationKind::Table) {
         return Err(SqlError::unsupported("FOR SYSTEM_TIME AS OF of what is no table", "leave it out"));
     }
-    let mut plan_name = bare;
+    if resolver.inside.is_empty() {
+        resolver.direct.extend(found.id());
+    }
+    let schema = schema.filter(|_| given.is_none());
+    let mut marked = bare;
     let (mark, mut columns) = match found {
         Named::Cte(columns) => (None, columns),
-        Named::Relation(relation) => {
-            let columns = relation_columns(&relation);
-            relation.name.as_str().clone_into(&mut plan_name);
+        Named::View(view, width) => {
+            let (expanded, mut shown) = super::view::factor(resolver, &view, width, &shown)?;
+            shown.schema = schema;
+            rename_visible(&shown.alias, &mut shown.columns, given.map(|alias| alias.columns).unwrap_or_default())?;
+            *factor = expanded;
+            return Ok(shown);
+        }
+        Named::Relation(relation, form) => {
+            let columns = super::view::columns_in(&relation, form.as_ref());
+            marked = relation.name.to_string();
             if !resolver.sources.iter().any(|source| source.id == relation.id) {
                 resolver.sources.push(relation);
             }
@@ -385,9 +410,8 @@ fn named(resolver: &mut Resolver<'_>, factor: &mut TableFactor) -> Result<ScopeR
         }
         Named::SystemView(columns) => (Some(SYSTEM), columns),
     };
-    let parts = mark.into_iter().chain([plan_name.as_str()]);
+    let parts = mark.into_iter().chain([marked.as_str()]);
     *name = ObjectName(parts.map(|part| ObjectNamePart::Identifier(quoted(part))).collect());
-    let schema = schema.filter(|_| given.is_none());
     rename_visible(&shown, &mut columns, given.map(|alias| alias.columns).unwrap_or_default())?;
     *alias = Some(plain_alias(&shown));
     Ok(ScopeRelation { plan_alias: shown.clone(), alias: shown, schema, columns, is_stream })
@@ -430,12 +454,12 @@ fn look_up(resolver: &Resolver<'_>, name: &ObjectName) -> Result<(Named, String,
         Some(schema) => in_schema(resolver, schema, &bare.value).map(|found| (found, schema.to_owned())),
         None => match resolver.cte(&bare.value) {
             Some(columns) => return Ok((Named::Cte(columns), bare.value.clone(), None)),
-            None => resolver
-                .context
-                .settings
-                .search_path
-                .iter()
-                .find_map(|schema| Some((in_schema(resolver, schema, &bare.value)?, schema.clone()))),
+            None => match resolver.inside.last() {
+                Some(view) => &view.search_path,
+                None => &resolver.context.settings.search_path,
+            }
+            .iter()
+            .find_map(|schema| Some((in_schema(resolver, schema, &bare.value)?, schema.clone()))),
         },
     };
     match found {
@@ -459,12 +483,19 @@ fn look_up(resolver: &Resolver<'_>, name: &ObjectName) -> Result<(Named, String,
 /// The relation or view `name` of `schema`.
 fn in_schema(resolver: &Resolver<'_>, schema: &str, name: &str) -> Option<Named> {
     match schema {
-        "public" => resolver.context.catalog.relation(name).cloned().map(Named::Relation),
+        "public" => match resolver.inside.last() {
+            Some(view) => super::view::named_inside(resolver, view, name),
+            None => {
+                let catalog = &resolver.context.catalog;
+                let relation = catalog.relation(name).map(|relation| Named::Relation(Arc::clone(relation), None));
+                relation.or_else(|| catalog.view(name).map(|view| Named::View(Arc::clone(view), None)))
+            }
+        },
         "millstream" => {
             let views = resolver.context.source.system_views();
             let Some((_, schema)) = views.into_iter().find(|(view, _)| view == name) else {
                 let own = resolver.context.catalog.relation(&format!("{schema}.{name}"));
-                return own.cloned().map(Named::Relation);
+                return own.map(|relation| Named::Relation(Arc::clone(relation), None));
             };
             let column = |field: &Arc<arrow::datatypes::Field>| visible(field.name());
             Some(Named::SystemView(schema.fields().iter().map(column).collect()))
@@ -477,7 +508,7 @@ fn visible(name: &str) -> ScopeColumn {
     ScopeColumn { name: name.to_owned(), internal: name.to_owned(), is_hidden: false }
 }
 
-fn relation_columns(relation: &Relation) -> Vec<ScopeColumn> {
+pub(super) fn relation_columns(relation: &Relation) -> Vec<ScopeColumn> {
     let declared = relation.schema.columns.iter();
     let declared = declared.map(|column| ScopeColumn { is_hidden: column.is_hidden, ..visible(column.name.as_str()) });
     let pseudo = [ROWTIME, ROWPARTITION, ROWOFFSET];

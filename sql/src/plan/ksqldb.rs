@@ -6,17 +6,19 @@ use super::refuse::literal;
 use super::rewrite::call;
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
+use crate::function::histogram::HISTOGRAM;
 use sqlparser::ast::{
     DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause, FunctionArguments, Ident,
     NullTreatment, ObjectName, ObjectNamePart, OrderByExpr, OrderByOptions, Spanned, Value,
 };
 
 /// The names, and the aggregate that each is made of.
-pub(crate) const NAMES: [(&str, &str); 7] = [
+pub(crate) const NAMES: [(&str, &str); 8] = [
     ("collect_list", "array_agg"),
     ("collect_set", "array_agg"),
     ("count_distinct", "count"),
     ("earliest_by_offset", "first_value"),
+    ("histogram", "array_agg"),
     ("latest_by_offset", "last_value"),
     ("topk", "array_agg"),
     ("topkdistinct", "array_agg"),
@@ -51,7 +53,10 @@ pub(super) fn replace(expr: &mut Expr) -> Result<(), SqlError> {
     if name.ends_with("_by_offset") {
         function.null_treatment = Some(NullTreatment::IgnoreNulls);
     }
-    if let Some(count) = count {
+    if name == HISTOGRAM.trim_start_matches('$') {
+        only_there(function);
+        *expr = call(HISTOGRAM, vec![expr.clone()]);
+    } else if let Some(count) = count {
         greatest_first(function);
         let slice = vec![expr.clone(), number("1"), number(&count)];
         *expr = call("array_slice", slice);
@@ -64,8 +69,15 @@ fn greatest_first(function: &mut Function) {
     let FunctionArguments::List(list) = &mut function.args else { return };
     let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(value))) = list.args.first().cloned() else { return };
     let options = OrderByOptions { asc: Some(false), nulls_first: None };
-    let order = OrderByExpr { expr: value.clone(), options, with_fill: None };
+    let order = OrderByExpr { expr: value, options, with_fill: None };
     list.clauses.push(FunctionArgumentClause::OrderBy(vec![order]));
+    only_there(function);
+}
+
+/// Collects no NULLs.
+fn only_there(function: &mut Function) {
+    let FunctionArguments::List(list) = &function.args else { return };
+    let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(value))) = list.args.first().cloned() else { return };
     let is_there = Expr::IsNotNull(Box::new(value));
     function.filter = Some(Box::new(match function.filter.take() {
         None => is_there,

@@ -31,6 +31,7 @@ mod session;
 mod settle;
 mod syntax;
 mod union;
+mod view;
 mod window;
 mod within;
 
@@ -40,13 +41,14 @@ pub use continuous::{describe_push, plan_continuous, plan_push};
 pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;
+pub use view::{PlannedView, plan_view};
 
 use crate::dialect::ast::{Position, WindowKind};
 use crate::exec::{Interrupts, QueryMemory};
 use crate::ports::RelationSource;
 use datafusion::logical_expr::LogicalPlan;
 use millstream_catalog::model::{Span, Timestamp, TopicId};
-use millstream_catalog::{Relation, Snapshot, SqlType};
+use millstream_catalog::{Relation, Snapshot, SqlType, View};
 use std::sync::Arc;
 
 /// Everything one statement is planned and run with.
@@ -154,6 +156,8 @@ pub struct ContinuousPlan {
     pub grace: Option<Span>,
     /// What it reads, each once.
     pub sources: Vec<Arc<Relation>>,
+    /// The views it reads, each once, those of views included.
+    pub views: Vec<Arc<View>>,
     /// The output columns; their names are unique.
     pub columns: Vec<ResultColumn>,
     /// Those that PARTITION BY names: the key of the stream that is made of it.

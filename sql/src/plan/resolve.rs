@@ -10,19 +10,20 @@ use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
 use super::settle::condition;
 use super::syntax;
+use super::view::Expansion;
 use super::{PlanContext, WindowSpec};
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
 use crate::function::Registry;
 use datafusion::logical_expr::ScalarUDF;
-use millstream_catalog::model::SqlState;
 use millstream_catalog::model::limit::COLUMNS_MAX;
-use millstream_catalog::{Relation, SqlType};
+use millstream_catalog::model::{SqlState, TopicId};
+use millstream_catalog::{Relation, SqlType, View};
 use sqlparser::ast::{
     Cte, Distinct, Expr, GroupByExpr, Ident, LimitClause, NamedWindowExpr, ObjectName, ObjectNamePart, OrderBy, Query,
     Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, Visit, Visitor, With,
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -61,6 +62,16 @@ pub(super) struct Resolver<'c> {
     pub(super) keeps_clock: bool,
     /// The types of parameters that the client gave.
     pub(super) declared: &'c [Option<SqlType>],
+    /// The views it reads, each once, in order of mention.
+    pub(super) views: Vec<Arc<View>>,
+    /// What the statement's own text names of the catalog.
+    pub(super) direct: BTreeSet<TopicId>,
+    /// The views whose text is being resolved, the innermost last.
+    pub(super) inside: Vec<Arc<View>>,
+    /// How much its views have expanded to.
+    pub(super) expansion: Expansion,
+    /// The statement's `WINDOW …`, or that of a view it reads.
+    pub(super) clause: Option<WindowSpec>,
     ctes: Vec<CteName>,
     names_given: usize,
 }
@@ -78,6 +89,11 @@ impl<'c> Resolver<'c> {
             sessions: Vec::new(),
             keeps_clock: false,
             declared: &[],
+            views: Vec::new(),
+            direct: BTreeSet::new(),
+            inside: Vec::new(),
+            expansion: Expansion::default(),
+            clause: window,
             ctes: Vec::new(),
             names_given: 0,
         }
@@ -107,6 +123,23 @@ impl<'c> Resolver<'c> {
         outer: Option<&Scope<'_>>,
     ) -> Result<Vec<OutputColumn>, SqlError> {
         self.query_level(query, outer, false)
+    }
+
+    /// Resolves the text of `view`, which sees nothing of the statement around it.
+    pub(super) fn inside_view(
+        &mut self,
+        view: &Arc<View>,
+        window: Option<WindowSpec>,
+        query: &mut Query,
+    ) -> Result<Vec<OutputColumn>, SqlError> {
+        let ctes = std::mem::take(&mut self.ctes);
+        let around = std::mem::replace(&mut self.window, window);
+        let declared = std::mem::take(&mut self.declared);
+        self.inside.push(Arc::clone(view));
+        let output = self.query_level(query, None, window.is_some());
+        self.inside.pop();
+        (self.ctes, self.window, self.declared) = (ctes, around, declared);
+        output
     }
 
     fn query_level(

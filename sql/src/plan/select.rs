@@ -7,6 +7,7 @@ use super::provider::Provider;
 use super::resolve::{OutputColumn, Resolver};
 use super::session::with_sessions;
 use super::union::unite;
+use super::view::Expansion;
 use super::window::window_spec;
 use super::{PlanContext, PlannedSelect, ResultColumn, WindowSpec, parameter, scanned_relation};
 use crate::bind::ddl::check_makes_nothing;
@@ -17,9 +18,10 @@ use crate::function::registry;
 use datafusion::common::Column;
 use datafusion::logical_expr::{Cast, Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
-use millstream_catalog::model::TopicId;
-use millstream_catalog::{Relation, SqlType};
+use millstream_catalog::model::{Span, TopicId};
+use millstream_catalog::{Relation, SqlType, View};
 use sqlparser::ast::{Query, Statement};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A statement after the engine's planner, before analysis.
@@ -27,7 +29,15 @@ pub(super) struct Drafted {
     pub(super) plan: LogicalPlan,
     pub(super) output: Vec<OutputColumn>,
     pub(super) sources: Vec<Arc<Relation>>,
+    /// The views it reads, each once.
+    pub(super) views: Vec<Arc<View>>,
+    /// What its own text names.
+    pub(super) direct: BTreeSet<TopicId>,
+    /// How much its views expand to.
+    pub(super) expansion: Expansion,
     pub(super) window: Option<WindowSpec>,
+    /// That of a view's clause.
+    pub(super) grace: Option<Span>,
     pub(super) parameters: usize,
 }
 
@@ -49,12 +59,29 @@ pub fn plan_select(
     select: &Select,
     param_types: &[Option<SqlType>],
 ) -> Result<PlannedSelect, SqlError> {
+    planned(context, select, param_types).map(|planned| planned.select)
+}
+
+/// A SELECT, with what its text names.
+pub(super) struct Planned {
+    pub(super) select: PlannedSelect,
+    pub(super) direct: BTreeSet<TopicId>,
+    pub(super) expansion: Expansion,
+}
+
+/// As [`plan_select`].
+pub(super) fn planned(
+    context: &PlanContext,
+    select: &Select,
+    param_types: &[Option<SqlType>],
+) -> Result<Planned, SqlError> {
     let drafted = draft(context, select, param_types, Run::Once)?;
     let (plan, params) = parameter::settle(drafted.plan, param_types, drafted.parameters)?;
     let plan = analyze(unite(plan)?)?;
     let columns = result_columns(&plan, &drafted.output)?;
     let plan = in_result_types(plan, &columns)?;
-    Ok(PlannedSelect { plan, params, columns })
+    let select = PlannedSelect { plan, params, columns };
+    Ok(Planned { select, direct: drafted.direct, expansion: drafted.expansion })
 }
 
 /// Resolves and plans `select`.
@@ -74,7 +101,8 @@ pub(super) fn draft(
     resolver.declared = param_types;
     let mut query: Query = select.query.as_ref().clone();
     let output = resolver.statement(&mut query)?;
-    let Resolver { functions, sources, parameters, sessions, .. } = resolver;
+    let Resolver { functions, sources, parameters, sessions, views, direct, expansion, clause, .. } = resolver;
+    let grace = clause.filter(|_| window.is_none()).and_then(|clause| clause.grace);
     let provider = Provider::new(context, registry, functions);
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(true)
@@ -84,7 +112,7 @@ pub(super) fn draft(
     let mut scope = PlannerContext::new().with_prepare_param_data_types(parameter::fields(param_types));
     let plan = planner.sql_statement_to_plan_with_context(Statement::Query(Box::new(query)), &mut scope)?;
     let plan = with_sessions(plan, &sessions)?;
-    Ok(Drafted { plan, output, sources, window, parameters })
+    Ok(Drafted { plan, output, sources, views, direct, expansion, window, grace, parameters })
 }
 
 /// The columns of `plan` under the names clients see.

@@ -4,7 +4,7 @@
 
 use super::delta::{Delta, Origin, arrow_error};
 use super::expression::{evaluate, evaluate_predicate};
-use super::operator::{Operator, only};
+use super::operator::{Operator, Origins, in_origins, only};
 use crate::error::SqlError;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
@@ -80,6 +80,17 @@ impl Operator for Map {
         }
         Ok(input)
     }
+    fn origins(&self, input: &[Origins]) -> Option<Vec<Origins>> {
+        let mut columns = input.to_vec();
+        for stage in &self.stages {
+            if let Stage::Project { expressions, schema } = stage {
+                let made = expressions.iter().map(|expression| in_origins(&expression.to_string(), &columns));
+                columns = schema.fields().iter().map(|field| field.name().clone()).zip(made).collect();
+            }
+        }
+        Some(columns)
+    }
+
     fn fingerprint(&self) -> String {
         let stages: Vec<String> = self.stages.iter().map(Stage::text).collect();
         format!("map({})", stages.join("; "))

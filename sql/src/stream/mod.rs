@@ -29,6 +29,7 @@ mod over;
 mod partial;
 mod pipeline;
 mod ranked;
+mod replace;
 mod replayed;
 mod retracted;
 mod rows;

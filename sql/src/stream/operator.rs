@@ -52,8 +52,23 @@ pub(crate) trait Operator: Send + Sync {
         RowCount::ZERO
     }
 
+    /// Of one without state over one input, its columns: the name of each, and what it is in terms of the sources. Those of
+    /// the input are given likewise.
+    fn origins(&self, _input: &[Origins]) -> Option<Vec<Origins>> {
+        None
+    }
+
     /// What the operator does and how its state is laid out, stable for one build of expressions.
     fn fingerprint(&self) -> String;
+}
+
+/// A column's name, and what it is in terms of the sources.
+pub(crate) type Origins = (String, String);
+
+/// `expression`, which names columns by name and position, in terms of what those are.
+pub(crate) fn in_origins(expression: &str, columns: &[Origins]) -> String {
+    let numbered = columns.iter().enumerate().rev();
+    numbered.fold(expression.to_owned(), |text, (at, (name, origin))| text.replace(&format!("{name}@{at}"), origin))
 }
 
 /// The only input of an operator.

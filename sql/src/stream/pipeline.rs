@@ -194,7 +194,7 @@ pub(crate) enum Steps {
 /// Deterministic: equal state and equal input give equal output. How the log is cut into steps changes only which
 /// intermediate forms of a row appear; the last form, the state and the late events are the same.
 pub struct Pipeline {
-    parts: Parts,
+    pub(super) parts: Parts,
     /// How often each operator is read.
     readers: Vec<usize>,
     fingerprint: String,

@@ -105,6 +105,13 @@ impl StateReader {
         self.prefix = prefix.into();
     }
 
+    /// The numbers before the points in names of sections, each once, ascending.
+    pub(crate) fn numbers(&self) -> Vec<usize> {
+        let number = |name: &String| name.split_once('.')?.0.parse().ok();
+        let numbers: std::collections::BTreeSet<usize> = self.sections.keys().filter_map(number).collect();
+        numbers.into_iter().collect()
+    }
+
     /// The batch put under `name`.
     pub(crate) fn take(&mut self, name: &str) -> Result<RecordBatch, SqlError> {
         let name = format!("{}{name}", self.prefix);

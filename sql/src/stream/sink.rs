@@ -124,6 +124,11 @@ impl Sink {
         Ok(Some(batch.map_err(arrow_error)?))
     }
 
+    /// True where rows come and go, and their last form is written.
+    pub(crate) fn merges(&self) -> bool {
+        self.merged.is_some()
+    }
+
     /// True for the table of an aggregate without groups.
     pub(crate) fn has_one_row(&self) -> bool {
         self.columns.contains(&SinkColumn::OneRow)

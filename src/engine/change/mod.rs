@@ -202,6 +202,7 @@ impl Session {
     /// # Errors
     /// As of [`Session::target`]; 0A000 for a stream.
     fn changed_table(&self, target: &Target, keyword: &str) -> Result<Arc<Relation>> {
+        self.check_no_view(&target.name, if keyword == "DELETE" { "delete from" } else { "update" })?;
         let relation = self.target(&target.name)?;
         let position = target.name.position;
         if relation.kind == RelationKind::Stream {

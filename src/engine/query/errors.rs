@@ -79,6 +79,7 @@ fn definition(shard: ShardId, created_at: Timestamp) -> Result<Relation> {
         sql: format!("CREATE STREAM {QUERY_ERRORS} ({})", texts.join(", ")),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     })
 }
 

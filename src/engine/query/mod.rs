@@ -129,6 +129,35 @@ pub(crate) async fn while_settled<T>(
     result
 }
 
+/// Runs `work` while the query stands still with its state saved, by a pipeline of the fingerprint it is given.
+///
+/// # Errors
+/// When it cannot be brought to that; then nothing was done.
+pub(crate) async fn while_saved<T, F: Future<Output = Result<T>>>(
+    engine: &Arc<Engine>,
+    id: QueryId,
+    work: impl FnOnce(String) -> F,
+) -> Result<T> {
+    let mut tasks = engine.queries.tasks.lock().await;
+    if let Some(running) = tasks.remove(&id) {
+        running.halt().await;
+    }
+    let saved = match engine.catalog().query_by_id(id).cloned() {
+        Some(query) => {
+            let owner = Arc::clone(engine);
+            engine.compute.run(async move { QueryTask::save_whole(&owner, &query).await }).await
+        }
+        None => Err(SqlError::new(SqlState::UndefinedObject, format!("query {id} does not exist"))),
+    };
+    let result = match saved {
+        Ok(fingerprint) => work(fingerprint).await,
+        Err(error) => Err(error),
+    };
+    drop(tasks);
+    let started = refresh(engine).await;
+    result.and_then(|done| started.map(|()| done))
+}
+
 /// Starts the queries that write `topic` again, so that they know its partitions.
 pub(crate) async fn restart_writers(engine: &Arc<Engine>, topic: TopicId) -> Result<()> {
     let mut tasks = engine.queries.tasks.lock().await;

@@ -42,14 +42,17 @@ impl History {
     /// # Errors
     /// SE006 when the checkpoint does not fit it.
     pub(super) fn restore(&self, pipeline: &mut Pipeline, checkpoint: &Checkpoint) -> Result<SourcePositions> {
-        if checkpoint.fingerprint != pipeline.fingerprint() {
+        if checkpoint.fingerprint == pipeline.fingerprint() {
+            pipeline.restore(&checkpoint.state)?;
+        } else if self.query.former.as_ref() == Some(&checkpoint.fingerprint) {
+            pipeline.take_over(&checkpoint.state)?;
+        } else {
             return Err(SqlError::new(
                 SqlState::CheckpointIncompatible,
                 format!("the checkpoint of query \"{}\" does not fit its pipeline", self.query.name),
             )
             .hint("drop and create the query to compute it anew"));
         }
-        pipeline.restore(&checkpoint.state)?;
         Ok(self.of_sources(&checkpoint.positions))
     }
 

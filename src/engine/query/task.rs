@@ -152,6 +152,21 @@ impl QueryTask {
         if task.step > task.checkpoint_step { task.save().await } else { Ok(()) }
     }
 
+    /// Saves the state of a query that does not run, and gives the fingerprint of the pipeline that saved it: its own, or
+    /// one that it replaced and that took the last steps.
+    ///
+    /// # Errors
+    /// As [`QueryTask::recover`], and those of the log.
+    pub(super) async fn save_whole(engine: &Arc<Engine>, query: &Arc<Query>) -> Result<String> {
+        let mut task = Self::recover(engine, query, Arc::default(), &CancellationToken::new()).await?;
+        if task.step > task.checkpoint_step {
+            task.save().await?;
+        }
+        let progress = task.shard.progress(query.id);
+        let checkpoint = progress.as_ref().and_then(|progress| progress.checkpoint.as_ref());
+        Ok(checkpoint.map_or_else(|| task.pipeline.fingerprint(), |checkpoint| checkpoint.fingerprint.clone()))
+    }
+
     async fn replay(
         &mut self,
         checkpoint: &Checkpoint,

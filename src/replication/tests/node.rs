@@ -502,6 +502,7 @@ fn relation(name: &str) -> Relation {
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 fn create(name: &str) -> Command {

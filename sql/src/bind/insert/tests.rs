@@ -45,6 +45,7 @@ fn relation() -> Relation {
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 

@@ -69,9 +69,13 @@ pub struct Parsed {
 pub enum Statement {
     /// `CREATE STREAM | TOPIC | TABLE name (…)`
     CreateRelation(Box<CreateRelation>),
-    /// `CREATE STREAM | TABLE name AS SELECT …`
+    /// `CREATE STREAM | TABLE | MATERIALIZED VIEW name AS SELECT …`
     CreateAs(Box<CreateAs>),
-    /// `DROP STREAM | TOPIC | TABLE …`
+    /// `CREATE VIEW name AS SELECT …`
+    CreateView(Box<CreateView>),
+    /// `REFRESH MATERIALIZED VIEW name`
+    Refresh(QualifiedName),
+    /// `DROP STREAM | TOPIC | TABLE | VIEW | MATERIALIZED VIEW …`
     Drop(Drop),
     /// `ALTER STREAM | TABLE | TOPIC …`
     Alter(Box<Alter>),
@@ -183,7 +187,7 @@ impl fmt::Display for QualifiedName {
     }
 }
 
-/// The word for a stream or table in the statement.
+/// The word for what is in a statement's catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectKind {
     /// `STREAM`
@@ -192,14 +196,19 @@ pub enum ObjectKind {
     Topic,
     /// `TABLE`
     Table,
+    /// `VIEW`
+    View,
+    /// `MATERIALIZED VIEW`: a stream or table, by what its query gives
+    MaterializedView,
 }
 
 impl ObjectKind {
-    /// How the topic is read.
-    pub fn relation_kind(self) -> RelationKind {
+    /// How the topic is read; `None` where the word does not say.
+    pub fn relation_kind(self) -> Option<RelationKind> {
         match self {
-            Self::Stream | Self::Topic => RelationKind::Stream,
-            Self::Table => RelationKind::Table,
+            Self::Stream | Self::Topic => Some(RelationKind::Stream),
+            Self::Table => Some(RelationKind::Table),
+            Self::View | Self::MaterializedView => None,
         }
     }
 
@@ -209,6 +218,8 @@ impl ObjectKind {
             Self::Stream => "STREAM",
             Self::Topic => "TOPIC",
             Self::Table => "TABLE",
+            Self::View => "VIEW",
+            Self::MaterializedView => "MATERIALIZED VIEW",
         }
     }
 }
@@ -333,7 +344,33 @@ impl OptionValue {
     }
 }
 
-/// `CREATE STREAM | TABLE name WITH (…) AS SELECT …`.
+/// `OR REPLACE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// One of the name is an error.
+    No,
+    /// One of the name becomes this.
+    Yes,
+}
+
+/// `CREATE VIEW name (columns) AS SELECT …`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CreateView {
+    /// Its name.
+    pub name: QualifiedName,
+    /// An existing relation of the name is left alone.
+    pub if_not_exists: bool,
+    /// `OR REPLACE`.
+    pub replace: Replace,
+    /// Names of its first columns; the others have those of the SELECT.
+    pub columns: Option<Vec<Ident>>,
+    /// What it stands for; `select.sql` is its canonical text.
+    pub select: Select,
+    /// The canonical text of the statement.
+    pub sql: String,
+}
+
+/// `CREATE STREAM | TABLE | MATERIALIZED VIEW name WITH (…) AS SELECT …`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CreateAs {
     /// The word used.
@@ -342,6 +379,10 @@ pub struct CreateAs {
     pub name: QualifiedName,
     /// An existing relation of the name is left alone.
     pub if_not_exists: bool,
+    /// `OR REPLACE`.
+    pub replace: Replace,
+    /// Names of its first columns; the others have those of the SELECT.
+    pub columns: Option<Vec<Ident>>,
     /// `WITH (…)`: options of the topic and of the query.
     pub options: WithOptions,
     /// What it computes; `select.sql` is its canonical text.
@@ -350,7 +391,7 @@ pub struct CreateAs {
     pub sql: String,
 }
 
-/// `DROP STREAM | TOPIC | TABLE [IF EXISTS] names [CASCADE]`.
+/// `DROP STREAM | TOPIC | TABLE | VIEW | MATERIALIZED VIEW [IF EXISTS] names [CASCADE]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drop {
     /// The word used.
@@ -359,7 +400,7 @@ pub struct Drop {
     pub names: Vec<QualifiedName>,
     /// Names that are not there are no error.
     pub if_exists: bool,
-    /// Queries that read them are dropped too.
+    /// Views and queries that read them are dropped too.
     pub cascade: bool,
 }
 

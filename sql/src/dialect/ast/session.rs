@@ -26,6 +26,8 @@ pub enum Show {
     Tables,
     /// `SHOW TOPICS`
     Topics,
+    /// `SHOW VIEWS`
+    Views,
     /// `SHOW QUERIES`
     Queries,
     /// `SHOW FUNCTIONS`

@@ -5,6 +5,7 @@
 
 mod continuous;
 mod interrupts;
+mod replace;
 mod source;
 mod units;
 

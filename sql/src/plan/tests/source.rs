@@ -113,6 +113,7 @@ fn relation(name: &str, kind: RelationKind, columns: &[(&str, SqlType, bool)]) -
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 

@@ -66,6 +66,7 @@ const QUERIES: &[&str] = &[
     "SELECT k, latest_by_offset(v) AS l, earliest_by_offset(x) AS e, count_distinct(i) AS c FROM e GROUP BY k",
     "SELECT k, topk(i, 3) AS t, topkdistinct(i, 3) AS d FROM e GROUP BY k",
     "SELECT k, collect_list(i) AS a FROM e GROUP BY k",
+    "SELECT k, histogram(i) AS h FROM e GROUP BY k",
     "SELECT b, array_length(collect_set(i), 1) AS n FROM e GROUP BY b",
 ];
 
@@ -144,6 +145,7 @@ pub(super) fn relation() -> Relation {
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 

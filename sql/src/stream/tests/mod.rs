@@ -127,6 +127,7 @@ impl Query {
             sql: String::new(),
             fills: Default::default(),
             row_ids: None,
+            is_materialized: false,
         }
     }
 
@@ -168,6 +169,7 @@ impl Query {
             window,
             grace: None,
             sources: vec![relation],
+            views: Vec::new(),
             columns,
             emission: Emission::Changes,
             state_retention: None,

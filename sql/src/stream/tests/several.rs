@@ -234,6 +234,7 @@ fn relation(id: u64, name: &str, kind: RelationKind, columns: &[(&str, SqlType, 
         sql: String::new(),
         fills: Default::default(),
         row_ids: None,
+        is_materialized: false,
     }
 }
 
