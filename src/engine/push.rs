@@ -252,7 +252,7 @@ impl Session {
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
         let mut lines = crate::engine::describe::pipeline_lines(select, &plan, &pipeline, sink);
         if explain.verbose {
-            lines.extend(pipeline.operators_shown());
+            lines.extend(pipeline.operators_shown().iter().map(ToString::to_string));
             lines.push("Logical plan:".to_owned());
             lines.extend(plan.plan.display_indent().to_string().lines().map(|line| format!("  {line}")));
         }

@@ -64,7 +64,7 @@ pub(crate) use not_in::NotIn;
 pub(crate) use operator::Operator;
 pub(crate) use over::Over;
 pub(crate) use partial::{Partial, state_fields};
-pub use pipeline::{Again, InputBatch, Output, Pipeline, SkippedEvent, StepInput, StepOutput};
+pub use pipeline::{Again, InputBatch, OperatorShown, Output, Pipeline, SkippedEvent, StepInput, StepOutput};
 pub(crate) use pipeline::{Edge, Node, Parts, Steps};
 pub(crate) use ranked::Ranking;
 pub(crate) use session::{SessionBounds, SessionColumn, Sessions};

@@ -189,6 +189,33 @@ pub(crate) enum Steps {
     Each,
 }
 
+/// Rows that an operator took and made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flow {
+    rows_in: RowCount,
+    rows_out: RowCount,
+}
+
+/// An operator of a running query, for people.
+#[derive(Debug, Clone)]
+pub struct OperatorShown {
+    /// Its number, what it is, and what it reads.
+    pub text: String,
+    /// Memory of its state, if it has any.
+    pub state: Option<ByteSize>,
+    /// Rows it took since the query started here.
+    pub rows_in: RowCount,
+    /// Rows it made since.
+    pub rows_out: RowCount,
+}
+
+impl std::fmt::Display for OperatorShown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)?;
+        self.state.map_or(Ok(()), |state| write!(f, ", {state} bytes of state"))
+    }
+}
+
 /// A running continuous query.
 ///
 /// Deterministic: equal state and equal input give equal output. How the log is cut into steps changes only which
@@ -197,6 +224,8 @@ pub struct Pipeline {
     pub(super) parts: Parts,
     /// How often each operator is read.
     readers: Vec<usize>,
+    /// What each has taken and made since the pipeline was.
+    flows: Vec<Flow>,
     fingerprint: String,
 }
 
@@ -225,7 +254,12 @@ impl Pipeline {
                 *readers += 1;
             }
         }
-        Self { fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())), readers, parts }
+        Self {
+            fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())),
+            flows: vec![Flow::default(); readers.len()],
+            readers,
+            parts,
+        }
     }
 
     /// The sink's columns.
@@ -294,8 +328,8 @@ impl Pipeline {
         self.parts.nodes.iter().map(|node| node.operator.as_ref())
     }
 
-    /// The operators, each after those it reads: what it is, what it reads, and the state it has.
-    pub fn operators_shown(&self) -> Vec<String> {
+    /// The operators, each after those it reads.
+    pub fn operators_shown(&self) -> Vec<OperatorShown> {
         let name = |node: &Node| {
             let text = node.operator.fingerprint();
             text.split('(').next().unwrap_or_default().to_owned()
@@ -307,15 +341,13 @@ impl Pipeline {
                 format!("\"{name}\"")
             }
         };
-        let line = |(at, node): (usize, &Node)| {
+        let shown = |((at, node), flow): ((usize, &Node), &Flow)| {
             let inputs: Vec<String> = node.inputs.iter().map(source).collect();
-            let state = match node.operator.is_stateful() {
-                true => format!(", {} bytes of state", node.operator.state_bytes()),
-                false => String::new(),
-            };
-            format!("operator {}: {} of {}{state}", at + 1, name(node), inputs.join(" and "))
+            let text = format!("operator {}: {} of {}", at + 1, name(node), inputs.join(" and "));
+            let state = node.operator.is_stateful().then(|| node.operator.state_bytes());
+            OperatorShown { text, state, rows_in: flow.rows_in, rows_out: flow.rows_out }
         };
-        self.parts.nodes.iter().enumerate().map(line).collect()
+        self.parts.nodes.iter().enumerate().zip(&self.flows).map(shown).collect()
     }
 
     /// Takes the events of one step. A step without events may still give output: time passes when partitions are
@@ -394,7 +426,12 @@ impl Pipeline {
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {
             let inputs = node.inputs.iter().map(|edge| follow(edge, sources, &mut made));
-            let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| node.operator.step(inputs, origin));
+            let flow = &mut self.flows[at];
+            let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| {
+                inputs.iter().for_each(|input| flow.rows_in = flow.rows_in.plus(RowCount::of(input.len())));
+                node.operator.step(inputs, origin)
+            });
+            flow.rows_out = flow.rows_out.plus(RowCount::of(output.as_ref().map_or(0, Delta::len)));
             let delta = output.map_err(|error| Box::new(Failed { at, is_dirty, error }))?;
             made.push(Made { delta: Some(delta), readers: self.readers[at] });
             is_dirty |= node.operator.is_stateful();

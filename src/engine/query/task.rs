@@ -20,7 +20,7 @@ use millstream_catalog::{Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
-use millstream_sql::stream::{Pipeline, SkippedEvent, StepInput};
+use millstream_sql::stream::{OperatorShown, Pipeline, SkippedEvent, StepInput};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -59,6 +59,10 @@ pub(super) struct QueryTask {
     checkpoint_at: Instant,
     reported_at: Instant,
     shown_at: Option<Instant>,
+    /// Rows that had come to each operator by then.
+    shown_rows: Vec<u64>,
+    /// Whether more had come than the time before.
+    is_moving: bool,
     /// Of the state, when that was counted last.
     state_bytes: ByteSize,
     /// When each partition last had something to read.
@@ -119,6 +123,8 @@ impl QueryTask {
             checkpoint_at: env::instant(),
             reported_at: env::instant(),
             shown_at: None,
+            shown_rows: Vec::new(),
+            is_moving: false,
             state_bytes: ByteSize::ZERO,
             active_at: HashMap::new(),
             idle_before: HashSet::new(),
@@ -217,6 +223,7 @@ impl QueryTask {
                 () = stop.cancelled() => return Ok(()),
                 () = waiting.changed() => {}
                 () = tokio::time::sleep(due), if has_news => self.checkpoint_if_due().await?,
+                () = tokio::time::sleep(SHOW_EVERY), if self.is_moving => self.show(),
                 () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => self.pass_time().await?,
             }
         }
@@ -373,6 +380,25 @@ impl QueryTask {
         }
     }
 
+    /// Shows its operators, with how many rows a second came to each since they were shown last.
+    fn show(&mut self) {
+        let now = env::instant();
+        let shown = self.pipeline.operators_shown();
+        let seconds = self.shown_at.map_or(0.0, |shown_at| now.saturating_duration_since(shown_at).as_secs_f64());
+        let rows = |one: &OperatorShown| one.rows_in.value();
+        let line = |(at, one): (usize, &OperatorShown)| {
+            let before = self.shown_rows.get(at).copied().unwrap_or(0);
+            let rate = if seconds > 0.0 { (rows(one) - before.min(rows(one))) as f64 / seconds } else { 0.0 };
+            format!("{one}, {} rows in, {} out, {rate:.0} rows/s", one.rows_in, one.rows_out)
+        };
+        let lines = shown.iter().enumerate().map(line).collect();
+        self.status.lock().operators = lines;
+        let rows: Vec<u64> = shown.iter().map(rows).collect();
+        self.is_moving = rows != self.shown_rows;
+        self.shown_rows = rows;
+        self.shown_at = Some(now);
+    }
+
     /// Counts its state.
     ///
     /// # Errors
@@ -383,8 +409,7 @@ impl QueryTask {
         self.state_bytes = bytes;
         self.status.lock().state_bytes = bytes;
         if self.shown_at.is_none_or(|shown_at| env::elapsed(shown_at) >= SHOW_EVERY) {
-            self.shown_at = Some(env::instant());
-            self.status.lock().operators = self.pipeline.operators_shown();
+            self.show();
         }
         let before = self.held.bytes();
         // The last checkpoint of it is in memory too.

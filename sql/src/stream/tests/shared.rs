@@ -3,14 +3,15 @@
 use super::Random;
 use super::bounded::{context, log, select};
 use crate::plan::plan_continuous;
-use crate::stream::Pipeline;
+use crate::stream::{OperatorShown, Pipeline};
 use millstream_catalog::QueryOptions;
 
 fn operators(sql: &str) -> Vec<String> {
     let batch = log(&mut Random::new(1), 1);
     let plan = plan_continuous(&context(&batch), &select(sql), &QueryOptions::default()).unwrap();
     let shown = Pipeline::plan(&plan).unwrap().operators_shown();
-    let kind = |line: &String| line.split(": ").nth(1).unwrap_or("").split(' ').next().unwrap_or("").to_owned();
+    let kind =
+        |one: &OperatorShown| one.text.split(": ").nth(1).unwrap_or("").split(' ').next().unwrap_or("").to_owned();
     shown.iter().map(kind).collect()
 }
 
