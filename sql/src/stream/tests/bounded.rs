@@ -9,7 +9,7 @@ use arrow::datatypes::DataType;
 use millstream_catalog::{QueryOptions, Relation, RelationKind, SqlType};
 use std::sync::Arc;
 
-const QUERIES: &[&str] = &[
+pub(super) const QUERIES: &[&str] = &[
     "SELECT * FROM e",
     "SELECT k, v * 2 AS w, rowtime, rowoffset, rowpartition FROM e WHERE i % 3 = 1 OR b",
     "SELECT upper(k) AS u, coalesce(n, 0) + s AS sum, d / 3 AS third, x || '!' AS bang FROM e WHERE k IS NOT NULL",

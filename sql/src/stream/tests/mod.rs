@@ -10,6 +10,7 @@ mod model;
 mod several;
 mod shared;
 mod skip;
+mod typed;
 mod windows;
 
 use crate::dialect::ast::{Position, WindowKind};

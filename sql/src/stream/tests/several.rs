@@ -11,7 +11,7 @@ use millstream_catalog::{QueryOptions, Relation, RelationKind, SqlType};
 use std::sync::Arc;
 
 /// Queries over streams `s` and `r` and tables `t` and `u`.
-const QUERIES: &[&str] = &[
+pub(super) const QUERIES: &[&str] = &[
     // Sub-queries, CTEs, unions, DISTINCT.
     "SELECT k, c FROM (SELECT k, count(*) AS c FROM s GROUP BY k) q WHERE c > 3",
     "WITH q AS (SELECT k, sum(v) AS v FROM s GROUP BY k) SELECT max(v) AS m, min(v) AS l, count(*) AS c FROM q",
@@ -176,7 +176,7 @@ const QUERIES: &[&str] = &[
 ];
 
 /// The same, whose last rows wait for time: without those of the far event at the end of each stream.
-const TIMED: &[&str] = &[
+pub(super) const TIMED: &[&str] = &[
     "SELECT s.id, r.id AS rid, s.v FROM s JOIN r WITHIN 15 SECONDS GRACE PERIOD 1 MINUTE ON s.k = r.k",
     "SELECT s.id, r.id AS rid, s.v FROM s JOIN r WITHIN (5 SECONDS, 20 SECONDS) GRACE PERIOD 1 MINUTE ON s.k = r.k AND s.v <> r.w",
     "SELECT s.id, r.id AS rid FROM s LEFT JOIN r WITHIN 3 SECONDS GRACE PERIOD 1 MINUTE ON s.k = r.k",

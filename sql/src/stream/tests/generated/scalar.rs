@@ -63,7 +63,7 @@ fn operators(of: Type) -> &'static [(&'static str, &'static [Type])] {
         ],
         Date => &[("(§ + 1)", &[Date]), ("§::date", &[Time])],
         Bytes => &[("coalesce(§, '\\x07')", &[Bytes])],
-        Uuid => &[("coalesce(§, §)", &[Uuid, Uuid])],
+        Uuid => &[("nullif(§, §)", &[Uuid, Uuid])],
         Interval => &[("(§ - §)", &[Time, Time]), ("coalesce(§, '2 days')", &[Interval])],
         Json => &[("coalesce(§, '{}')", &[Json]), ("(§ -> 'a')", &[Json])],
         Type::Other => &[],
