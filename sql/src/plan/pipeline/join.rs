@@ -179,7 +179,12 @@ impl Planner<'_> {
         let columns = Columns::of(join, kind, first, second);
         let within = match kind {
             // A join of which only one side is wanted, each row once.
-            JoinKind::Semi if says_within(join) => range(join).filter(|_| !is_swapped && !is_changelog),
+            JoinKind::Semi if says_within(join) => {
+                range(join).filter(|_| !is_changelog).map(|range| match is_swapped {
+                    false => range,
+                    true => Range { before: range.after, after: range.before, ..range },
+                })
+            }
             // What it gives of a row may change until no match can come: then nothing is let go.
             JoinKind::Semi | JoinKind::Mark => None,
             _ => range(join).filter(|_| !is_swapped && !is_changelog),

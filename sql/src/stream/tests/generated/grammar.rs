@@ -47,6 +47,15 @@ pub(super) struct Made {
     pub(super) kind: Kind,
 }
 
+/// What WITH gives a name.
+#[derive(Debug, Clone)]
+pub(super) struct Common {
+    name: String,
+    query: Query,
+    columns: Vec<(String, Type)>,
+    kind: Kind,
+}
+
 /// How deep queries are nested.
 const DEPTH: usize = 2;
 
@@ -58,7 +67,7 @@ pub(super) struct Grammar<'a> {
     pub(super) is_timed: bool,
     /// Tables have their last rows before the first event of a stream, so that lookups see what the bounded run sees.
     pub(super) is_table_first: bool,
-    pub(super) ctes: Vec<(String, Query, Vec<(String, Type)>, Kind)>,
+    pub(super) ctes: Vec<Common>,
     pub(super) next: usize,
     /// How many relations may still be read.
     pub(super) reads: usize,
@@ -81,7 +90,8 @@ impl Grammar<'_> {
     /// The whole query.
     pub(super) fn whole(&mut self) -> Query {
         let mut made = self.query(DEPTH);
-        made.query.ctes = std::mem::take(&mut self.ctes).into_iter().map(|(name, query, ..)| (name, query)).collect();
+        made.query.ctes =
+            std::mem::take(&mut self.ctes).into_iter().map(|common| (common.name, common.query)).collect();
         made.query
     }
 
@@ -155,13 +165,13 @@ impl Grammar<'_> {
         let alias = self.name('q');
         let (item, columns, kind) = match self.random.below(6) {
             0 if !self.ctes.is_empty() => {
-                let (name, _, columns, kind) = self.pick(&self.ctes.clone());
+                let Common { name, columns, kind, .. } = self.pick(&self.ctes.clone());
                 (Item::Name(name), columns, kind)
             }
             1 => {
                 let Made { query, columns, kind } = self.query(depth - 1);
                 let name = self.name('w');
-                self.ctes.push((name.clone(), query, columns.clone(), kind));
+                self.ctes.push(Common { name: name.clone(), query, columns: columns.clone(), kind });
                 (Item::Name(name), columns, kind)
             }
             _ => {

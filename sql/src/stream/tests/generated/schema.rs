@@ -98,7 +98,7 @@ pub(super) fn value(random: &mut Random, of: Type) -> String {
         Type::Int => &["0", "1", "2", "3", "4", "5", "-1"],
         Type::Big => &["0", "1", "2", "3", "-7", "3000000000"],
         Type::Num => &["0.00", "1.00", "1.50", "2.25", "-3.10", "99999.99"],
-        Type::Double => &["0", "1", "1.5", "-2.25", "0.125", "1e10", "NaN", "Infinity", "-0"],
+        Type::Double => &["0", "1", "1.5", "-2.25", "0.125", "1e10", "NaN", "-0"],
         Type::Text | Type::Other => &["a", "b", "ab", "B", "", "é"],
         Type::Bool => &["t", "f"],
         Type::Time => &[
