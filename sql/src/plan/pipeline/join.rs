@@ -126,6 +126,10 @@ impl Planner<'_> {
             return Err(SqlError::unsupported("a correlated NOT IN in a continuous query", "use NOT EXISTS"));
         }
         let lookup = lookup_side(join);
+        if lookup.is_some() && join.null_equality == NullEquality::NullEqualsNull {
+            let hint = "compare with =, or coalesce(…) of both sides";
+            return Err(SqlError::unsupported("IS NOT DISTINCT FROM in a join of a stream with a table", hint));
+        }
         let Shape { kind, is_swapped } = shape(join.join_type);
         check_lookup(lookup, kind)?;
         let is_changelog = is_changelog(&LogicalPlan::Join(join.clone()));
