@@ -2,6 +2,7 @@
 //! back. What was acknowledged is kept outside of the engine and compared.
 
 mod durability;
+mod exactly_once;
 mod interrupts;
 
 use super::{Engine, EngineConfig, Outcome, Session, SessionOptions, Via};
@@ -32,8 +33,12 @@ impl Clock for SetClock {
 }
 
 pub(super) async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<Engine>, SqlError> {
+    open_with(disk, clock, 2).await
+}
+
+async fn open_with(disk: &FaultDisk, clock: Arc<SetClock>, shards: u32) -> Result<Arc<Engine>, SqlError> {
     let (data_dir, seal_bytes) = (PathBuf::from("/data"), ByteSize::new(1 << 10));
-    let config = EngineConfig { data_dir, shards: 2, seal_bytes, query_threads: 1, memory: ByteSize::new(1 << 30) };
+    let config = EngineConfig { data_dir, shards, seal_bytes, query_threads: 1, memory: ByteSize::new(1 << 30) };
     let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
     Engine::open_on(config, Arc::new(disk.clone()), clock, log).await
 }

@@ -15,6 +15,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
@@ -68,11 +69,13 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
 }
 
 /// The session's rules, less one that would change the plan's rows: it moves a condition that is drawn anew for each
-/// row below the step that makes the rows of an array or series.
+/// row below the step that makes the rows of an array or series. And less one that makes a sum beside DISTINCT a sum of
+/// sums: that has another type than the sum itself.
 pub(super) fn optimizer(state: &SessionState, plan: &LogicalPlan) -> Result<Optimizer, SqlError> {
-    let (mut has_unnest, mut has_volatile) = (false, false);
+    let (mut has_unnest, mut has_volatile, mut has_sum) = (false, false, false);
     plan.apply_with_subqueries(|node| {
         has_unnest |= matches!(node, LogicalPlan::Unnest(_));
+        has_sum |= matches!(node, LogicalPlan::Aggregate(aggregate) if has_sum_and_distinct(&aggregate.aggr_expr));
         has_volatile |= matches!(node, LogicalPlan::Filter(filter) if filter.predicate.is_volatile());
         Ok(TreeNodeRecursion::Continue)
     })?;
@@ -80,7 +83,18 @@ pub(super) fn optimizer(state: &SessionState, plan: &LogicalPlan) -> Result<Opti
     if has_unnest && has_volatile {
         rules.retain(|rule| rule.name() != "push_down_filter");
     }
+    if has_sum {
+        rules.retain(|rule| rule.name() != "single_distinct_aggregation_to_group_by");
+    }
     Ok(Optimizer::with_rules(rules))
+}
+
+fn has_sum_and_distinct(calls: &[Expr]) -> bool {
+    let any = |is_wanted: fn(&AggregateFunction) -> bool| {
+        let mut calls = calls.iter().map(|call| call.clone().unalias_nested().data);
+        calls.any(|call| matches!(&call, Expr::AggregateFunction(call) if is_wanted(call)))
+    };
+    any(|call| call.params.distinct) && any(|call| !call.params.distinct && call.func.name() == "sum")
 }
 
 /// Resolves what is left open and coerces types.

@@ -9,7 +9,7 @@ use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array};
 use arrow::compute::cast;
 use arrow::datatypes::{
-    DataType, Date32Type, FieldRef, IntervalMonthDayNanoType, Time64MicrosecondType, TimestampMicrosecondType,
+    DataType, Date32Type, FieldRef, IntervalMonthDayNanoType, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
 use chrono::{DateTime, Datelike, NaiveDateTime};
 use datafusion::common::{Result, ScalarValue};
@@ -113,6 +113,8 @@ fn parts(field: &str, array: &ArrayRef) -> Result<Vec<Option<i128>>> {
     let rows = 0..array.len();
     match array.data_type() {
         DataType::Timestamp(..) => {
+            // What the engine computes of constants may be in other units.
+            let array = cast(array, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
             let times = array.as_primitive::<TimestampMicrosecondType>();
             times.iter().map(|time| time.map(|time| of_moment(field, time).ok_or_else(unknown)).transpose()).collect()
         }

@@ -5,12 +5,15 @@
 
 use super::operator::{by_value, type_of};
 use crate::error::SqlError;
-use crate::function::by_value::{canonical_function, is_by_value};
+use crate::function::by_value::{canonical_function, float_function, is_by_value};
 use crate::function::errors::external;
+use arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, ExprSchema, Result};
-use datafusion::logical_expr::expr::Sort;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, LogicalPlan, Projection};
+use datafusion::logical_expr::expr::{Sort, WindowFunctionParams};
+use datafusion::logical_expr::{
+    Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Projection, WindowFrameBound, WindowFrameUnits,
+};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use std::sync::Arc;
@@ -50,6 +53,15 @@ fn grouped(expr: Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
 /// # Errors
 /// 42883 for a type without order.
 fn sorted(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
+    let is_done = matches!(expr.clone().unalias(), Expr::ScalarFunction(call) if is_by_value(&call.func));
+    match type_of(expr, schema)?.and_then(|sql_type| float_function(&sql_type)).filter(|_| !is_done) {
+        Some(float) => Ok(Some(float.call(vec![expr.clone()]))),
+        None => joined(expr, schema),
+    }
+}
+
+/// A value to join by: as [`sorted`], but that joins compare floating-point numbers as SQL does.
+fn joined(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
     let Some(sql_type) = type_of(expr, schema)? else { return Ok(None) };
     if !sql_type.has_equality() {
         return Err(no_order(&sql_type));
@@ -70,12 +82,25 @@ fn replace(exprs: &mut [Expr], change: impl Fn(&Expr) -> Result<Option<Expr>>) -
     Ok(is_changed)
 }
 
-fn sort_keys(keys: &mut [Sort], schema: &dyn ExprSchema) -> Result<bool> {
+/// Each key once: a second one orders nothing, and the engine's aggregates fail over it.
+fn sort_keys(keys: &mut Vec<Sort>, schema: &dyn ExprSchema) -> Result<bool> {
     let mut is_changed = false;
-    for key in keys {
+    for key in keys.iter_mut() {
         is_changed |= replace(std::slice::from_mut(&mut key.expr), |expr| sorted(expr, schema))?;
     }
-    Ok(is_changed)
+    Ok(is_changed | once(keys, |key| &key.expr))
+}
+
+/// Leaves out what is there before, and tells whether there was any.
+fn once<T>(items: &mut Vec<T>, expr: impl Fn(&T) -> &Expr) -> bool {
+    let count = items.len();
+    let mut seen: Vec<Expr> = Vec::with_capacity(count);
+    items.retain(|item| {
+        let is_new = !seen.contains(expr(item));
+        seen.push(expr(item).clone());
+        is_new
+    });
+    items.len() < count
 }
 
 /// Aggregates that compare their argument, and none of them knows documents.
@@ -106,10 +131,36 @@ pub(super) fn call(expr: Expr, schema: &dyn ExprSchema) -> Result<Expr> {
         Expr::WindowFunction(mut call) => {
             replace(&mut call.params.partition_by, |expr| sorted(expr, schema))?;
             sort_keys(&mut call.params.order_by, schema)?;
+            by_groups(&mut call.params, schema)?;
             Ok(Expr::WindowFunction(call))
+        }
+        // `count(*)` is a call of another form under its own name.
+        Expr::Alias(mut alias) if matches!(*alias.expr, Expr::AggregateFunction(_) | Expr::WindowFunction(_)) => {
+            alias.expr = Box::new(self::call(*alias.expr, schema)?);
+            Ok(Expr::Alias(alias))
         }
         other => Ok(other),
     }
+}
+
+/// A frame without distances as one of groups, which is the same; one of a range the engine refuses for bytes.
+fn by_groups(params: &mut WindowFunctionParams, schema: &dyn ExprSchema) -> Result<()> {
+    let Some(first) = params.order_by.first() else { return Ok(()) };
+    let is_plain = |bound: &WindowFrameBound| match bound {
+        WindowFrameBound::CurrentRow => true,
+        WindowFrameBound::Preceding(distance) | WindowFrameBound::Following(distance) => distance.is_null(),
+    };
+    let frame = &params.window_frame;
+    let is_range = frame.units == WindowFrameUnits::Range && is_plain(&frame.start_bound) && is_plain(&frame.end_bound);
+    if is_range
+        && matches!(
+            first.expr.get_type(schema)?,
+            DataType::Binary | DataType::FixedSizeBinary(_) | DataType::Interval(_) | DataType::Struct(_)
+        )
+    {
+        params.window_frame.units = WindowFrameUnits::Groups;
+    }
+    Ok(())
 }
 
 /// One step of a plan, comparing by value what it compares.
@@ -149,6 +200,7 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
         LogicalPlan::Distinct(Distinct::On(mut on)) => {
             let schema = Arc::clone(on.input.schema());
             let mut is_changed = replace(&mut on.on_expr, |expr| sorted(expr, &schema))?;
+            is_changed |= once(&mut on.on_expr, |expr| expr);
             if let Some(keys) = &mut on.sort_expr {
                 is_changed |= sort_keys(keys, &schema)?;
             }
@@ -158,8 +210,8 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
         LogicalPlan::Join(mut join) => {
             let mut is_changed = false;
             for (left, right) in &mut join.on {
-                is_changed |= replace(std::slice::from_mut(left), |expr| sorted(expr, join.left.schema()))?;
-                is_changed |= replace(std::slice::from_mut(right), |expr| sorted(expr, join.right.schema()))?;
+                is_changed |= replace(std::slice::from_mut(left), |expr| joined(expr, join.left.schema()))?;
+                is_changed |= replace(std::slice::from_mut(right), |expr| joined(expr, join.right.schema()))?;
             }
             let node = LogicalPlan::Join(join);
             Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })

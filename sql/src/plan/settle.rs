@@ -139,6 +139,11 @@ fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
             _ => return Ok(expr),
         },
         Expr::ScalarFunction(call) if call.func.name() == "power" => SqlType::Double,
+        // Given a time with a zone, the library computes in nanoseconds.
+        Expr::ScalarFunction(call) if call.func.name() == "date_bin" => match call.args.get(1) {
+            Some(time) if type_of(time, schema)? == Some(SqlType::TimestampTz) => SqlType::TimestampTz,
+            _ => return Ok(expr),
+        },
         _ => match expr.get_type(schema)? {
             DataType::Decimal128(precision, scale) if scale > 0 && is_whole(&expr) => {
                 SqlType::Numeric { precision, scale: 0 }
@@ -148,7 +153,9 @@ fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
             _ => return Ok(expr),
         },
     };
-    match expr.get_type(schema)? == wanted.arrow() {
+    // What the call gives is known only once its arguments are coerced.
+    let is_coerced = matches!(&expr, Expr::ScalarFunction(call) if call.func.name() == "date_bin");
+    match !is_coerced && expr.get_type(schema)? == wanted.arrow() {
         true => Ok(expr),
         false => Ok(Expr::Cast(Cast::new(Box::new(expr), wanted.arrow()))),
     }

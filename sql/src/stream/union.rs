@@ -56,10 +56,19 @@ impl Operator for Union {
         if parts.is_empty() {
             return Ok(Delta::empty(Arc::clone(&self.schema), origin));
         }
+        // In the order of the events, as one input would have them; what comes of one event stays together. The rows of an
+        // input stay in their order: a join tells what goes behind what came, also when it went with an earlier event.
+        let mut places: Vec<usize> = Vec::new();
+        for part in &parts {
+            let mut last = 0;
+            places.extend((0..part.len()).map(|row| {
+                last = part.input_row(row).max(last);
+                last
+            }));
+        }
         let all = concat(&parts)?;
-        // In the order of the events, as one input would have them; what comes of one event stays together.
         let mut order: Vec<u32> = (0..all.len() as u32).collect();
-        order.sort_by_key(|row| all.input_row(*row as usize));
+        order.sort_by_key(|row| places.get(*row as usize).copied());
         all.take(&order.into())
     }
 

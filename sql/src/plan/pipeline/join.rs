@@ -4,7 +4,7 @@
 //! which both sides trigger. Leaves out the operators (`stream::join`, `stream::lookup`). Pure.
 
 use super::built::{Built, Key, Mode, WindowColumn};
-use super::within::{Range, event_times, range};
+use super::within::{Range, event_times, range, says_within};
 use super::{Need, Planner, is_changelog, nullable, scan};
 use crate::error::SqlError;
 use crate::stream::{
@@ -126,6 +126,10 @@ impl Planner<'_> {
             return Err(SqlError::unsupported("a correlated NOT IN in a continuous query", "use NOT EXISTS"));
         }
         let lookup = lookup_side(join);
+        if lookup.is_some() && join.null_equality == NullEquality::NullEqualsNull {
+            let hint = "compare with =, or coalesce(…) of both sides";
+            return Err(SqlError::unsupported("IS NOT DISTINCT FROM in a join of a stream with a table", hint));
+        }
         let Shape { kind, is_swapped } = shape(join.join_type);
         check_lookup(lookup, kind)?;
         let is_changelog = is_changelog(&LogicalPlan::Join(join.clone()));
@@ -139,7 +143,11 @@ impl Planner<'_> {
         };
         let left = self.build(&join.left, Need { key: keys.0, forms: false })?.settle(self)?;
         let right = self.build(&join.right, Need { key: keys.1, forms: false })?.settle(self)?;
-        let filter_schema = Arc::new(left.schema.join(&right.schema)?);
+        // The operator's left is the right of a join that is planned as its mirror image.
+        let filter_schema = Arc::new(match is_swapped {
+            false => left.schema.join(&right.schema)?,
+            true => right.schema.join(&left.schema)?,
+        });
         let filter = join.filter.iter().map(|filter| {
             self.check_filter(filter)?;
             self.physical(filter, &filter_schema)
@@ -171,12 +179,16 @@ impl Planner<'_> {
         if let (Some((of_left, of_right)), false) = (windows, join.null_aware) {
             (left_input.window, right_input.window) = (Some(of_left), Some(of_right));
         }
-        if is_swapped && filter.is_some() {
-            return Err(SqlError::internal("a join of the right side with a condition"));
-        }
         let (first, second) = if is_swapped { (&right, &left) } else { (&left, &right) };
         let columns = Columns::of(join, kind, first, second);
         let within = match kind {
+            // A join of which only one side is wanted, each row once.
+            JoinKind::Semi if says_within(join) => {
+                range(join).filter(|_| !is_changelog).map(|range| match is_swapped {
+                    false => range,
+                    true => Range { before: range.after, after: range.before, ..range },
+                })
+            }
             // What it gives of a row may change until no match can come: then nothing is let go.
             JoinKind::Semi | JoinKind::Mark => None,
             _ => range(join).filter(|_| !is_swapped && !is_changelog),

@@ -49,6 +49,12 @@ pub(super) fn range(join: &logical_expr::Join) -> Option<Range> {
     Some(Range { before: Span::from_micros(before), after: Span::from_micros(greatest?), grace: Span::ZERO })
 }
 
+/// Whether the join has the clause, not only conditions that amount to it.
+pub(super) fn says_within(join: &logical_expr::Join) -> bool {
+    let conditions = join.filter.iter().flat_map(split_conjunction);
+    conditions.into_iter().any(|condition| within_call(condition).is_some())
+}
+
 /// The columns of `plan` that have the event time of their row, or of one of the rows it was joined of within a time.
 pub(super) fn event_times(plan: &LogicalPlan) -> BTreeSet<usize> {
     match plan {

@@ -1,15 +1,13 @@
 //! Hopping windows and sessions with little grace: random logs whose events come late, cut into random steps with
 //! restarts, against a model that shares no code with the operators.
 
-use super::bounded::{Log, relation, rows, select};
+use super::bounded::relation;
+use super::log::{Log, LogEvent, continuous, cuts, select};
 use super::{Random, S};
-use crate::plan::{PlanContext, PlanSettings, plan_continuous};
-use crate::stream::{InputBatch, Pipeline, StepInput};
-use crate::types::ColumnBuilder;
-use arrow::array::{AsArray, RecordBatch};
-use millstream_catalog::command::Command;
-use millstream_catalog::model::{Offset, PartitionId, Span, Timestamp};
-use millstream_catalog::{QueryOptions, Snapshot, SqlType, State, apply};
+use crate::plan::plan_continuous;
+use crate::stream::{Pipeline, StepInput};
+use millstream_catalog::model::{Span, Timestamp};
+use millstream_catalog::{Column, QueryOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,78 +25,28 @@ fn events(random: &mut Random, count: usize) -> Vec<Event> {
     (0..count).map(event).collect()
 }
 
-fn batch(events: &[Event]) -> RecordBatch {
-    let schema = relation().stored_schema();
-    let columns = schema.fields().iter().map(|field| {
-        let mut builder = ColumnBuilder::new(&SqlType::of(field).unwrap(), events.len());
-        for (k, i, second) in events {
-            match field.name().as_str() {
-                "k" => builder.append_text(k.as_bytes()).unwrap(),
-                "i" => builder.append_text(i.to_string().as_bytes()).unwrap(),
-                "rowtime" => {
-                    let text = format!("1970-01-01 {:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60);
-                    builder.append_text(text.as_bytes()).unwrap();
-                }
-                _ => builder.append_null(),
-            }
-        }
-        builder.finish()
-    });
-    let columns = columns.collect();
-    RecordBatch::try_new(schema, columns).unwrap()
+fn log(events: &[Event], delay: Option<i64>) -> Arc<Log> {
+    let mut relation = relation();
+    relation.watermark_delay = delay.map(Span::from_secs);
+    let event = |(k, i, second): &Event| {
+        let cell = |column: &Column| match column.name.as_str() {
+            "k" => Some(k.clone()),
+            "i" => Some(i.to_string()),
+            _ => None,
+        };
+        let cells = relation.schema.columns.iter().map(cell).collect();
+        LogEvent { relation: 0, partition: 0, cells, rowtime: second * S, is_gone: false }
+    };
+    let events: Vec<LogEvent> = events.iter().map(event).collect();
+    Arc::new(Log::new(vec![relation], &events))
 }
 
 /// Runs `sql`, whose columns are the key, the edges of the window in seconds, a count and a sum, over the events with
 /// the stream `delay` behind; the lines of the table, and how many events were late.
 fn run(sql: &str, events: &[Event], delay: Option<i64>, random: &mut Random) -> (Vec<String>, u64) {
-    let mut relation = relation();
-    relation.watermark_delay = delay.map(Span::from_secs);
-    let mut state = State::default();
-    apply(&mut state, Command::CreateRelation { relation: Box::new(relation), query: None }).unwrap();
-    let context = PlanContext {
-        catalog: Snapshot::new(state),
-        source: Arc::new(Log::empty()),
-        now: Timestamp::from_micros(0),
-        settings: Arc::new(PlanSettings::default()),
-    };
-    let plan = plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap();
-    let make = || Pipeline::plan(&plan).unwrap();
-    let (mut pipeline, batch) = (make(), batch(events));
-    let (mut table, mut late, mut start) = (BTreeMap::new(), 0, 0);
-    while start < batch.num_rows() {
-        let count = (random.below(30) as usize).min(batch.num_rows() - start);
-        let input = InputBatch {
-            source: 0,
-            partition: PartitionId::new(0),
-            offset_start: Offset::new(start as u64),
-            offsets: None,
-            batch: batch.slice(start, count).project(pipeline.projection(0)).unwrap(),
-        };
-        let step = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };
-        let output = pipeline.step(&step).unwrap();
-        late += output.late_rows.value();
-        if let Some(stored) = output.batch {
-            let columns = &pipeline.output().columns;
-            let types: Vec<SqlType> = columns.iter().map(|column| column.sql_type.clone()).collect();
-            let tombstones = stored.column_by_name("rowtombstone").unwrap().as_boolean().clone();
-            let cells = rows(&stored.project(&(0..types.len()).collect::<Vec<_>>()).unwrap(), &types);
-            for (row, cells) in cells.into_iter().enumerate() {
-                let keys = columns.iter().zip(&cells).filter(|(column, _)| column.is_key);
-                let key: Vec<String> = keys.map(|(_, cell)| cell.clone()).collect();
-                match tombstones.value(row) {
-                    true => assert!(table.remove(&key).is_some(), "{sql}: nothing to remove at {key:?}"),
-                    false => drop(table.insert(key, cells[..5].join(" "))),
-                }
-            }
-        }
-        if random.below(3) == 0 {
-            let saved = pipeline.save().unwrap();
-            pipeline = make();
-            pipeline.restore(&saved).unwrap();
-        }
-        start += count;
-    }
-    let mut lines: Vec<String> = table.into_values().collect();
+    let log = log(events, delay);
+    let (rows, late) = continuous(&log.context(), sql, &log, cuts(random, 30)).unwrap();
+    let mut lines: Vec<String> = rows.into_iter().map(|cells| cells.join(" ")).collect();
     lines.sort();
     (lines, late)
 }
@@ -228,23 +176,15 @@ fn closed_windows_and_sessions_leave_no_state() {
         "SELECT k, window_start, count(DISTINCT i) AS c, array_agg(i) AS a FROM SESSION(e, rowtime, INTERVAL '2 seconds')
            GROUP BY k, window_start EMIT CHANGES WITH (grace = '0 seconds')",
     ] {
-        let mut state = State::default();
-        apply(&mut state, Command::CreateRelation { relation: Box::new(relation()), query: None }).unwrap();
-        let context = PlanContext {
-            catalog: Snapshot::new(state),
-            source: Arc::new(Log::empty()),
-            now: Timestamp::from_micros(0),
-            settings: Arc::new(PlanSettings::default()),
-        };
-        let mut pipeline = Pipeline::plan(&plan_continuous(&context, &select(sql), &QueryOptions::default()).unwrap()).unwrap();
-        let mut bytes = Vec::new();
-        for round in 0..40_i64 {
-            let events: Vec<Event> =
-                (0..30).map(|at| (format!("k{}", at % 3), at % 7, round * 100 + at / 3)).collect();
-            let batch = batch(&events).project(pipeline.projection(0)).unwrap();
-            let (partition, offset_start) = (PartitionId::new(0), Offset::new(round as u64 * 30));
-            let input = InputBatch { source: 0, partition, offset_start, offsets: None, batch };
-            pipeline.step(&StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(S) }).unwrap();
+        let event = |at: i64| (format!("k{}", at % 3), at % 7, at / 30 * 100 + at % 30 / 3);
+        let events: Vec<Event> = (0..40 * 30).map(event).collect();
+        let log = log(&events, None);
+        let plan = plan_continuous(&log.context(), &select(sql), &QueryOptions::default()).unwrap();
+        let mut pipeline = Pipeline::plan(&plan).unwrap();
+        let (mut bytes, mut next) = (Vec::new(), vec![0]);
+        for round in 0..40 {
+            let batches = log.batches(round * 30..(round + 1) * 30, &[0], &mut next, &pipeline);
+            pipeline.step(&StepInput { batches, idle: &[], now: Timestamp::from_micros(S) }).unwrap();
             bytes.push(pipeline.state_bytes().value());
         }
         assert_eq!(bytes[10], bytes[39], "{sql}: {bytes:?}");

@@ -3,11 +3,14 @@
 mod aggregates;
 mod bounded;
 mod changes;
+mod generated;
 mod late;
+mod log;
 mod model;
 mod several;
 mod shared;
 mod skip;
+mod typed;
 mod windows;
 
 use crate::dialect::ast::{Position, WindowKind};
@@ -133,7 +136,7 @@ impl Query {
 
     pub(super) fn plan(&self) -> ContinuousPlan {
         let relation = Arc::new(self.relation());
-        let source = RelationTable::new(Arc::clone(&relation), Arc::new(bounded::Log::empty())).into_source();
+        let source = RelationTable::new(Arc::clone(&relation), Arc::new(log::Log::new(Vec::new(), &[]))).into_source();
         let mut plan = LogicalPlanBuilder::scan("s", source, None).unwrap();
         if let Some((size, _)) = self.window {
             plan = with_window(plan, Span::from_secs(size));

@@ -1,14 +1,15 @@
 //! Which parts of a plan are computed once.
 
 use super::Random;
-use super::bounded::{context, log, select};
+use super::bounded::log_of;
+use super::log::select;
 use crate::plan::plan_continuous;
 use crate::stream::{OperatorShown, Pipeline};
 use millstream_catalog::QueryOptions;
 
 fn operators(sql: &str) -> Vec<String> {
-    let batch = log(&mut Random::new(1), 1);
-    let plan = plan_continuous(&context(&batch), &select(sql), &QueryOptions::default()).unwrap();
+    let log = log_of(&mut Random::new(1), 1);
+    let plan = plan_continuous(&log.context(), &select(sql), &QueryOptions::default()).unwrap();
     let shown = Pipeline::plan(&plan).unwrap().operators_shown();
     let kind =
         |one: &OperatorShown| one.text.split(": ").nth(1).unwrap_or("").split(' ').next().unwrap_or("").to_owned();

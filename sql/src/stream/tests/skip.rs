@@ -1,7 +1,8 @@
 //! Queries that leave out events they cannot take: the result is that of the bounded run over the log without them.
 
 use super::Random;
-use super::bounded::{bounded, context, log, rows, select};
+use super::bounded::{log_of, relation};
+use super::log::{Log, bounded, rows, select};
 use crate::error::SqlError;
 use crate::plan::plan_continuous;
 use crate::stream::{InputBatch, Pipeline, SkippedEvent, StepInput, StepOutput};
@@ -10,6 +11,7 @@ use arrow::datatypes::Int32Type;
 use millstream_catalog::model::{Offset, PartitionId, Timestamp};
 use millstream_catalog::{QueryOptions, SqlType};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Steps over one log, each tried until it is taken; states are made again from the last saved one.
 struct Skipper<'a> {
@@ -118,18 +120,19 @@ const QUERIES: &[(&str, Fault)] = &[
       EMIT CHANGES", Fault::Open),
 ];
 
-fn without(batch: &RecordBatch, gone: &BTreeSet<u64>) -> RecordBatch {
+fn without(batch: &RecordBatch, gone: &BTreeSet<u64>) -> Arc<Log> {
     let mask: BooleanArray = (0..batch.num_rows() as u64).map(|row| Some(!gone.contains(&row))).collect();
-    arrow::compute::filter_record_batch(batch, &mask).unwrap()
+    Arc::new(Log::of_one(relation(), arrow::compute::filter_record_batch(batch, &mask).unwrap()))
 }
 
 #[tokio::test]
 async fn what_cannot_be_taken_is_as_if_it_had_not_come() {
-    let batch = log(&mut Random::new(3), 300);
+    let log = log_of(&mut Random::new(3), 300);
+    let batch = log.stored[0].clone();
     let i = batch.column(3).as_primitive::<Int32Type>();
     let threes: BTreeSet<u64> = (0..300).filter(|row| i.value(*row as usize) == 3).collect();
     assert!(threes.len() > 10);
-    let all = context(&batch);
+    let all = log.context();
     for (number, (sql, fault)) in QUERIES.iter().enumerate() {
         let plan = plan_continuous(&all, &select(sql), &QueryOptions::default()).unwrap();
         let make = || Pipeline::plan(&plan).unwrap();
@@ -148,7 +151,7 @@ async fn what_cannot_be_taken_is_as_if_it_had_not_come() {
         }
         let mut found: Vec<Vec<String>> =
             std::mem::take(&mut skipper.stream).into_iter().chain(skipper.table.into_values()).collect();
-        let mut expected = bounded(&context(&without(&batch, &gone)), sql.trim_end_matches(" EMIT CHANGES").trim())
+        let mut expected = bounded(&without(&batch, &gone).context(), sql.trim_end_matches(" EMIT CHANGES").trim())
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         found.sort();
@@ -161,9 +164,10 @@ async fn what_cannot_be_taken_is_as_if_it_had_not_come() {
 #[test]
 fn an_event_alone_is_at_fault_only_when_it_fails_alone() {
     // The step as a whole is fine: an event in the middle would fail, but no form of the group in between is told.
-    let batch = log(&mut Random::new(3), 40);
+    let log = log_of(&mut Random::new(3), 40);
+    let batch = log.stored[0].clone();
     let sql = "SELECT 100 / (count(*) - 20) AS q FROM e EMIT CHANGES";
-    let plan = plan_continuous(&context(&batch), &select(sql), &QueryOptions::default()).unwrap();
+    let plan = plan_continuous(&log.context(), &select(sql), &QueryOptions::default()).unwrap();
     let make = || Pipeline::plan(&plan).unwrap();
     let mut skipper = Skipper::new(&make, &batch);
     skipper.step(0, 40).unwrap();
