@@ -334,6 +334,7 @@ impl Session {
         }
         let (relation, query) = self.define(create, bound.topic, bound.query, &plan, &pipeline)?;
         if query.options.on_error == OnError::Skip {
+            self.check_errors_apart(&plan)?;
             self.to_the_end(ensure_errors(Arc::clone(&self.engine), relation.shard)).await?;
         }
         let command = Command::CreateRelation { relation: Box::new(relation), query: Some(Box::new(query)) };

@@ -4,12 +4,13 @@
 //! the statement; what it proposed is there or is not.
 
 use crate::engine::ddl::{establish, views_of};
+use crate::engine::query::{QUERY_ERRORS, writes};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Engine, Outcome, Result};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{Name, QueryId, SqlState, Timestamp, TopicId};
-use millstream_catalog::{Command, Query, QueryOptions, QueryState, Relation, RelationKind, SqlType};
+use millstream_catalog::{Command, Query, QueryOptions, QueryState, Relation, RelationKind, Snapshot, SqlType};
 use millstream_sql::bind::insert::{InsertRows, InsertSelect, literal_columns};
 use millstream_sql::dialect::{Ident, InsertQuery, Position, Select, render};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, eval_constant, plan_continuous};
@@ -129,20 +130,28 @@ impl Session {
     fn check_circle(&self, sink: &Relation, plan: &ContinuousPlan) -> Result<()> {
         let catalog = self.engine.catalog();
         let mut read: BTreeSet<TopicId> = plan.sources.iter().map(|source| source.id).collect();
-        loop {
-            let writes = catalog.queries().filter(|query| read.contains(&query.sink));
-            let more: Vec<TopicId> =
-                writes.flat_map(|query| query.sources.iter().copied()).filter(|topic| !read.contains(topic)).collect();
-            if more.is_empty() {
-                break;
-            }
-            read.extend(more);
-        }
+        read_by(&catalog, &mut read);
         if !read.contains(&sink.id) {
             return Ok(());
         }
         let fact = format!("the query would read what it writes into \"{}\"", sink.name);
         Err(SqlError::new(SqlState::InvalidObjectDefinition, fact).hint("insert into another stream or table"))
+    }
+
+    /// Refuses a query that would leave events out because of those it left out before.
+    pub(crate) fn check_errors_apart(&self, plan: &ContinuousPlan) -> Result<()> {
+        let catalog = self.engine.catalog();
+        let mut read: BTreeSet<TopicId> = plan.sources.iter().map(|source| source.id).collect();
+        read_by(&catalog, &mut read);
+        let own = catalog.relation(QUERY_ERRORS).filter(|own| read.contains(&own.id));
+        match own {
+            None => Ok(()),
+            Some(_) => {
+                let fact = "a query with on_error = 'skip' would read what it leaves out";
+                let hint = "leave on_error out, or read another stream than millstream.query_errors";
+                Err(SqlError::new(SqlState::InvalidObjectDefinition, fact).hint(hint))
+            }
+        }
     }
 
     fn free_query_name(&self, relation: &Relation) -> Result<Name> {
@@ -151,5 +160,18 @@ impl Session {
         let mut names = (1..).map(|number| format!("insert_{base}_{number}"));
         let free = names.find(|name| !catalog.queries().any(|query| query.name.as_str() == name.as_str()));
         Ok(Name::new(free.unwrap_or_default())?)
+    }
+}
+
+/// Adds to `read` all that queries read to write what is in it, through others too.
+fn read_by(catalog: &Snapshot, read: &mut BTreeSet<TopicId>) {
+    loop {
+        let writes = catalog.queries().filter(|query| read.iter().any(|topic| writes(catalog, query, *topic)));
+        let more: Vec<TopicId> =
+            writes.flat_map(|query| query.sources.iter().copied()).filter(|topic| !read.contains(topic)).collect();
+        if more.is_empty() {
+            return;
+        }
+        read.extend(more);
     }
 }

@@ -44,6 +44,7 @@ impl Session {
         let added = added_columns(create, relation, &pipeline)?;
         self.check_sources(&query, &plan)?;
         if options.on_error == OnError::Skip {
+            self.check_errors_apart(&plan)?;
             self.to_the_end(ensure_errors(Arc::clone(&self.engine), relation.shard)).await?;
         }
         let new = Query {
@@ -54,7 +55,8 @@ impl Session {
             forms: BTreeMap::new(),
             ..Query::clone(&query)
         };
-        let replacement = Replacement { new, pipeline, added, sql: create.sql.clone(), topic: relation.id };
+        let (was, was_relation) = (query, Arc::clone(relation));
+        let replacement = Replacement { new, pipeline, added, sql: create.sql.clone(), was, was_relation };
         let done = self.to_the_end(switch(Arc::clone(&self.engine), replacement)).await;
         done.map_err(|error| error.at(create.name.position))?;
         Ok(Outcome::Command { tag: format!("CREATE {}", create.kind.keyword()) })
@@ -166,7 +168,18 @@ struct Replacement {
     pipeline: Pipeline,
     added: Vec<Column>,
     sql: String,
-    topic: TopicId,
+    /// What was there when the new query was planned.
+    was: Arc<Query>,
+    was_relation: Arc<Relation>,
+}
+
+impl Replacement {
+    /// Whether the new query was planned for another one than `old`, or for other columns.
+    fn is_outdated(&self, old: &Query, relation: Option<&Arc<Relation>>) -> bool {
+        let was = &self.was;
+        let is_same = old.sql == was.sql && old.options == was.options && old.forms == was.forms;
+        !is_same || relation.is_none_or(|relation| relation.schema != self.was_relation.schema)
+    }
 }
 
 /// Carries a replacement out.
@@ -175,11 +188,17 @@ async fn switch(engine: Arc<Engine>, replacement: Replacement) -> Result<()> {
     let id = replacement.new.id;
     let owner = Arc::clone(&engine);
     let work = move |former: String| async move {
-        let Replacement { new, pipeline, added, sql, topic } = replacement;
         let catalog = owner.catalog();
-        let old = catalog.query_by_id(id).ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedObject, format!("query \"{}\" does not exist", new.name))
-        })?;
+        let name = &replacement.new.name;
+        let old = catalog
+            .query_by_id(id)
+            .ok_or_else(|| SqlError::new(SqlState::UndefinedObject, format!("query \"{name}\" does not exist")))?;
+        let topic = replacement.was_relation.id;
+        if replacement.is_outdated(old, catalog.relation_by_id(topic)) {
+            let fact = format!("query \"{name}\" was changed by another session meanwhile");
+            return Err(SqlError::new(SqlState::SerializationFailure, fact).hint("try again"));
+        }
+        let Replacement { new, pipeline, added, sql, .. } = replacement;
         let (_, _, before) = query::plan(&owner, old)?;
         pipeline.check_follows(&before).map_err(|reason| refused(SqlState::FeatureNotSupported, &new.name, reason))?;
         owner.propose(Command::ReplaceQuery { query: Box::new(new), former, added, sql }).await?;

@@ -12,9 +12,11 @@ use super::expression::{evaluate, evaluate_predicate, first_failure};
 use super::operator::{Operator, only};
 use crate::error::SqlError;
 use crate::types::canonical;
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
+};
 use arrow::compute;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
@@ -40,6 +42,8 @@ struct Panes {
     last: Vec<u32>,
     /// Per group, the greatest event time.
     rowtime: Vec<i64>,
+    /// The rows that a window takes; `None` when that is all.
+    open: Option<BooleanArray>,
 }
 
 impl Partial {
@@ -94,16 +98,27 @@ impl Partial {
             last[*group] = row as u32;
             rowtime[*group] = rowtime[*group].max(*event);
         }
-        Ok(Panes { groups, last, rowtime })
+        let taken = columns.last().map(|taken| taken.as_primitive::<Int64Type>().values().iter());
+        let open: BooleanArray = taken.into_iter().flatten().map(|taken| Some(*taken > 0)).collect();
+        let open = (open.true_count() < open.len()).then_some(open);
+        Ok(Panes { groups, last, rowtime, open })
     }
 
     /// The states of the groups, one call after the other.
     fn states(&self, input: &Delta, panes: &Panes) -> Result<Vec<ArrayRef>, SqlError> {
         let mut states = Vec::new();
+        // Of rows that are late nothing is computed.
+        let taken = panes.open.as_ref().map(|open| input.filter(open)).transpose()?;
+        let taken = taken.as_ref().unwrap_or(input);
         for call in &self.calls {
-            let arguments = call.arguments.iter().map(|argument| evaluate(argument.as_ref(), input));
+            let arguments = call.arguments.iter().map(|argument| spread(evaluate(argument.as_ref(), taken)?, panes));
             let arguments = arguments.collect::<Result<Vec<ArrayRef>, _>>()?;
-            let filter = call.filter.as_ref().map(|filter| evaluate_predicate(filter.as_ref(), input)).transpose()?;
+            let filter = call.filter.as_ref().map(|filter| evaluate_predicate(filter.as_ref(), taken)).transpose()?;
+            let filter = match (filter, &panes.open) {
+                (Some(filter), Some(_)) => Some(spread(Arc::new(filter), panes)?.as_boolean().clone()),
+                (filter, None) => filter,
+                (None, open) => open.clone(),
+            };
             let update = |end: usize| {
                 let mut accumulator = call.maker.make()?;
                 let arguments: Vec<ArrayRef> = arguments.iter().map(|column| column.slice(0, end)).collect();
@@ -120,6 +135,20 @@ impl Partial {
         }
         Ok(states)
     }
+}
+
+/// `values` of the rows that a window takes, NULL for the others.
+fn spread(values: ArrayRef, panes: &Panes) -> Result<ArrayRef, SqlError> {
+    let Some(open) = &panes.open else { return Ok(values) };
+    let mut next = 0;
+    let place = |is_open: Option<bool>| {
+        is_open.unwrap_or(false).then(|| {
+            next += 1;
+            next - 1
+        })
+    };
+    let places: UInt32Array = open.iter().map(place).collect();
+    compute::take(&values, &places, None).map_err(arrow_error)
 }
 
 impl Operator for Partial {

@@ -106,11 +106,12 @@ impl Pipeline {
     }
 
     fn described(&self, node: &Node) -> Held {
+        // Where it is not known what a column is, its position says so: two may have one name.
+        let own = node.operator.fingerprint();
         let text = match node.inputs.as_slice() {
-            [input] => in_origins(&node.operator.fingerprint(), &self.origins(input).unwrap_or_default()),
-            _ => node.operator.fingerprint(),
+            [input] => self.origins(input).map_or(own.clone(), |origins| by_name(&in_origins(&own, &origins))),
+            _ => own,
         };
-        let text = by_name(&text);
         let (name, inside) = name_and_parts(&text);
         let mut parts: Vec<String> = inside.split("; ").map(str::to_owned).collect();
         // Which keys are shown depends on the key alone, and no old form of a row comes.
@@ -188,7 +189,7 @@ impl Pipeline {
             Edge::Node(at) => match self.parts.nodes.get(*at) {
                 Some(node) if !node.operator.is_stateful() => {
                     let inputs: Vec<String> = node.inputs.iter().map(|input| self.text(input)).collect();
-                    format!("{} of {}", by_name(&node.operator.fingerprint()), inputs.join(", "))
+                    format!("{} of {}", node.operator.fingerprint(), inputs.join(", "))
                 }
                 _ => format!("operator {}", self.rank(*at) + 1),
             },
@@ -201,7 +202,7 @@ impl Pipeline {
         let Some(node) = self.parts.nodes.get(*at).filter(|node| !node.operator.is_stateful()) else {
             return Vec::new();
         };
-        let text = by_name(&node.operator.fingerprint());
+        let text = node.operator.fingerprint();
         let own = name_and_parts(&text).1.split("; ").filter(|stage| stage.starts_with("filter ")).map(str::to_owned);
         own.chain(node.inputs.iter().flat_map(|input| self.filters(input))).collect()
     }

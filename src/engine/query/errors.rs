@@ -12,15 +12,22 @@ use arrow::array::{
 };
 use arrow::datatypes::{FieldRef, TimestampMicrosecondType};
 use millstream_catalog::model::{Name, RowCount, ShardId, SqlState, Timestamp, TopicId};
+use millstream_catalog::query::OnError;
 use millstream_catalog::schema::StructField;
-use millstream_catalog::{Column, Command, Query, Relation, RelationKind, Schema, SqlType, TopicOptions};
+use millstream_catalog::{Column, Command, Query, Relation, RelationKind, Schema, Snapshot, SqlType, TopicOptions};
 use millstream_sql::SqlError;
 use millstream_sql::stream::SkippedEvent;
 use millstream_sql::types::ColumnEncoder;
 use std::sync::Arc;
 
 /// Its name in the catalog, one of [`millstream_catalog::schema::OWN_NAMES`]: in schema `millstream`, to users.
-const QUERY_ERRORS: &str = "millstream.query_errors";
+pub(crate) const QUERY_ERRORS: &str = "millstream.query_errors";
+
+/// Whether `query` writes `topic`: its sink, or what it leaves out.
+pub(crate) fn writes(catalog: &Snapshot, query: &Query, topic: TopicId) -> bool {
+    let leaves_out = query.options.on_error == OnError::Skip;
+    query.sink == topic || (leaves_out && catalog.relation(QUERY_ERRORS).is_some_and(|own| own.id == topic))
+}
 
 /// The stream, if it is there.
 pub(super) fn relation(engine: &Engine) -> Option<Arc<Relation>> {

@@ -8,7 +8,7 @@ mod replay;
 mod task;
 
 use crate::engine::{Engine, Result, read_error};
-pub(crate) use errors::ensure as ensure_errors;
+pub(crate) use errors::{QUERY_ERRORS, ensure as ensure_errors, writes};
 use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState, Snapshot};
@@ -218,7 +218,10 @@ async fn live(
 ) -> Option<SqlError> {
     let life = async {
         match QueryTask::recover(engine, query, Arc::clone(status), token).await {
-            Ok(task) => task.run(token).await.err(),
+            Ok(task) => {
+                status.lock().failure = None;
+                task.run(token).await.err()
+            }
             Err(error) => Some(error),
         }
     };
@@ -283,8 +286,10 @@ fn in_order(catalog: &Snapshot) -> Vec<QueryId> {
     let mut done: Vec<QueryId> = Vec::new();
     let mut left: Vec<&Arc<Query>> = catalog.queries().collect();
     while !left.is_empty() {
-        let waits =
-            |query: &Query| left.iter().any(|other| other.id != query.id && query.sources.contains(&other.sink));
+        let waits = |query: &Query| {
+            left.iter()
+                .any(|other| other.id != query.id && query.sources.iter().any(|source| writes(catalog, other, *source)))
+        };
         let mut ready: Vec<QueryId> = left.iter().filter(|query| !waits(query)).map(|query| query.id).collect();
         if ready.is_empty() {
             // There are no circles; if there were, each would come once still.

@@ -13,6 +13,7 @@ use millstream_sql::SqlError;
 use millstream_sql::stream::{Again, Pipeline, SkippedEvent, StepInput, StepOutput};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// The events that steps since the last checkpoint left out.
 pub(super) type Skipped = BTreeMap<StepNumber, Vec<SkippedEvent>>;
@@ -23,6 +24,8 @@ pub(super) struct History {
     pub(super) query: Arc<Query>,
     pub(super) shard: Arc<Shard>,
     pub(super) inputs: Inputs,
+    /// Ends a search for events that cannot be taken.
+    pub(super) stop: CancellationToken,
 }
 
 impl History {
@@ -106,6 +109,9 @@ impl History {
 
     /// The pipeline before `step`, when the steps before it left out `skipped`.
     fn before(&self, step: StepNumber, skipped: &Skipped) -> Result<Pipeline> {
+        if self.stop.is_cancelled() {
+            return Err(SqlError::new(SqlState::QueryCanceled, "the query was stopped in a step"));
+        }
         let gone = || SqlError::internal(format!("the progress of query \"{}\" is gone", self.query.name));
         let progress = self.shard.progress(self.query.id).ok_or_else(gone)?;
         let (_, _, mut pipeline) = plan(&self.engine, &self.query)?;

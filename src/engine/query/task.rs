@@ -54,6 +54,7 @@ pub(super) struct QueryTask {
     positions: SourcePositions,
     /// The events that steps since the last checkpoint left out.
     skipped: Skipped,
+    stop: CancellationToken,
     step: StepNumber,
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
@@ -118,6 +119,7 @@ impl QueryTask {
             shard,
             positions: SourcePositions::new(),
             skipped: Skipped::new(),
+            stop: stop.clone(),
             step: StepNumber::default(),
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
@@ -278,7 +280,8 @@ impl QueryTask {
     /// What a replay of its steps reads.
     fn history(&self) -> History {
         let (engine, query) = (Arc::clone(&self.engine), Arc::clone(&self.query));
-        History { engine, query, shard: Arc::clone(&self.shard), inputs: self.inputs.clone() }
+        let (shard, stop) = (Arc::clone(&self.shard), self.stop.clone());
+        History { engine, query, shard, inputs: self.inputs.clone(), stop }
     }
 
     /// What is written of events that were left out.

@@ -175,17 +175,21 @@ impl Pipeline {
             sources.iter().flat_map(|delta| (0..delta.len()).map(|row| delta.input_row(row))).collect();
         rows.sort_unstable();
         let mut found = BTreeMap::new();
-        let mut left: Vec<&[usize]> = vec![&rows];
-        while let Some(rows) = left.pop() {
-            let (Some(first), Some(last)) = (rows.first(), rows.last()) else { continue };
-            let mut part = sources.to_vec();
-            part.iter_mut().try_for_each(|delta| keep(delta, &|row| (*first..=*last).contains(&row)))?;
+        // Each part is taken from the one it is half of.
+        let mut left: Vec<(&[usize], Vec<Delta>)> = vec![(&rows, sources.to_vec())];
+        while let Some((rows, part)) = left.pop() {
             match (self.probe(stages, at, &part, origin), rows) {
-                (Ok(()), _) => {}
-                (Err(error), [row]) => drop(found.insert(*row, error)),
+                (Ok(()), _) | (_, []) => {}
+                (Err(error), [row]) if is_skippable(&error) => drop(found.insert(*row, error)),
+                (Err(error), [_]) => return Err(error),
                 (Err(_), rows) => {
                     let (one, other) = rows.split_at(rows.len() / 2);
-                    left.extend([one, other]);
+                    for half in [one, other] {
+                        let (Some(first), Some(last)) = (half.first(), half.last()) else { continue };
+                        let mut part = part.clone();
+                        part.iter_mut().try_for_each(|delta| keep(delta, &|row| (*first..=*last).contains(&row)))?;
+                        left.push((half, part));
+                    }
                 }
             }
         }
