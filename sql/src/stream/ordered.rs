@@ -26,8 +26,8 @@ pub(super) struct RowOrder {
     window: Option<WindowBounds>,
     /// The order, then the row.
     rows: KeyCodec,
-    /// The order alone, which is what the bytes of a place begin with.
-    orders: KeyCodec,
+    /// The order alone, which is what the bytes of a place begin with, where peers are told.
+    peers: Option<KeyCodec>,
 }
 
 impl RowOrder {
@@ -40,21 +40,23 @@ impl RowOrder {
     ) -> Result<Self, SqlError> {
         let type_of = |expression: &Arc<dyn PhysicalExpr>| expression.data_type(&schema).map_err(sql_error);
         let types = partition.iter().map(type_of).collect::<Result<Vec<DataType>, _>>()?;
-        let mut fields = Vec::with_capacity(order.len() + schema.fields().len());
-        for one in &order {
-            fields.push(SortField::new_with_options(type_of(&one.expr)?, one.options));
-        }
-        let orders = KeyCodec::sorted(fields.clone())?;
+        let mut fields = order_fields(&order, &schema)?;
         fields.extend(schema.fields().iter().map(|field| SortField::new(field.data_type().clone())));
         Ok(Self {
             partitions: KeyCodec::new(&types)?,
             rows: KeyCodec::sorted(fields)?,
-            orders,
+            peers: None,
             window,
             partition,
             order,
             schema,
         })
+    }
+
+    /// The same, which also tells what peers have in common.
+    pub(super) fn with_peers(self) -> Result<Self, SqlError> {
+        let peers = KeyCodec::sorted(order_fields(&self.order, &self.schema)?)?;
+        Ok(Self { peers: Some(peers), ..self })
     }
 
     /// The partition and the place in it of each row.
@@ -64,10 +66,10 @@ impl RowOrder {
         let closes = self.window.and_then(|window| window.closes(&partition));
         let order = self.order.iter().map(|one| evaluate(one.expr.as_ref(), delta));
         let mut columns = order.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
-        let orders = self.orders.encode(&columns)?;
+        let peers = self.peers.as_ref().map(|peers| peers.encode(&columns)).transpose()?;
         columns.extend(delta.batch.columns().iter().cloned());
         let (partitions, rows) = (self.partitions.encode(&partition)?, self.rows.encode(&columns)?);
-        Ok(Placed { partitions, rows, orders, closes })
+        Ok(Placed { partitions, rows, peers, closes })
     }
 
     /// The rows at `places`.
@@ -88,13 +90,22 @@ impl RowOrder {
     }
 }
 
+/// What ORDER BY is encoded as.
+fn order_fields(order: &[PhysicalSortExpr], schema: &SchemaRef) -> Result<Vec<SortField>, SqlError> {
+    let field = |one: &PhysicalSortExpr| {
+        let data_type = one.expr.data_type(schema).map_err(sql_error)?;
+        Ok(SortField::new_with_options(data_type, one.options))
+    };
+    order.iter().map(field).collect()
+}
+
 /// Where rows belong.
 pub(super) struct Placed {
     pub(super) partitions: KeyBytes,
     /// Places within them.
     pub(super) rows: KeyBytes,
-    /// What places of peers have in common.
-    pub(super) orders: KeyBytes,
+    /// What places of peers have in common, where that was asked for.
+    pub(super) peers: Option<KeyBytes>,
     /// When the partition's window goes.
     closes: Option<Vec<i64>>,
 }

@@ -94,8 +94,9 @@ struct Before {
 impl TopN {
     /// No rows yet.
     pub(crate) fn new(spec: TopSpec) -> Result<Self, SqlError> {
+        let order = RowOrder::new(spec.partition, spec.order, spec.window, spec.input)?;
         Ok(Self {
-            order: RowOrder::new(spec.partition, spec.order, spec.window, spec.input)?,
+            order: if spec.ranking == Ranking::RowNumber { order } else { order.with_peers()? },
             ranking: spec.ranking,
             skip: spec.skip,
             first: spec.skip.saturating_add(spec.count),
@@ -115,7 +116,7 @@ impl TopN {
         let mut before: BTreeMap<Arc<[u8]>, Before> = BTreeMap::new();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
-            let order = placed.orders.get(row).len();
+            let order = placed.peers.as_ref().map_or(0, |peers| peers.get(row).len());
             let place = Place { bytes: place, order, rowtime: delta.rowtime.value(row) };
             if !self.partitions.contains_key(partition) {
                 self.closing.note(&placed, row);

@@ -16,6 +16,7 @@ use crate::env;
 use crate::replication::{Checkpoint, PartitionWrite, QueryProgress, Shard, Step};
 use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX};
 use millstream_catalog::model::{ByteSize, Durability, PartitionId, RowCount, SqlState, StepNumber, TopicId};
+use millstream_catalog::query::OnError;
 use millstream_catalog::{Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
@@ -241,7 +242,10 @@ impl QueryTask {
         let moved = moved.map(|((topic, id), offset)| (topic, id, offset)).collect();
         let number = self.step.next();
         let events = StepInput { batches: input.batches, idle: &idle, now };
-        let output = self.history().step(&mut self.pipeline, number, &events, &mut self.skipped)?;
+        let output = match self.query.options.on_error {
+            OnError::Stop => self.pipeline.step(&events)?,
+            OnError::Skip => self.history().step(&mut self.pipeline, number, &events, &mut self.skipped)?,
+        };
         let skipped = self.skipped.get(&number).map_or(&[][..], Vec::as_slice);
         let skipped_rows = RowCount::of(skipped.len());
         let errors = self.errors(skipped)?;
