@@ -178,3 +178,15 @@ fn an_event_alone_is_at_fault_only_when_it_fails_alone() {
     assert_eq!(skipper.offsets(), BTreeSet::from([19]));
     assert_eq!(skipper.table.into_values().collect::<Vec<_>>(), [["-100"]]);
 }
+
+#[test]
+fn what_is_no_fault_of_an_event_stops_the_query() {
+    // Some events divide by zero, and some make a text that is too long for any.
+    let log = log_of(&mut Random::new(3), 60);
+    let batch = log.stored[0].clone();
+    let sql = "SELECT 10 / (i - 3) AS q, length(repeat('abcdefghij', CAST(n % 3 AS integer) * 500000000)) AS r FROM e EMIT CHANGES";
+    let plan = plan_continuous(&log.context(), &select(sql), &QueryOptions::default()).unwrap();
+    let make = || Pipeline::plan(&plan).unwrap();
+    let error = Skipper::new(&make, &batch).step(0, 60).unwrap_err();
+    assert_eq!(error.sqlstate.code(), "54000", "{error:?}");
+}
