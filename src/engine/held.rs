@@ -14,17 +14,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Clone)]
 pub(crate) struct HoldingRoom {
     used: Arc<AtomicU64>,
+    /// Shares of it.
+    shares: Arc<AtomicU64>,
     bytes_max: ByteSize,
 }
 
 impl HoldingRoom {
     /// Room for `bytes_max`.
     pub(crate) fn new(bytes_max: ByteSize) -> Self {
-        Self { used: Arc::default(), bytes_max }
+        Self { used: Arc::default(), shares: Arc::default(), bytes_max }
     }
 
     /// A share of nothing, to be grown.
     pub(crate) fn share(&self) -> Held {
+        self.shares.fetch_add(1, Ordering::Relaxed);
         Held { room: self.clone(), bytes: 0 }
     }
 
@@ -96,6 +99,15 @@ impl Held {
         self.bytes >= self.room.free().saturating_add(self.bytes) / 4
     }
 
+    /// How much this one should hold at most, if it has a choice: what the others leave, and of a full room an equal part.
+    /// An eighth of the room stays free for those that have none.
+    pub(crate) fn fair(&self) -> ByteSize {
+        let most = self.room.bytes_max.value() / 8 * 7;
+        let equal = most / self.room.shares.load(Ordering::Relaxed).max(1);
+        let others = self.room.used().value().saturating_sub(self.bytes);
+        ByteSize::new(equal.max(most.saturating_sub(others)))
+    }
+
     /// Whether all together hold too much.
     pub(crate) fn is_over(&self) -> bool {
         self.room.used() > self.room.bytes_max
@@ -105,6 +117,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.put(ByteSize::ZERO);
+        self.room.shares.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -135,6 +148,17 @@ mod tests {
         second.set(ByteSize::new(100)).unwrap();
         drop(second);
         assert_eq!(room.used(), ByteSize::ZERO);
+    }
+
+    #[test]
+    fn of_a_full_room_each_has_an_equal_part() {
+        let room = HoldingRoom::new(ByteSize::new(800));
+        let (mut first, second) = (room.share(), room.share());
+        assert_eq!((first.fair().value(), second.fair().value()), (700, 700));
+        first.put(ByteSize::new(700));
+        assert_eq!((first.fair().value(), second.fair().value()), (700, 350));
+        drop(first);
+        assert_eq!(second.fair().value(), 700);
     }
 
     #[test]

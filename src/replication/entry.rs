@@ -9,9 +9,9 @@ mod encoding;
 mod tests;
 
 pub(super) use self::encoding::{
-    BLANK_PAYLOAD, decode_checkpoint, decode_idle, decode_membership, decode_payload, decode_position_map,
-    decode_positions, decode_producer, encode_checkpoint, encode_idle, encode_payload, encode_position_map,
-    encode_positions,
+    BLANK_PAYLOAD, decode_checkpoint, decode_files, decode_idle, decode_membership, decode_payload,
+    decode_position_map, decode_positions, decode_producer, encode_checkpoint, encode_files, encode_idle,
+    encode_payload, encode_position_map, encode_positions,
 };
 use self::encoding::{decode, encode, is_rewrite};
 use super::codec::DecodeError;

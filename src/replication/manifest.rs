@@ -7,24 +7,25 @@
 //! index u64`. Extra: `version u8, catalog u8 0 or 1 and bytes, count u32` queries of `query u64, step u64,
 //! input u64, output u64, late u64`, positions, `checkpoint u8 0 or 1` and its fields, `count u32` step records of
 //! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on open transactions follow as `bytes` (`stages`), then `count u32` producers, of
-//! `topic u64, producer bytes, next u64, at i64`. From version 3 on a query has `skipped u64` after `late`.
+//! `topic u64, producer bytes, next u64, at i64`. From version 3 on a query has `skipped u64` after `late`, from
+//! version 4 on a checkpoint is followed by `count u32` files of `file u64`.
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::entry::{
-    decode_checkpoint, decode_idle, decode_membership, decode_position_map, decode_positions, decode_producer,
-    encode_checkpoint, encode_idle, encode_position_map, encode_positions,
+    decode_checkpoint, decode_files, decode_idle, decode_membership, decode_position_map, decode_positions,
+    decode_producer, encode_checkpoint, encode_files, encode_idle, encode_position_map, encode_positions,
 };
 use super::producers::{Produced, Producers};
 use super::progress::Queries;
 use super::raft::{LogId, SnapshotMeta, StoredMembership, log_id, term_of};
-use super::types::{QueryProgress, StepRecord};
+use super::types::{Checkpoint, QueryProgress, StepRecord};
 use bytes::Bytes;
 use millstream_catalog::State;
 use millstream_catalog::model::{EntryIndex, QueryId, RowCount, Sequence, StepNumber, Term, Timestamp, TopicId};
 use millstream_catalog::persist::{decode_state, encode_state};
 
 const VERSION: u8 = 1;
-const EXTRA_VERSION: u8 = 3;
+const EXTRA_VERSION: u8 = 4;
 
 /// Where the state stands: the last applied entry, and the membership as of it.
 pub(crate) fn encode_applied(applied: &LogId, membership: &StoredMembership) -> Result<Bytes, String> {
@@ -144,6 +145,7 @@ fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgre
         Some(checkpoint) => {
             encoder.u8(1);
             encode_checkpoint(encoder, checkpoint);
+            encode_files(encoder, &checkpoint.files);
         }
     }
     encoder.count(progress.since_checkpoint.len());
@@ -168,7 +170,11 @@ fn decode_progress(decoder: &mut Decoder, version: u8) -> Result<(QueryId, Query
     };
     progress.checkpoint = match decoder.u8()? {
         0 => None,
-        1 => Some(decode_checkpoint(decoder)?),
+        1 => {
+            let checkpoint = decode_checkpoint(decoder)?;
+            let files = if version < 4 { Vec::new() } else { decode_files(decoder)? };
+            Some(Checkpoint { files, ..checkpoint })
+        }
         kind => return Err(DecodeError::Kind(kind)),
     };
     let count = decoder.count(24)?;
@@ -188,7 +194,6 @@ fn decode_progress(decoder: &mut Decoder, version: u8) -> Result<(QueryId, Query
 mod tests {
     use super::*;
     use crate::replication::raft::Membership;
-    use crate::replication::types::Checkpoint;
     use millstream_catalog::model::{Offset, PartitionId, ProducerId};
     use openraft::BasicNode;
     use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +229,7 @@ mod tests {
                 positions,
                 fingerprint: "abc".to_owned(),
                 state: Bytes::from_static(b"\0\x01"),
+                files: vec![3, 1 << 40],
             }),
             since_checkpoint: vec![StepRecord {
                 step: StepNumber::new(8),

@@ -30,6 +30,7 @@ mod shard;
 mod stages;
 mod staging;
 mod stall;
+mod state;
 #[cfg(test)]
 mod tests;
 mod types;

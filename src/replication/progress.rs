@@ -130,6 +130,7 @@ mod tests {
             positions: BTreeMap::new(),
             fingerprint: "f".to_owned(),
             state: Bytes::from_static(b"state"),
+            files: Vec::new(),
         }
     }
 

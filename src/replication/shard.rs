@@ -16,9 +16,7 @@ use super::raft::{LOG_ENTRIES_KEPT, Raft, Reply, index_of};
 use super::read_side::{Failure, ReadSide};
 use super::runtime::as_group;
 use super::staging;
-use super::types::{
-    Append, Appended, Checkpoint, Decider, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step,
-};
+use super::types::{Append, Appended, Decider, PartitionPosition, PartitionWrite, QueryProgress, ShardStatus, Step};
 use super::write_room::WriteRoom;
 use super::{progress, upkeep};
 use crate::env;
@@ -37,7 +35,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::{BasicNode, Config, LogIdOptionExt, ServerState};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -78,6 +76,7 @@ pub(crate) struct Core {
     partitions: Arc<Partitions>,
     failure: Failure,
     disk: Arc<dyn Disk>,
+    dir: PathBuf,
     /// The compactor, and the one that waits for space.
     tasks: [JoinHandle<()>; 2],
 }
@@ -145,8 +144,8 @@ impl Core {
         let appender = Appender::start(id, raft.clone(), log.clone(), failure.clone(), shared.room.clone());
         let retry = env::spawn("log-retry", log.clone().retry_stalled());
         let compactor = env::spawn("compactor", compact(raft.clone(), Arc::clone(&read)));
-        let (disk, tasks) = (Arc::clone(&shared.disk), [compactor, retry]);
-        let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, tasks });
+        let (disk, dir, tasks) = (Arc::clone(&shared.disk), dir.to_owned(), [compactor, retry]);
+        let core = Arc::new(Self { id, node, raft, appender, log, read, partitions, failure, disk, dir, tasks });
         core.abort_stages().await;
         Ok(core)
     }
@@ -210,7 +209,7 @@ impl Core {
         self.failure.reason().is_some() || self.failure.damage().is_some() || self.appender.is_closed()
     }
 
-    async fn change(&self, change: Change) -> Result<Reply, ReplicationError> {
+    pub(super) async fn change(&self, change: Change) -> Result<Reply, ReplicationError> {
         self.submit(Request::Change(change), CHANGE_BYTES).await
     }
 
@@ -243,6 +242,15 @@ impl Core {
 
     pub(crate) fn id(&self) -> ShardId {
         self.id
+    }
+
+    pub(super) fn disk(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.disk)
+    }
+
+    /// The shard's directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     #[cfg(test)]
@@ -439,7 +447,7 @@ impl CatalogShard {
 
 /// A shard of partitions and continuous queries.
 pub struct Shard {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
 }
 
 impl Shard {
@@ -606,14 +614,6 @@ impl Shard {
         }
     }
 
-    /// Forgets the checkpoint of a query that will not run again, so that it holds back no events.
-    ///
-    /// # Errors
-    /// [`ReplicationError`].
-    pub async fn end_query(&self, query: QueryId) -> Result<(), ReplicationError> {
-        self.core.change(Change::EndQuery(query)).await.map(|_| ())
-    }
-
     /// The first offset of a partition that the checkpoint of a query holds: it and what follows must stay.
     pub fn hold(&self, topic: TopicId, partition: PartitionId) -> Option<Offset> {
         progress::hold(&self.core.read.queries.read(), topic, partition)
@@ -707,19 +707,6 @@ impl Shard {
         step.outputs = outputs;
         let bytes = bytes + step.overhead_bytes();
         self.appended(self.core.submit(Request::Step(step), bytes).await?, gaps)
-    }
-
-    /// Keeps the state of a query's operators, and drops the steps it covers.
-    ///
-    /// # Errors
-    /// [`ReplicationError::StaleCheckpoint`] when it is not newer than the last.
-    pub async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), ReplicationError> {
-        let bytes = ByteSize::of(checkpoint.state.len());
-        if bytes > STATEMENT_ROWS_BYTES_MAX {
-            return Err(ReplicationError::TooLarge { bytes, limit: STATEMENT_ROWS_BYTES_MAX });
-        }
-        let bytes = bytes.as_usize() + CHANGE_BYTES;
-        self.core.submit(Request::Checkpoint(checkpoint), bytes).await.map(|_| ())
     }
 
     /// How far a query is.

@@ -150,6 +150,8 @@ pub struct Checkpoint {
     pub fingerprint: String,
     /// The state.
     pub state: Bytes,
+    /// The files it names, ascending: those of the query in the shard's directory.
+    pub files: Vec<u64>,
 }
 
 /// How far a continuous query is.

@@ -8,6 +8,7 @@ use super::call::{Arguments, Call, Rows, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, sql_error, with_weight};
 use super::expression::evaluate;
 use super::operator::{Operator, only};
+use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use super::slots::{Found, Slots};
 use crate::error::SqlError;
@@ -438,8 +439,8 @@ impl Operator for Aggregate {
         inputs.iter().try_for_each(|input| self.evaluate(input.clone()).map(drop))
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        let live = self.slots.live();
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        let live = self.slots.live(part);
         let rowtime = live.iter().map(|slot| self.rowtime[*slot as usize]);
         let counts = live.iter().map(|slot| self.counts.get(*slot as usize).copied().unwrap_or(0));
         let mut columns: Vec<(String, ArrayRef)> = vec![
@@ -451,7 +452,8 @@ impl Operator for Aggregate {
         }
         let columns = columns.into_iter().map(|(name, column)| (name, column, true));
         state.put("groups", &RecordBatch::try_from_iter_with_nullable(columns).map_err(arrow_error)?)?;
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![self.late_rows.value() as i64]));
+        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
+        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
         state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
         for (index, call) in self.calls.iter().enumerate() {
             call.save(&format!("call{index}"), &live, state)?;
@@ -480,6 +482,34 @@ impl Operator for Aggregate {
             call.restore(&format!("call{index}"), interned.count, state)?;
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        if self.has_lasting() {
+            return Ok(None);
+        }
+        let grouping = Grouping {
+            keys: self.keys.clone(),
+            window: self.window,
+            calls: self.calls.iter().map(Call::fresh).collect::<Result<_, _>>()?,
+            schema: Arc::clone(&self.schema),
+            rows: self.rows,
+            changes: self.changes,
+            lasting: Vec::new(),
+        };
+        Ok(Some(Box::new(Self::new(grouping)?)))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        Ok(self.slots.codec().encode(&self.key_columns(delta)?)?.hashes(delta.len()))
+    }
+
+    fn is_net(&self) -> bool {
+        true
+    }
+
+    fn due(&self) -> i64 {
+        self.slots.due()
     }
 
     fn is_stateful(&self) -> bool {

@@ -27,6 +27,11 @@ impl Boxed {
         Self { function, states, result, groups: Mutex::new(Vec::new()) }
     }
 
+    /// The same without groups.
+    pub(super) fn fresh(&self) -> Self {
+        Self::new(Arc::clone(&self.function), self.states.clone(), self.result.clone())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Box<dyn Accumulator>>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }

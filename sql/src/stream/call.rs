@@ -185,6 +185,22 @@ impl Call {
         Some((PartialCall { maker, arguments, filter, states, text }, merging))
     }
 
+    /// The same aggregate without state.
+    pub(crate) fn fresh(&self) -> Result<Self, SqlError> {
+        Ok(Self {
+            function: Arc::clone(&self.function),
+            arguments: self.arguments.clone(),
+            filter: self.filter.clone(),
+            gate: self.gate.as_ref().map(DistinctGate::fresh).transpose()?,
+            keep: match &self.keep {
+                Keep::Columns(columns) => Keep::Columns(columns.fresh()),
+                Keep::Boxed(boxed) => Keep::Boxed(boxed.fresh()),
+                Keep::Replayed(replayed) => Keep::Replayed(replayed.fresh()),
+                Keep::Retracted(retracted) => Keep::Retracted(retracted.fresh()?),
+            },
+        })
+    }
+
     /// The type of the result.
     pub(crate) fn data_type(&self) -> &DataType {
         self.keep.result_type()

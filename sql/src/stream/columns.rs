@@ -67,6 +67,12 @@ impl Columns {
         (self.maker.clone(), self.states.iter().map(StateColumn::data_type).collect())
     }
 
+    /// The same without groups.
+    pub(super) fn fresh(&self) -> Self {
+        let (maker, states) = self.parts();
+        Self { takes: self.takes, ..Self::new(maker, &states, self.result.clone()) }
+    }
+
     /// The same aggregate over states of it.
     pub(super) fn merging(self) -> Self {
         Self { takes: Takes::States, ..self }

@@ -15,13 +15,19 @@ use std::sync::Arc;
 /// The argument rows seen so far, by slot.
 #[derive(Debug)]
 pub(crate) struct DistinctGate {
+    types: Vec<DataType>,
     seen: Multiset,
 }
 
 impl DistinctGate {
     /// For arguments of these types.
     pub(crate) fn new(types: &[DataType]) -> Result<Self, SqlError> {
-        Ok(Self { seen: Multiset::new(types)? })
+        Ok(Self { types: types.to_vec(), seen: Multiset::new(types)? })
+    }
+
+    /// The same, which has seen nothing.
+    pub(crate) fn fresh(&self) -> Result<Self, SqlError> {
+        Self::new(&self.types)
     }
 
     /// True for rows that pass `filter` and whose arguments their slot has not seen before, or has no more.

@@ -7,6 +7,7 @@ use super::aggregate::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, NEVER, Origin, Weights};
 use super::operator::{Operator, only};
+use super::part::Part;
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::store::{Came, Entry, Kept, Store};
@@ -85,12 +86,25 @@ impl Operator for Finalise {
         self.told(&told, origin)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        self.store.save("rows", &self.codec, state)
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        self.store.save("rows", &self.codec, state, |entry| part.has(&entry.row))
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
         self.store.restore("rows", &self.codec, state, |batch| Ok(vec![None; batch.num_rows()]))
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        let codec = RowCodec::new(Arc::clone(self.codec.schema()))?;
+        Ok(Some(Box::new(Self { codec, window: self.window, delay: self.delay, store: self.store.fresh() })))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        Ok(self.codec.encode(&delta.batch)?.hashes(delta.len()))
+    }
+
+    fn due(&self) -> i64 {
+        self.store.due()
     }
 
     fn is_stateful(&self) -> bool {

@@ -8,6 +8,7 @@ use super::call::Rows;
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error};
 use super::expression::{evaluate, evaluate_predicate};
 use super::operator::{Operator, both};
+use super::part::{Part, hash};
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
@@ -133,6 +134,7 @@ impl Within {
 }
 
 /// One input of a join.
+#[derive(Clone)]
 pub(crate) struct JoinInput {
     /// Its columns.
     pub(crate) schema: SchemaRef,
@@ -596,11 +598,12 @@ impl Operator for Join {
         self.output(&made, origin)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![self.late_rows.value() as i64]));
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
+        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
         state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
-        self.left.store.save("left", &self.left.codec, state)?;
-        self.right.store.save("right", &self.right.codec, state)
+        self.left.store.save("left", &self.left.codec, state, |entry| part.has(entry.key()))?;
+        self.right.store.save("right", &self.right.codec, state, |entry| part.has(entry.key()))
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
@@ -616,6 +619,34 @@ impl Operator for Join {
             restored?;
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        let types = key_types(&self.left.input)?;
+        Ok(Some(Box::new(Self {
+            kind: self.kind,
+            left: Half::new(self.left.input.clone(), &types)?,
+            right: Half::new(self.right.input.clone(), &types)?,
+            filter: self.filter.clone(),
+            filter_schema: Arc::clone(&self.filter_schema),
+            null_equals_null: self.null_equals_null,
+            within: self.within,
+            keeps_unmatched: self.keeps_unmatched,
+            columns: self.columns.clone(),
+            schema: Arc::clone(&self.schema),
+            late_rows: RowCount::ZERO,
+            step: 0,
+        })))
+    }
+
+    fn hashes(&self, input: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        let keys =
+            self.half(if input == 0 { Side::Left } else { Side::Right }).keys_of(delta, self.null_equals_null)?;
+        Ok(keys.iter().map(|key| hash(key.as_deref().unwrap_or_default())).collect())
+    }
+
+    fn due(&self) -> i64 {
+        self.left.store.due().min(self.right.store.due())
     }
 
     fn is_stateful(&self) -> bool {

@@ -8,8 +8,9 @@ use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, downcast};
 use super::expression::evaluate_predicate;
 use super::map::Stage;
 use super::operator::{Operator, only};
+use super::part::Part;
 use super::save::{StateReader, StateWriter};
-use super::slots::{KeyBytes, Slots};
+use super::slots::{KeyBytes, KeyCodec, Slots};
 use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::{Array, ArrayRef, Int8Array, RecordBatch, RecordBatchOptions, UInt32Array};
@@ -100,7 +101,7 @@ impl KeyedMap {
         let columns = self.key_columns(&input.batch);
         let types: Vec<DataType> = columns.iter().map(|column| column.data_type().clone()).collect();
         let canonical: Vec<ArrayRef> = columns.iter().map(|column| canonical(Arc::clone(column))).collect();
-        let keys = super::slots::KeyCodec::new(&types)?.encode(&canonical)?;
+        let keys = KeyCodec::new(&types)?.encode(&canonical)?;
         let ends = self.window_ends(&columns);
         let (mut sources, mut rows, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         for row in last_rows(&keys, input.len()) {
@@ -194,9 +195,9 @@ impl Operator for KeyedMap {
         output
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         let Some(shown) = &self.shown else { return Ok(()) };
-        let live: Vec<u32> = shown.slots.live().into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
+        let live: Vec<u32> = shown.slots.live(part).into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
         // There may be no key columns; a batch must have one.
         let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..live.len() as u32));
         let mut columns: Vec<(String, ArrayRef)> = vec![("number".to_owned(), numbers)];
@@ -223,6 +224,37 @@ impl Operator for KeyedMap {
             shown.note(keys.get(row), true, ends.as_ref().map(|ends| ends[row]));
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        let first = self.schema.fields().len() - self.key.len();
+        let types: Vec<DataType> =
+            self.schema.fields().iter().skip(first).map(|field| field.data_type().clone()).collect();
+        let shown = match self.shown {
+            Some(_) => Some(Shown { slots: Slots::new(&types)?, is_shown: Vec::new() }),
+            None => return Ok(None),
+        };
+        Ok(Some(Box::new(Self {
+            key: self.key.clone(),
+            window: self.window,
+            stages: self.stages.clone(),
+            schema: Arc::clone(&self.schema),
+            shown,
+        })))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        let columns = self.key_columns(&delta.batch).into_iter().map(canonical).collect::<Vec<_>>();
+        let types: Vec<DataType> = columns.iter().map(|column| column.data_type().clone()).collect();
+        Ok(KeyCodec::new(&types)?.encode(&columns)?.hashes(delta.len()))
+    }
+
+    fn is_net(&self) -> bool {
+        true
+    }
+
+    fn due(&self) -> i64 {
+        self.shown.as_ref().map_or(i64::MAX, |shown| shown.slots.due())
     }
 
     fn is_stateful(&self) -> bool {

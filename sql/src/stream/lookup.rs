@@ -7,6 +7,7 @@ use super::delta::{Delta, Origin, Weights, arrow_error};
 use super::expression::{evaluate, evaluate_predicate};
 use super::join::{JoinColumn, JoinInput, Side, key_types};
 use super::operator::{Operator, both};
+use super::part::{Part, hash};
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
@@ -20,6 +21,7 @@ use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
 
 /// What a lookup is made of.
+#[derive(Clone)]
 pub(crate) struct LookupSpec {
     /// The stream: the first input of the operator, the left one of its columns.
     pub(crate) stream: JoinInput,
@@ -75,24 +77,23 @@ impl Lookup {
         let changes = self.keys_of(&self.spec.table, table)?;
         let rows = self.codec.encode(&table.batch)?;
         let mut candidates: Candidates = Vec::new();
-        let mut next = 0;
-        // What a join gives does not come in the order of its events.
-        let mut order: Vec<usize> = (0..stream.len()).collect();
-        order.sort_by_key(|event| stream.input_row(*event));
-        for event in order {
+        // What a join gives does not come in the order of its events, nor what an operator in parts does.
+        let in_order = |delta: &Delta| {
+            let mut order: Vec<usize> = (0..delta.len()).collect();
+            order.sort_by_key(|row| delta.input_row(*row));
+            order
+        };
+        let mut coming = in_order(table).into_iter().peekable();
+        for event in in_order(stream) {
             let key = &events[event];
-            while next < table.len() && table.input_row(next) < stream.input_row(event) {
+            while let Some(next) = coming.next_if(|next| table.input_row(*next) < stream.input_row(event)) {
                 self.change(table, next, rows.get(next), &changes[next]);
-                next += 1;
             }
             let found = key.as_ref().map_or(&[] as &[u32], |key| self.table.matching(key));
             let found = found.iter().filter_map(|id| self.table.entry(*id));
             candidates.extend(found.map(|entry| (event as u32, Some(Arc::clone(&entry.row)))));
         }
-        while next < table.len() {
-            self.change(table, next, rows.get(next), &changes[next]);
-            next += 1;
-        }
+        coming.for_each(|next| self.change(table, next, rows.get(next), &changes[next]));
         candidates.sort_by_key(|(event, _)| *event);
         Ok(candidates)
     }
@@ -182,8 +183,8 @@ impl Operator for Lookup {
         self.output(&stream, &found)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        self.table.save("table", &self.codec, state)
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        self.table.save("table", &self.codec, state, |entry| part.has(entry.key()))
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
@@ -192,6 +193,15 @@ impl Operator for Lookup {
         let restored = table.restore("table", &self.codec, state, keys);
         self.table = table;
         restored
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        Ok(Some(Box::new(Self::new(self.spec.clone())?)))
+    }
+
+    fn hashes(&self, input: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        let keys = self.keys_of(if input == 0 { &self.spec.stream } else { &self.spec.table }, delta)?;
+        Ok(keys.iter().map(|key| hash(key.as_deref().unwrap_or_default())).collect())
     }
 
     fn is_stateful(&self) -> bool {

@@ -26,6 +26,8 @@ mod not_in;
 mod operator;
 mod ordered;
 mod over;
+mod part;
+mod parted;
 mod partial;
 mod pipeline;
 mod ranked;
@@ -63,8 +65,11 @@ pub(crate) use normalize::Normalize;
 pub(crate) use not_in::NotIn;
 pub(crate) use operator::Operator;
 pub(crate) use over::Over;
+pub use part::StateStore;
 pub(crate) use partial::{Partial, state_fields};
-pub use pipeline::{Again, InputBatch, OperatorShown, Output, Pipeline, SkippedEvent, StepInput, StepOutput};
+pub use pipeline::{
+    Again, InputBatch, OperatorShown, Output, Pipeline, SavedState, SkippedEvent, StepInput, StepOutput,
+};
 pub(crate) use pipeline::{Edge, Node, Parts, Steps};
 pub(crate) use ranked::Ranking;
 pub(crate) use session::{SessionBounds, SessionColumn, Sessions};

@@ -5,6 +5,7 @@
 
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Operator, only};
+use super::part::Part;
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
@@ -107,9 +108,9 @@ impl Operator for Normalize {
         })
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         // In the order of keys, so that equal states are saved as equal bytes.
-        let mut rows: Vec<(&Box<[u8]>, &Row)> = self.rows.iter().collect();
+        let mut rows: Vec<(&Box<[u8]>, &Row)> = self.rows.iter().filter(|(key, _)| part.has(key)).collect();
         rows.sort_unstable_by_key(|(key, _)| *key);
         let times: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, row)| row.rowtime)));
         state.put("times", &RecordBatch::try_from_iter([("rowtime", times)]).map_err(arrow_error)?)?;
@@ -125,6 +126,15 @@ impl Operator for Normalize {
             self.put(keys.get(row), Row { bytes: rows.get(row).into(), rowtime: times.value(row) });
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        Ok(Some(Box::new(Self::new(Arc::clone(self.codec.schema()), self.key.clone())?)))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        let columns = self.key.iter().map(|at| canonical(Arc::clone(delta.batch.column(*at)))).collect::<Vec<_>>();
+        Ok(self.keys.encode(&columns)?.hashes(delta.len()))
     }
 
     fn is_stateful(&self) -> bool {

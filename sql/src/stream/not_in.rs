@@ -8,6 +8,7 @@ use super::delta::{Delta, Origin, arrow_error, concat, downcast};
 use super::expression::evaluate;
 use super::join::Join;
 use super::operator::{Operator, both};
+use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch};
@@ -118,10 +119,10 @@ impl Operator for NotIn {
         unmatched.filter(&passes)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         let counts: ArrayRef = Arc::new(Int64Array::from(vec![self.values, self.nulls]));
         state.put("values", &RecordBatch::try_from_iter([("count", counts)]).map_err(arrow_error)?)?;
-        self.join.save(state)
+        self.join.save(state, part)
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {

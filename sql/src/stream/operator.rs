@@ -3,6 +3,7 @@
 //! Leaves out the operators themselves. The pipeline calls them; they live in memory, and their saved state survives.
 
 use super::delta::{Delta, Origin};
+use super::part::{Part, StateStore};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use millstream_catalog::model::{ByteSize, RowCount};
@@ -22,14 +23,59 @@ pub(crate) trait Operator: Send + Sync {
         Ok(())
     }
 
-    /// Writes the state, if there is any.
-    fn save(&self, _state: &mut StateWriter) -> Result<(), SqlError> {
+    /// Writes the state of the keys of `part`, if there is any.
+    fn save(&self, _state: &mut StateWriter, _part: Part) -> Result<(), SqlError> {
         Ok(())
     }
 
     /// Takes over saved state; the operator is as new before.
     fn restore(&mut self, _state: &mut StateReader) -> Result<(), SqlError> {
         Ok(())
+    }
+
+    /// The same operator without state, of one whose state falls into parts: what happens to rows of one key depends on
+    /// no row of another.
+    ///
+    /// # Errors
+    /// XX000.
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        Ok(None)
+    }
+
+    /// Of such an operator, the hash of the key of each row of an input.
+    fn hashes(&self, _input: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        Ok(vec![0; delta.len()])
+    }
+
+    /// Of such an operator, the query's time, in microseconds, from which on a step without rows may do something.
+    fn due(&self) -> i64 {
+        i64::MAX
+    }
+
+    /// Of such an operator, whether a step gives a row of the same content at most once.
+    fn is_net(&self) -> bool {
+        false
+    }
+
+    /// Writes much state to `store` from now on, and keeps about so many bytes of it in memory.
+    ///
+    /// # Errors
+    /// As [`StateStore::write`].
+    fn keep_within(&mut self, _bytes_max: u64, _store: &Arc<dyn StateStore>) -> Result<(), SqlError> {
+        Ok(())
+    }
+
+    /// Writes the files that `save` names.
+    ///
+    /// # Errors
+    /// As [`StateStore::write`].
+    fn settle(&mut self) -> Result<(), SqlError> {
+        Ok(())
+    }
+
+    /// State that is in files only, in bytes of memory it would take.
+    fn spilled_bytes(&self) -> ByteSize {
+        ByteSize::ZERO
     }
 
     /// True when `save` writes anything.
@@ -42,7 +88,7 @@ pub(crate) trait Operator: Send + Sync {
         false
     }
 
-    /// Memory held by state, about.
+    /// State, in bytes of memory, about; also what is in files only.
     fn state_bytes(&self) -> ByteSize {
         ByteSize::ZERO
     }

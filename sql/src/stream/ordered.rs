@@ -59,10 +59,24 @@ impl RowOrder {
         Ok(Self { peers: Some(peers), ..self })
     }
 
+    /// The same once more.
+    pub(super) fn again(&self) -> Result<Self, SqlError> {
+        let order = Self::new(self.partition.clone(), self.order.clone(), self.window, Arc::clone(&self.schema))?;
+        if self.peers.is_some() { order.with_peers() } else { Ok(order) }
+    }
+
+    fn partition_columns(&self, delta: &Delta) -> Result<Vec<ArrayRef>, SqlError> {
+        self.partition.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?))).collect()
+    }
+
+    /// The partition of each row.
+    pub(super) fn partitions(&self, delta: &Delta) -> Result<KeyBytes, SqlError> {
+        self.partitions.encode(&self.partition_columns(delta)?)
+    }
+
     /// The partition and the place in it of each row.
     pub(super) fn place(&self, delta: &Delta) -> Result<Placed, SqlError> {
-        let partition = self.partition.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?)));
-        let partition = partition.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
+        let partition = self.partition_columns(delta)?;
         let closes = self.window.and_then(|window| window.closes(&partition));
         let order = self.order.iter().map(|one| evaluate(one.expr.as_ref(), delta));
         let mut columns = order.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
@@ -120,6 +134,11 @@ impl Closing {
         if let Some(closes) = &placed.closes {
             self.0.entry(closes[row]).or_default().push(placed.partitions.get(row).into());
         }
+    }
+
+    /// The first time at which partitions go; `i64::MAX` for never.
+    pub(super) fn due(&self) -> i64 {
+        self.0.first_key_value().map_or(i64::MAX, |(closes, _)| *closes)
     }
 
     /// The partitions that go as time has reached `end`. One that went before may be among them.

@@ -8,6 +8,7 @@ use super::aggregate::WindowBounds;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast, sql_error};
 use super::operator::{Operator, only};
 use super::ordered::{Closing, RowOrder, insert_columns};
+use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
 use crate::error::SqlError;
@@ -236,8 +237,9 @@ impl Operator for Over {
         self.output(gone, come, &input)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        let mut partitions: Vec<(&Box<[u8]>, &Partition)> = self.partitions.iter().collect();
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        let mut partitions: Vec<(&Box<[u8]>, &Partition)> =
+            self.partitions.iter().filter(|(partition, _)| part.has(partition)).collect();
         partitions.sort_unstable_by_key(|(partition, _)| *partition);
         let rows: Vec<(&[u8], &Kept)> = partitions
             .into_iter()
@@ -272,6 +274,33 @@ impl Operator for Over {
             self.partitions.entry(partition.into()).or_default().insert(place.into(), kept);
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        let types: Vec<DataType> = self.made_schema.fields().iter().map(|field| field.data_type().clone()).collect();
+        Ok(Some(Box::new(Self {
+            order: self.order.again()?,
+            made: KeyCodec::new(&types)?,
+            made_schema: Arc::clone(&self.made_schema),
+            calls: self.calls.clone(),
+            visible: self.visible,
+            schema: Arc::clone(&self.schema),
+            partitions: HashMap::new(),
+            closing: Closing::default(),
+            bytes: 0,
+        })))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        Ok(self.order.partitions(delta)?.hashes(delta.len()))
+    }
+
+    fn is_net(&self) -> bool {
+        true
+    }
+
+    fn due(&self) -> i64 {
+        self.closing.due()
     }
 
     fn is_stateful(&self) -> bool {

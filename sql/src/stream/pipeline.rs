@@ -9,6 +9,8 @@ mod skip;
 use super::delta::{Delta, NEVER, Origin, arrow_error};
 use super::expression::StepNow;
 use super::operator::Operator;
+use super::part::{Part, StateFile, StateStore};
+use super::parted::Parted;
 use super::save::{StateReader, StateWriter};
 use super::sink::Sink;
 use super::source::{SourceReader, read};
@@ -201,8 +203,10 @@ struct Flow {
 pub struct OperatorShown {
     /// Its number, what it is, and what it reads.
     pub text: String,
-    /// Memory of its state, if it has any.
+    /// Its state, if it has any.
     pub state: Option<ByteSize>,
+    /// What of that is in files only.
+    pub spilled: ByteSize,
     /// Rows it took since the query started here.
     pub rows_in: RowCount,
     /// Rows it made since.
@@ -212,7 +216,11 @@ pub struct OperatorShown {
 impl std::fmt::Display for OperatorShown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)?;
-        self.state.map_or(Ok(()), |state| write!(f, ", {state} bytes of state"))
+        self.state.map_or(Ok(()), |state| write!(f, ", {state} bytes of state"))?;
+        match self.spilled {
+            ByteSize::ZERO => Ok(()),
+            spilled => write!(f, " ({spilled} on disk)"),
+        }
     }
 }
 
@@ -227,6 +235,18 @@ pub struct Pipeline {
     /// What each has taken and made since the pipeline was.
     flows: Vec<Flow>,
     fingerprint: String,
+    pub(super) store: Option<Arc<dyn StateStore>>,
+    /// The files of the last saved state.
+    saved: Vec<Arc<StateFile>>,
+}
+
+/// A pipeline's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedState {
+    /// The state, versioned; layout in `save`.
+    pub bytes: Vec<u8>,
+    /// The files it names, ascending. They are held until the pipeline saves its state again.
+    pub files: Vec<u64>,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -237,7 +257,16 @@ impl std::fmt::Debug for Pipeline {
 
 impl Pipeline {
     /// Chains the parts.
-    pub(crate) fn new(parts: Parts) -> Self {
+    ///
+    /// # Errors
+    /// XX000.
+    pub(crate) fn new(parts: Parts) -> Result<Self, SqlError> {
+        let parted = |node: Node| match node.operator.is_stateful() && node.operator.fresh()?.is_some() {
+            true => Ok(Node { operator: Box::new(Parted::new(node.operator)), ..node }),
+            false => Ok(node),
+        };
+        let nodes = parts.nodes.into_iter().map(parted).collect::<Result<_, SqlError>>()?;
+        let parts = Parts { nodes, ..parts };
         let sources = parts.sources.iter().map(SourceReader::text);
         let nodes = parts.nodes.iter().map(|node| {
             let inputs: Vec<String> = node.inputs.iter().map(Edge::text).collect();
@@ -254,12 +283,36 @@ impl Pipeline {
                 *readers += 1;
             }
         }
-        Self {
+        Ok(Self {
             fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())),
             flows: vec![Flow::default(); readers.len()],
             readers,
             parts,
+            store: None,
+            saved: Vec::new(),
+        })
+    }
+
+    /// Gives it a place for state that is too much for memory, or to be saved at once.
+    pub fn set_store(&mut self, store: Arc<dyn StateStore>) {
+        self.store = Some(store);
+    }
+
+    /// Keeps about so many bytes of state in memory from now on, where operators can do with less than all of theirs. Each
+    /// has a part of them as large as its part of the state.
+    ///
+    /// # Errors
+    /// As [`StateStore::write`].
+    pub fn keep_within(&mut self, bytes: ByteSize) -> Result<(), SqlError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let all = self.state_bytes().value();
+        for node in self.parts.nodes.iter_mut().filter(|node| node.operator.is_stateful()) {
+            let own = node.operator.state_bytes().value();
+            let part = u128::from(bytes.value()) * u128::from(own) / u128::from(all.max(1));
+            let rest = bytes.value().saturating_sub(all - own);
+            node.operator.keep_within(rest.max(u64::try_from(part).unwrap_or(u64::MAX)), store)?;
         }
+        Ok(())
     }
 
     /// The sink's columns.
@@ -319,7 +372,12 @@ impl Pipeline {
         self.parts.time.time()
     }
 
-    /// Memory held by state, about.
+    /// State that is in files and not in memory, in bytes of memory it would take.
+    pub fn spilled_bytes(&self) -> ByteSize {
+        self.operators().fold(ByteSize::ZERO, |sum, operator| sum.plus(operator.spilled_bytes()))
+    }
+
+    /// State, in bytes of memory, about; also what is in files only.
     pub fn state_bytes(&self) -> ByteSize {
         self.operators().fold(ByteSize::ZERO, |sum, operator| sum.plus(operator.state_bytes()))
     }
@@ -345,7 +403,8 @@ impl Pipeline {
             let inputs: Vec<String> = node.inputs.iter().map(source).collect();
             let text = format!("operator {}: {} of {}", at + 1, name(node), inputs.join(" and "));
             let state = node.operator.is_stateful().then(|| node.operator.state_bytes());
-            OperatorShown { text, state, rows_in: flow.rows_in, rows_out: flow.rows_out }
+            let spilled = node.operator.spilled_bytes();
+            OperatorShown { text, state, spilled, rows_in: flow.rows_in, rows_out: flow.rows_out }
         };
         self.parts.nodes.iter().enumerate().zip(&self.flows).map(shown).collect()
     }
@@ -444,15 +503,22 @@ impl Pipeline {
         self.operators().fold(RowCount::ZERO, |sum, operator| sum.plus(operator.late_rows()))
     }
 
-    /// The state, versioned; layout in `save`.
-    pub fn save(&self) -> Result<Vec<u8>, SqlError> {
-        let mut state = StateWriter::default();
+    /// The state, and the files of it.
+    ///
+    /// # Errors
+    /// As [`StateStore::write`].
+    pub fn save(&mut self) -> Result<SavedState, SqlError> {
+        let mut state = StateWriter::to(self.store.as_ref());
         self.parts.time.save(&mut state)?;
-        for (index, operator) in self.operators().enumerate() {
-            state.scope(format!("{index}."));
-            operator.save(&mut state)?;
+        for (index, node) in self.parts.nodes.iter_mut().enumerate() {
+            node.operator.settle()?;
+            state.put_within(&format!("{index}."), |state| node.operator.save(state, Part::WHOLE))?;
         }
-        state.finish()
+        let (bytes, files) = state.finish()?;
+        let mut numbers: Vec<u64> = files.iter().map(|file| file.number()).collect();
+        numbers.sort_unstable();
+        self.saved = files;
+        Ok(SavedState { bytes, files: numbers })
     }
 
     /// Takes over state saved by a pipeline of equal fingerprint. The pipeline is as new before.
@@ -460,11 +526,10 @@ impl Pipeline {
     /// # Errors
     /// `SE006` when it is of another version or query, `XX001` when it is damaged.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), SqlError> {
-        let mut state = StateReader::open(bytes)?;
+        let mut state = StateReader::open(bytes, self.store.as_ref())?;
         self.parts.time.restore(&mut state)?;
         for (index, node) in self.parts.nodes.iter_mut().enumerate() {
-            state.scope(format!("{index}."));
-            node.operator.restore(&mut state)?;
+            state.take_within(&format!("{index}."), |state| node.operator.restore(state))?;
         }
         state.finish()
     }

@@ -84,7 +84,7 @@ impl Pipeline {
     /// # Errors
     /// `SE006` when it is the state of other operators, `XX001` when it is damaged.
     pub fn take_over(&mut self, bytes: &[u8]) -> Result<(), SqlError> {
-        let mut state = StateReader::open(bytes)?;
+        let mut state = StateReader::open(bytes, self.store.as_ref())?;
         let numbers = state.numbers();
         self.parts.time.restore(&mut state)?;
         let holding: Vec<&mut Node> = self.parts.nodes.iter_mut().filter(|node| node.operator.is_stateful()).collect();
@@ -93,8 +93,7 @@ impl Pipeline {
             return Err(SqlError::new(SqlState::CheckpointIncompatible, fact));
         }
         for (number, node) in numbers.into_iter().zip(holding) {
-            state.scope(format!("{number}."));
-            node.operator.restore(&mut state)?;
+            state.take_within(&format!("{number}."), |state| node.operator.restore(state))?;
         }
         state.finish()
     }

@@ -27,6 +27,11 @@ impl Replayed {
         Self { function, types, result, groups: Vec::new() }
     }
 
+    /// The same without groups.
+    pub(super) fn fresh(&self) -> Self {
+        Self::new(Arc::clone(&self.function), self.types.clone(), self.result.clone())
+    }
+
     pub(super) fn step(&mut self, input: &Input<'_>, touched: &Touched) -> Result<ArrayRef, SqlError> {
         let (rows, starts) = input.by_group(touched);
         self.groups.resize_with(touched.capacity, Vec::new);

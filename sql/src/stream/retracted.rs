@@ -59,6 +59,12 @@ impl Retracted {
         Ok(Self { is_distinct: true, ..Self::new(function, types, result)? })
     }
 
+    /// The same without groups.
+    pub(super) fn fresh(&self) -> Result<Self, SqlError> {
+        let fresh = Self::new(Arc::clone(&self.function), self.types.clone(), self.result.clone())?;
+        Ok(Self { is_distinct: self.is_distinct, ..fresh })
+    }
+
     /// Adds the rows of the second group of each pair to those of the first.
     pub(super) fn merge(&mut self, pairs: &[(u32, u32)]) -> Result<(), SqlError> {
         pairs.iter().for_each(|(first, second)| self.rows.merge(*first, *second));

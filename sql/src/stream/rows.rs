@@ -61,6 +61,10 @@ impl RowCodec {
         }
     }
 
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// For the fingerprint.
     pub(super) fn text(&self) -> String {
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();

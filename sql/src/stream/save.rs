@@ -10,31 +10,76 @@
 //! | 8 | length of the content |
 //! | | the content: an Arrow IPC stream of one batch |
 //!
-//! Integers are little-endian. Checksums belong to whoever stores the bytes. Leaves out what the sections hold: each
+//! Integers are little-endian. Checksums belong to whoever stores the bytes. An operator with much state has a section
+//! `file`, of one number: that of a file of the same layout with its sections. Leaves out what the sections hold: each
 //! operator knows its own. A crash before the bytes are stored costs replay only.
 
-use super::delta::arrow_error;
+use super::delta::{arrow_error, downcast};
+use super::part::{StateFile, StateStore};
 use crate::error::SqlError;
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use millstream_catalog::model::SqlState;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"MSPS";
 const VERSION: u16 = 1;
+
+/// Bytes of an operator's state that are worth a file.
+const FILE_BYTES_MIN: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
+/// The section that names it.
+const FILE: &str = "file";
 
 /// Collects named batches.
 #[derive(Debug, Default)]
 pub(crate) struct StateWriter {
     sections: Vec<(String, Vec<u8>)>,
-    prefix: String,
+    store: Option<Arc<dyn StateStore>>,
+    files: Vec<Arc<StateFile>>,
 }
 
 impl StateWriter {
-    /// Puts `prefix` before the names that follow, so that operators of one kind do not collide.
-    pub(crate) fn scope(&mut self, prefix: impl Into<String>) {
-        self.prefix = prefix.into();
+    /// Puts much state into files of `store`, if there is one.
+    pub(crate) fn to(store: Option<&Arc<dyn StateStore>>) -> Self {
+        Self { store: store.cloned(), ..Self::default() }
+    }
+
+    /// Names a file with state, which is to be kept with the rest.
+    pub(crate) fn keep(&mut self, file: &Arc<StateFile>) {
+        self.files.push(Arc::clone(file));
+    }
+
+    /// Adds what `save` writes, under `prefix`, or in a file.
+    ///
+    /// # Errors
+    /// Those of `save`, and as [`StateStore::write`].
+    pub(crate) fn put_within(
+        &mut self,
+        prefix: &str,
+        save: impl FnOnce(&mut Self) -> Result<(), SqlError>,
+    ) -> Result<(), SqlError> {
+        let mut own = Self::to(self.store.as_ref());
+        save(&mut own)?;
+        self.files.append(&mut own.files);
+        let bytes: usize = own.sections.iter().map(|(_, content)| content.len()).sum();
+        match &self.store {
+            Some(store) if bytes >= FILE_BYTES_MIN => {
+                let file = Arc::new(StateFile::write(store, &own.finish()?.0)?);
+                let number: ArrayRef = Arc::new(UInt64Array::from(vec![file.number()]));
+                self.keep(&file);
+                self.put(
+                    &format!("{prefix}{FILE}"),
+                    &RecordBatch::try_from_iter([("file", number)]).map_err(arrow_error)?,
+                )
+            }
+            _ => {
+                self.sections
+                    .extend(own.sections.into_iter().map(|(name, content)| (format!("{prefix}{name}"), content)));
+                Ok(())
+            }
+        }
     }
 
     /// Adds a batch under `name`.
@@ -44,12 +89,12 @@ impl StateWriter {
         writer.write(batch).map_err(arrow_error)?;
         writer.finish().map_err(arrow_error)?;
         drop(writer);
-        self.sections.push((format!("{}{name}", self.prefix), bytes));
+        self.sections.push((name.to_owned(), bytes));
         Ok(())
     }
 
-    /// The bytes of all of it.
-    pub(crate) fn finish(self) -> Result<Vec<u8>, SqlError> {
+    /// The bytes of all of it, and the files they name.
+    pub(crate) fn finish(self) -> Result<(Vec<u8>, Vec<Arc<StateFile>>), SqlError> {
         let too_large = || SqlError::internal("too many sections of state");
         let mut bytes = Vec::with_capacity(self.sections.iter().map(|(_, content)| content.len() + 64).sum());
         bytes.extend_from_slice(MAGIC);
@@ -61,7 +106,7 @@ impl StateWriter {
             bytes.extend_from_slice(&(content.len() as u64).to_le_bytes());
             bytes.extend_from_slice(content);
         }
-        Ok(bytes)
+        Ok((bytes, self.files))
     }
 }
 
@@ -70,14 +115,15 @@ impl StateWriter {
 pub(crate) struct StateReader {
     sections: BTreeMap<String, Vec<u8>>,
     prefix: String,
+    store: Option<Arc<dyn StateStore>>,
 }
 
 impl StateReader {
-    /// Reads what [`StateWriter::finish`] wrote.
+    /// Reads what [`StateWriter::finish`] wrote, with files of `store`.
     ///
     /// # Errors
     /// `SE006` for other versions, `XX001` for bytes that are not saved state.
-    pub(crate) fn open(bytes: &[u8]) -> Result<Self, SqlError> {
+    pub(crate) fn open(bytes: &[u8], store: Option<&Arc<dyn StateStore>>) -> Result<Self, SqlError> {
         let mut rest = Bytes(bytes);
         if rest.take(4)? != MAGIC {
             return Err(damaged());
@@ -97,11 +143,45 @@ impl StateReader {
         if !rest.0.is_empty() {
             return Err(damaged());
         }
-        Ok(Self { sections, prefix: String::new() })
+        Ok(Self { sections, prefix: String::new(), store: store.cloned() })
+    }
+
+    /// Where its files are.
+    ///
+    /// # Errors
+    /// `XX000` when it was to have none.
+    pub(crate) fn store(&self) -> Result<&Arc<dyn StateStore>, SqlError> {
+        self.store.as_ref().ok_or_else(|| SqlError::internal("saved state names files, and there are none"))
+    }
+
+    /// Whether there is a batch under `name` that was not taken.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.sections.contains_key(&format!("{}{name}", self.prefix))
+    }
+
+    /// Gives `restore` what [`StateWriter::put_within`] put under `prefix`.
+    ///
+    /// # Errors
+    /// Those of `restore`, and as [`StateStore::read`].
+    pub(crate) fn take_within(
+        &mut self,
+        prefix: &str,
+        restore: impl FnOnce(&mut Self) -> Result<(), SqlError>,
+    ) -> Result<(), SqlError> {
+        self.scope(prefix);
+        if !self.has(FILE) {
+            return restore(self);
+        }
+        let number: UInt64Array = downcast(self.take(FILE)?.column(0))?;
+        let number = number.values().first().copied().ok_or_else(damaged)?;
+        let store = Arc::clone(self.store()?);
+        let mut own = Self::open(&StateFile::of(&store, number).read()?, Some(&store))?;
+        restore(&mut own)?;
+        own.finish()
     }
 
     /// Puts `prefix` before the names that follow.
-    pub(crate) fn scope(&mut self, prefix: impl Into<String>) {
+    fn scope(&mut self, prefix: impl Into<String>) {
         self.prefix = prefix.into();
     }
 
@@ -164,14 +244,13 @@ mod tests {
         let column: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
         let batch = RecordBatch::try_from_iter([("a", column)]).unwrap();
         let mut writer = StateWriter::default();
-        writer.scope("0.");
-        writer.put("x", &batch).unwrap();
-        writer.finish().unwrap()
+        writer.put_within("0.", |writer| writer.put("x", &batch)).unwrap();
+        writer.finish().unwrap().0
     }
 
     #[test]
     fn sections_come_back_by_name() {
-        let mut reader = StateReader::open(&saved()).unwrap();
+        let mut reader = StateReader::open(&saved(), None).unwrap();
         reader.scope("0.");
         assert_eq!(reader.take("x").unwrap().num_rows(), 3);
         reader.finish().unwrap();
@@ -179,18 +258,18 @@ mod tests {
 
     #[test]
     fn leftovers_missing_sections_and_other_versions_are_refused() {
-        assert_eq!(StateReader::open(&saved()).unwrap().finish().unwrap_err().sqlstate.code(), "SE006");
-        assert_eq!(StateReader::open(&saved()).unwrap().take("x").unwrap_err().sqlstate.code(), "SE006");
+        assert_eq!(StateReader::open(&saved(), None).unwrap().finish().unwrap_err().sqlstate.code(), "SE006");
+        assert_eq!(StateReader::open(&saved(), None).unwrap().take("x").unwrap_err().sqlstate.code(), "SE006");
         let mut other = saved();
         other[4] = 9;
-        assert_eq!(StateReader::open(&other).unwrap_err().sqlstate.code(), "SE006");
+        assert_eq!(StateReader::open(&other, None).unwrap_err().sqlstate.code(), "SE006");
     }
 
     #[test]
     fn damaged_bytes_are_an_error_at_every_length() {
         let bytes = saved();
         for length in 0..bytes.len() {
-            assert_eq!(StateReader::open(&bytes[..length]).unwrap_err().sqlstate.code(), "XX001");
+            assert_eq!(StateReader::open(&bytes[..length], None).unwrap_err().sqlstate.code(), "XX001");
         }
     }
 }

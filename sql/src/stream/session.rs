@@ -8,6 +8,7 @@ use super::call::{Call, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, with_weight};
 use super::expression::evaluate;
 use super::operator::{Operator, only};
+use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use super::slots::{Found, KeyBytes, KeyCodec};
 use crate::error::SqlError;
@@ -126,8 +127,7 @@ impl Sessions {
         bounds: SessionBounds,
     ) -> Result<Self, SqlError> {
         let Grouping { keys, calls, schema, .. } = grouping;
-        let types = columns.iter().zip(schema.fields()).filter(|(column, _)| matches!(column, SessionColumn::Key(_)));
-        let types: Vec<DataType> = types.map(|(_, field)| field.data_type().clone()).collect();
+        let types = key_types(&columns, &schema);
         Ok(Self {
             codec: KeyCodec::new(&types)?,
             keys,
@@ -402,6 +402,12 @@ fn changes(before: Delta, after: Delta, was: &[usize]) -> Result<Delta, SqlError
     concat(&[with_weight(before.take(&gone)?, -1), with_weight(after.take(&picked(is_new))?, 1)])
 }
 
+/// The types of the keys among grouping columns.
+fn key_types(columns: &[SessionColumn], schema: &SchemaRef) -> Vec<DataType> {
+    let keys = columns.iter().zip(schema.fields()).filter(|(column, _)| matches!(column, SessionColumn::Key(_)));
+    keys.map(|(_, field)| field.data_type().clone()).collect()
+}
+
 impl Operator for Sessions {
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         let output = self.take(&only(inputs)?)?;
@@ -409,9 +415,10 @@ impl Operator for Sessions {
         Ok(output)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         let live =
             self.sessions.iter().enumerate().filter_map(|(slot, session)| Some((slot as u32, session.as_ref()?)));
+        let live = live.filter(|(_, session)| part.has(&session.key));
         let (slots, sessions): (Vec<u32>, Vec<&Session>) = live.unzip();
         let number = |value: &dyn Fn(&Session) -> i64| -> ArrayRef {
             Arc::new(Int64Array::from_iter_values(sessions.iter().map(|session| value(session))))
@@ -425,7 +432,8 @@ impl Operator for Sessions {
         columns.extend(keys.into_iter().enumerate().map(|(at, key)| (format!("key{at}"), key)));
         let columns = columns.into_iter().map(|(name, column)| (name, column, true));
         state.put("sessions", &RecordBatch::try_from_iter_with_nullable(columns).map_err(arrow_error)?)?;
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![self.late_rows.value() as i64]));
+        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
+        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
         state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
         for (index, call) in self.calls.iter().enumerate() {
             call.save(&format!("call{index}"), &slots, state)?;
@@ -451,6 +459,39 @@ impl Operator for Sessions {
             call.restore(&format!("call{index}"), batch.num_rows(), state)?;
         }
         Ok(())
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        let types = key_types(&self.columns, &self.schema);
+        Ok(Some(Box::new(Self {
+            keys: self.keys.clone(),
+            time: Arc::clone(&self.time),
+            columns: self.columns.clone(),
+            bounds: self.bounds,
+            calls: self.calls.iter().map(Call::fresh).collect::<Result<_, _>>()?,
+            schema: Arc::clone(&self.schema),
+            codec: KeyCodec::new(&types)?,
+            sessions: Vec::new(),
+            free: Vec::new(),
+            open: HashMap::new(),
+            lasts: BTreeSet::new(),
+            key_bytes: 0,
+            late_rows: RowCount::ZERO,
+        })))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        let columns = self.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?)));
+        Ok(self.codec.encode(&columns.collect::<Result<Vec<_>, SqlError>>()?)?.hashes(delta.len()))
+    }
+
+    fn is_net(&self) -> bool {
+        true
+    }
+
+    fn due(&self) -> i64 {
+        let first = self.lasts.first();
+        first.map_or(i64::MAX, |(last, _)| last.saturating_add(self.bounds.open).saturating_add(1))
     }
 
     fn is_stateful(&self) -> bool {

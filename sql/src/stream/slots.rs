@@ -4,6 +4,7 @@
 //! per slot: columns of state indexed by it. Called once per step with the distinct keys of the step, not per row.
 
 use super::delta::arrow_error;
+use super::part::{Part, hash};
 use crate::error::SqlError;
 use arrow::array::ArrayRef;
 use arrow::row::{RowConverter, Rows, SortField};
@@ -21,6 +22,11 @@ pub(crate) enum KeyBytes {
 }
 
 impl KeyBytes {
+    /// The hashes of the keys of the first rows.
+    pub(crate) fn hashes(&self, rows: usize) -> Vec<u64> {
+        (0..rows).map(|row| hash(self.get(row))).collect()
+    }
+
     /// The bytes of one row's key.
     pub(crate) fn get(&self, row: usize) -> &[u8] {
         match self {
@@ -161,10 +167,16 @@ impl Slots {
         gone
     }
 
-    /// Slots in use, ascending.
-    pub(crate) fn live(&self) -> Vec<u32> {
-        let in_use = self.keys.iter().enumerate().filter(|(_, key)| key.is_some());
+    /// Slots in use by keys of `part`, ascending.
+    pub(crate) fn live(&self, part: Part) -> Vec<u32> {
+        let is_wanted = |key: &Option<Arc<[u8]>>| key.as_ref().is_some_and(|key| part.has(key));
+        let in_use = self.keys.iter().enumerate().filter(|(_, key)| is_wanted(key));
         in_use.map(|(slot, _)| slot as u32).collect()
+    }
+
+    /// The first time at which keys go with their window; `i64::MAX` for never.
+    pub(crate) fn due(&self) -> i64 {
+        self.windows.first_key_value().map_or(i64::MAX, |(end, _)| *end)
     }
 
     /// The key columns of `slots`, in their order.
@@ -217,8 +229,8 @@ mod tests {
         assert_eq!(slots.remove_until(10), vec![0]);
         assert_eq!(slots.find(bytes.get(0)), None);
         assert_eq!(slots.insert(bytes.get(2), Some(30)), Found { slot: 0, is_new: true });
-        assert_eq!(slots.live(), vec![0, 1]);
+        assert_eq!(slots.live(Part::WHOLE), vec![0, 1]);
         assert_eq!(slots.remove_until(100), vec![1, 0]);
-        assert_eq!(slots.live(), Vec::<u32>::new());
+        assert_eq!(slots.live(Part::WHOLE), Vec::<u32>::new());
     }
 }

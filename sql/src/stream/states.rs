@@ -31,6 +31,8 @@ pub(crate) enum StateColumn {
         data_type: DataType,
         /// The values.
         values: Vec<ScalarValue>,
+        /// Memory of them, about.
+        bytes: usize,
     },
 }
 
@@ -39,7 +41,7 @@ impl StateColumn {
     pub(crate) fn new(data_type: &DataType) -> Self {
         match data_type.primitive_width() {
             Some(width) => Self::Fixed { data_type: data_type.clone(), width, bytes: Vec::new(), valid: Vec::new() },
-            None => Self::Scalars { data_type: data_type.clone(), values: Vec::new() },
+            None => Self::Scalars { data_type: data_type.clone(), values: Vec::new(), bytes: 0 },
         }
     }
 
@@ -70,13 +72,15 @@ impl StateColumn {
                     valid[slot] = array.is_valid(row);
                 }
             }
-            Self::Scalars { data_type, values } => {
+            Self::Scalars { data_type, values, bytes } => {
                 let null = ScalarValue::try_from(&*data_type).map_err(sql_error)?;
+                *bytes += capacity.saturating_sub(values.len()) * null.size();
                 values.resize(capacity, null);
                 for (row, slot) in slots.iter().enumerate() {
                     let mut value = ScalarValue::try_from_array(array, row).map_err(sql_error)?;
                     value.compact();
-                    values[*slot as usize] = value;
+                    *bytes += value.size();
+                    *bytes -= std::mem::replace(&mut values[*slot as usize], value).size();
                 }
             }
         }
@@ -127,11 +131,12 @@ impl StateColumn {
                     }
                 }
             }
-            Self::Scalars { data_type, values } => {
+            Self::Scalars { data_type, values, bytes } => {
                 let Ok(null) = ScalarValue::try_from(&*data_type) else { return };
                 for slot in slots {
                     if let Some(value) = values.get_mut(*slot as usize) {
-                        *value = null.clone();
+                        *bytes += null.size();
+                        *bytes -= std::mem::replace(value, null.clone()).size();
                     }
                 }
             }
@@ -142,7 +147,7 @@ impl StateColumn {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Fixed { bytes, valid, .. } => bytes.capacity() + valid.capacity(),
-            Self::Scalars { values, .. } => values.iter().map(ScalarValue::size).sum(),
+            Self::Scalars { bytes, .. } => *bytes,
         }
     }
 }

@@ -38,6 +38,11 @@ impl Entry {
     pub(super) fn has_key(&self) -> bool {
         self.key.is_some()
     }
+
+    /// What tells its part: the join key.
+    pub(super) fn key(&self) -> &[u8] {
+        self.key.as_deref().unwrap_or_default()
+    }
 }
 
 /// The event that a row came with: of the step, counted since the operator was made, its input row and the time at it.
@@ -187,14 +192,30 @@ impl Store {
         gone
     }
 
+    /// The first time at which a row goes; `i64::MAX` for never.
+    pub(super) fn due(&self) -> i64 {
+        self.by_time.first_key_value().map_or(i64::MAX, |(expires, _)| *expires)
+    }
+
     /// Memory held, about.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Writes the rows, their times and counts as sections that start with `name`.
-    pub(super) fn save(&self, name: &str, codec: &RowCodec, state: &mut StateWriter) -> Result<(), SqlError> {
-        let entries: Vec<&Entry> = self.entries.iter().flatten().collect();
+    /// None of the same rows.
+    pub(super) fn fresh(&self) -> Self {
+        if self.by_row.is_some() { Self::of_going() } else { Self::of_staying() }
+    }
+
+    /// Writes the rows that are wanted, their times and counts as sections that start with `name`.
+    pub(super) fn save(
+        &self,
+        name: &str,
+        codec: &RowCodec,
+        state: &mut StateWriter,
+        is_wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<(), SqlError> {
+        let entries: Vec<&Entry> = self.rows().filter(|entry| is_wanted(entry)).collect();
         let column = |value: fn(&Entry) -> i64| -> ArrayRef {
             Arc::new(Int64Array::from_iter_values(entries.iter().map(|entry| value(entry))))
         };

@@ -9,6 +9,7 @@ use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Operator, only};
 use super::ordered::{Closing, RowOrder, insert_columns};
+use super::part::Part;
 use super::ranked::{ENTRY_BYTES, Numbered, Place, Ranked, Ranking};
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
@@ -224,8 +225,9 @@ impl Operator for TopN {
         self.output(&gone, &come, &input)
     }
 
-    fn save(&self, state: &mut StateWriter) -> Result<(), SqlError> {
-        let mut partitions: Vec<(&Arc<[u8]>, &Ranked)> = self.partitions.iter().collect();
+    fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
+        let mut partitions: Vec<(&Arc<[u8]>, &Ranked)> =
+            self.partitions.iter().filter(|(partition, _)| part.has(partition)).collect();
         partitions.sort_unstable_by_key(|(partition, _)| *partition);
         let rows: Vec<(&[u8], i64)> = partitions.into_iter().flat_map(|(_, ranked)| ranked.rows()).collect();
         let times: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, rowtime)| *rowtime)));
@@ -238,6 +240,34 @@ impl Operator for TopN {
         let rows = Delta::of_batch(state.take("rows")?);
         let rowtime = TimestampMicrosecondArray::new(times.values().clone(), None).with_timezone("UTC");
         self.take(&Delta { rowtime, ..rows }).map(drop)
+    }
+
+    fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
+        Ok(Some(Box::new(Self {
+            order: self.order.again()?,
+            ranking: self.ranking,
+            skip: self.skip,
+            first: self.first,
+            number: self.number,
+            rows: self.rows,
+            visible: self.visible,
+            schema: Arc::clone(&self.schema),
+            partitions: HashMap::new(),
+            closing: Closing::default(),
+            bytes: 0,
+        })))
+    }
+
+    fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
+        Ok(self.order.partitions(delta)?.hashes(delta.len()))
+    }
+
+    fn is_net(&self) -> bool {
+        true
+    }
+
+    fn due(&self) -> i64 {
+        self.closing.due()
     }
 
     fn is_stateful(&self) -> bool {

@@ -5,6 +5,7 @@
 
 mod errors;
 mod replay;
+mod state;
 mod task;
 
 use crate::engine::{Engine, Result, read_error};
@@ -102,6 +103,11 @@ pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
         tasks.entry(query.id).or_insert_with(|| spawn(engine, query));
     }
     engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
+    for shard in engine.replication().shards() {
+        if let Err(error) = shard.remove_state(|id| tasks.contains_key(&id)) {
+            tracing::warn!(%error, "files of queries that are gone could not be removed");
+        }
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Leaves out when that is wanted: after a restart, and when a step failed that had changed state. Reads only.
 
+use super::state::QueryFiles;
 use super::task::plan;
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::{Engine, Result};
@@ -23,6 +24,7 @@ pub(super) struct History {
     pub(super) engine: Arc<Engine>,
     pub(super) query: Arc<Query>,
     pub(super) shard: Arc<Shard>,
+    pub(super) files: Arc<QueryFiles>,
     pub(super) inputs: Inputs,
     /// Ends a search for events that cannot be taken.
     pub(super) stop: CancellationToken,
@@ -115,6 +117,7 @@ impl History {
         let gone = || SqlError::internal(format!("the progress of query \"{}\" is gone", self.query.name));
         let progress = self.shard.progress(self.query.id).ok_or_else(gone)?;
         let (_, _, mut pipeline) = plan(&self.engine, &self.query)?;
+        pipeline.set_store(Arc::<QueryFiles>::clone(&self.files));
         let Some(checkpoint) = &progress.checkpoint else { return Ok(pipeline) };
         let mut positions = self.restore(&mut pipeline, checkpoint)?;
         let mut known = skipped.clone();

@@ -5,6 +5,7 @@
 //! output, which is committed already. Leaves out operators (sql) and which queries run (`super`).
 
 use super::replay::{History, Skipped};
+use super::state::QueryFiles;
 use super::{Status, errors};
 use crate::engine::held::Held;
 use crate::engine::input::{Reader, Removed};
@@ -72,8 +73,10 @@ pub(super) struct QueryTask {
     /// Those that the last step left out of time.
     idle_before: HashSet<(usize, PartitionId)>,
     status: Arc<Mutex<Status>>,
-    /// Bytes of the operators' state.
+    /// Bytes of the operators' state in memory.
     held: Held,
+    /// Files of it.
+    files: Arc<QueryFiles>,
 }
 
 impl QueryTask {
@@ -91,7 +94,9 @@ impl QueryTask {
         let missing = |what| SqlError::internal(format!("the {what} of query \"{}\" is gone", query.name));
         let sink = Arc::clone(catalog.relation_by_id(query.sink).ok_or_else(|| missing("sink"))?);
         let shard = Arc::clone(engine.shard(sink.shard)?);
-        let (select, planned, pipeline) = plan(engine, query)?;
+        let (select, planned, mut pipeline) = plan(engine, query)?;
+        let files = Arc::new(QueryFiles::open(&shard, query)?);
+        pipeline.set_store(Arc::<QueryFiles>::clone(&files));
         let target = match &query.target {
             None => None,
             Some(columns) => Some(Target::new(&sink, columns, &planned, &select, &context(engine, query))?),
@@ -135,6 +140,7 @@ impl QueryTask {
             pipeline,
             status,
             held: engine.state_room.share(),
+            files,
         };
         match &progress.checkpoint {
             Some(checkpoint) => task.replay(checkpoint, &progress, stop).await?,
@@ -183,6 +189,7 @@ impl QueryTask {
         stop: &CancellationToken,
     ) -> Result<()> {
         let history = self.history();
+        self.pipeline.keep_within(self.held.fair())?;
         self.positions = history.restore(&mut self.pipeline, checkpoint)?;
         self.step = checkpoint.step;
         self.checkpoint_step = checkpoint.step;
@@ -284,8 +291,8 @@ impl QueryTask {
     /// What a replay of its steps reads.
     fn history(&self) -> History {
         let (engine, query) = (Arc::clone(&self.engine), Arc::clone(&self.query));
-        let (shard, stop) = (Arc::clone(&self.shard), self.stop.clone());
-        History { engine, query, shard, inputs: self.inputs.clone(), stop }
+        let (shard, files, stop) = (Arc::clone(&self.shard), Arc::clone(&self.files), self.stop.clone());
+        History { engine, query, shard, files, inputs: self.inputs.clone(), stop }
     }
 
     /// What is written of events that were left out.
@@ -361,14 +368,18 @@ impl QueryTask {
 
     /// Commits the operators' state.
     async fn save(&mut self) -> Result<()> {
+        let saved = self.pipeline.save()?;
         let checkpoint = Checkpoint {
             query: self.query.id,
             step: self.step,
             positions: self.inputs.flat(&self.positions).into_iter().collect(),
             fingerprint: self.pipeline.fingerprint(),
-            state: self.pipeline.save()?.into(),
+            state: saved.bytes.into(),
+            files: saved.files.clone(),
         };
+        self.files.save(&saved.files)?;
         self.shard.checkpoint(checkpoint).await.map_err(replication_error)?;
+        self.files.name(&saved.files);
         self.checkpoint_step = self.step;
         self.checkpoint_at = env::instant();
         self.skipped.clear();
@@ -406,11 +417,12 @@ impl QueryTask {
         self.shown_at = Some(now);
     }
 
-    /// Counts its state.
+    /// Counts its state, and has what memory has no room for go to disk.
     ///
     /// # Errors
-    /// 53200 when the state of all tables and queries takes too much memory.
+    /// 53200 when the state of all tables and queries takes too much memory all the same, 53100 when the disk is full.
     fn report_state(&mut self) -> Result<()> {
+        self.pipeline.keep_within(self.held.fair())?;
         let bytes = self.pipeline.state_bytes();
         self.reported_at = env::instant();
         self.state_bytes = bytes;
@@ -419,8 +431,7 @@ impl QueryTask {
             self.show();
         }
         let before = self.held.bytes();
-        // The last checkpoint of it is in memory too.
-        self.held.put(bytes.plus(bytes));
+        self.held.put(ByteSize::new(bytes.value() - self.pipeline.spilled_bytes().value()));
         if self.held.bytes() <= before || !self.held.is_over() {
             return Ok(());
         }

@@ -13,6 +13,7 @@
 //! | 2 step | `query u64, step u64, now i64, input u64, late u64`, positions, idle, parts |
 //! | 28 step that left events out | as 2, with `skipped u64` after `late` |
 //! | 3 checkpoint | `query u64, step u64`, positions, `fingerprint bytes, state bytes` |
+//! | 29 checkpoint with files | as 3, then `count u32` of `file u64` |
 //! | 20 conditional append | `now i64`, claims, parts, guards, `stage u64` |
 //! | 21 stage | `stage u64`, parts |
 //! | 22 abort | `stage u64` |
@@ -100,6 +101,7 @@ pub(super) fn encode(operations: &Operations) -> Result<Bytes, String> {
 
 /// The kind of a step that left events out.
 const STEP_SKIPPING: u8 = 28;
+const CHECKPOINT_FILES: u8 = 29;
 
 /// Whether the payload of an entry replaces segments.
 pub(super) fn is_rewrite(bytes: &[u8]) -> bool {
@@ -185,8 +187,11 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
             encode_parts(encoder, &step.outputs);
         }
         Write::Checkpoint(checkpoint) => {
-            encoder.u8(3);
+            encoder.u8(if checkpoint.files.is_empty() { 3 } else { CHECKPOINT_FILES });
             encode_checkpoint(encoder, checkpoint);
+            if !checkpoint.files.is_empty() {
+                encode_files(encoder, &checkpoint.files);
+            }
         }
     }
 }
@@ -259,6 +264,10 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
             outputs: decode_parts(decoder)?,
         })),
         3 => Ok(Write::Checkpoint(decode_checkpoint(decoder)?)),
+        CHECKPOINT_FILES => {
+            let checkpoint = decode_checkpoint(decoder)?;
+            Ok(Write::Checkpoint(Checkpoint { files: decode_files(decoder)?, ..checkpoint }))
+        }
         kind => Err(DecodeError::Kind(kind)),
     }
 }
@@ -374,6 +383,18 @@ pub(crate) fn encode_checkpoint(encoder: &mut Encoder, checkpoint: &Checkpoint) 
     encoder.bytes(&checkpoint.state);
 }
 
+/// The files that a checkpoint names.
+pub(crate) fn encode_files(encoder: &mut Encoder, files: &[u64]) {
+    encoder.count(files.len());
+    files.iter().for_each(|file| encoder.u64(*file));
+}
+
+/// The reverse of [`encode_files`].
+pub(crate) fn decode_files(decoder: &mut Decoder) -> Result<Vec<u64>, DecodeError> {
+    let count = decoder.count(8)?;
+    (0..count).map(|_| decoder.u64()).collect()
+}
+
 pub(crate) fn decode_checkpoint(decoder: &mut Decoder) -> Result<Checkpoint, DecodeError> {
     Ok(Checkpoint {
         query: QueryId::new(decoder.u64()?),
@@ -381,6 +402,7 @@ pub(crate) fn decode_checkpoint(decoder: &mut Decoder) -> Result<Checkpoint, Dec
         positions: decode_position_map(decoder)?,
         fingerprint: decoder.text()?,
         state: decoder.bytes()?,
+        files: Vec::new(),
     })
 }
 

@@ -66,7 +66,9 @@ fn writes() -> Writes {
         positions: BTreeMap::from([((position.0, position.1), position.2)]),
         fingerprint: "f".to_owned(),
         state: Bytes::from_static(b"\0state"),
+        files: Vec::new(),
     };
+    let with_files = Checkpoint { files: vec![3, 9], ..checkpoint.clone() };
     Writes {
         // A slice, as the second: only its own rows may be in the log.
         batches: vec![batch(rows.clone()), batch(rows.slice(1, 2))],
@@ -75,6 +77,7 @@ fn writes() -> Writes {
             Write::Step(step),
             Write::Step(skipping),
             Write::Checkpoint(checkpoint),
+            Write::Checkpoint(with_files),
             append(Vec::new()),
             Write::Append(AppendWrite {
                 parts: vec![Part { batch: 1, rows: RowCount::ZERO }, Part { batch: 0, rows: RowCount::ZERO }],

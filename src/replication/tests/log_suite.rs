@@ -124,6 +124,7 @@ async fn entries_without_room_wait_and_go_in_order() {
                 positions: Default::default(),
                 fingerprint: String::new(),
                 state: vec![7; 100_000].into(),
+                files: Vec::new(),
             })],
         }));
         let payload = EntryPayload::Normal(data.expect("encodes"));

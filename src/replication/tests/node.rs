@@ -222,6 +222,7 @@ async fn steps_and_checkpoints_survive_restarts_and_seals() {
         positions: BTreeMap::from([((TOPIC, PartitionId::new(0)), Offset::new(6))]),
         fingerprint: "pipeline".to_owned(),
         state: Bytes::from_static(b"state"),
+        files: Vec::new(),
     };
     shard(&node).checkpoint(checkpoint.clone()).await.expect("newer");
     shard(&node).checkpoint(checkpoint.clone()).await.expect_err("not newer");
@@ -290,6 +291,7 @@ fn checkpoint_at(number: u64, position: u64) -> Checkpoint {
         positions: [(0, position), (1, 200)].map(|(id, at)| ((TOPIC, PartitionId::new(id)), Offset::new(at))).into(),
         fingerprint: "f".to_owned(),
         state: Bytes::new(),
+        files: Vec::new(),
     }
 }
 

@@ -78,6 +78,7 @@ async fn a_query_that_would_read_rows_again_keeps_them_from_compaction() {
         positions: [((position.0, position.1), position.2)].into(),
         fingerprint: String::new(),
         state: bytes::Bytes::new(),
+        files: Vec::new(),
     };
     shard(&node).checkpoint(checkpoint).await.expect("kept");
     let now = Timestamp::from_micros(0);

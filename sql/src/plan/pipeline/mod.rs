@@ -117,7 +117,7 @@ impl Planner<'_> {
         self.resolve(&mut edge);
         let mut nodes = std::mem::take(&mut self.nodes);
         nodes.iter_mut().flat_map(|node| &mut node.inputs).for_each(|edge| self.resolve(edge));
-        Ok(Pipeline::new(Parts {
+        Pipeline::new(Parts {
             sources: self.readers()?,
             time: self.time(),
             nodes,
@@ -128,7 +128,7 @@ impl Planner<'_> {
             steps: if self.query.emission == Emission::EveryChange { Steps::Each } else { Steps::Whole },
             is_unbounded: self.is_unbounded,
             waits_for_time: is_final || self.is_timed,
-        }))
+        })
     }
 
     /// Rows that come when they cannot change any more.

@@ -33,9 +33,9 @@ fn another_filter_or_projection_around_the_same_state_fits() {
         ("SELECT iata, name FROM airports", "SELECT iata, upper(name) AS name FROM airports"),
         ("SELECT iata FROM airports WHERE name > 'a'", "SELECT iata FROM airports WHERE name > 'b'"),
     ] {
-        let (old, mut taking) = (pipeline(old), pipeline(new));
+        let (mut old, mut taking) = (pipeline(old), pipeline(new));
         taking.check_follows(&old).unwrap_or_else(|reason| panic!("{new}: {reason}"));
-        taking.take_over(&old.save().unwrap()).unwrap_or_else(|error| panic!("{new}: {error}"));
+        taking.take_over(&old.save().unwrap().bytes).unwrap_or_else(|error| panic!("{new}: {error}"));
         assert_ne!(old.fingerprint(), taking.fingerprint(), "{new}");
     }
 }
@@ -108,9 +108,9 @@ fn state_of_every_operator_is_taken_over_by_its_like() {
         "SELECT id, tag FROM flights, unnest(tags) AS tag",
         "SELECT n, count(*) AS c FROM (SELECT origin, count(*) AS n FROM flights GROUP BY origin) q GROUP BY n",
     ] {
-        let (old, mut taking) = (pipeline(sql), pipeline(sql));
+        let (mut old, mut taking) = (pipeline(sql), pipeline(sql));
         taking.check_follows(&old).unwrap_or_else(|reason| panic!("{sql}: {reason}"));
-        taking.take_over(&old.save().unwrap()).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        taking.take_over(&old.save().unwrap().bytes).unwrap_or_else(|error| panic!("{sql}: {error}"));
         assert_eq!(taking.save().unwrap(), old.save().unwrap(), "{sql}");
     }
 }

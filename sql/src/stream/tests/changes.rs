@@ -156,6 +156,6 @@ fn state_of_another_query_is_refused() {
     let mut second = first.clone();
     second.having = Some("c > 1");
     assert_ne!(first.pipeline().unwrap().fingerprint(), second.pipeline().unwrap().fingerprint());
-    let saved = second.pipeline().unwrap().save().unwrap();
+    let saved = second.pipeline().unwrap().save().unwrap().bytes;
     assert_eq!(first.pipeline().unwrap().restore(&saved).unwrap_err().sqlstate.code(), "SE006");
 }

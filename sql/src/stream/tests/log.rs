@@ -1,7 +1,7 @@
 //! A log of events of several relations, and the two ways to run a query over it: once over all of it, and continuously
 //! in steps with restarts. Both give the rows as PostgreSQL shows them, so that they can be compared.
 
-use super::Random;
+use super::{Files, Random};
 use crate::dialect::{Select, Statement};
 use crate::error::SqlError;
 use crate::exec::execute;
@@ -17,7 +17,7 @@ use arrow::compute::take_record_batch;
 use arrow::datatypes::{Field, Schema as ArrowSchema, SchemaRef};
 use futures::StreamExt;
 use millstream_catalog::command::Command;
-use millstream_catalog::model::{Name, Offset, PartitionId, ShardId, Timestamp, TopicId};
+use millstream_catalog::model::{ByteSize, Name, Offset, PartitionId, ShardId, Timestamp, TopicId};
 use millstream_catalog::{
     Column, QueryOptions, Relation, RelationKind, Schema, Snapshot, SqlType, State, TopicOptions, apply,
 };
@@ -335,15 +335,34 @@ pub(super) fn continuous(
     context: &PlanContext,
     sql: &str,
     log: &Log,
+    cuts: impl Iterator<Item = Cut>,
+) -> Result<(Vec<Vec<String>>, u64), SqlError> {
+    continuous_in(context, sql, log, cuts, None)
+}
+
+/// The same, with state in parts, most of which are in `files`.
+pub(super) fn continuous_in(
+    context: &PlanContext,
+    sql: &str,
+    log: &Log,
     mut cuts: impl Iterator<Item = Cut>,
+    files: Option<&Arc<Files>>,
 ) -> Result<(Vec<Vec<String>>, u64), SqlError> {
     let plan = plan_continuous(context, &parse(sql)?, &QueryOptions::default())?;
-    let mut pipeline = Pipeline::plan(&plan)?;
+    let make = || {
+        let mut pipeline = Pipeline::plan(&plan)?;
+        if let Some(files) = files {
+            pipeline.set_store(Arc::<Files>::clone(files));
+        }
+        Ok::<_, SqlError>(pipeline)
+    };
+    let mut pipeline = make()?;
     let sources = log.sources(&plan);
     let (mut kept, mut late, mut start, mut next) = (Kept::default(), 0, 0, vec![0; log.relations.len()]);
     loop {
         let (count, is_restart) = cuts.next().unwrap_or((log.order.len(), false));
         let count = count.min(log.order.len() - start);
+        pipeline.keep_within(ByteSize::new([0, 0, 4_000, 100_000][start % 4]))?;
         let batches = log.batches(start..start + count, &sources, &mut next, &pipeline);
         let output = pipeline.step(&StepInput { batches, idle: &[], now: Timestamp::from_micros(7) })?;
         late += output.late_rows.value();
@@ -352,8 +371,9 @@ pub(super) fn continuous(
         }
         if is_restart {
             let saved = pipeline.save().unwrap();
-            pipeline = Pipeline::plan(&plan)?;
-            pipeline.restore(&saved).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+            let mut restored = make()?;
+            restored.restore(&saved.bytes).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+            pipeline = restored;
         }
         start += count;
         if start == log.order.len() {
@@ -380,6 +400,8 @@ pub(super) async fn difference(
     let context = log.context();
     let expected = bounded(&context, sql.trim_end_matches("EMIT FINAL")).await;
     let found = continuous(&context, sql, log, cuts(random, 40));
+    let files = Arc::new(Files::default());
+    let parted = continuous_in(&context, sql, log, cuts(random, 40), Some(&files));
     let (Ok((mut found, late)), Ok(mut expected)) = (found.clone(), expected.clone()) else {
         let (found, expected) = (found.err(), expected.err());
         return Some(format!("{sql}\n continuously {found:?}\n bounded {expected:?}"));
@@ -388,6 +410,20 @@ pub(super) async fn difference(
     found.retain(&is_near);
     expected.sort();
     found.sort();
+    match parted {
+        Err(error) => return Some(format!("{sql}\n in parts {error:?}")),
+        Ok((mut rows, _)) => {
+            rows.retain(&is_near);
+            rows.sort();
+            if rows != expected && found == expected {
+                let first = rows.iter().zip(&expected).find(|(found, expected)| found != expected);
+                return Some(format!("{sql}\n in parts {} rows, expected {}; {first:?}", rows.len(), expected.len()));
+            }
+        }
+    }
+    if files.count() > 0 {
+        return Some(format!("{sql}\n {} files of state are left", files.count()));
+    }
     if found == expected && late == 0 {
         return None;
     }

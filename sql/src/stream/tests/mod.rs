@@ -17,7 +17,7 @@ use crate::dialect::ast::{Position, WindowKind};
 use crate::exec::session::optimize_continuous;
 use crate::exec::table::RelationTable;
 use crate::plan::{ContinuousPlan, Emission, ResultColumn, WindowSpec};
-use crate::stream::{InputBatch, Pipeline, StepInput, StepOutput};
+use crate::stream::{InputBatch, Pipeline, StateStore, StepInput, StepOutput};
 use crate::{SqlError, function};
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
@@ -29,7 +29,9 @@ use datafusion::optimizer::Analyzer;
 use datafusion::prelude::SessionContext;
 use millstream_catalog::model::{Name, Offset, PartitionId, ShardId, Span, Timestamp, TopicId};
 use millstream_catalog::{Column, Relation, RelationKind, Schema, SqlType, TopicOptions};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// One second, in microseconds.
 pub(super) const S: i64 = 1_000_000;
@@ -206,6 +208,47 @@ fn expression(text: &str, plan: &LogicalPlanBuilder) -> Expr {
     SessionContext::new().parse_sql_expr(text, plan.schema()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
+/// Files of state, in memory.
+#[derive(Debug, Default)]
+pub(super) struct Files(Mutex<BTreeMap<u64, (Vec<u8>, u32)>>, AtomicU64);
+
+impl Files {
+    /// How many are held.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    /// How many were written.
+    pub(super) fn written(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
+    }
+}
+
+impl StateStore for Files {
+    fn write(&self, bytes: &[u8]) -> Result<u64, SqlError> {
+        let number = self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().unwrap().insert(number, (bytes.to_vec(), 1));
+        Ok(number)
+    }
+
+    fn read(&self, file: u64) -> Result<Vec<u8>, SqlError> {
+        Ok(self.0.lock().unwrap()[&file].0.clone())
+    }
+
+    fn hold(&self, file: u64) {
+        self.0.lock().unwrap().get_mut(&file).unwrap().1 += 1;
+    }
+
+    fn release(&self, file: u64) {
+        let mut files = self.0.lock().unwrap();
+        let held = &mut files.get_mut(&file).unwrap().1;
+        *held -= 1;
+        if *held == 0 {
+            files.remove(&file);
+        }
+    }
+}
+
 /// A pipeline under test, and the next offset of each partition.
 pub(super) struct Run {
     pub(super) pipeline: Pipeline,
@@ -250,7 +293,7 @@ impl Run {
         let saved = self.pipeline.save().unwrap();
         let mut pipeline = self.query.pipeline().unwrap();
         assert_eq!(pipeline.fingerprint(), self.pipeline.fingerprint());
-        pipeline.restore(&saved).unwrap();
+        pipeline.restore(&saved.bytes).unwrap();
         assert_eq!(pipeline.save().unwrap(), saved, "restored state saves as it was");
         self.pipeline = pipeline;
     }

@@ -375,7 +375,7 @@ fn rows_of_closed_windows_are_let_go() {
             if at % 100 == 7 {
                 let saved = pipeline.save().unwrap();
                 pipeline = Pipeline::plan(&plan).unwrap();
-                pipeline.restore(&saved).unwrap();
+                pipeline.restore(&saved.bytes).unwrap();
             }
         }
         assert!(state_max[1] < state_max[0] * 3 / 2, "{sql}: {state_max:?}");

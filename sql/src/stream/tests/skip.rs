@@ -40,7 +40,7 @@ impl<'a> Skipper<'a> {
             batch: self.batch.slice(start, count).project(self.pipeline.projection(0)).unwrap(),
         };
         let input = StepInput { batches: vec![input], idle: &[], now: Timestamp::from_micros(7) };
-        let saved = self.pipeline.save()?;
+        let saved = self.pipeline.save()?.bytes;
         let again = || {
             let mut pipeline = (self.make)();
             pipeline.restore(&saved)?;

@@ -12,8 +12,8 @@ mod scalar;
 mod schema;
 mod shrink;
 
-use super::Random;
-use super::log::{Cut, Log, LogEvent, bounded, continuous, looks_up};
+use super::log::{Cut, Log, LogEvent, bounded, continuous, continuous_in, looks_up};
+use super::{Files, Random};
 use crate::error::SqlError;
 use ast::Query;
 use grammar::Grammar;
@@ -142,10 +142,12 @@ impl Case {
         let runs = catch_unwind(AssertUnwindSafe(|| {
             let log = self.log(|_| true);
             let found = continuous(&log.context(), &self.sql(), &log, self.cuts().into_iter());
+            let files = Arc::new(Files::default());
+            let parted = continuous_in(&log.context(), &self.sql(), &log, self.cuts().into_iter(), Some(&files));
             let late = self.late();
             let context = self.log(|at| !late[at]).context();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            (found, runtime.block_on(bounded(&context, &self.query.to_string())))
+            (found, parted, runtime.block_on(bounded(&context, &self.query.to_string())))
         }));
         match runs {
             Err(panic) => {
@@ -154,11 +156,15 @@ impl Case {
                     text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default(),
                 )
             }
-            Ok((Ok((mut found, late)), Ok(mut expected))) => {
+            Ok((Ok((mut found, late)), parted, Ok(mut expected))) => {
                 spoil(&mut found);
                 found.sort();
                 expected.sort();
-                match difference(&found, &expected) {
+                let in_parts = match parted {
+                    Ok((rows, _)) => difference(&rows, &expected),
+                    Err(error) => Some(format!("{error:?}")),
+                };
+                match difference(&found, &expected).or(in_parts.map(|text| format!("in parts: {text}"))) {
                     // Without rows on one side, a join of derived rows may turn out to be one of a stream and a table.
                     Some(_) if !self.is_table_first && looks_up(&self.log(|_| true).context(), &self.sql()) => {
                         Outcome::Refused("a table that changes is looked up".to_owned())
@@ -168,7 +174,7 @@ impl Case {
                     None => Outcome::Same,
                 }
             }
-            Ok((found, expected)) => failed(found.err(), expected.err()),
+            Ok((found, _, expected)) => failed(found.err(), expected.err()),
         }
     }
 }

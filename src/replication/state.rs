@@ -1,0 +1,63 @@
+//! The state of continuous queries: their checkpoints, and the files of this node that those name.
+//!
+//! A checkpoint is an entry of the log; much state is in files beside the segments, which are durable before the entry is
+//! written. Leaves out what the state is (`sql`) and when it is saved (engine). After a crash the files that the last
+//! committed checkpoint names are there.
+
+use super::error::ReplicationError;
+use super::flow::Request;
+use super::shard::{CHANGE_BYTES, Shard};
+use super::types::Checkpoint;
+use crate::replication::entry::Change;
+use crate::storage::{StateFiles, StorageError};
+use millstream_catalog::model::limit::STATEMENT_ROWS_BYTES_MAX;
+use millstream_catalog::model::{ByteSize, QueryId};
+
+impl Shard {
+    /// Keeps the state of a query's operators, and drops the steps it covers. Its files were saved
+    /// ([`StateFiles::save`]); once this is done, they are to be named ([`StateFiles::name`]).
+    ///
+    /// # Errors
+    /// [`ReplicationError::StaleCheckpoint`] when it is not newer than the last.
+    pub async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<(), ReplicationError> {
+        let bytes = ByteSize::of(checkpoint.state.len() + 8 * checkpoint.files.len());
+        if bytes > STATEMENT_ROWS_BYTES_MAX {
+            return Err(ReplicationError::TooLarge { bytes, limit: STATEMENT_ROWS_BYTES_MAX });
+        }
+        self.core.submit(Request::Checkpoint(checkpoint), bytes.as_usize() + CHANGE_BYTES).await.map(|_| ())
+    }
+
+    /// Forgets the checkpoint of a query that will not run again, so that it holds back no events.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn end_query(&self, query: QueryId) -> Result<(), ReplicationError> {
+        self.core.change(Change::EndQuery(query)).await.map(|_| ())
+    }
+
+    /// The files of a query's state. Those that its last checkpoint does not name are removed, so nobody else may use them.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn state_files(&self, query: QueryId) -> Result<StateFiles, StorageError> {
+        let checkpoint = self.progress(query).and_then(|progress| progress.checkpoint.clone());
+        let named = checkpoint.map_or_else(Vec::new, |checkpoint| checkpoint.files);
+        StateFiles::open(self.core.disk(), self.core.dir(), query.value(), &named)
+    }
+
+    /// Removes the files of queries that have no checkpoint and of which `is_busy` says that nobody uses them.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove_state(&self, is_busy: impl Fn(QueryId) -> bool) -> Result<(), StorageError> {
+        let disk = self.core.disk();
+        for query in StateFiles::queries(&*disk, self.core.dir())? {
+            let id = QueryId::new(query);
+            let has_checkpoint = self.progress(id).is_some_and(|progress| progress.checkpoint.is_some());
+            if !has_checkpoint && !is_busy(id) {
+                StateFiles::remove(&*disk, self.core.dir(), query)?;
+            }
+        }
+        Ok(())
+    }
+}
