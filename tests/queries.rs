@@ -209,3 +209,83 @@ async fn skipped_events_are_kept_once() {
     drop(client);
     server.kill();
 }
+
+/// Groups, pairs and first rows that need more memory than there is, the server killed while it takes them: parts of the state
+/// are in files, and the results are those of the SELECT run once.
+#[tokio::test]
+async fn state_beyond_its_memory_is_on_disk_and_survives_kills() {
+    const KEYS: u64 = 120_000;
+    const QUERIES: [(&str, &str, &str); 3] = [
+        ("sums", "SELECT k, t, count(*) AS c, sum(v) AS z FROM e GROUP BY k, t", "k, t, c, z"),
+        ("pairs", "SELECT e.k, e.v, f.t FROM e JOIN f ON e.k = f.k", "k, v, t"),
+        (
+            "firsts",
+            "SELECT k, v FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC) AS n FROM e) q WHERE n = 1",
+            "k, v",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let small = || Process::start_with(dir.path(), &["--memory", "512MB"]);
+    let mut server = small();
+    let mut client = connect(server.address).await;
+    for name in ["e", "f"] {
+        rows(&client, &format!("CREATE STREAM {name} (k bigint, t text, v bigint)")).await;
+    }
+    for (name, select, _) in QUERIES {
+        let kind = if name == "pairs" { "STREAM" } else { "TABLE" };
+        rows(&client, &format!("CREATE {kind} {name} AS {select} EMIT CHANGES")).await;
+    }
+    for round in 0..3 {
+        for (stream, every) in [("e", 1), ("f", 3)] {
+            let sql = format!(
+                "INSERT INTO {stream} SELECT n * 7919 % {KEYS}, repeat('text ', 12) || (n * 7919 % {KEYS}), n
+                 FROM generate_series({}::bigint, {}::bigint) AS g(n) WHERE n % {every} = 0",
+                round * KEYS + 1,
+                (round + 1) * KEYS
+            );
+            rows(&client, &sql).await;
+        }
+        if round == 1 {
+            rows(&client, "FLUSH").await;
+            let shown = rows(&client, "EXPLAIN QUERY sums").await.concat().into_iter().flatten();
+            let shown = shown.collect::<Vec<_>>().join("\n");
+            assert!(shown.contains("on disk"), "{shown}");
+        }
+        // In the middle of taking them.
+        drop(client);
+        server.kill();
+        server = small();
+        client = connect(server.address).await;
+    }
+    rows(&client, "FLUSH").await;
+    let failed = rows(&client, "SELECT name, state, error FROM millstream.queries WHERE error IS NOT NULL").await;
+    assert_eq!(failed, Vec::<Vec<Option<String>>>::new());
+    drop(client);
+    server.kill();
+    // To read the whole of a table takes memory.
+    let server = Process::start_with(dir.path(), &["--memory", "4GB"]);
+    let client = connect(server.address).await;
+    rows(&client, "FLUSH").await;
+    for (name, select, columns) in QUERIES {
+        let sum = |of: &str| format!("SELECT count(*), sum(k) FROM {of}");
+        let (found, expected) =
+            (rows(&client, &sum(name)).await, rows(&client, &sum(&format!("({select}) once"))).await);
+        assert_eq!(found, expected, "{name}");
+        let differing = format!(
+            "SELECT count(*) FROM (SELECT {columns} FROM {name} EXCEPT SELECT {columns} FROM ({select}) once) q"
+        );
+        assert_eq!(rows(&client, &differing).await, [[Some("0".to_owned())]], "{name}");
+    }
+    let files = || {
+        let state = dir.path().join("shards/1/state");
+        std::fs::read_dir(state).unwrap().flatten().flat_map(|dir| std::fs::read_dir(dir.path()).unwrap()).count()
+    };
+    assert!(files() > 0);
+    for (name, ..) in QUERIES {
+        let kind = if name == "pairs" { "STREAM" } else { "TABLE" };
+        rows(&client, &format!("DROP {kind} {name}")).await;
+    }
+    assert_eq!(files(), 0, "files of queries that are gone");
+    drop(client);
+    server.kill();
+}

@@ -9,26 +9,41 @@ use millstream_catalog::model::{ByteSize, SqlState};
 use millstream_sql::SqlError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
 
 /// What all of a node may hold of one kind.
 #[derive(Debug, Clone)]
 pub(crate) struct HoldingRoom {
     used: Arc<AtomicU64>,
-    /// Shares of it.
-    shares: Arc<AtomicU64>,
+    /// Of that, what those hold that can do with less, and how many they are.
+    yielding: Arc<AtomicU64>,
+    yielders: Arc<AtomicU64>,
+    /// Told when somebody wants what others have too much.
+    wanted: Arc<Notify>,
     bytes_max: ByteSize,
 }
 
 impl HoldingRoom {
     /// Room for `bytes_max`.
     pub(crate) fn new(bytes_max: ByteSize) -> Self {
-        Self { used: Arc::default(), shares: Arc::default(), bytes_max }
+        Self {
+            used: Arc::default(),
+            yielding: Arc::default(),
+            yielders: Arc::default(),
+            wanted: Arc::default(),
+            bytes_max,
+        }
     }
 
     /// A share of nothing, to be grown.
     pub(crate) fn share(&self) -> Held {
-        self.shares.fetch_add(1, Ordering::Relaxed);
-        Held { room: self.clone(), bytes: 0 }
+        Held { room: self.clone(), bytes: 0, yields: false }
+    }
+
+    /// A share of one that can do with less than it holds: it keeps to [`Held::fair`].
+    pub(crate) fn yielding_share(&self) -> Held {
+        self.yielders.fetch_add(1, Ordering::Relaxed);
+        Held { room: self.clone(), bytes: 0, yields: true }
     }
 
     /// Bytes held.
@@ -47,6 +62,7 @@ impl HoldingRoom {
 pub(crate) struct Held {
     room: HoldingRoom,
     bytes: u64,
+    yields: bool,
 }
 
 impl Held {
@@ -62,7 +78,13 @@ impl Held {
         }
         let grown = |used: u64| used.checked_add(more).filter(|sum| *sum <= most);
         let taken = self.room.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
-        taken.map_err(|_| full(self.room.bytes_max))?;
+        taken.map_err(|_| {
+            self.want();
+            full(self.room.bytes_max)
+        })?;
+        if self.yields {
+            self.room.yielding.fetch_add(more, Ordering::Relaxed);
+        }
         self.bytes = bytes.value();
         Ok(())
     }
@@ -73,10 +95,12 @@ impl Held {
         let bytes = bytes.value();
         let before = std::mem::replace(&mut self.bytes, bytes);
         // Only the difference: others must not see more than there is, not for a moment.
-        match bytes.checked_sub(before) {
-            Some(more) => self.room.used.fetch_add(more, Ordering::Relaxed),
-            None => self.room.used.fetch_sub(before - bytes, Ordering::Relaxed),
-        };
+        for counter in [Some(&self.room.used), self.yields.then_some(&self.room.yielding)].into_iter().flatten() {
+            match bytes.checked_sub(before) {
+                Some(more) => counter.fetch_add(more, Ordering::Relaxed),
+                None => counter.fetch_sub(before - bytes, Ordering::Relaxed),
+            };
+        }
     }
 
     /// As [`Held::put`], of a part of it that took `before` bytes and takes `after` now.
@@ -99,13 +123,24 @@ impl Held {
         self.bytes >= self.room.free().saturating_add(self.bytes) / 4
     }
 
-    /// How much this one should hold at most, if it has a choice: what the others leave, and of a full room an equal part.
-    /// An eighth of the room stays free for those that have none.
+    /// How much one that yields should hold at most: of what those leave that do not, all but what the others that do have
+    /// taken, or an equal part if that is more. An eighth of the room stays free for those that do not.
     pub(crate) fn fair(&self) -> ByteSize {
-        let most = self.room.bytes_max.value() / 8 * 7;
-        let equal = most / self.room.shares.load(Ordering::Relaxed).max(1);
-        let others = self.room.used().value().saturating_sub(self.bytes);
-        ByteSize::new(equal.max(most.saturating_sub(others)))
+        let yielding = self.room.yielding.load(Ordering::Relaxed);
+        let fixed = self.room.used().value().saturating_sub(yielding);
+        let most = (self.room.bytes_max.value() / 8 * 7).saturating_sub(fixed);
+        let equal = most / self.room.yielders.load(Ordering::Relaxed).max(1);
+        ByteSize::new(equal.max(most.saturating_sub(yielding.saturating_sub(self.bytes))))
+    }
+
+    /// Asks those who have a choice for what they hold above [`Held::fair`].
+    pub(crate) fn want(&self) {
+        self.room.wanted.notify_waiters();
+    }
+
+    /// Told when others ask for it.
+    pub(crate) fn wanted(&self) -> Arc<Notify> {
+        Arc::clone(&self.room.wanted)
     }
 
     /// Whether all together hold too much.
@@ -117,7 +152,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.put(ByteSize::ZERO);
-        self.room.shares.fetch_sub(1, Ordering::Relaxed);
+        if self.yields {
+            self.room.yielders.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -151,13 +188,20 @@ mod tests {
     }
 
     #[test]
-    fn of_a_full_room_each_has_an_equal_part() {
+    fn of_what_is_left_each_that_yields_has_an_equal_part() {
         let room = HoldingRoom::new(ByteSize::new(800));
-        let (mut first, second) = (room.share(), room.share());
+        let (mut fixed, mut first, second) = (room.share(), room.yielding_share(), room.yielding_share());
         assert_eq!((first.fair().value(), second.fair().value()), (700, 700));
         first.put(ByteSize::new(700));
         assert_eq!((first.fair().value(), second.fair().value()), (700, 350));
+        fixed.put(ByteSize::new(500));
+        assert_eq!((first.fair().value(), second.fair().value()), (200, 100));
+        first.put(ByteSize::new(200));
+        fixed.set(ByteSize::new(600)).unwrap();
+        assert_eq!((first.fair().value(), second.fair().value()), (100, 50));
         drop(first);
+        assert_eq!(second.fair().value(), 100);
+        drop(fixed);
         assert_eq!(second.fair().value(), 700);
     }
 

@@ -17,6 +17,7 @@ use crate::storage::frame::FrameKind;
 use crate::storage::manifest::{MANIFEST, Manifest};
 use crate::storage::seal::SEGMENTS;
 use crate::storage::staging::STAGED;
+use crate::storage::state_files::{STATE, saved_number};
 use crate::storage::wal::file::{DATA_START, FileName, log_name};
 use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
@@ -164,6 +165,8 @@ struct Pinned {
     manifests: BTreeMap<u32, Bytes>,
     /// The names there of files that manifests list.
     files: BTreeSet<String>,
+    /// Files of continuous queries' state.
+    states: BTreeSet<StateName>,
     /// Files of the log, oldest first.
     log: Vec<u64>,
     /// Where the frames of the last one end.
@@ -174,6 +177,26 @@ struct Pinning<'a> {
     disk: &'a dyn Disk,
     dir: &'a Path,
     pins: &'a Path,
+}
+
+/// A file of a query's state that a checkpoint may name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct StateName {
+    shard: u32,
+    query: String,
+    file: String,
+}
+
+impl StateName {
+    /// Its place within the data directory.
+    fn path(&self) -> PathBuf {
+        PathBuf::from("shards").join(self.shard.to_string()).join(STATE).join(&self.query).join(&self.file)
+    }
+
+    /// The name under which it is pinned: a name is of one file only, ever.
+    fn pin(&self) -> String {
+        format!("{}-{STATE}-{}-{}", self.shard, self.query, self.file)
+    }
 }
 
 /// A file that a manifest lists.
@@ -208,14 +231,14 @@ impl Pinning<'_> {
         for entry in list(self.disk, self.pins)?.into_iter().filter(|entry| entry.name != "lock") {
             self.disk.remove(&self.pins.join(entry.name)).map_err(failed)?;
         }
-        let mut manifests = self.manifests()?;
+        let (mut manifests, mut states) = (self.manifests()?, self.states()?);
         for _ in 0..ATTEMPTS_MAX {
-            let pinned = self.pin(&manifests)?;
-            let after = self.manifests()?;
-            if after == manifests {
+            let pinned = self.pin(&manifests, &states)?;
+            let after = (self.manifests()?, self.states()?);
+            if (&after.0, &after.1) == (&manifests, &states) {
                 return Ok(pinned);
             }
-            manifests = after;
+            (manifests, states) = after;
         }
         Err(BackupError::Busy)
     }
@@ -236,7 +259,25 @@ impl Pinning<'_> {
         Ok(found)
     }
 
-    fn pin(&self, manifests: &BTreeMap<u32, Bytes>) -> Result<Pinned, BackupError> {
+    /// The files of state that are durable.
+    fn states(&self) -> Result<BTreeSet<StateName>, BackupError> {
+        let mut found = BTreeSet::new();
+        for entry in list(self.disk, &self.dir.join("shards"))? {
+            let Ok(shard) = entry.name.parse::<u32>() else { continue };
+            let dir = self.dir.join("shards").join(&entry.name).join(STATE);
+            for query in list(self.disk, &dir)?.into_iter().filter(|query| query.is_dir) {
+                let files = list(self.disk, &dir.join(&query.name))?.into_iter().map(|entry| entry.name);
+                let files = files.filter(|file| saved_number(file).is_some());
+                found.extend(files.map(|file| StateName { shard, query: query.name.clone(), file }));
+            }
+        }
+        Ok(found)
+    }
+
+    fn pin(&self, manifests: &BTreeMap<u32, Bytes>, states: &BTreeSet<StateName>) -> Result<Pinned, BackupError> {
+        for state in states {
+            self.link(&self.dir.join(state.path()), &state.pin())?;
+        }
         let mut files = BTreeSet::new();
         for (shard, bytes) in manifests {
             let from = self.dir.join("shards").join(shard.to_string());
@@ -262,7 +303,7 @@ impl Pinning<'_> {
                 None => log.pop(),
             };
         };
-        Ok(Pinned { manifests: manifests.clone(), files, log, log_end })
+        Ok(Pinned { manifests: manifests.clone(), files, states: states.clone(), log, log_end })
     }
 
     /// Gives a file a second name; whether it is there.
@@ -307,6 +348,13 @@ impl Copy<'_> {
             self.file(&pins.join(&name), &wal.join(&name), end)?;
         }
         self.disk.sync_dir(&wal).map_err(failed)?;
+        for state in &pinned.states {
+            let to = self.to.join(state.path());
+            let dir = to.parent().unwrap_or(self.to);
+            self.disk.create_dir_durable(dir).map_err(failed)?;
+            self.file(&pins.join(state.pin()), &to, None)?;
+            self.disk.sync_dir(dir).map_err(failed)?;
+        }
         for (shard, manifest) in &pinned.manifests {
             let known = base.map_or_else(BTreeSet::new, |base| known(self.disk, base, *shard));
             let dir = self.to.join("shards").join(shard.to_string());

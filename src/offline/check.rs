@@ -112,7 +112,7 @@ fn run(disk: Arc<dyn Disk>, dir: &Path) -> Result<Check, StorageError> {
     let ids = shards::read_manifests(&mut check)?;
     check_identity(&mut check, &ids)?;
     let mut covered = BTreeMap::new();
-    let (mut catalog, mut staged) = (None, BTreeMap::new());
+    let (mut catalog, mut staged, mut states) = (None, BTreeMap::new(), BTreeMap::new());
     let manifests = std::mem::take(&mut check.manifests);
     for (id, manifest) in &manifests {
         match inspect::read_manifest(manifest.applied.clone(), manifest.extra.clone()) {
@@ -120,6 +120,7 @@ fn run(disk: Arc<dyn Disk>, dir: &Path) -> Result<Check, StorageError> {
                 covered.insert(*id, content.applied.value() + 1);
                 catalog = catalog.or(content.catalog);
                 staged.insert(*id, content.staged);
+                states.extend(content.queries.into_iter().map(|(query, files)| ((*id, query), files)));
             }
             Err(error) => {
                 let finding = Finding::damage(shards::manifest_name(*id), error).of_shard(*id);
@@ -127,11 +128,14 @@ fn run(disk: Arc<dyn Disk>, dir: &Path) -> Result<Check, StorageError> {
             }
         }
     }
-    let log = log::check(&mut check, covered.clone(), catalog)?;
+    let log = log::check(&mut check, covered.clone(), catalog, states)?;
     shards::check_places(&mut check, &ids, &covered, &log);
     for (id, manifest) in &manifests {
         shards::check_segments(&mut check, *id, manifest, log.catalog.as_ref())?;
         shards::check_staged(&mut check, *id, manifest, &staged.remove(id).unwrap_or_default())?;
+    }
+    for ((shard, query), files) in &log.states {
+        shards::check_state(&mut check, *shard, *query, files)?;
     }
     check.manifests = manifests;
     note_unknown(&mut check)?;

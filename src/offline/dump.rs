@@ -140,7 +140,10 @@ impl Dump<'_> {
             Ok(content) => writeln!(
                 self.out,
                 "  shard {}, covers entries up to {} of term {}, {} queries",
-                manifest.index.shard, content.applied, content.term, content.queries
+                manifest.index.shard,
+                content.applied,
+                content.term,
+                content.queries.len()
             )?,
             Err(error) => writeln!(self.out, "  DAMAGED: {error}")?,
         }
@@ -309,13 +312,14 @@ fn describe(header: &FrameHeader, frame: &Bytes) -> String {
     };
     let content = match header.kind {
         FrameKind::Entry => match read_entry(payload) {
-            Ok(EntryContent::Writes { batches, writes }) => {
+            Ok(EntryContent::Writes { batches, writes, .. }) => {
                 let batch =
                     |(topic, partition, rows): (_, _, RowCount)| format!("{topic}/{partition}: {} rows", rows.value());
                 let batches: Vec<String> = batches.into_iter().map(batch).collect();
                 format!("{writes} writes to topic/partition {}", batches.join(", "))
             }
             Ok(EntryContent::Catalog(command)) => shorten(&format!("catalog {command:?}")),
+            Ok(EntryContent::QueryEnds(query)) => format!("query {query} ends"),
             Ok(EntryContent::Other(text)) => shorten(&text),
             Err(error) => format!("DAMAGED: it {error}"),
         },

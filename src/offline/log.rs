@@ -12,7 +12,7 @@ use crate::storage::frame::{ALIGNMENT, FrameFault, FrameHeader, FrameKind, HEADE
 use crate::storage::wal::file::{DATA_START, FileName, check_header, encode_header, log_name};
 use bytes::Bytes;
 use millstream_catalog::State;
-use millstream_catalog::model::{EntryIndex, ShardId, Term};
+use millstream_catalog::model::{EntryIndex, QueryId, ShardId, Term};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -177,6 +177,8 @@ pub(crate) struct Log {
     pub(crate) shards: BTreeMap<u32, ShardLog>,
     /// The catalog, if shard 0's manifest or its entries could be read.
     pub(crate) catalog: Option<State>,
+    /// By shard and query, the files that the last checkpoint names.
+    pub(crate) states: BTreeMap<(u32, QueryId), Vec<u64>>,
     /// By shard: the last entry its manifest covers, as the log counts.
     covered: BTreeMap<u32, u64>,
     /// The oldest file with frames.
@@ -192,8 +194,9 @@ pub(crate) fn check(
     check: &mut Check,
     covered: BTreeMap<u32, u64>,
     catalog: Option<State>,
+    states: BTreeMap<(u32, QueryId), Vec<u64>>,
 ) -> Result<Log, StorageError> {
-    let mut log = Log { covered, catalog, ..Log::default() };
+    let mut log = Log { covered, catalog, states, ..Log::default() };
     let files = names(check)?;
     let mut newest = None;
     for sequence in files.iter().rev() {
@@ -367,12 +370,17 @@ impl Log {
     }
 
     fn read_content(&mut self, header: &FrameHeader, payload: Bytes) -> Result<(), String> {
-        let content = read_entry(payload)?;
-        if header.shard == ShardId::CATALOG
-            && let EntryContent::Catalog(command) = content
-        {
-            // One the catalog refuses changes nothing.
-            let _ = millstream_catalog::apply(self.catalog.get_or_insert_default(), *command);
+        let shard = header.shard.value();
+        match read_entry(payload)? {
+            EntryContent::Catalog(command) if header.shard == ShardId::CATALOG => {
+                // One the catalog refuses changes nothing.
+                let _ = millstream_catalog::apply(self.catalog.get_or_insert_default(), *command);
+            }
+            EntryContent::Writes { checkpoints, .. } => {
+                self.states.extend(checkpoints.into_iter().map(|(query, files)| ((shard, query), files)));
+            }
+            EntryContent::QueryEnds(query) => drop(self.states.remove(&(shard, query))),
+            EntryContent::Catalog(_) | EntryContent::Other(_) => {}
         }
         Ok(())
     }

@@ -12,9 +12,10 @@ use crate::storage::StorageError;
 use crate::storage::manifest::{CRC_POSITION, MANIFEST, MANIFEST_TMP, Manifest, PartitionManifest, TopicManifest};
 use crate::storage::seal::{SEGMENTS, TMP};
 use crate::storage::staging::STAGED;
+use crate::storage::state_files::{self, STATE, saved_name};
 use bytes::Bytes;
 use millstream_catalog::State;
-use millstream_catalog::model::{EntryIndex, Offset, PartitionId};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, QueryId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The manifest of a shard, within the data directory.
@@ -212,6 +213,28 @@ pub(crate) fn check_staged(
         let file = format!("shards/{shard}/{STAGED}/{}", entry.name);
         let what = "in no manifest; the next start removes it, and writes it again if the log says so";
         check.report.findings.push(Finding::note(file, what).of_shard(shard));
+    }
+    Ok(())
+}
+
+/// Reads the files that the last checkpoint of a query names.
+///
+/// # Errors
+/// [`StorageError::Newer`], or when one cannot be read.
+pub(crate) fn check_state(check: &mut Check, shard: u32, query: QueryId, files: &[u64]) -> Result<(), StorageError> {
+    for number in files {
+        let file = format!("shards/{shard}/{STATE}/{query}/{}", saved_name(*number));
+        match state_files::read(&*check.disk, &check.dir.join(&file)) {
+            Ok(bytes) => {
+                check.report.files += 1;
+                check.report.bytes += bytes.len() as u64;
+            }
+            Err(error) if error.is_damage() => {
+                let what = format!("{error}; the continuous query stops: drop it, and create it to compute it anew");
+                check.report.findings.push(Finding::damage(file, what).of_shard(shard));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

@@ -3,18 +3,19 @@
 //! Owns reading only, through the codecs the running node uses. Leaves out files (`storage`) and judgement (`offline`).
 //! A crash does nothing to it.
 
-use super::entry::{self, Change, EntryData, Operations};
+use super::entry::{self, Change, EntryData, Operations, Write};
 use super::identity::Identity;
 use super::manifest::{Extra, decode_applied, decode_extra, encode_extra};
 use super::raft::{decode_log_id, decode_vote, index_of, term_of};
 use super::stages;
 pub(crate) use super::stages::StagedListed;
+use super::types::Checkpoint;
 use crate::storage::{Disk, StorageError};
 use bytes::Bytes;
-use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, RowCount, StageId, Term, TopicId};
+use millstream_catalog::model::{EntryIndex, NodeId, PartitionId, QueryId, RowCount, StageId, Term, TopicId};
 use millstream_catalog::{Command, State};
 use openraft::EntryPayload;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The only node there is.
@@ -35,8 +36,10 @@ pub(crate) fn blank_entry(length: usize) -> Vec<u8> {
 /// What an entry does.
 #[derive(Debug)]
 pub(crate) enum EntryContent {
-    /// Rows for partitions, from this many statements and steps.
-    Writes { batches: Vec<(TopicId, PartitionId, RowCount)>, writes: usize },
+    /// Rows for partitions, from this many statements and steps; and checkpoints of queries, with the files they name.
+    Writes { batches: Vec<(TopicId, PartitionId, RowCount)>, writes: usize, checkpoints: Vec<(QueryId, Vec<u64>)> },
+    /// A query has no checkpoint from here on.
+    QueryEnds(QueryId),
     /// A change of the catalog.
     Catalog(Box<Command>),
     /// Anything else, in words.
@@ -51,7 +54,8 @@ pub(crate) struct ManifestContent {
     pub(crate) applied: EntryIndex,
     /// The catalog, of shard 0.
     pub(crate) catalog: Option<State>,
-    pub(crate) queries: usize,
+    /// Of each query, the files that its checkpoint names.
+    pub(crate) queries: BTreeMap<QueryId, Vec<u64>>,
     /// The files of open transactions.
     pub(crate) staged: Vec<StagedListed>,
 }
@@ -81,9 +85,15 @@ fn read_data(data: &EntryData) -> Result<EntryContent, String> {
     Ok(match &*operations {
         Operations::Writes(writes) => {
             let batches = writes.batches.iter().map(|batch| (batch.topic, batch.partition, batch.rows));
-            EntryContent::Writes { batches: batches.collect(), writes: writes.writes.len() }
+            let checkpoint = |write: &Write| match write {
+                Write::Checkpoint(checkpoint) => Some((checkpoint.query, checkpoint.files.clone())),
+                _ => None,
+            };
+            let checkpoints = writes.writes.iter().filter_map(checkpoint).collect();
+            EntryContent::Writes { batches: batches.collect(), writes: writes.writes.len(), checkpoints }
         }
         Operations::Change(Change::Catalog(command)) => EntryContent::Catalog(command.clone()),
+        Operations::Change(Change::EndQuery(query) | Change::DropQuery(query)) => EntryContent::QueryEnds(*query),
         Operations::Change(change) => EntryContent::Other(format!("{change:?}")),
     })
 }
@@ -97,7 +107,9 @@ pub(crate) fn read_manifest(applied: Bytes, extra: Bytes) -> Result<ManifestCont
     let Extra { catalog, queries, stages, .. } = decode_extra(extra).map_err(|error| error.to_string())?;
     let last = meta.last_log_id.ok_or_else(|| "it covers no entry".to_owned())?;
     let staged = stages::listed(&stages).map_err(|error| error.to_string())?;
-    Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries: queries.len(), staged })
+    let files = |checkpoint: Option<Checkpoint>| checkpoint.map_or_else(Vec::new, |checkpoint| checkpoint.files);
+    let queries = queries.into_iter().map(|(query, progress)| (query, files(progress.checkpoint))).collect();
+    Ok(ManifestContent { term: term_of(&last), applied: index_of(&last), catalog, queries, staged })
 }
 
 /// What a manifest keeps beside segments, without the transactions `given_up`.

@@ -685,14 +685,6 @@ impl Shard {
         self.core.change(Change::CreateQuery(query, positions)).await.map(|_| ())
     }
 
-    /// Forgets a query. One that does not exist is no error.
-    ///
-    /// # Errors
-    /// [`ReplicationError`].
-    pub async fn drop_query(&self, query: QueryId) -> Result<(), ReplicationError> {
-        self.core.change(Change::DropQuery(query)).await.map(|_| ())
-    }
-
     /// Commits a step: positions and outputs together, or neither. Steps submitted in order stay in order,
     /// so the next may be submitted before this one returns.
     ///

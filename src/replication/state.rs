@@ -27,12 +27,31 @@ impl Shard {
         self.core.submit(Request::Checkpoint(checkpoint), bytes.as_usize() + CHANGE_BYTES).await.map(|_| ())
     }
 
+    /// Forgets a query. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`ReplicationError`].
+    pub async fn drop_query(&self, query: QueryId) -> Result<(), ReplicationError> {
+        self.core.change(Change::DropQuery(query)).await?;
+        self.remove_files(query);
+        Ok(())
+    }
+
     /// Forgets the checkpoint of a query that will not run again, so that it holds back no events.
     ///
     /// # Errors
     /// [`ReplicationError`].
     pub async fn end_query(&self, query: QueryId) -> Result<(), ReplicationError> {
-        self.core.change(Change::EndQuery(query)).await.map(|_| ())
+        self.core.change(Change::EndQuery(query)).await?;
+        self.remove_files(query);
+        Ok(())
+    }
+
+    /// What cannot be removed now, the next start removes.
+    fn remove_files(&self, query: QueryId) {
+        if let Err(error) = StateFiles::remove(&*self.core.disk(), self.core.dir(), query.value()) {
+            tracing::debug!(%query, %error, "files of state are removed later");
+        }
     }
 
     /// The files of a query's state. Those that its last checkpoint does not name are removed, so nobody else may use them.
@@ -45,17 +64,14 @@ impl Shard {
         StateFiles::open(self.core.disk(), self.core.dir(), query.value(), &named)
     }
 
-    /// Removes the files of queries that have no checkpoint and of which `is_busy` says that nobody uses them.
+    /// Removes the files of queries that have no checkpoint, while none runs.
     ///
     /// # Errors
-    /// When they cannot be removed.
-    pub fn remove_state(&self, is_busy: impl Fn(QueryId) -> bool) -> Result<(), StorageError> {
-        let disk = self.core.disk();
-        for query in StateFiles::queries(&*disk, self.core.dir())? {
-            let id = QueryId::new(query);
-            let has_checkpoint = self.progress(id).is_some_and(|progress| progress.checkpoint.is_some());
-            if !has_checkpoint && !is_busy(id) {
-                StateFiles::remove(&*disk, self.core.dir(), query)?;
+    /// When the directory cannot be read.
+    pub fn remove_state(&self) -> Result<(), StorageError> {
+        for query in StateFiles::queries(&*self.core.disk(), self.core.dir())?.into_iter().map(QueryId::new) {
+            if self.progress(query).is_none_or(|progress| progress.checkpoint.is_none()) {
+                self.remove_files(query);
             }
         }
         Ok(())

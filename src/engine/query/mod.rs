@@ -62,6 +62,11 @@ impl Supervisor {
 
 /// Starts every running query, and then keeps the tasks in step with the catalog.
 pub(crate) async fn start(engine: &Arc<Engine>) -> Result<()> {
+    for shard in engine.replication().shards() {
+        if let Err(error) = shard.remove_state() {
+            tracing::warn!(%error, "files of queries that are gone could not be removed");
+        }
+    }
     refresh(engine).await
 }
 
@@ -103,11 +108,6 @@ pub(crate) async fn refresh(engine: &Arc<Engine>) -> Result<()> {
         tasks.entry(query.id).or_insert_with(|| spawn(engine, query));
     }
     engine.queries.statuses.lock().retain(|id, _| catalog.query_by_id(*id).is_some());
-    for shard in engine.replication().shards() {
-        if let Err(error) = shard.remove_state(|id| tasks.contains_key(&id)) {
-            tracing::warn!(%error, "files of queries that are gone could not be removed");
-        }
-    }
     Ok(())
 }
 

@@ -38,6 +38,8 @@ const CHECKPOINT_STEPS_MAX: u64 = STEPS_SINCE_CHECKPOINT_MAX as u64 / 2;
 /// State is saved whole: so many bytes of it a second are written at most, on average. What is not saved is computed
 /// again after a restart, which is faster than it came.
 const CHECKPOINT_BYTES_PER_SECOND: u64 = 16 << 20;
+/// State a query may keep in memory however little there is: less is not worth a file.
+const STATE_BYTES_LEAST: ByteSize = ByteSize::new(2 << 20);
 /// How often the bytes of the state are counted while steps follow each other: that may look at all of it.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// How often the operators are shown anew.
@@ -139,7 +141,7 @@ impl QueryTask {
             inputs,
             pipeline,
             status,
-            held: engine.state_room.share(),
+            held: engine.state_room.yielding_share(),
             files,
         };
         match &progress.checkpoint {
@@ -215,6 +217,7 @@ impl QueryTask {
             let positions = self.positions.clone();
             self.step(StepEvents { batches: Vec::new(), positions, rows: RowCount::ZERO }).await?;
         }
+        let wanted = self.held.wanted();
         loop {
             let mut waiting = self.inputs.waiting();
             while let Some(input) = self.inputs.next(&self.positions)? {
@@ -225,6 +228,7 @@ impl QueryTask {
                 self.checkpoint_if_due().await?;
                 tokio::task::yield_now().await;
             }
+            self.status.lock().failure = None;
             let idle = self.next_idle();
             let has_news = self.step > self.checkpoint_step;
             self.report_state()?;
@@ -232,6 +236,7 @@ impl QueryTask {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = waiting.changed() => {}
+                () = wanted.notified() => {}
                 () = tokio::time::sleep(due), if has_news => self.checkpoint_if_due().await?,
                 () = tokio::time::sleep(SHOW_EVERY), if self.is_moving => self.show(),
                 () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => self.pass_time().await?,
@@ -422,7 +427,8 @@ impl QueryTask {
     /// # Errors
     /// 53200 when the state of all tables and queries takes too much memory all the same, 53100 when the disk is full.
     fn report_state(&mut self) -> Result<()> {
-        self.pipeline.keep_within(self.held.fair())?;
+        let fair = self.held.fair();
+        self.pipeline.keep_within(fair)?;
         let bytes = self.pipeline.state_bytes();
         self.reported_at = env::instant();
         self.state_bytes = bytes;
@@ -432,7 +438,11 @@ impl QueryTask {
         }
         let before = self.held.bytes();
         self.held.put(ByteSize::new(bytes.value() - self.pipeline.spilled_bytes().value()));
-        if self.held.bytes() <= before || !self.held.is_over() {
+        if !self.held.is_over() {
+            return Ok(());
+        }
+        self.held.want();
+        if self.held.bytes() <= before || self.held.bytes() <= fair.max(STATE_BYTES_LEAST) {
             return Ok(());
         }
         let most = self.held.bytes_max();

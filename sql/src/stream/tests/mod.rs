@@ -7,6 +7,7 @@ mod generated;
 mod late;
 mod log;
 mod model;
+mod parts;
 mod several;
 mod shared;
 mod skip;
@@ -216,6 +217,11 @@ impl Files {
     /// How many are held.
     pub(super) fn count(&self) -> usize {
         self.0.lock().unwrap().len()
+    }
+
+    /// Cuts every file.
+    pub(super) fn spoil(&self) {
+        self.0.lock().unwrap().values_mut().for_each(|(bytes, _)| bytes.truncate(bytes.len() / 2));
     }
 
     /// How many were written.
