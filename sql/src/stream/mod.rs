@@ -13,6 +13,7 @@ mod delta;
 mod distinct;
 mod expand;
 mod expression;
+mod few;
 mod finalise;
 mod hop;
 mod join;

@@ -4,8 +4,7 @@
 //! `dense_rank()` peers come and go together. Leaves out partitions and what is told (`top_n`).
 
 use super::call::Rows;
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use super::few::Few;
 use std::sync::Arc;
 
 /// Memory of a row beside its bytes, about.
@@ -46,7 +45,7 @@ struct Kept {
     rowtime: i64,
 }
 
-type Ordered = BTreeMap<Arc<[u8]>, Kept>;
+type Ordered = Few<Kept>;
 
 /// The rows of a partition.
 #[derive(Debug)]
@@ -97,7 +96,7 @@ impl Ranked {
 
     /// All rows that are kept, with their event times.
     pub(super) fn rows(&self) -> impl Iterator<Item = (&[u8], i64)> {
-        self.first.iter().chain(&self.rest).map(|(place, kept)| (place.as_ref(), kept.rowtime))
+        self.first.iter().chain(self.rest.iter()).map(|(place, kept)| (place.as_ref(), kept.rowtime))
     }
 
     /// Memory of the rows, about.
@@ -115,7 +114,7 @@ impl Ranked {
 
     /// The order of the last wanted row.
     fn last_peers(&self) -> Option<&[u8]> {
-        self.first.last_key_value().map(|(place, kept)| &place[..kept.order])
+        self.first.last().map(|(place, kept)| &place[..kept.order])
     }
 
     /// Whether a row at `place` is, or would be, wanted.
@@ -124,7 +123,7 @@ impl Ranked {
             return self.count > 0;
         }
         match self.ranking {
-            Ranking::RowNumber => self.first.last_key_value().is_some_and(|(last, _)| place.bytes <= last.as_ref()),
+            Ranking::RowNumber => self.first.last().is_some_and(|(last, _)| place.bytes <= last.as_ref()),
             Ranking::Rank | Ranking::DenseRank => self.last_peers().is_some_and(|last| place.peers() <= last),
         }
     }
@@ -171,15 +170,14 @@ impl Ranked {
         self.groups += usize::from(!self.has_peers(peers));
         match (is_behind, is_last) {
             (true, _) => self.last = 1,
-            (_, true) => self.last += usize::from(!self.first.contains_key(&place)),
+            (_, true) => self.last += usize::from(!self.first.contains(&place)),
             _ => {}
         }
         self.first.insert(place, kept);
     }
 
     fn has_peers(&self, peers: &[u8]) -> bool {
-        let from = (Bound::Included(peers), Bound::Unbounded);
-        self.first.range::<[u8], _>(from).next().is_some_and(|(place, kept)| &place[..kept.order] == peers)
+        self.first.from(peers).is_some_and(|(place, kept)| &place[..kept.order] == peers)
     }
 
     fn count_last(&mut self) {
@@ -222,7 +220,7 @@ impl Ranked {
         let peers: Box<[u8]> = next[..kept.order].into();
         self.add(next, kept);
         let is_peer = |place: &Arc<[u8]>, kept: &Kept| place[..kept.order] == *peers;
-        while self.rest.first_key_value().is_some_and(|(place, kept)| is_peer(place, kept)) {
+        while self.rest.first().is_some_and(|(place, kept)| is_peer(place, kept)) {
             if let Some((place, kept)) = self.rest.pop_first() {
                 self.add(place, kept);
             }

@@ -8,7 +8,7 @@ use super::aggregate::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Operator, only};
-use super::ordered::{Closing, RowOrder, insert_columns};
+use super::ordered::{Closing, Placed, RowOrder, insert_columns};
 use super::part::Part;
 use super::ranked::{ENTRY_BYTES, Numbered, Place, Ranked, Ranking};
 use super::save::{StateReader, StateWriter};
@@ -18,9 +18,9 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::HashMap;
+use datafusion::common::hash_map::{Entry, EntryRef};
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
 use millstream_catalog::model::ByteSize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What becomes of a row's number.
@@ -111,25 +111,30 @@ impl TopN {
         })
     }
 
-    /// Takes the rows of `delta`; gives the partitions whose first rows change, and those rows as they were.
-    fn take(&mut self, delta: &Delta) -> Result<BTreeMap<Arc<[u8]>, Before>, SqlError> {
-        let placed = self.order.place(delta)?;
-        let mut before: BTreeMap<Arc<[u8]>, Before> = BTreeMap::new();
+    /// Takes the rows of `delta`, which are at `placed`; gives for each partition whose first rows change one of its rows,
+    /// and those first rows as they were, in the order in which they change.
+    fn take(&mut self, delta: &Delta, placed: &Placed) -> Vec<(usize, Before)> {
+        let (mut before, mut touched): (Vec<(usize, Before)>, HashMap<&[u8], usize>) = Default::default();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
             let order = placed.peers.as_ref().map_or(0, |peers| peers.get(row).len());
             let place = Place { bytes: place, order, rowtime: delta.rowtime.value(row) };
-            if !self.partitions.contains_key(partition) {
-                self.closing.note(&placed, row);
-                self.bytes += partition.len() + ENTRY_BYTES;
-                self.partitions.insert(partition.into(), Ranked::new(self.ranking, self.first, self.rows));
-            }
-            let Some(ranked) = self.partitions.get_mut(partition) else { continue };
+            let ranked = match self.partitions.entry_ref(partition) {
+                EntryRef::Occupied(found) => found.into_mut(),
+                EntryRef::Vacant(vacant) => {
+                    self.closing.note(placed, row);
+                    self.bytes += partition.len() + ENTRY_BYTES;
+                    vacant.insert_with_key(partition.into(), Ranked::new(self.ranking, self.first, self.rows))
+                }
+            };
             if ranked.is_first(place) {
                 let clock = delta.time_at(row);
-                match before.get_mut(partition) {
-                    Some(before) => before.clock = clock,
-                    None => drop(before.insert(partition.into(), Before { rows: ranked.told(self.skip), clock })),
+                match touched.entry(partition) {
+                    Entry::Occupied(found) => before[*found.get()].1.clock = clock,
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(before.len());
+                        before.push((row, Before { rows: ranked.told(self.skip), clock }));
+                    }
                 }
             }
             if !delta.weights.is_gone(row) {
@@ -140,7 +145,7 @@ impl TopN {
                 self.bytes -= place.bytes.len() + ENTRY_BYTES;
             }
         }
-        Ok(before)
+        before
     }
 
     /// Lets go of the rows of closed windows.
@@ -211,13 +216,17 @@ impl Operator for TopN {
             self.close(origin.end);
             return Ok(Delta::empty(Arc::clone(&self.schema), origin));
         }
-        let before = self.take(&input)?;
+        let placed = self.order.place(&input)?;
+        let before = self.take(&input, &placed);
         let (mut gone, mut come) = (Changes::default(), Changes::default());
-        for (partition, old) in before {
-            let new = self.partitions.get(&partition).map_or(Vec::new(), |ranked| ranked.told(self.skip));
+        for (row, old) in before {
+            let partition = placed.partitions.get(row);
+            let ranked = self.partitions.get(partition);
+            let is_empty = ranked.is_some_and(Ranked::is_empty);
+            let new = ranked.map_or(Vec::new(), |ranked| ranked.told(self.skip));
             self.compare(old, new, &mut gone, &mut come);
-            if self.partitions.get(&partition).is_some_and(|ranked| ranked.is_empty()) {
-                self.partitions.remove(&partition);
+            if is_empty {
+                self.partitions.remove(partition);
                 self.bytes -= partition.len() + ENTRY_BYTES;
             }
         }
@@ -239,7 +248,10 @@ impl Operator for TopN {
         let times: Int64Array = downcast(state.take("times")?.column(0))?;
         let rows = Delta::of_batch(state.take("rows")?);
         let rowtime = TimestampMicrosecondArray::new(times.values().clone(), None).with_timezone("UTC");
-        self.take(&Delta { rowtime, ..rows }).map(drop)
+        let rows = Delta { rowtime, ..rows };
+        let placed = self.order.place(&rows)?;
+        self.take(&rows, &placed);
+        Ok(())
     }
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
