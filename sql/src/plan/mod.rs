@@ -14,6 +14,7 @@ mod distinct_on;
 pub(crate) mod equality;
 mod float;
 mod from;
+mod guard;
 mod json;
 pub(crate) mod ksqldb;
 mod lateral;

@@ -8,7 +8,7 @@ use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::{Engine, Result};
 use crate::replication::{Checkpoint, Shard, StepRecord};
 use millstream_catalog::Query;
-use millstream_catalog::model::{Offset, PartitionId, SqlState, StepNumber, TopicId};
+use millstream_catalog::model::{ByteSize, Offset, PartitionId, SqlState, StepNumber, TopicId};
 use millstream_catalog::query::OnError;
 use millstream_sql::SqlError;
 use millstream_sql::stream::{Again, Pipeline, SkippedEvent, StepInput, StepOutput};
@@ -25,6 +25,8 @@ pub(super) struct History {
     pub(super) query: Arc<Query>,
     pub(super) shard: Arc<Shard>,
     pub(super) files: Arc<QueryFiles>,
+    /// State that a pipeline may keep in memory.
+    pub(super) state_bytes_max: ByteSize,
     pub(super) inputs: Inputs,
     /// Ends a search for events that cannot be taken.
     pub(super) stop: CancellationToken,
@@ -118,6 +120,7 @@ impl History {
         let progress = self.shard.progress(self.query.id).ok_or_else(gone)?;
         let (_, _, mut pipeline) = plan(&self.engine, &self.query)?;
         pipeline.set_store(Arc::<QueryFiles>::clone(&self.files));
+        pipeline.keep_within(self.state_bytes_max)?;
         let Some(checkpoint) = &progress.checkpoint else { return Ok(pipeline) };
         let mut positions = self.restore(&mut pipeline, checkpoint)?;
         let mut known = skipped.clone();

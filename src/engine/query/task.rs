@@ -297,7 +297,8 @@ impl QueryTask {
     fn history(&self) -> History {
         let (engine, query) = (Arc::clone(&self.engine), Arc::clone(&self.query));
         let (shard, files, stop) = (Arc::clone(&self.shard), Arc::clone(&self.files), self.stop.clone());
-        History { engine, query, shard, files, inputs: self.inputs.clone(), stop }
+        let state_bytes_max = self.held.fair();
+        History { engine, query, shard, files, state_bytes_max, inputs: self.inputs.clone(), stop }
     }
 
     /// What is written of events that were left out.
