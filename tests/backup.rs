@@ -34,7 +34,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-async fn take(data: PathBuf, to: PathBuf, base: Option<PathBuf>) -> Copied {
+pub(crate) async fn take(data: PathBuf, to: PathBuf, base: Option<PathBuf>) -> Copied {
     blocking(move || backup(Arc::new(RealDisk), &data, &to, base.as_deref()).unwrap()).await
 }
 

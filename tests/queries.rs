@@ -276,16 +276,19 @@ async fn state_beyond_its_memory_is_on_disk_and_survives_kills() {
         );
         assert_eq!(rows(&client, &differing).await, [[Some("0".to_owned())]], "{name}");
     }
-    let files = || {
-        let state = dir.path().join("shards/1/state");
+    let files = |of: &std::path::Path| {
+        let state = of.join("shards/1/state");
         std::fs::read_dir(state).unwrap().flatten().flat_map(|dir| std::fs::read_dir(dir.path()).unwrap()).count()
     };
-    assert!(files() > 0);
+    assert!(files(dir.path()) > 0);
+    let copy = tempfile::tempdir().unwrap();
+    let copied = crate::backup::take(dir.path().to_owned(), copy.path().join("backup"), None).await;
+    assert!(copied.report.is_clean() && files(&copy.path().join("backup")) > 0, "{}", copied.report);
     for (name, ..) in QUERIES {
         let kind = if name == "pairs" { "STREAM" } else { "TABLE" };
         rows(&client, &format!("DROP {kind} {name}")).await;
     }
-    assert_eq!(files(), 0, "files of queries that are gone");
+    assert_eq!(files(dir.path()), 0, "files of queries that are gone");
     drop(client);
     server.kill();
 }

@@ -124,11 +124,11 @@ impl Held {
     }
 
     /// How much one that yields should hold at most: of what those leave that do not, all but what the others that do have
-    /// taken, or an equal part if that is more. An eighth of the room stays free for those that do not.
+    /// taken, or an equal part if that is more. Half of the room stays free for those that do not.
     pub(crate) fn fair(&self) -> ByteSize {
         let yielding = self.room.yielding.load(Ordering::Relaxed);
         let fixed = self.room.used().value().saturating_sub(yielding);
-        let most = (self.room.bytes_max.value() / 8 * 7).saturating_sub(fixed);
+        let most = (self.room.bytes_max.value() - fixed.min(self.room.bytes_max.value())) / 2;
         let equal = most / self.room.yielders.load(Ordering::Relaxed).max(1);
         ByteSize::new(equal.max(most.saturating_sub(yielding.saturating_sub(self.bytes))))
     }
@@ -191,10 +191,10 @@ mod tests {
     fn of_what_is_left_each_that_yields_has_an_equal_part() {
         let room = HoldingRoom::new(ByteSize::new(800));
         let (mut fixed, mut first, second) = (room.share(), room.yielding_share(), room.yielding_share());
-        assert_eq!((first.fair().value(), second.fair().value()), (700, 700));
-        first.put(ByteSize::new(700));
-        assert_eq!((first.fair().value(), second.fair().value()), (700, 350));
-        fixed.put(ByteSize::new(500));
+        assert_eq!((first.fair().value(), second.fair().value()), (400, 400));
+        first.put(ByteSize::new(400));
+        assert_eq!((first.fair().value(), second.fair().value()), (400, 200));
+        fixed.set(ByteSize::new(400)).unwrap();
         assert_eq!((first.fair().value(), second.fair().value()), (200, 100));
         first.put(ByteSize::new(200));
         fixed.set(ByteSize::new(600)).unwrap();
@@ -202,7 +202,7 @@ mod tests {
         drop(first);
         assert_eq!(second.fair().value(), 100);
         drop(fixed);
-        assert_eq!(second.fair().value(), 700);
+        assert_eq!(second.fair().value(), 400);
     }
 
     #[test]

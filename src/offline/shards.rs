@@ -230,7 +230,8 @@ pub(crate) fn check_state(check: &mut Check, shard: u32, query: QueryId, files: 
                 check.report.bytes += bytes.len() as u64;
             }
             Err(error) if error.is_damage() => {
-                let what = format!("{error}; the continuous query stops: drop it, and create it to compute it anew");
+                let what =
+                    format!("{error}; without a backup, drop the continuous query, and create it to compute it anew");
                 check.report.findings.push(Finding::damage(file, what).of_shard(shard));
             }
             Err(error) => return Err(error),
@@ -280,7 +281,7 @@ fn note_unlisted(check: &mut Check, shard: u32, manifest: &Manifest) -> Result<(
         }
     }
     for entry in super::list(&*check.disk, &dir)? {
-        if ![MANIFEST, MANIFEST_TMP, SEGMENTS, STAGED].contains(&entry.name.as_str()) {
+        if ![MANIFEST, MANIFEST_TMP, SEGMENTS, STAGED, STATE].contains(&entry.name.as_str()) {
             let file = format!("shards/{shard}/{}", entry.name);
             check.report.findings.push(Finding::note(file, "nothing reads it").of_shard(shard));
         }

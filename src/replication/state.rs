@@ -49,31 +49,33 @@ impl Shard {
 
     /// What cannot be removed now, the next start removes.
     fn remove_files(&self, query: QueryId) {
-        if let Err(error) = StateFiles::remove(&*self.core.disk(), self.core.dir(), query.value()) {
+        let named = self.named_files(query);
+        if let Err(error) = StateFiles::tidy(&*self.core.disk(), self.core.dir(), query.value(), &named) {
             tracing::debug!(%query, %error, "files of state are removed later");
         }
     }
 
-    /// The files of a query's state. Those that its last checkpoint does not name are removed, so nobody else may use them.
+    /// The files of a query's state, for the only one who uses them.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn state_files(&self, query: QueryId) -> Result<StateFiles, StorageError> {
-        let checkpoint = self.progress(query).and_then(|progress| progress.checkpoint.clone());
-        let named = checkpoint.map_or_else(Vec::new, |checkpoint| checkpoint.files);
-        StateFiles::open(self.core.disk(), self.core.dir(), query.value(), &named)
+        StateFiles::open(self.core.disk(), self.core.dir(), query.value(), &self.named_files(query))
     }
 
-    /// Removes the files of queries that have no checkpoint, while none runs.
+    /// The files that the last checkpoint of a query names.
+    fn named_files(&self, query: QueryId) -> Vec<u64> {
+        let checkpoint = self.progress(query).and_then(|progress| progress.checkpoint.clone());
+        checkpoint.map_or_else(Vec::new, |checkpoint| checkpoint.files)
+    }
+
+    /// Removes the files that no checkpoint names, after a start, while no query runs.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn remove_state(&self) -> Result<(), StorageError> {
-        for query in StateFiles::queries(&*self.core.disk(), self.core.dir())?.into_iter().map(QueryId::new) {
-            if self.progress(query).is_none_or(|progress| progress.checkpoint.is_none()) {
-                self.remove_files(query);
-            }
-        }
+        let queries = StateFiles::queries(&*self.core.disk(), self.core.dir())?;
+        queries.into_iter().map(QueryId::new).for_each(|query| self.remove_files(query));
         Ok(())
     }
 }

@@ -3,8 +3,9 @@
 //! Owns `state/<query>/` in a shard's directory, the names in it, and which files may go. A file is written once: as
 //! `<number>.spill`, which a restart removes, until a checkpoint names it; then it is synced and becomes `<number>.state`.
 //! It goes when nobody holds it and the last checkpoint does not name it. A crash keeps what the last committed checkpoint
-//! names, as that is synced before the checkpoint is written to the log. Leaves out what is in a file (`sql`) and the
-//! checkpoints (replication).
+//! names, as that is synced before the checkpoint is written to the log. Whether a checkpoint was committed whose writer got
+//! no answer is known after a restart: until then, or until another checkpoint is, its files stay. Leaves out what is in a
+//! file (`sql`) and the checkpoints (replication).
 //!
 //! Layout, little-endian: magic `MSSF`, version `u16` 1, two bytes of zero, length `u64`, CRC-32C of the bytes `u32`, then
 //! the bytes.
@@ -47,34 +48,45 @@ struct Files {
 struct File {
     holders: u32,
     is_saved: bool,
+    /// A checkpoint names it of which it is not known whether it is the last.
+    is_pending: bool,
 }
 
 impl StateFiles {
-    /// The files of the query whose last checkpoint names those of `named`; all others are removed.
+    /// The files of the query whose last checkpoint names those of `named`. Numbers go on after those that are there.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn open(disk: Arc<dyn Disk>, shard_dir: &Path, query: u64, named: &[u64]) -> Result<Self, StorageError> {
         let dir = shard_dir.join(STATE).join(query.to_string());
         let named: BTreeSet<u64> = named.iter().copied().collect();
+        let file = |is_pending| File { holders: 0, is_saved: true, is_pending };
+        let mut known: BTreeMap<u64, File> = named.iter().map(|number| (*number, file(false))).collect();
+        let mut next = named.last().map_or(1, |last| last + 1);
         for entry in listed(&*disk, &dir).map_err(failed)? {
-            if saved_number(&entry).is_none_or(|number| !named.contains(&number)) {
-                disk.remove(&dir.join(&entry)).map_err(failed)?;
+            let number = entry.split('.').next().and_then(|number| number.parse::<u64>().ok());
+            next = next.max(number.map_or(0, |number| number + 1));
+            if let Some(number) = saved_number(&entry) {
+                known.entry(number).or_insert(file(true));
             }
         }
-        let known = named.iter().map(|number| (*number, File { holders: 0, is_saved: true })).collect();
-        let next = named.last().map_or(1, |last| last + 1);
         Ok(Self { disk, dir, files: Mutex::new(Files { next, known, named }) })
     }
 
-    /// Removes the files of a query that has no checkpoint any more.
+    /// Removes the files of a query that its last checkpoint does not name, when it is known which that is and nobody holds
+    /// any: after a start, and when the query is gone.
     ///
     /// # Errors
     /// When they cannot be removed.
-    pub fn remove(disk: &dyn Disk, shard_dir: &Path, query: u64) -> Result<(), StorageError> {
+    pub fn tidy(disk: &dyn Disk, shard_dir: &Path, query: u64, named: &[u64]) -> Result<(), StorageError> {
         let dir = shard_dir.join(STATE).join(query.to_string());
         for entry in listed(disk, &dir).map_err(failed)? {
-            disk.remove(&dir.join(entry)).map_err(failed)?;
+            if saved_number(&entry).is_none_or(|number| !named.contains(&number)) {
+                disk.remove(&dir.join(entry)).map_err(failed)?;
+            }
+        }
+        if !named.is_empty() {
+            return Ok(());
         }
         match disk.remove_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
@@ -100,7 +112,7 @@ impl StateFiles {
             let mut files = self.files.lock();
             let number = files.next;
             files.next += 1;
-            files.known.insert(number, File { holders: 1, is_saved: false });
+            files.known.insert(number, File { holders: 1, is_saved: false, is_pending: false });
             number
         };
         let written = self.write_new(number, bytes);
@@ -135,7 +147,12 @@ impl StateFiles {
 
     /// Holds a file once more.
     pub fn hold(&self, number: u64) {
-        self.files.lock().known.entry(number).or_insert(File { holders: 0, is_saved: true }).holders += 1;
+        self.files
+            .lock()
+            .known
+            .entry(number)
+            .or_insert(File { holders: 0, is_saved: true, is_pending: false })
+            .holders += 1;
     }
 
     /// Holds a file once less; it goes if nobody needs it.
@@ -144,7 +161,7 @@ impl StateFiles {
         let is_named = files.named.contains(&number);
         let Some(file) = files.known.get_mut(&number) else { return };
         file.holders = file.holders.saturating_sub(1);
-        if file.holders == 0 && !is_named {
+        if file.holders == 0 && !is_named && !file.is_pending {
             let is_saved = file.is_saved;
             files.known.remove(&number);
             self.unlink(number, is_saved);
@@ -164,6 +181,7 @@ impl StateFiles {
             synced.and_then(|()| self.disk.rename(&from, &to)).map_err(failed)?;
             if let Some(file) = self.files.lock().known.get_mut(number) {
                 file.is_saved = true;
+                file.is_pending = true;
             }
         }
         if new.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.dir).map_err(failed) }
@@ -172,14 +190,16 @@ impl StateFiles {
     /// The last checkpoint names these now, which were saved; what only the one before named goes.
     pub fn name(&self, numbers: &[u64]) {
         let mut files = self.files.lock();
-        let before = std::mem::replace(&mut files.named, numbers.iter().copied().collect());
-        for number in before {
-            let is_held = files.known.get(&number).is_some_and(|file| file.holders > 0);
-            if !is_held && !files.named.contains(&number) {
-                files.known.remove(&number);
-                self.unlink(number, true);
+        files.named = numbers.iter().copied().collect();
+        let Files { known, named, .. } = &mut *files;
+        known.retain(|number, file| {
+            file.is_pending = false;
+            let is_needed = file.holders > 0 || !file.is_saved || named.contains(number);
+            if !is_needed {
+                self.unlink(*number, true);
             }
-        }
+            is_needed
+        });
     }
 
     fn path(&self, number: u64, is_saved: bool) -> PathBuf {
@@ -288,7 +308,7 @@ mod tests {
         files.release(one);
         assert_eq!(names(&disk), [saved_name(three)]);
         assert_eq!(StateFiles::queries(&disk, Path::new("/shard")).unwrap(), [7]);
-        StateFiles::remove(&disk, Path::new("/shard"), 7).unwrap();
+        StateFiles::tidy(&disk, Path::new("/shard"), 7, &[]).unwrap();
         assert_eq!(StateFiles::queries(&disk, Path::new("/shard")).unwrap(), [0; 0]);
     }
 
@@ -300,11 +320,38 @@ mod tests {
             let (one, two) = (files.write(&[1; 5_000]).unwrap(), files.write(&[2; 5_000]).unwrap());
             files.save(&[one]).unwrap();
             let after = disk.crash(seed);
+            StateFiles::tidy(&after, Path::new("/shard"), 7, &[one]).unwrap();
             let files = open(&after, &[one]);
             assert_eq!(files.read(one).unwrap(), [1; 5_000]);
             assert_eq!(names(&after), [saved_name(one)], "{two}");
             assert!(files.write(b"x").unwrap() > one);
         }
+    }
+
+    #[test]
+    fn files_of_a_checkpoint_without_an_answer_stay_until_it_is_known() {
+        let disk = FaultDisk::new();
+        let files = open(&disk, &[]);
+        let (one, two) = (files.write(b"one").unwrap(), files.write(b"two").unwrap());
+        files.save(&[one]).unwrap();
+        files.name(&[one]);
+        files.save(&[two]).unwrap();
+        // Whether the checkpoint that names it is in the log, nobody knows; its writer gives up, and begins again.
+        files.release(one);
+        files.release(two);
+        drop(files);
+        let again = open(&disk, &[one]);
+        assert_eq!(names(&disk), [saved_name(one), saved_name(two)]);
+        let three = again.write(b"three").unwrap();
+        assert!(three > two, "names are used once");
+        // After a restart it is known.
+        let restarted = disk.crash(1);
+        StateFiles::tidy(&restarted, Path::new("/shard"), 7, &[two]).unwrap();
+        assert_eq!(names(&restarted), [saved_name(two)]);
+        // Or another one is the last.
+        again.save(&[three]).unwrap();
+        again.name(&[three]);
+        assert_eq!(names(&disk), [saved_name(three)]);
     }
 
     #[test]

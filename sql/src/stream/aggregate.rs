@@ -1,16 +1,15 @@
 //! Continuous GROUP BY, with or without a window.
 //!
 //! Owns the groups, which of them a step touches, which have rows, lateness, and the letting go of closed windows. Leaves out the
-//! aggregates' own state (`call`), event time (`time`), HAVING and the select list (`keyed`). State lives in memory and
-//! is saved whole.
+//! aggregates' own state (`call`), event time (`time`), HAVING and the select list (`keyed`). State lives in memory.
 
 use super::call::{Arguments, Call, Rows, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, sql_error, with_weight};
 use super::expression::evaluate;
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::part::Part;
 use super::save::{StateReader, StateWriter};
-use super::slots::{Found, Slots};
+use super::slots::{Found, KeyCodec, Slots};
 use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::make_comparator;
@@ -171,6 +170,16 @@ impl Aggregate {
 
     fn key_columns(&self, delta: &Delta) -> Result<Vec<ArrayRef>, SqlError> {
         self.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?))).collect()
+    }
+
+    /// What tells the parts of rows with these keys. All windows of an event are of one part, which knows whether it is late
+    /// for all of them.
+    fn part_hashes(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<u64>, SqlError> {
+        let shared = self.window.filter(|window| window.is_shared).map(|window| window.key);
+        let keys: Vec<ArrayRef> =
+            keys.iter().enumerate().filter(|(at, _)| Some(*at) != shared).map(|(_, key)| Arc::clone(key)).collect();
+        let types: Vec<DataType> = keys.iter().map(|key| key.data_type().clone()).collect();
+        Ok(KeyCodec::new(&types)?.encode(&keys)?.hashes(rows))
     }
 
     /// When the window of each row goes, by the query's time.
@@ -440,7 +449,12 @@ impl Operator for Aggregate {
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
-        let live = self.slots.live(part);
+        let mut live = self.slots.live();
+        if part != Part::WHOLE {
+            let hashes = self.part_hashes(&self.slots.columns(&live)?, live.len())?;
+            let mut is_wanted = hashes.into_iter().map(|hash| part.takes(hash));
+            live.retain(|_| is_wanted.next() == Some(true));
+        }
         let rowtime = live.iter().map(|slot| self.rowtime[*slot as usize]);
         let counts = live.iter().map(|slot| self.counts.get(*slot as usize).copied().unwrap_or(0));
         let mut columns: Vec<(String, ArrayRef)> = vec![
@@ -501,11 +515,11 @@ impl Operator for Aggregate {
     }
 
     fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
-        Ok(self.slots.codec().encode(&self.key_columns(delta)?)?.hashes(delta.len()))
+        self.part_hashes(&self.key_columns(delta)?, delta.len())
     }
 
-    fn is_net(&self) -> bool {
-        true
+    fn merging(&self) -> Merging {
+        Merging::GoneFirst
     }
 
     fn due(&self) -> i64 {

@@ -595,6 +595,10 @@ impl Operator for Join {
         self.take(Side::Left, &left, &mut made)?;
         self.take(Side::Right, &right, &mut made)?;
         self.close(origin, &mut made);
+        // The left side's rows were taken first. Where rows only come, it is not to be seen.
+        if !made.iter().any(|made| made.is_gone) {
+            made.sort_by_key(|made| (made.input_row, made.clock));
+        }
         self.output(&made, origin)
     }
 

@@ -7,7 +7,7 @@ use super::aggregate::WindowBounds;
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, downcast};
 use super::expression::evaluate_predicate;
 use super::map::Stage;
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use super::slots::{KeyBytes, KeyCodec, Slots};
@@ -197,7 +197,8 @@ impl Operator for KeyedMap {
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         let Some(shown) = &self.shown else { return Ok(()) };
-        let live: Vec<u32> = shown.slots.live(part).into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
+        let live: Vec<u32> =
+            shown.slots.live_of(part).into_iter().filter(|slot| shown.is_shown[*slot as usize]).collect();
         // There may be no key columns; a batch must have one.
         let numbers: ArrayRef = Arc::new(UInt32Array::from_iter_values(0..live.len() as u32));
         let mut columns: Vec<(String, ArrayRef)> = vec![("number".to_owned(), numbers)];
@@ -249,8 +250,8 @@ impl Operator for KeyedMap {
         Ok(KeyCodec::new(&types)?.encode(&columns)?.hashes(delta.len()))
     }
 
-    fn is_net(&self) -> bool {
-        true
+    fn merging(&self) -> Merging {
+        Merging::GoneFirst
     }
 
     fn due(&self) -> i64 {

@@ -4,7 +4,7 @@
 //! keys come from. State: the rows, saved as they are.
 
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::part::Part;
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
@@ -130,6 +130,10 @@ impl Operator for Normalize {
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
         Ok(Some(Box::new(Self::new(Arc::clone(self.codec.schema()), self.key.clone())?)))
+    }
+
+    fn merging(&self) -> Merging {
+        Merging::Forms
     }
 
     fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {

@@ -52,8 +52,13 @@ pub(crate) trait Operator: Send + Sync {
         i64::MAX
     }
 
-    /// Of such an operator, whether a step gives a row of the same content at most once.
-    fn is_net(&self) -> bool {
+    /// Of such an operator, how what the parts of it make is put together.
+    fn merging(&self) -> Merging {
+        Merging::Net
+    }
+
+    /// Whether its state is in parts, some of which a step may change before it fails.
+    fn is_divided(&self) -> bool {
         false
     }
 
@@ -106,6 +111,18 @@ pub(crate) trait Operator: Send + Sync {
 
     /// What the operator does and how its state is laid out, stable for one build of expressions.
     fn fingerprint(&self) -> String;
+}
+
+/// How the rows that parts of an operator make in a step are put together. Those that come are in the order of the events
+/// they stem from, then of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Merging {
+    /// All of them in that order: a key stays in its part, and its forms follow each other as events do.
+    Forms,
+    /// Rows that go before those that come: one may come in the place of another part's.
+    GoneFirst,
+    /// The same, without those that come and go within the step.
+    Net,
 }
 
 /// A column's name, and what it is in terms of the sources.

@@ -6,7 +6,7 @@
 
 use super::aggregate::WindowBounds;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast, sql_error};
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::ordered::{Closing, RowOrder, insert_columns};
 use super::part::Part;
 use super::save::{StateReader, StateWriter};
@@ -295,8 +295,8 @@ impl Operator for Over {
         Ok(self.order.partitions(delta)?.hashes(delta.len()))
     }
 
-    fn is_net(&self) -> bool {
-        true
+    fn merging(&self) -> Merging {
+        Merging::GoneFirst
     }
 
     fn due(&self) -> i64 {

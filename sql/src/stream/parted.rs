@@ -6,7 +6,7 @@
 //! operators save; a part that did not change since needs no new file.
 
 use super::delta::{Delta, Origin, arrow_error, concat, downcast};
-use super::operator::{Operator, Origins};
+use super::operator::{Merging, Operator, Origins};
 use super::part::{Part, StateFile, StateStore, place};
 use super::save::{StateReader, StateWriter};
 use super::slots::KeyCodec;
@@ -22,7 +22,7 @@ const WHOLE_BYTES_MAX: u64 = 64 << 20;
 /// State of a part that is divided further.
 const PART_BYTES_MAX: u64 = if cfg!(test) { 2_000 } else { 16 << 20 };
 /// State that is not worth parts.
-const PARTED_BYTES_MIN: u64 = if cfg!(test) { 0 } else { 1 << 20 };
+const PARTED_BYTES_MIN: u64 = if cfg!(test) { 0 } else { 256 << 10 };
 /// State of a part as it is made.
 const PART_BYTES: u64 = 4 << 20;
 /// Into how many parts a whole falls at least, and a part.
@@ -166,8 +166,12 @@ impl Parted {
         if held <= self.bytes_max {
             return Ok(());
         }
-        let mut here: Vec<usize> =
-            (0..self.parts.len()).filter(|at| self.parts[*at].operator.is_some() && Some(*at) != busy).collect();
+        // One that has no room by itself would come back with the next step.
+        let may_leave = |at: &usize| {
+            let part = &self.parts[*at];
+            part.operator.is_some() && Some(*at) != busy && part.bytes <= self.bytes_max.max(PART_BYTES_MAX)
+        };
+        let mut here: Vec<usize> = (0..self.parts.len()).filter(may_leave).collect();
         here.sort_by_key(|at| self.parts[*at].used);
         for at in here {
             if held <= self.bytes_max {
@@ -209,8 +213,6 @@ impl Parted {
     }
 
     fn step_parts(&mut self, inputs: &[Delta], origin: &Arc<Origin>) -> Result<Delta, SqlError> {
-        // What fails must fail before any part has changed.
-        self.own.check(inputs)?;
         self.step += 1;
         let mut made: Vec<(usize, Delta)> = Vec::new();
         for (at, rows) in self.divided(inputs, origin)? {
@@ -239,23 +241,25 @@ impl Parted {
         }
     }
 
-    /// What parts made, with the rows that go before those that come: one may come in the place of another part's.
+    /// What parts made, as one.
     fn together(&self, made: &Delta) -> Result<Delta, SqlError> {
-        let (mut gone, mut come): (Vec<u32>, Vec<u32>) =
-            (0..made.len() as u32).partition(|row| made.weights.is_gone(*row as usize));
-        if gone.is_empty() {
-            return Ok(made.clone());
+        let place = |row: &u32| (made.input_row(*row as usize), made.time_at(*row as usize));
+        let mut rows: Vec<u32> = (0..made.len() as u32).collect();
+        let has_gone = rows.iter().any(|row| made.weights.is_gone(*row as usize));
+        if has_gone && self.own.merging() == Merging::Net {
+            rows = net(made)?;
         }
-        if !self.own.is_net() {
-            (gone, come) = net(made)?;
+        if has_gone && self.own.merging() != Merging::Forms {
+            rows.sort_by_key(|row| (!made.weights.is_gone(*row as usize), place(row)));
+        } else {
+            rows.sort_by_key(place);
         }
-        gone.append(&mut come);
-        made.take(&UInt32Array::from(gone))
+        made.take(&UInt32Array::from(rows))
     }
 }
 
 /// The rows that are gone after all of `made`, and those that are there: one that went and came in between is neither.
-fn net(made: &Delta) -> Result<(Vec<u32>, Vec<u32>), SqlError> {
+fn net(made: &Delta) -> Result<Vec<u32>, SqlError> {
     let types: Vec<DataType> = made.batch.columns().iter().map(|column| column.data_type().clone()).collect();
     let rows = KeyCodec::new(&types)?.encode(made.batch.columns())?;
     let mut left: HashMap<&[u8], Vec<u32>> = HashMap::new();
@@ -268,7 +272,7 @@ fn net(made: &Delta) -> Result<(Vec<u32>, Vec<u32>), SqlError> {
     }
     let mut left: Vec<u32> = left.into_values().flatten().collect();
     left.sort_unstable();
-    Ok(left.into_iter().partition(|row| made.weights.is_gone(*row as usize)))
+    Ok(left)
 }
 
 impl Operator for Parted {
@@ -348,6 +352,10 @@ impl Operator for Parted {
             _ => {}
         }
         self.leave(None)
+    }
+
+    fn is_divided(&self) -> bool {
+        !self.parts.is_empty()
     }
 
     fn is_stateful(&self) -> bool {

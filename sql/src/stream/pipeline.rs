@@ -299,12 +299,14 @@ impl Pipeline {
     }
 
     /// Keeps about so many bytes of state in memory from now on, where operators can do with less than all of theirs. Each
-    /// has a part of them as large as its part of the state.
+    /// has a part of them as large as its part of the state. Of a query that gives every change, all stays.
     ///
     /// # Errors
     /// As [`StateStore::write`].
     pub fn keep_within(&mut self, bytes: ByteSize) -> Result<(), SqlError> {
         let Some(store) = &self.store else { return Ok(()) };
+        // With a step for each event, each would read a part and write one.
+        let bytes = if self.parts.steps == Steps::Each { ByteSize::new(u64::MAX) } else { bytes };
         let all = self.state_bytes().value();
         for node in self.parts.nodes.iter_mut().filter(|node| node.operator.is_stateful()) {
             let own = node.operator.state_bytes().value();
@@ -454,7 +456,7 @@ impl Pipeline {
             skipping.leave_out(&mut sources, &origin)?;
         }
         let batch = loop {
-            match (self.work(&sources, &origin), skipping.as_deref_mut()) {
+            match (self.work(&sources, &origin, skipping.is_some()), skipping.as_deref_mut()) {
                 (Ok(batch), _) => break batch,
                 (Err(failed), Some(skipping)) => self.sift(*failed, &mut sources, &origin, skipping)?,
                 (Err(failed), None) => return Err(failed.error),
@@ -480,7 +482,12 @@ impl Pipeline {
     }
 
     /// The rows of the sink.
-    fn work(&mut self, sources: &[Delta], origin: &Arc<Origin>) -> Result<Option<RecordBatch>, Box<Failed>> {
+    fn work(
+        &mut self,
+        sources: &[Delta],
+        origin: &Arc<Origin>,
+        is_skipping: bool,
+    ) -> Result<Option<RecordBatch>, Box<Failed>> {
         let mut made: Vec<Made> = Vec::with_capacity(self.parts.nodes.len());
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {
@@ -488,6 +495,10 @@ impl Pipeline {
             let flow = &mut self.flows[at];
             let output = inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| {
                 inputs.iter().for_each(|input| flow.rows_in = flow.rows_in.plus(RowCount::of(input.len())));
+                // What an event is at fault for must fail before any part has changed.
+                if is_skipping && node.operator.is_divided() {
+                    node.operator.check(&inputs)?;
+                }
                 node.operator.step(inputs, origin)
             });
             flow.rows_out = flow.rows_out.plus(RowCount::of(output.as_ref().map_or(0, Delta::len)));

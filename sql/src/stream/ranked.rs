@@ -208,7 +208,7 @@ impl Ranked {
         while !self.is_full() {
             let Some((next, kept)) = self.rest.pop_first() else { break };
             match self.ranking {
-                Ranking::RowNumber => drop(self.first.insert(next, kept)),
+                Ranking::RowNumber => self.first.insert(next, kept),
                 Ranking::Rank | Ranking::DenseRank => self.take_peers(next, kept),
             }
         }

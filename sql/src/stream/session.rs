@@ -1,13 +1,13 @@
 //! Continuous GROUP BY over sessions: windows that events make, each as long as events follow each other.
 //!
 //! Owns the open sessions of every key, which events join, begin and merge them, and lateness. Leaves out the
-//! aggregates' own state (`call`). State lives in memory and is saved whole.
+//! aggregates' own state (`call`). State lives in memory.
 
 use super::aggregate::Grouping;
 use super::call::{Call, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, with_weight};
 use super::expression::evaluate;
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::part::Part;
 use super::save::{StateReader, StateWriter};
 use super::slots::{Found, KeyBytes, KeyCodec};
@@ -485,8 +485,8 @@ impl Operator for Sessions {
         Ok(self.codec.encode(&columns.collect::<Result<Vec<_>, SqlError>>()?)?.hashes(delta.len()))
     }
 
-    fn is_net(&self) -> bool {
-        true
+    fn merging(&self) -> Merging {
+        Merging::GoneFirst
     }
 
     fn due(&self) -> i64 {

@@ -167,8 +167,13 @@ impl Slots {
         gone
     }
 
+    /// Slots in use, ascending.
+    pub(crate) fn live(&self) -> Vec<u32> {
+        self.live_of(Part::WHOLE)
+    }
+
     /// Slots in use by keys of `part`, ascending.
-    pub(crate) fn live(&self, part: Part) -> Vec<u32> {
+    pub(crate) fn live_of(&self, part: Part) -> Vec<u32> {
         let is_wanted = |key: &Option<Arc<[u8]>>| key.as_ref().is_some_and(|key| part.has(key));
         let in_use = self.keys.iter().enumerate().filter(|(_, key)| is_wanted(key));
         in_use.map(|(slot, _)| slot as u32).collect()
@@ -229,8 +234,8 @@ mod tests {
         assert_eq!(slots.remove_until(10), vec![0]);
         assert_eq!(slots.find(bytes.get(0)), None);
         assert_eq!(slots.insert(bytes.get(2), Some(30)), Found { slot: 0, is_new: true });
-        assert_eq!(slots.live(Part::WHOLE), vec![0, 1]);
+        assert_eq!(slots.live(), vec![0, 1]);
         assert_eq!(slots.remove_until(100), vec![1, 0]);
-        assert_eq!(slots.live(Part::WHOLE), Vec::<u32>::new());
+        assert_eq!(slots.live(), Vec::<u32>::new());
     }
 }

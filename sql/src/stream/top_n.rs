@@ -7,7 +7,7 @@
 use super::aggregate::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
-use super::operator::{Operator, only};
+use super::operator::{Merging, Operator, only};
 use super::ordered::{Closing, Placed, RowOrder, insert_columns};
 use super::part::Part;
 use super::ranked::{ENTRY_BYTES, Numbered, Place, Ranked, Ranking};
@@ -114,7 +114,8 @@ impl TopN {
     /// Takes the rows of `delta`, which are at `placed`; gives for each partition whose first rows change one of its rows,
     /// and those first rows as they were, in the order in which they change.
     fn take(&mut self, delta: &Delta, placed: &Placed) -> Vec<(usize, Before)> {
-        let (mut before, mut touched): (Vec<(usize, Before)>, HashMap<&[u8], usize>) = Default::default();
+        let mut before: Vec<(usize, Before)> = Vec::new();
+        let mut touched: HashMap<&[u8], usize> = HashMap::new();
         for row in 0..delta.len() {
             let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
             let order = placed.peers.as_ref().map_or(0, |peers| peers.get(row).len());
@@ -274,8 +275,8 @@ impl Operator for TopN {
         Ok(self.order.partitions(delta)?.hashes(delta.len()))
     }
 
-    fn is_net(&self) -> bool {
-        true
+    fn merging(&self) -> Merging {
+        Merging::GoneFirst
     }
 
     fn due(&self) -> i64 {

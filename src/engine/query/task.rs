@@ -35,11 +35,11 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 const CHECKPOINT_STEPS: u64 = 2_000;
 /// The same for any state: half of what a shard keeps.
 const CHECKPOINT_STEPS_MAX: u64 = STEPS_SINCE_CHECKPOINT_MAX as u64 / 2;
-/// State is saved whole: so many bytes of it a second are written at most, on average. What is not saved is computed
-/// again after a restart, which is faster than it came.
+/// So many bytes of state a second are written at most, on average, if all of it changed. What is not saved is computed again
+/// after a restart, which is faster than it came.
 const CHECKPOINT_BYTES_PER_SECOND: u64 = 16 << 20;
 /// State a query may keep in memory however little there is: less is not worth a file.
-const STATE_BYTES_LEAST: ByteSize = ByteSize::new(2 << 20);
+const STATE_BYTES_LEAST: ByteSize = ByteSize::new(512 << 10);
 /// How often the bytes of the state are counted while steps follow each other: that may look at all of it.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// How often the operators are shown anew.

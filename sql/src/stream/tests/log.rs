@@ -412,6 +412,9 @@ pub(super) async fn difference(
     found.sort();
     match parted {
         Err(error) => return Some(format!("{sql}\n in parts {error:?}")),
+        Ok((_, parted_late)) if parted_late != late => {
+            return Some(format!("{sql}\n in parts {parted_late} late, whole {late}"));
+        }
         Ok((mut rows, _)) => {
             rows.retain(&is_near);
             rows.sort();

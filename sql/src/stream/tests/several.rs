@@ -238,7 +238,7 @@ fn event(random: &mut Random, number: u64) -> LogEvent {
 }
 
 /// Random events, and at the end of each stream one that is far away in time.
-fn log(random: &mut Random, count: u64) -> Arc<Log> {
+pub(super) fn log(random: &mut Random, count: u64) -> Arc<Log> {
     let mut events: Vec<LogEvent> = (0..count).map(|number| event(random, number)).collect();
     events.extend([0, 1].map(|relation| {
         let cells = ["5000", "5000", "5000", "far"].map(|cell| Some(cell.to_owned())).to_vec();
