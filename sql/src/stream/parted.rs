@@ -18,7 +18,7 @@ use millstream_catalog::model::{ByteSize, RowCount};
 use std::sync::Arc;
 
 /// State of an operator that falls into parts whatever memory there is: what is saved at once stays small.
-const WHOLE_BYTES_MAX: u64 = 64 << 20;
+const WHOLE_BYTES_MAX: u64 = 256 << 20;
 /// State of a part that is divided further.
 const PART_BYTES_MAX: u64 = if cfg!(test) { 2_000 } else { 16 << 20 };
 /// State that is not worth parts.
