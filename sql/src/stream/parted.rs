@@ -17,16 +17,18 @@ use datafusion::common::HashMap;
 use millstream_catalog::model::{ByteSize, RowCount};
 use std::sync::Arc;
 
-/// State of an operator that falls into parts whatever memory there is: what is saved at once stays small.
-const WHOLE_BYTES_MAX: u64 = 256 << 20;
+/// State of an operator that falls into parts whatever memory there is: what is saved at once stays within bounds.
+const WHOLE_BYTES_MAX: u64 = 512 << 20;
 /// State of a part that is divided further.
 const PART_BYTES_MAX: u64 = if cfg!(test) { 2_000 } else { 16 << 20 };
 /// State that is not worth parts.
 const PARTED_BYTES_MIN: u64 = if cfg!(test) { 0 } else { 256 << 10 };
-/// State of a part as it is made.
+/// State of a part as it is made, if there are not too many.
 const PART_BYTES: u64 = 4 << 20;
-/// Into how many parts a whole falls at least, and a part.
+/// Into how many parts a whole falls: each is picked from all of it.
 const PARTS_MIN: usize = if cfg!(test) { 4 } else { 16 };
+const PARTS_FIRST_MAX: usize = 32;
+/// Into how many a part falls.
 const FACTOR: usize = 4;
 /// There are no more parts.
 const PARTS_MAX: usize = 16_384;
@@ -345,7 +347,7 @@ impl Operator for Parted {
         match self.parts.len() {
             0 if bytes > WHOLE_BYTES_MAX || (bytes > bytes_max && bytes > PARTED_BYTES_MIN) => {
                 let factor = usize::try_from(bytes / PART_BYTES).unwrap_or(PARTS_MAX).next_power_of_two();
-                self.divide(factor.clamp(PARTS_MIN, PARTS_MAX), store)?;
+                self.divide(factor.clamp(PARTS_MIN, PARTS_FIRST_MAX), store)?;
             }
             0 => {}
             count if bytes / count as u64 > PART_BYTES_MAX && count < PARTS_MAX => self.divide(FACTOR, store)?,
