@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// Directory of the queries' state within a shard's directory.
 pub(crate) const STATE: &str = "state";
 /// What names of files that a checkpoint names end with.
-pub(crate) const SAVED: &str = ".state";
+const SAVED: &str = ".state";
 const SPILLED: &str = ".spill";
 const MAGIC: &[u8; 4] = b"MSSF";
 const VERSION: u16 = 1;

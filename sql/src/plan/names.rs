@@ -75,7 +75,8 @@ fn cast(inner: Option<(String, Strength)>, data_type: &DataType) -> Option<(Stri
     }
 }
 
-fn function_name(function: &Function) -> Option<String> {
+/// The last part of the name of a called function.
+pub(super) fn function_name(function: &Function) -> Option<String> {
     last_part(&function.name)
 }
 

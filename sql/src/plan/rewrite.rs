@@ -163,7 +163,7 @@ impl Rewriter<'_, '_, '_> {
                 }
             }
             Expr::AnyOp { .. } => super::any::rewrite(expr),
-            Expr::Function(call) if call.over.is_none() => super::guard::guard(call),
+            Expr::Function(call) => super::guard::guard(call),
             Expr::CompoundFieldAccess { root, access_chain } => {
                 qualify_root(self.scope, root, access_chain);
                 super::access::literal_steps(access_chain)?;

@@ -172,12 +172,19 @@ impl Aggregate {
         self.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?))).collect()
     }
 
+    /// The position of a window that shares its events with others.
+    fn shared_window(&self) -> Option<usize> {
+        self.window.filter(|window| window.is_shared).map(|window| window.key)
+    }
+
     /// What tells the parts of rows with these keys. All windows of an event are of one part, which knows whether it is late
     /// for all of them.
     fn part_hashes(&self, keys: &[ArrayRef], rows: usize) -> Result<Vec<u64>, SqlError> {
-        let shared = self.window.filter(|window| window.is_shared).map(|window| window.key);
+        let Some(shared) = self.shared_window() else {
+            return Ok(self.slots.codec().encode(keys)?.hashes(rows));
+        };
         let keys: Vec<ArrayRef> =
-            keys.iter().enumerate().filter(|(at, _)| Some(*at) != shared).map(|(_, key)| Arc::clone(key)).collect();
+            keys.iter().enumerate().filter(|(at, _)| *at != shared).map(|(_, key)| Arc::clone(key)).collect();
         let types: Vec<DataType> = keys.iter().map(|key| key.data_type().clone()).collect();
         Ok(KeyCodec::new(&types)?.encode(&keys)?.hashes(rows))
     }
@@ -449,8 +456,11 @@ impl Operator for Aggregate {
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
-        let mut live = self.slots.live();
-        if part != Part::WHOLE {
+        let mut live = match self.shared_window() {
+            None => self.slots.live_of(part),
+            Some(_) => self.slots.live(),
+        };
+        if part != Part::WHOLE && self.shared_window().is_some() {
             let hashes = self.part_hashes(&self.slots.columns(&live)?, live.len())?;
             let mut is_wanted = hashes.into_iter().map(|hash| part.takes(hash));
             live.retain(|_| is_wanted.next() == Some(true));

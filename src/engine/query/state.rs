@@ -18,7 +18,7 @@ pub(super) struct QueryFiles {
 }
 
 impl QueryFiles {
-    /// Those that the last checkpoint of `query` names; others are removed.
+    /// Those of `query`, for its only task.
     ///
     /// # Errors
     /// 58030 when the directory cannot be read.
