@@ -160,6 +160,11 @@ impl Reader {
         self.read(&views, from, to, ByteSize::new(u64::MAX))
     }
 
+    /// Who reads went on from `from` to `to` and does not come back.
+    pub(crate) fn pass(&self, from: &Positions, to: &Positions) {
+        self.views().iter().for_each(|(id, view)| view.pass(position(from, *id), position(to, *id)));
+    }
+
     /// The number of events after `from`, or about as many.
     pub(crate) fn behind(&self, from: &Positions) -> RowCount {
         let applied = self.partitions.applied();

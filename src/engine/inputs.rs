@@ -8,7 +8,7 @@ use crate::engine::input::{cut_entry, ends_of, from_start, position};
 use crate::engine::{Result, read_error};
 use crate::storage::StorageError;
 use millstream_catalog::RelationKind;
-use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, TopicId};
+use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
 use millstream_sql::SqlError;
 use millstream_sql::stream::InputBatch;
 
@@ -143,6 +143,16 @@ impl Inputs {
             positions.iter().map(move |(id, offset)| ((topic, *id), *offset)).collect::<Vec<_>>()
         };
         self.readers.iter().zip(positions).flat_map(of).collect()
+    }
+
+    /// Who reads went on from `from` to `to` and does not come back.
+    pub(crate) fn pass(&self, from: &SourcePositions, to: &SourcePositions) {
+        self.readers.iter().zip(from.iter().zip(to)).for_each(|(reader, (from, to))| reader.pass(from, to));
+    }
+
+    /// About how many bytes are taken at once from now on.
+    pub(crate) fn take_about(&mut self, bytes: ByteSize) {
+        self.readers.iter_mut().for_each(|reader| reader.bytes_max = bytes);
     }
 
     /// The number of events after `from`, or about as many.

@@ -94,11 +94,7 @@ impl Maps {
     /// many, and says whether it did.
     pub(super) fn read(&self, address: *const u8, bytes: ByteSize) -> bool {
         let mapped = &mut *self.0.lock();
-        let Some((start, region)) = mapped.regions.range_mut(..=address as usize).next_back() else { return false };
-        let start = *start;
-        if address as usize - start >= region.len {
-            return false;
-        }
+        let Some((start, region)) = mapped.region(address) else { return false };
         if !std::mem::replace(&mut region.is_touched, true) {
             mapped.touched.push(start);
         }
@@ -109,21 +105,41 @@ impl Maps {
         }
         is_much
     }
+
+    /// The map that has `address` was read to its end, and whoever did will not come back: gives its pages back.
+    pub(super) fn pass(&self, address: *const u8) {
+        if let Some((start, region)) = self.0.lock().region(address) {
+            region.give_back(start);
+        }
+    }
 }
 
 impl Mapped {
+    /// The map that has `address`.
+    fn region(&mut self, address: *const u8) -> Option<(usize, &mut Region)> {
+        let (start, region) = self.regions.range_mut(..=address as usize).next_back()?;
+        (address as usize - start < region.len).then_some((*start, region))
+    }
+
     fn give_back(&mut self) {
         self.read = 0;
         for start in std::mem::take(&mut self.touched) {
             let Some(region) = self.regions.get_mut(&start) else { continue };
             region.is_touched = false;
-            // Safety: `start` and `len` are those of a map that lives: one that ends leaves `regions` first, and waits
-            // for the lock that is held here. It is read-only and of a file, so that a page given back is read again
-            // from the file, with the same bytes, by whoever looks at it next.
-            let given = unsafe { libc::madvise(start as *mut libc::c_void, region.len, libc::MADV_DONTNEED) };
-            if given != 0 {
-                tracing::debug!(error = %io::Error::last_os_error(), "pages of a map could not be given back");
-            }
+            region.give_back(start);
+        }
+    }
+}
+
+impl Region {
+    /// Gives the pages back of the map at `start`, which lives: one that ends leaves `regions` first, and waits for the lock
+    /// that this is called under.
+    fn give_back(&self, start: usize) {
+        // Safety: `start` and `len` are those of a map that lives. It is read-only and of a file, so that a page given back
+        // is read again from the file, with the same bytes, by whoever looks at it next.
+        let given = unsafe { libc::madvise(start as *mut libc::c_void, self.len, libc::MADV_DONTNEED) };
+        if given != 0 {
+            tracing::debug!(error = %io::Error::last_os_error(), "pages of a map could not be given back");
         }
     }
 }
@@ -167,6 +183,10 @@ mod tests {
         assert_eq!((resident(&first), resident(&second), resident(&unread)), (0, 0, 40));
         assert_eq!(maps.bytes(), ByteSize::ZERO);
         assert_eq!((sum(&first), sum(&second)), (40 * PAGE as u64, 80 * PAGE as u64));
+        // One map alone.
+        maps.pass(second.slice(39 * PAGE).as_ptr());
+        assert_eq!((resident(&first), resident(&second)), (40, 0));
+        assert_eq!(sum(&second), 80 * PAGE as u64);
         // Neither memory of other kinds nor maps that are gone count.
         let elsewhere = [0_u8; 64];
         assert!(!maps.read(elsewhere.as_ptr(), all) && maps.bytes() == ByteSize::ZERO);

@@ -297,6 +297,11 @@ impl OpenSegment {
         EntryRuns::from_packed(self.map.slice_with_length(range.start, range.len()), self.footer.blocks[block].rows)
     }
 
+    /// Its pages are not needed for a while.
+    pub(crate) fn pass(&self) {
+        MAPS.pass(self.map.as_ptr());
+    }
+
     /// The wanted columns of a block's rows.
     ///
     /// # Errors

@@ -210,6 +210,13 @@ impl Segment {
         self.not_opened(error)
     }
 
+    /// Its pages are not needed for a while.
+    pub(crate) fn pass(&self) {
+        if let Some(open) = self.slot.open() {
+            open.pass();
+        }
+    }
+
     /// Whether its file is open now.
     #[cfg(test)]
     pub(crate) fn is_open(&self) -> bool {

@@ -476,9 +476,7 @@ impl Operator for Aggregate {
         }
         let columns = columns.into_iter().map(|(name, column)| (name, column, true));
         state.put("groups", &RecordBatch::try_from_iter_with_nullable(columns).map_err(arrow_error)?)?;
-        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
-        state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
+        state.put_late(if part.is_first() { self.late_rows } else { RowCount::ZERO })?;
         for (index, call) in self.calls.iter().enumerate() {
             call.save(&format!("call{index}"), &live, state)?;
         }
@@ -499,9 +497,7 @@ impl Operator for Aggregate {
         if self.rows == Rows::Go {
             self.counts = counts.values().to_vec();
         }
-        let late = state.take("late")?;
-        let late: Int64Array = downcast(late.column(0))?;
-        self.late_rows = RowCount::new(late.values().first().map_or(0, |rows| *rows as u64));
+        self.late_rows = state.take_late()?;
         for (index, call) in self.calls.iter_mut().enumerate() {
             call.restore(&format!("call{index}"), interned.count, state)?;
         }

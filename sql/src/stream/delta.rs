@@ -120,6 +120,11 @@ impl Delta {
         self.batch.num_rows()
     }
 
+    /// The rows that are there.
+    pub(crate) fn come(&self) -> Vec<u32> {
+        (0..self.len() as u32).filter(|row| !self.weights.is_gone(*row as usize)).collect()
+    }
+
     /// The input row that `row` stems from.
     pub(crate) fn input_row(&self, row: usize) -> usize {
         match &self.rows {

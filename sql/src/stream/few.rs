@@ -1,6 +1,6 @@
 //! Rows in the order of their bytes, which are few more often than not: one for each partition of `row_number() = 1`.
 //!
-//! A few lie in a vector, which takes a tenth of a tree's memory; more of them in a tree. Leaves out what the rows are
+//! A few lie in a vector, which for one row is 32 bytes where a node of a tree has room for eleven; more of them in a tree. Leaves out what the rows are
 //! (`ranked`). Lives in memory.
 
 use std::collections::BTreeMap;
@@ -12,20 +12,24 @@ const FEW: usize = 16;
 
 /// Rows by their bytes.
 #[derive(Debug)]
-pub(super) struct Few<T> {
-    /// Ascending; empty while there is a tree.
-    few: Vec<(Arc<[u8]>, T)>,
-    many: BTreeMap<Arc<[u8]>, T>,
+pub(super) enum Few<T> {
+    /// Ascending.
+    Few(Vec<(Arc<[u8]>, T)>),
+    Many(Box<BTreeMap<Arc<[u8]>, T>>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
 }
 
 impl<T> Few<T> {
-    /// No rows.
-    pub(super) fn new() -> Self {
-        Self { few: Vec::new(), many: BTreeMap::new() }
-    }
-
     pub(super) fn len(&self) -> usize {
-        self.few.len() + self.many.len()
+        match self {
+            Self::Few(few) => few.len(),
+            Self::Many(many) => many.len(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -34,70 +38,89 @@ impl<T> Few<T> {
 
     /// The rows, ascending.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Arc<[u8]>, &T)> {
-        self.few.iter().map(|(row, value)| (row, value)).chain(&self.many)
+        let (few, many) = match self {
+            Self::Few(few) => (few.as_slice(), None),
+            Self::Many(many) => (&[][..], Some(many.iter())),
+        };
+        few.iter().map(|(row, value)| (row, value)).chain(many.into_iter().flatten())
     }
 
     pub(super) fn first(&self) -> Option<(&Arc<[u8]>, &T)> {
-        self.few.first().map(|(row, value)| (row, value)).or_else(|| self.many.first_key_value())
+        match self {
+            Self::Few(few) => few.first().map(|(row, value)| (row, value)),
+            Self::Many(many) => many.first_key_value(),
+        }
     }
 
     pub(super) fn last(&self) -> Option<(&Arc<[u8]>, &T)> {
-        self.few.last().map(|(row, value)| (row, value)).or_else(|| self.many.last_key_value())
+        match self {
+            Self::Few(few) => few.last().map(|(row, value)| (row, value)),
+            Self::Many(many) => many.last_key_value(),
+        }
     }
 
     /// The first row that is not less than `row`.
     pub(super) fn from(&self, row: &[u8]) -> Option<(&Arc<[u8]>, &T)> {
-        let at = self.place(row).unwrap_or_else(|at| at);
-        let few = self.few.get(at).map(|(row, value)| (row, value));
-        few.or_else(|| self.many.range::<[u8], _>((Bound::Included(row), Bound::Unbounded)).next())
+        match self {
+            Self::Few(few) => few.get(place(few, row).unwrap_or_else(|at| at)).map(|(row, value)| (row, value)),
+            Self::Many(many) => many.range::<[u8], _>((Bound::Included(row), Bound::Unbounded)).next(),
+        }
     }
 
     pub(super) fn contains(&self, row: &[u8]) -> bool {
-        self.place(row).is_ok() || self.many.contains_key(row)
+        match self {
+            Self::Few(few) => place(few, row).is_ok(),
+            Self::Many(many) => many.contains_key(row),
+        }
     }
 
     /// Puts a row in, or another value in its place.
     pub(super) fn insert(&mut self, row: Arc<[u8]>, value: T) {
-        if !self.many.is_empty() {
-            self.many.insert(row, value);
-            return;
-        }
-        match self.place(&row) {
-            Ok(at) => self.few[at].1 = value,
-            Err(_) if self.few.len() == FEW => {
-                self.many = std::mem::take(&mut self.few).into_iter().collect();
-                self.many.insert(row, value);
+        let few = match self {
+            Self::Few(few) => few,
+            Self::Many(many) => return drop(many.insert(row, value)),
+        };
+        match place(few, &row) {
+            Ok(at) => few[at].1 = value,
+            Err(_) if few.len() == FEW => {
+                let mut many: BTreeMap<_, _> = std::mem::take(few).into_iter().collect();
+                many.insert(row, value);
+                *self = Self::Many(Box::new(many));
             }
             Err(at) => {
-                if self.few.is_empty() {
-                    self.few.reserve_exact(1);
+                if few.is_empty() {
+                    few.reserve_exact(1);
                 }
-                self.few.insert(at, (row, value));
+                few.insert(at, (row, value));
             }
         }
     }
 
     pub(super) fn remove(&mut self, row: &[u8]) -> Option<T> {
-        match self.place(row) {
-            Ok(at) => Some(self.few.remove(at).1),
-            Err(_) => self.many.remove(row),
+        match self {
+            Self::Few(few) => place(few, row).ok().map(|at| few.remove(at).1),
+            Self::Many(many) => many.remove(row),
         }
     }
 
     pub(super) fn pop_first(&mut self) -> Option<(Arc<[u8]>, T)> {
-        match self.few.is_empty() {
-            true => self.many.pop_first(),
-            false => Some(self.few.remove(0)),
+        match self {
+            Self::Few(few) if few.is_empty() => None,
+            Self::Few(few) => Some(few.remove(0)),
+            Self::Many(many) => many.pop_first(),
         }
     }
 
     pub(super) fn pop_last(&mut self) -> Option<(Arc<[u8]>, T)> {
-        self.few.pop().or_else(|| self.many.pop_last())
+        match self {
+            Self::Few(few) => few.pop(),
+            Self::Many(many) => many.pop_last(),
+        }
     }
+}
 
-    fn place(&self, row: &[u8]) -> Result<usize, usize> {
-        self.few.binary_search_by(|(other, _)| other.as_ref().cmp(row))
-    }
+fn place<T>(few: &[(Arc<[u8]>, T)], row: &[u8]) -> Result<usize, usize> {
+    few.binary_search_by(|(other, _)| other.as_ref().cmp(row))
 }
 
 #[cfg(test)]
@@ -109,7 +132,7 @@ mod tests {
     fn few_and_many_are_as_a_tree() {
         for seed in 0..40 {
             let mut random = Random::new(seed);
-            let (mut few, mut tree) = (Few::new(), BTreeMap::new());
+            let (mut few, mut tree) = (Few::default(), BTreeMap::new());
             let keys = if seed % 2 == 0 { 12 } else { 60 };
             for number in 0..400 {
                 let row: Arc<[u8]> = Arc::from([random.below(keys) as u8]);

@@ -6,11 +6,12 @@
 use super::aggregate::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, NEVER, Origin, Weights};
+use super::heap::Wanted;
 use super::operator::{Operator, only};
 use super::part::Part;
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
-use super::store::{Came, Entry, Kept, Store};
+use super::store::{Entry, Kept, Store};
 use crate::error::SqlError;
 use arrow::array::{Int64Array, TimestampMicrosecondArray, UInt32Array};
 use arrow::datatypes::SchemaRef;
@@ -19,7 +20,9 @@ use std::sync::Arc;
 
 /// Rows that wait.
 pub(crate) struct Finalise {
+    /// Tells the parts of rows.
     codec: RowCodec,
+    rows: Rows,
     /// Where rows change: which column tells when they do not any more.
     window: Option<WindowBounds>,
     /// How far the time of the rows may be behind the query's.
@@ -35,41 +38,38 @@ impl Finalise {
         window: Option<WindowBounds>,
         delay: Span,
     ) -> Result<Self, SqlError> {
-        let store = if rows == Rows::Go { Store::of_going() } else { Store::of_staying() };
-        Ok(Self { codec: RowCodec::new(schema)?, window, delay, store })
+        let store = Store::new(Arc::clone(&schema), &[], rows == Rows::Go)?;
+        Ok(Self { codec: RowCodec::new(schema)?, rows, window, delay, store })
     }
 
     fn keep(&mut self, input: &Delta) -> Result<(), SqlError> {
-        let rows = self.codec.encode(&input.batch)?;
         let closes = self.window.and_then(|window| window.closes(input.batch.columns()));
+        let hashes = self.store.hashes(&input.batch)?;
+        let ids = self.store.take_in(&input.batch, &input.come())?;
+        let (mut ids, mut wanted) = (ids.into_iter(), Wanted::new(&input.batch));
         for row in 0..input.len() {
+            let hash = hashes.get(row).copied();
             if input.weights.is_gone(row) {
-                self.store.remove(rows.get(row));
+                self.store.remove(hash.unwrap_or_default(), &mut wanted, row)?;
                 continue;
             }
+            let Some(id) = ids.next() else { break };
             let rowtime = input.rowtime.value(row);
             let expires = match &closes {
                 Some(closes) => closes[row],
                 None => rowtime.saturating_add(self.delay.micros()).saturating_add(1),
             };
-            self.store.insert(Kept {
-                row: rows.get(row).into(),
-                key: None,
-                rowtime,
-                expires,
-                matches: 0,
-                came: Came::default(),
-            });
+            self.store.keep(id, hash, Kept { key: None, rowtime, expires, matches: 0, came: None });
         }
         Ok(())
     }
 
-    fn told(&self, rows: &[Entry], origin: &Arc<Origin>) -> Result<Delta, SqlError> {
+    fn told(&self, rows: &[(u32, Entry)], origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         let last_row = origin.clock.len().saturating_sub(1) as u32;
-        let clock = rows.iter().map(|entry| entry.expires.saturating_sub(1));
+        let clock = rows.iter().map(|(_, entry)| entry.expires.saturating_sub(1));
         Ok(Delta {
-            batch: self.codec.decode(rows.iter().map(|entry| entry.row.as_ref()))?,
-            rowtime: TimestampMicrosecondArray::from_iter_values(rows.iter().map(|entry| entry.rowtime))
+            batch: self.store.batch(&rows.iter().map(|(id, _)| *id).collect::<Vec<u32>>())?,
+            rowtime: TimestampMicrosecondArray::from_iter_values(rows.iter().map(|(_, entry)| entry.rowtime))
                 .with_timezone("UTC"),
             weights: Weights::Ones,
             rows: Some(UInt32Array::from(vec![last_row; rows.len()])),
@@ -82,21 +82,29 @@ impl Finalise {
 impl Operator for Finalise {
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         self.keep(&only(inputs)?)?;
-        let told = if origin.end == NEVER { Vec::new() } else { self.store.expire(origin.end) };
-        self.told(&told, origin)
+        let told = if origin.end == NEVER { Vec::new() } else { self.store.expire(origin.end)? };
+        let told = self.told(&told, origin)?;
+        self.store.end_step()?;
+        Ok(told)
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
-        self.store.save("rows", &self.codec, state, |entry| part.has(&entry.row))
+        let mut rows: Vec<(u32, &Entry)> = self.store.rows().collect();
+        if part != Part::WHOLE {
+            let batch = self.store.batch(&rows.iter().map(|(id, _)| *id).collect::<Vec<u32>>())?;
+            let hashes = self.codec.encode(&batch)?.hashes(rows.len());
+            let mut is_wanted = hashes.into_iter().map(|hash| part.takes(hash));
+            rows.retain(|_| is_wanted.next() == Some(true));
+        }
+        self.store.save("rows", &rows, state)
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
-        self.store.restore("rows", &self.codec, state, |batch| Ok(vec![None; batch.num_rows()]))
+        self.store.restore("rows", state, |_, _| Ok(None))
     }
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
-        let codec = RowCodec::new(Arc::clone(self.codec.schema()))?;
-        Ok(Some(Box::new(Self { codec, window: self.window, delay: self.delay, store: self.store.fresh() })))
+        Ok(Some(Box::new(Self::new(Arc::clone(self.store.schema()), self.rows, self.window, self.delay)?)))
     }
 
     fn hashes(&self, _: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {

@@ -3,199 +3,48 @@
 //! Owns the rows of both sides, which of them match, and when a row without a match is told. Leaves out the lookup of a
 //! stream's rows in a table (`lookup`) and how rows are kept (`store`). State: the rows, with the number of their matches.
 
-use super::aggregate::WindowBounds;
+mod spec;
+
+pub(crate) use self::spec::{JoinColumn, JoinInput, JoinKind, JoinSpec, Side, Within};
+
 use super::call::Rows;
+use super::condition::Condition;
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error};
-use super::expression::{evaluate, evaluate_predicate};
+use super::heap::{NONE, Wanted};
 use super::operator::{Operator, both};
-use super::part::{Part, hash};
-use super::rows::RowCodec;
+use super::part::Part;
+use super::rows::types_text;
 use super::save::{StateReader, StateWriter};
-use super::slots::KeyCodec;
-use super::store::{Came, Kept, Store};
+use super::store::{Came, Entry, Kept, Keys, Store};
 use crate::error::SqlError;
-use crate::types::canonical;
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
+    ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::physical_expr::PhysicalExpr;
 use millstream_catalog::model::limit::JOIN_ROWS_MAX;
-use millstream_catalog::model::{ByteSize, RowCount, Span, SqlState};
+use millstream_catalog::model::{ByteSize, RowCount, SqlState};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Pairs that are looked at together.
 const PAIRS_TARGET: usize = 16_384;
 
-/// What a join gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum JoinKind {
-    /// Pairs.
-    Inner,
-    /// Pairs, and rows of the left without a match.
-    Left,
-    /// Pairs, and rows of the right without a match.
-    Right,
-    /// Pairs, and rows of either side without a match.
-    Full,
-    /// Rows of the left with a match.
-    Semi,
-    /// Rows of the left without a match.
-    Anti,
-    /// Rows of the left, and whether they have a match.
-    Mark,
-}
-
-impl JoinKind {
-    fn gives_pairs(self) -> bool {
-        matches!(self, Self::Inner | Self::Left | Self::Right | Self::Full)
-    }
-
-    /// Whether what it gives of a row of `side` depends on whether that has matches.
-    fn counts(self, side: Side) -> bool {
-        match side {
-            Side::Left => !matches!(self, Self::Inner | Self::Right),
-            Side::Right => matches!(self, Self::Right | Self::Full),
-        }
-    }
-}
-
-/// One of the two inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
-    /// The first.
-    Left,
-    /// The second.
-    Right,
-}
-
-impl Side {
-    /// The one across.
-    pub(crate) fn other(self) -> Self {
-        match self {
-            Self::Left => Self::Right,
-            Self::Right => Self::Left,
-        }
-    }
-}
-
-/// One column of what comes out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum JoinColumn {
-    /// A column of an input.
-    Of(Side, usize),
-    /// Whether the row has a match.
-    Mark,
-    /// Whether there is a row of the left.
-    HasLeft,
-}
-
-/// How far apart in event time rows may be: the right one from `before` ahead of the left one to `after` behind it, both included.
-///
-/// A row is late, and dropped, when the query's time at it is past the last moment of a match, and the grace period. It
-/// is kept for as long as a row that is not late may match it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Within {
-    /// How much earlier the right row may be.
-    pub(crate) before: Span,
-    /// How much later.
-    pub(crate) after: Span,
-    /// How long after that rows are taken.
-    pub(crate) grace: Span,
-    /// How far the time of the rows may be behind the query's.
-    pub(crate) delay: Span,
-}
-
-impl Within {
-    /// How much later than a row of `side` its match may be.
-    fn reach(&self, side: Side) -> i64 {
-        if side == Side::Left { self.after.micros() } else { self.before.micros() }
-    }
-
-    fn slack(&self) -> i64 {
-        self.grace.micros().saturating_add(self.delay.micros())
-    }
-
-    /// The last of the query's times at which a row of `side` is taken. One that matches only earlier rows is not late
-    /// by its own time.
-    fn last(&self, side: Side, rowtime: i64) -> i64 {
-        rowtime.saturating_add(self.reach(side).max(0)).saturating_add(self.slack())
-    }
-
-    /// The first of the query's times at which no row that is taken can match one of `side` any more.
-    fn expires(&self, side: Side, rowtime: i64) -> i64 {
-        self.last(side.other(), rowtime.saturating_add(self.reach(side))).saturating_add(1)
-    }
-
-    fn fits(&self, side: Side, rowtime: i64, other: i64) -> bool {
-        let (left, right) = if side == Side::Left { (rowtime, other) } else { (other, rowtime) };
-        right >= left.saturating_sub(self.before.micros()) && right <= left.saturating_add(self.after.micros())
-    }
-}
-
-/// One input of a join.
-#[derive(Clone)]
-pub(crate) struct JoinInput {
-    /// Its columns.
-    pub(crate) schema: SchemaRef,
-    /// The first of them, which the condition sees.
-    pub(crate) visible: usize,
-    /// The join key.
-    pub(crate) keys: Vec<Arc<dyn PhysicalExpr>>,
-    /// Whether its rows go.
-    pub(crate) rows: Rows,
-    /// The window among its columns that is part of the key: rows go with it.
-    pub(crate) window: Option<WindowBounds>,
-}
-
-/// What a join is made of.
-pub(crate) struct JoinSpec {
-    /// What it gives.
-    pub(crate) kind: JoinKind,
-    /// The left input.
-    pub(crate) left: JoinInput,
-    /// The right input.
-    pub(crate) right: JoinInput,
-    /// The rest of the condition, over the visible columns of the left, then of the right.
-    pub(crate) filter: Option<Arc<dyn PhysicalExpr>>,
-    /// Those columns.
-    pub(crate) filter_schema: SchemaRef,
-    /// Whether NULL equals NULL in the key.
-    pub(crate) null_equals_null: bool,
-    /// Between streams, how far apart rows may be.
-    pub(crate) within: Option<Within>,
-    /// Whether rows of the left are kept that match nothing, and stay.
-    pub(crate) keeps_unmatched: bool,
-    /// The columns that come out.
-    pub(crate) columns: Vec<JoinColumn>,
-    /// Their schema.
-    pub(crate) schema: SchemaRef,
-}
-
 /// One side at work.
 struct Half {
     input: JoinInput,
-    keys: KeyCodec,
-    codec: RowCodec,
     store: Store,
 }
 
 impl Half {
     fn new(input: JoinInput, types: &[DataType]) -> Result<Self, SqlError> {
-        let store = match input.rows {
-            Rows::Stay | Rows::Merge => Store::of_staying(),
-            Rows::Go => Store::of_going(),
-        };
-        Ok(Self { keys: KeyCodec::new(types)?, codec: RowCodec::new(Arc::clone(&input.schema))?, store, input })
+        let may_go = input.rows == Rows::Go;
+        Ok(Self { store: Store::new(Arc::clone(&input.schema), types, may_go)?, input })
     }
 
-    /// The join keys of the rows of `delta`; `None` where one equals nothing.
-    fn keys_of(&self, delta: &Delta, null_equals_null: bool) -> Result<Vec<Option<Arc<[u8]>>>, SqlError> {
-        let columns = self.input.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?)));
-        let columns = columns.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
-        let bytes = self.keys.encode(&columns)?;
-        let is_null = |row: usize| !null_equals_null && columns.iter().any(|column| column.is_null(row));
-        Ok((0..delta.len()).map(|row| (!is_null(row)).then(|| Arc::from(bytes.get(row)))).collect())
+    /// The join keys of the rows of `delta`.
+    fn keys_of(&self, delta: &Delta, null_equals_null: bool) -> Result<Keys, SqlError> {
+        Keys::of(delta, &self.input.keys, self.store.key_codec(), null_equals_null)
     }
 
     fn expires(&self, side: Side, within: Option<&Within>, delta: &Delta) -> Vec<i64> {
@@ -213,7 +62,7 @@ pub(crate) struct Join {
     kind: JoinKind,
     left: Half,
     right: Half,
-    filter: Option<Arc<dyn PhysicalExpr>>,
+    condition: Option<Condition>,
     filter_schema: SchemaRef,
     null_equals_null: bool,
     within: Option<Within>,
@@ -221,14 +70,12 @@ pub(crate) struct Join {
     columns: Vec<JoinColumn>,
     schema: SchemaRef,
     late_rows: RowCount,
-    /// Steps since the operator was made; the first is 1.
-    step: u64,
 }
 
-/// A row that comes out.
+/// A row that comes out: the numbers of the rows it is of.
 struct Made {
-    left: Option<Arc<[u8]>>,
-    right: Option<Arc<[u8]>>,
+    left: u32,
+    right: u32,
     is_gone: bool,
     is_marked: bool,
     rowtime: i64,
@@ -236,11 +83,19 @@ struct Made {
     clock: i64,
 }
 
-/// A row of a step, ready to be joined.
-struct Coming {
+/// The rows of a step, ready to be joined.
+struct Coming<'a> {
+    rows: Vec<ComingRow>,
+    keys: Keys,
+    /// None where rows stay.
+    hashes: Vec<u64>,
+    wanted: Wanted<'a>,
+}
+
+struct ComingRow {
     at: usize,
-    row: Arc<[u8]>,
-    key: Option<Arc<[u8]>>,
+    /// Its number; of one that goes, not known yet.
+    id: u32,
     rowtime: i64,
     expires: i64,
     is_gone: bool,
@@ -252,11 +107,12 @@ impl Join {
     /// No rows yet.
     pub(crate) fn new(spec: JoinSpec) -> Result<Self, SqlError> {
         let types = key_types(&spec.left)?;
+        let condition = spec.filter.map(|filter| Condition::new(&filter, &spec.filter_schema, spec.left.visible));
         Ok(Self {
             kind: spec.kind,
             left: Half::new(spec.left, &types)?,
             right: Half::new(spec.right, &types)?,
-            filter: spec.filter,
+            condition: condition.transpose()?,
             filter_schema: spec.filter_schema,
             null_equals_null: spec.null_equals_null,
             within: spec.within,
@@ -264,7 +120,6 @@ impl Join {
             columns: spec.columns,
             schema: spec.schema,
             late_rows: RowCount::ZERO,
-            step: 0,
         })
     }
 
@@ -282,63 +137,55 @@ impl Join {
         }
     }
 
-    /// The rows of `delta` that are not late.
-    fn coming(&mut self, side: Side, delta: &Delta) -> Result<Vec<Coming>, SqlError> {
+    /// Takes in the rows of `delta` that are not late.
+    fn coming<'a>(&mut self, side: Side, delta: &'a Delta) -> Result<Coming<'a>, SqlError> {
         let half = self.half(side);
         let keys = half.keys_of(delta, self.null_equals_null)?;
-        let rows = half.codec.encode(&delta.batch)?;
+        let hashes = half.store.hashes(&delta.batch)?;
         let expires = half.expires(side, self.within.as_ref(), delta);
-        let mut coming = Vec::with_capacity(delta.len());
-        let mut late = 0;
-        for (at, key) in keys.into_iter().enumerate() {
+        let mut rows = Vec::with_capacity(delta.len());
+        for (at, expires) in expires.into_iter().enumerate() {
             let (rowtime, clock) = (delta.rowtime.value(at), delta.time_at(at));
             if self.within.as_ref().is_some_and(|within| clock != NEVER && clock > within.last(side, rowtime)) {
-                late += 1;
                 continue;
             }
-            coming.push(Coming {
-                at,
-                row: Arc::from(rows.get(at)),
-                key,
-                rowtime,
-                expires: expires[at],
-                is_gone: delta.weights.is_gone(at),
-                input_row: delta.input_row(at) as u32,
-                clock,
-            });
+            let (is_gone, input_row) = (delta.weights.is_gone(at), delta.input_row(at) as u32);
+            rows.push(ComingRow { at, id: NONE, rowtime, expires, is_gone, input_row, clock });
         }
-        self.late_rows = self.late_rows.plus(RowCount::of(late));
-        Ok(coming)
+        self.late_rows = self.late_rows.plus(RowCount::of(delta.len() - rows.len()));
+        let picked: Vec<u32> = rows.iter().filter(|row| !row.is_gone).map(|row| row.at as u32).collect();
+        let ids = self.half_mut(side).store.take_in(&delta.batch, &picked)?;
+        rows.iter_mut().filter(|row| !row.is_gone).zip(ids).for_each(|(row, id)| row.id = id);
+        Ok(Coming { rows, keys, hashes, wanted: Wanted::new(&delta.batch) })
     }
 
     /// Joins the rows of one side with what the other has.
     fn take(&mut self, side: Side, delta: &Delta, out: &mut Vec<Made>) -> Result<(), SqlError> {
-        let coming = self.coming(side, delta)?;
+        let mut coming = self.coming(side, delta)?;
         let mut pairs: Vec<(usize, u32)> = Vec::new();
         let mut start = 0;
-        for (index, row) in coming.iter().enumerate() {
-            self.add_pairs(side, index, row, &mut pairs);
-            if pairs.len() >= PAIRS_TARGET || index + 1 == coming.len() {
+        for index in 0..coming.rows.len() {
+            self.add_pairs(side, index, &coming, &mut pairs);
+            if pairs.len() >= PAIRS_TARGET || index + 1 == coming.rows.len() {
                 let pairs = self.filtered(side, delta, &coming, std::mem::take(&mut pairs))?;
-                self.settle(side, &coming[start..=index], start, &pairs, out);
+                self.settle(side, &mut coming, start..index + 1, &pairs, out)?;
                 start = index + 1;
                 if out.len() > JOIN_ROWS_MAX {
-                    return Err(too_many(delta, row.at));
+                    return Err(too_many(delta, coming.rows[index].at));
                 }
             }
         }
         Ok(())
     }
 
-    /// The rows of the other side that `row` may match.
-    fn add_pairs(&self, side: Side, index: usize, row: &Coming, pairs: &mut Vec<(usize, u32)>) {
-        let Some(key) = &row.key else { return };
-        let other = &self.half(side.other()).store;
-        let fits = |id: &u32| match &self.within {
-            None => true,
-            Some(within) => other.entry(*id).is_some_and(|entry| within.fits(side, row.rowtime, entry.rowtime)),
+    /// The rows of the other side that a row may match.
+    fn add_pairs(&self, side: Side, index: usize, coming: &Coming<'_>, pairs: &mut Vec<(usize, u32)>) {
+        let row = &coming.rows[index];
+        let Some(key) = coming.keys.get(row.at) else { return };
+        let fits = |(_, entry): &(u32, &Entry)| {
+            self.within.as_ref().is_none_or(|within| within.fits(side, row.rowtime, entry.rowtime))
         };
-        pairs.extend(other.matching(key).iter().copied().filter(fits).map(|id| (index, id)));
+        pairs.extend(self.half(side.other()).store.matching(key).filter(fits).map(|(id, _)| (index, id)));
     }
 
     /// The pairs for which the rest of the condition is true.
@@ -346,41 +193,44 @@ impl Join {
         &self,
         side: Side,
         delta: &Delta,
-        coming: &[Coming],
+        coming: &Coming<'_>,
         pairs: Vec<(usize, u32)>,
     ) -> Result<Vec<(usize, u32)>, SqlError> {
-        let Some(filter) = &self.filter else { return Ok(pairs) };
-        if pairs.is_empty() {
-            return Ok(pairs);
-        }
-        let (own, other) = (self.half(side), self.half(side.other()));
-        let own_rows = UInt32Array::from_iter_values(pairs.iter().map(|(index, _)| coming[*index].at as u32));
-        let mine = delta.take(&own_rows)?;
-        let stored = pairs.iter().map(|(_, id)| other.store.entry(*id).map(|entry| entry.row.as_ref()));
-        let theirs = other.codec.decode_some(stored)?;
-        let mine_columns = mine.batch.columns().iter().take(own.input.visible).cloned();
-        let theirs_columns = theirs.into_iter().take(other.input.visible);
-        let columns: Vec<ArrayRef> = match side {
-            Side::Left => mine_columns.chain(theirs_columns).collect(),
-            Side::Right => theirs_columns.chain(mine_columns).collect(),
+        let Some(condition) = self.condition.as_ref().filter(|_| !pairs.is_empty()) else { return Ok(pairs) };
+        let (own, others) = match side {
+            Side::Left => (condition.left(), condition.right()),
+            Side::Right => (condition.right(), condition.left()),
         };
-        let options = RecordBatchOptions::new().with_row_count(Some(pairs.len()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.filter_schema), columns, &options);
-        let both = Delta { batch: batch.map_err(arrow_error)?, ..mine };
-        let mask = evaluate_predicate(filter.as_ref(), &both)?;
-        let is_true = |row: usize| mask.is_valid(row) && mask.value(row);
-        Ok(pairs.into_iter().enumerate().filter(|(row, _)| is_true(*row)).map(|(_, pair)| pair).collect())
+        let own = Delta { batch: delta.batch.project(own).map_err(arrow_error)?, ..delta.clone() };
+        let rows = pairs.iter().map(|(index, _)| coming.rows[*index].at as u32);
+        let events = own.take(&UInt32Array::from_iter_values(rows))?;
+        let ids: Vec<u32> = pairs.iter().map(|(_, id)| *id).collect();
+        let others = self.half(side.other()).store.columns(&ids, others.iter().copied())?;
+        let own = events.batch.columns().to_vec();
+        let (left, right) = if side == Side::Left { (own, others) } else { (others, own) };
+        let holds = condition.holds(left, right, events)?;
+        Ok(pairs.into_iter().zip(holds.values()).filter(|(_, holds)| *holds).map(|(pair, _)| pair).collect())
     }
 
-    /// Tells what the rows of `coming`, the first of which is number `start`, change, and keeps them.
-    fn settle(&mut self, side: Side, coming: &[Coming], start: usize, pairs: &[(usize, u32)], out: &mut Vec<Made>) {
+    /// Tells what the rows of `coming` in `range` change, and keeps them.
+    fn settle(
+        &mut self,
+        side: Side,
+        coming: &mut Coming<'_>,
+        range: Range<usize>,
+        pairs: &[(usize, u32)],
+        out: &mut Vec<Made>,
+    ) -> Result<(), SqlError> {
         let mut pairs = pairs;
-        for (index, row) in coming.iter().enumerate() {
-            let count = pairs.partition_point(|(at, _)| *at <= start + index);
-            let (own, rest) = pairs.split_at(count);
+        for index in range {
+            let (own, rest) = pairs.split_at(pairs.partition_point(|(at, _)| *at <= index));
             pairs = rest;
-            if row.is_gone && self.half_mut(side).store.remove(&row.row).is_none() {
-                continue;
+            let row = &mut coming.rows[index];
+            let hash = coming.hashes.get(row.at).copied();
+            if row.is_gone {
+                let store = &mut self.half_mut(side).store;
+                let Some(id) = store.remove(hash.unwrap_or_default(), &mut coming.wanted, row.at)? else { continue };
+                row.id = id;
             }
             for (_, id) in own {
                 self.meet(side, row, *id, out);
@@ -388,24 +238,28 @@ impl Join {
             if self.kind.counts(side) {
                 self.tell_own(side, row, own.len(), out);
             }
-            let is_told = self.within.is_some() && self.kind.counts(side);
-            let matches_never = row.key.is_none() && !is_told && !self.keeps_unmatched;
-            if !row.is_gone && (!matches_never || self.half(side).input.rows == Rows::Go) {
-                let step = self.step;
-                self.half_mut(side).store.insert(Kept {
-                    row: Arc::clone(&row.row),
-                    key: row.key.clone(),
-                    rowtime: row.rowtime,
-                    expires: row.expires,
-                    matches: own.len() as u64,
-                    came: Came { step, input_row: row.input_row, clock: row.clock },
-                });
+            if !row.is_gone {
+                self.keep(side, row, coming.keys.get(row.at), hash, own.len() as u32);
             }
         }
+        Ok(())
+    }
+
+    /// Keeps a row that matches so many, unless nobody will ask for it.
+    fn keep(&mut self, side: Side, row: &ComingRow, key: Option<&[u8]>, hash: Option<u64>, matches: u32) {
+        let is_told = self.within.is_some() && self.kind.counts(side);
+        let matches_never = key.is_none() && !is_told && !self.keeps_unmatched;
+        let half = self.half_mut(side);
+        if matches_never && half.input.rows != Rows::Go {
+            return half.store.leave_out(row.id);
+        }
+        let came = Some(Came { input_row: row.input_row, clock: row.clock });
+        let kept = Kept { key, rowtime: row.rowtime, expires: row.expires, matches, came };
+        half.store.keep(row.id, hash, kept);
     }
 
     /// What a row gives of itself, with so many matches.
-    fn tell_own(&self, side: Side, row: &Coming, matches: usize, out: &mut Vec<Made>) {
+    fn tell_own(&self, side: Side, row: &ComingRow, matches: usize, out: &mut Vec<Made>) {
         let is_told = match self.kind {
             JoinKind::Semi => matches > 0,
             JoinKind::Mark => true,
@@ -413,26 +267,24 @@ impl Join {
             _ => matches == 0 && self.within.is_none(),
         };
         if is_told {
-            out.push(alone(side, &row.row, row, row.rowtime, row.is_gone, matches > 0));
+            out.push(alone(side, row.id, row, row.rowtime, row.is_gone, matches > 0));
         }
     }
 
     /// The pair of a row with one that is there, and what it changes for that one.
-    fn meet(&mut self, side: Side, row: &Coming, id: u32, out: &mut Vec<Made>) {
-        let (kind, step) = (self.kind, self.step);
-        let Some(entry) = self.half_mut(side.other()).store.entry_mut(id) else { return };
-        let (left, right) = match side {
-            Side::Left => (Arc::clone(&row.row), Arc::clone(&entry.row)),
-            Side::Right => (Arc::clone(&entry.row), Arc::clone(&row.row)),
-        };
+    fn meet(&mut self, side: Side, row: &ComingRow, id: u32, out: &mut Vec<Made>) {
+        let kind = self.kind;
+        let store = &mut self.half_mut(side.other()).store;
         // A pair came about with the later of its rows, also when that is met first: the left side's go first.
-        let later = match entry.came {
-            came if came.step == step && came.input_row > row.input_row => came,
-            _ => Came { step, input_row: row.input_row, clock: row.clock },
+        let later = match store.came(id) {
+            Some(came) if came.input_row > row.input_row => came,
+            _ => Came { input_row: row.input_row, clock: row.clock },
         };
-        let pair = kind.gives_pairs().then(|| Made {
-            left: Some(left),
-            right: Some(right),
+        let Some(entry) = store.entry_mut(id) else { return };
+        let (left, right) = if side == Side::Left { (row.id, id) } else { (id, row.id) };
+        let pair = kind.gives_pairs().then_some(Made {
+            left,
+            right,
             is_gone: row.is_gone,
             is_marked: false,
             rowtime: row.rowtime.max(entry.rowtime),
@@ -447,7 +299,7 @@ impl Join {
     }
 
     /// What one match more or less changes for a row that is there.
-    fn count(&mut self, side: Side, row: &Coming, id: u32, out: &mut Vec<Made>) {
+    fn count(&mut self, side: Side, row: &ComingRow, id: u32, out: &mut Vec<Made>) {
         let (kind, is_within) = (self.kind, self.within.is_some());
         if !kind.counts(side.other()) {
             return;
@@ -459,9 +311,8 @@ impl Join {
         if !has_first && !has_none {
             return;
         }
-        let mut tell = |is_gone, is_marked| {
-            out.push(alone(side.other(), &entry.row, row, entry.rowtime, is_gone, is_marked));
-        };
+        let rowtime = entry.rowtime;
+        let mut tell = |is_gone, is_marked| out.push(alone(side.other(), id, row, rowtime, is_gone, is_marked));
         match kind {
             JoinKind::Semi => tell(has_none, false),
             JoinKind::Mark => {
@@ -474,87 +325,103 @@ impl Join {
     }
 
     /// Lets go of the rows whose time is over; those without a match are told now.
-    fn close(&mut self, origin: &Origin, out: &mut Vec<Made>) {
+    fn close(&mut self, origin: &Origin, out: &mut Vec<Made>) -> Result<(), SqlError> {
         if origin.end == NEVER {
-            return;
+            return Ok(());
         }
         let last_row = origin.clock.len().saturating_sub(1) as u32;
         for side in [Side::Left, Side::Right] {
             let is_told = self.within.is_some()
                 && self.kind.counts(side)
                 && !matches!(self.kind, JoinKind::Semi | JoinKind::Mark);
-            let gone = self.half_mut(side).store.expire(origin.end);
-            for entry in gone.into_iter().filter(|entry| is_told && entry.matches == 0) {
-                let (left, right) = match side {
-                    Side::Left => (Some(entry.row), None),
-                    Side::Right => (None, Some(entry.row)),
-                };
+            let gone = self.half_mut(side).store.expire(origin.end)?;
+            for (id, entry) in gone.into_iter().filter(|(_, entry)| is_told && entry.matches == 0) {
+                let (left, right) = if side == Side::Left { (id, NONE) } else { (NONE, id) };
                 let (rowtime, clock) = (entry.rowtime, entry.expires.saturating_sub(1));
                 let (is_gone, is_marked) = (false, false);
                 out.push(Made { left, right, is_gone, is_marked, rowtime, input_row: last_row, clock });
             }
         }
+        Ok(())
     }
 
-    /// The rows of the left without a match, with their event times, and whether one could match.
-    pub(super) fn unmatched(&self) -> impl Iterator<Item = (&Arc<[u8]>, i64, bool)> {
-        let rows = self.left.store.rows().filter(|entry| entry.matches == 0);
-        rows.map(|entry| (&entry.row, entry.rowtime, entry.has_key()))
+    /// The columns of the left.
+    pub(super) fn left_schema(&self) -> &SchemaRef {
+        self.left.store.schema()
     }
 
-    /// Rows of the left by themselves.
-    pub(super) fn alone<'r>(
+    /// The rows of the left without a match that `is_wanted`, and their event times.
+    pub(super) fn unmatched(&self, is_wanted: impl Fn(&Entry) -> bool) -> Result<(RecordBatch, Vec<i64>), SqlError> {
+        let rows = self.left.store.rows().filter(|(_, entry)| entry.matches == 0 && is_wanted(entry));
+        let (ids, rowtimes): (Vec<u32>, Vec<i64>) = rows.map(|(id, entry)| (id, entry.rowtime)).unzip();
+        Ok((self.left.store.batch(&ids)?, rowtimes))
+    }
+
+    /// Rows of the left, with these event times, by themselves.
+    pub(super) fn alone(
         &self,
-        rows: impl Iterator<Item = (&'r Arc<[u8]>, i64)>,
+        rows: &[ArrayRef],
+        rowtimes: Vec<i64>,
         is_gone: bool,
         origin: &Arc<Origin>,
     ) -> Result<Delta, SqlError> {
+        let count = rowtimes.len();
+        let column = |column: &JoinColumn| match column {
+            JoinColumn::Of(Side::Left, at) => rows.get(*at).cloned(),
+            JoinColumn::Of(Side::Right, _) => None,
+            JoinColumn::Mark => Some(Arc::new(BooleanArray::from(vec![false; count])) as ArrayRef),
+            JoinColumn::HasLeft => Some(Arc::new(BooleanArray::from(vec![true; count])) as ArrayRef),
+        };
         let input_row = origin.clock.len().saturating_sub(1) as u32;
-        let made = rows.map(|(row, rowtime)| Made {
-            left: Some(Arc::clone(row)),
-            right: None,
-            is_gone,
-            is_marked: false,
-            rowtime,
-            input_row,
-            clock: origin.end,
-        });
-        self.output(&made.collect::<Vec<_>>(), origin)
+        Ok(Delta {
+            batch: self.batch(count, column)?,
+            rowtime: TimestampMicrosecondArray::from(rowtimes).with_timezone("UTC"),
+            weights: Weights::of(&vec![is_gone; count]),
+            rows: Some(UInt32Array::from(vec![input_row; count])),
+            clock: (!origin.clock.is_empty()).then(|| Int64Array::from(vec![origin.end; count])),
+            origin: Arc::clone(origin),
+        })
+    }
+
+    /// So many rows that come out, of these columns.
+    fn batch(&self, count: usize, column: impl Fn(&JoinColumn) -> Option<ArrayRef>) -> Result<RecordBatch, SqlError> {
+        let columns = self.columns.iter().map(column).collect::<Option<Vec<_>>>();
+        let columns = columns.ok_or_else(|| SqlError::internal("a join without a column"))?;
+        let options = RecordBatchOptions::new().with_row_count(Some(count));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options).map_err(arrow_error)
+    }
+
+    /// The columns of a side that come out, by their places among all.
+    fn wanted(&self, side: Side, ids: &[u32]) -> Result<HashMap<usize, ArrayRef>, SqlError> {
+        let of_side = |column: &JoinColumn| match column {
+            JoinColumn::Of(of, at) if *of == side => Some(*at),
+            _ => None,
+        };
+        let mut places: Vec<usize> = self.columns.iter().filter_map(of_side).collect();
+        places.sort_unstable();
+        places.dedup();
+        let columns = self.half(side).store.columns(ids, places.iter().copied())?;
+        Ok(places.into_iter().zip(columns).collect())
     }
 
     fn output(&self, made: &[Made], origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         if made.is_empty() {
             return Ok(Delta::empty(Arc::clone(&self.schema), origin));
         }
-        let wants =
-            |side: Side| self.columns.iter().any(|column| matches!(column, JoinColumn::Of(of, _) if *of == side));
-        let left = match wants(Side::Left) {
-            true => self.left.codec.decode_some(made.iter().map(|made| made.left.as_deref()))?,
-            false => Vec::new(),
+        let left = self.wanted(Side::Left, &made.iter().map(|made| made.left).collect::<Vec<_>>())?;
+        let right = self.wanted(Side::Right, &made.iter().map(|made| made.right).collect::<Vec<_>>())?;
+        let flags = |flag: fn(&Made) -> bool| -> ArrayRef {
+            Arc::new(BooleanArray::from(made.iter().map(flag).collect::<Vec<bool>>()))
         };
-        let right = match wants(Side::Right) {
-            true => self.right.codec.decode_some(made.iter().map(|made| made.right.as_deref()))?,
-            false => Vec::new(),
+        let column = |column: &JoinColumn| match column {
+            JoinColumn::Of(Side::Left, at) => left.get(at).cloned(),
+            JoinColumn::Of(Side::Right, at) => right.get(at).cloned(),
+            JoinColumn::Mark => Some(flags(|made| made.is_marked)),
+            JoinColumn::HasLeft => Some(flags(|made| made.left != NONE)),
         };
-        let column = |column: &JoinColumn| -> Result<ArrayRef, SqlError> {
-            let (from, at) = match column {
-                JoinColumn::Of(Side::Left, at) => (&left, *at),
-                JoinColumn::Of(Side::Right, at) => (&right, *at),
-                JoinColumn::Mark => {
-                    return Ok(Arc::new(BooleanArray::from_iter(made.iter().map(|made| Some(made.is_marked)))));
-                }
-                JoinColumn::HasLeft => {
-                    return Ok(Arc::new(BooleanArray::from_iter(made.iter().map(|made| Some(made.left.is_some())))));
-                }
-            };
-            from.get(at).cloned().ok_or_else(|| SqlError::internal("a join without a column"))
-        };
-        let columns = self.columns.iter().map(column).collect::<Result<Vec<_>, _>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(made.len()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
         let gone: Vec<bool> = made.iter().map(|made| made.is_gone).collect();
         Ok(Delta {
-            batch: batch.map_err(arrow_error)?,
+            batch: self.batch(made.len(), column)?,
             rowtime: TimestampMicrosecondArray::from_iter_values(made.iter().map(|made| made.rowtime))
                 .with_timezone("UTC"),
             weights: Weights::of(&gone),
@@ -566,9 +433,8 @@ impl Join {
 }
 
 /// What is told of a row by itself, because of `cause`.
-fn alone(side: Side, row: &Arc<[u8]>, cause: &Coming, rowtime: i64, is_gone: bool, is_marked: bool) -> Made {
-    let row = Some(Arc::clone(row));
-    let (left, right) = if side == Side::Left { (row, None) } else { (None, row) };
+fn alone(side: Side, id: u32, cause: &ComingRow, rowtime: i64, is_gone: bool, is_marked: bool) -> Made {
+    let (left, right) = if side == Side::Left { (id, NONE) } else { (NONE, id) };
     Made { left, right, is_gone, is_marked, rowtime, input_row: cause.input_row, clock: cause.clock }
 }
 
@@ -590,63 +456,58 @@ pub(super) fn key_types(input: &JoinInput) -> Result<Vec<DataType>, SqlError> {
 impl Operator for Join {
     fn step(&mut self, inputs: Vec<Delta>, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
         let (left, right) = both(inputs)?;
-        self.step += 1;
         let mut made = Vec::new();
         self.take(Side::Left, &left, &mut made)?;
         self.take(Side::Right, &right, &mut made)?;
-        self.close(origin, &mut made);
+        self.close(origin, &mut made)?;
         // The left side's rows were taken first. Where rows only come, it is not to be seen.
         if !made.iter().any(|made| made.is_gone) {
             made.sort_by_key(|made| (made.input_row, made.clock));
         }
-        self.output(&made, origin)
+        let output = self.output(&made, origin)?;
+        self.left.store.end_step()?;
+        self.right.store.end_step()?;
+        Ok(output)
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
-        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
-        state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
-        self.left.store.save("left", &self.left.codec, state, |entry| part.has(entry.key()))?;
-        self.right.store.save("right", &self.right.codec, state, |entry| part.has(entry.key()))
+        state.put_late(if part.is_first() { self.late_rows } else { RowCount::ZERO })?;
+        for (name, half) in [("left", &self.left), ("right", &self.right)] {
+            let rows: Vec<_> = half.store.rows().filter(|(_, entry)| part.has(half.store.key(entry))).collect();
+            half.store.save(name, &rows, state)?;
+        }
+        Ok(())
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
-        let late: Int64Array = super::delta::downcast(state.take("late")?.column(0))?;
-        self.late_rows = RowCount::new(late.values().first().map_or(0, |rows| *rows as u64));
+        self.late_rows = state.take_late()?;
         let null_equals_null = self.null_equals_null;
         for (name, half) in [("left", &mut self.left), ("right", &mut self.right)] {
-            let mut store = std::mem::take(&mut half.store);
-            let restored = store.restore(name, &half.codec, state, |batch| {
-                half.keys_of(&Delta::of_batch(batch.clone()), null_equals_null)
-            });
-            half.store = store;
-            restored?;
+            let keys = &half.input.keys;
+            half.store.restore(name, state, |rows, codec| Keys::of(rows, keys, codec, null_equals_null).map(Some))?;
         }
         Ok(())
     }
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
-        let types = key_types(&self.left.input)?;
-        Ok(Some(Box::new(Self {
+        let spec = JoinSpec {
             kind: self.kind,
-            left: Half::new(self.left.input.clone(), &types)?,
-            right: Half::new(self.right.input.clone(), &types)?,
-            filter: self.filter.clone(),
+            left: self.left.input.clone(),
+            right: self.right.input.clone(),
+            filter: self.condition.as_ref().map(|condition| Arc::clone(condition.whole())),
             filter_schema: Arc::clone(&self.filter_schema),
             null_equals_null: self.null_equals_null,
             within: self.within,
             keeps_unmatched: self.keeps_unmatched,
             columns: self.columns.clone(),
             schema: Arc::clone(&self.schema),
-            late_rows: RowCount::ZERO,
-            step: 0,
-        })))
+        };
+        Ok(Some(Box::new(Self::new(spec)?)))
     }
 
     fn hashes(&self, input: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
-        let keys =
-            self.half(if input == 0 { Side::Left } else { Side::Right }).keys_of(delta, self.null_equals_null)?;
-        Ok(keys.iter().map(|key| hash(key.as_deref().unwrap_or_default())).collect())
+        let half = self.half(if input == 0 { Side::Left } else { Side::Right });
+        Ok(half.keys_of(delta, self.null_equals_null)?.hashes(delta.len()))
     }
 
     fn due(&self) -> i64 {
@@ -667,8 +528,8 @@ impl Operator for Join {
 
     fn fingerprint(&self) -> String {
         let keys = |half: &Half| half.input.keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let side = |half: &Half| format!("{} of {} {:?}", keys(half), half.codec.text(), half.input.rows);
-        let filter = self.filter.as_ref().map_or(String::new(), ToString::to_string);
+        let side = |half: &Half| format!("{} of {} {:?}", keys(half), types_text(&half.input.schema), half.input.rows);
+        let filter = self.condition.as_ref().map_or(String::new(), |condition| condition.whole().to_string());
         let within = self.within.map_or(String::new(), |within| {
             format!("{} {} {}", within.before.micros(), within.after.micros(), within.slack())
         });

@@ -3,21 +3,21 @@
 //! Only the stream triggers. Within a step, events and changes of the table are taken in the order they were committed in.
 //! Leaves out joins in which both sides trigger (`join`). State: the table's rows.
 
+use super::condition::Condition;
 use super::delta::{Delta, Origin, Weights, arrow_error};
-use super::expression::{evaluate, evaluate_predicate};
+use super::heap::{NONE, Wanted};
 use super::join::{JoinColumn, JoinInput, Side, key_types};
 use super::operator::{Operator, both};
-use super::part::{Part, hash};
-use super::rows::RowCodec;
+use super::part::Part;
+use super::rows::types_text;
 use super::save::{StateReader, StateWriter};
-use super::slots::KeyCodec;
-use super::store::{Came, Kept, Store};
+use super::store::{Kept, Keys, Store};
 use crate::error::SqlError;
-use crate::types::canonical;
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
 use millstream_catalog::model::ByteSize;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What a lookup is made of.
@@ -44,38 +44,37 @@ pub(crate) struct LookupSpec {
 /// Finds rows of a table for the events of a stream.
 pub(crate) struct Lookup {
     spec: LookupSpec,
-    keys: KeyCodec,
-    codec: RowCodec,
+    condition: Option<Condition>,
     table: Store,
 }
 
-/// An event's position, and a row it may match.
-type Candidates = Vec<(u32, Option<Arc<[u8]>>)>;
+/// An event's position, and the number of a row it may match.
+type Candidates = Vec<(u32, u32)>;
 
 impl Lookup {
     /// An empty table.
     pub(crate) fn new(spec: LookupSpec) -> Result<Self, SqlError> {
+        let visible = if spec.side == Side::Left { spec.stream.visible } else { spec.table.visible };
+        let condition = spec.filter.as_ref().map(|filter| Condition::new(filter, &spec.filter_schema, visible));
         Ok(Self {
-            keys: KeyCodec::new(&key_types(&spec.stream)?)?,
-            codec: RowCodec::new(Arc::clone(&spec.table.schema))?,
-            table: Store::of_going(),
+            condition: condition.transpose()?,
+            table: Store::new(Arc::clone(&spec.table.schema), &key_types(&spec.stream)?, true)?,
             spec,
         })
     }
 
-    fn keys_of(&self, input: &JoinInput, delta: &Delta) -> Result<Vec<Option<Arc<[u8]>>>, SqlError> {
-        let columns = input.keys.iter().map(|key| Ok(canonical(evaluate(key.as_ref(), delta)?)));
-        let columns = columns.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
-        let bytes = self.keys.encode(&columns)?;
-        let is_null = |row: usize| columns.iter().any(|column| column.is_null(row));
-        Ok((0..delta.len()).map(|row| (!is_null(row)).then(|| Arc::from(bytes.get(row)))).collect())
+    fn keys_of(&self, input: &JoinInput, delta: &Delta) -> Result<Keys, SqlError> {
+        Keys::of(delta, &input.keys, self.table.key_codec(), false)
     }
 
     /// Takes events and changes in the order of commit.
     fn candidates(&mut self, stream: &Delta, table: &Delta) -> Result<Candidates, SqlError> {
         let events = self.keys_of(&self.spec.stream, stream)?;
         let changes = self.keys_of(&self.spec.table, table)?;
-        let rows = self.codec.encode(&table.batch)?;
+        let hashes = self.table.hashes(&table.batch)?;
+        let (come, mut wanted) = (table.come(), Wanted::new(&table.batch));
+        let ids: HashMap<u32, u32> =
+            self.table.take_in(&table.batch, &come)?.into_iter().zip(come).map(|(id, at)| (at, id)).collect();
         let mut candidates: Candidates = Vec::new();
         // What a join gives does not come in the order of its events, nor what an operator in parts does.
         let in_order = |delta: &Delta| {
@@ -83,57 +82,43 @@ impl Lookup {
             order.sort_by_key(|row| delta.input_row(*row));
             order
         };
+        let mut change = |store: &mut Store, at: usize| -> Result<(), SqlError> {
+            let Some(id) = ids.get(&(at as u32)) else { return store.remove(hashes[at], &mut wanted, at).map(drop) };
+            let (key, rowtime) = (changes.get(at), table.rowtime.value(at));
+            store.keep(*id, Some(hashes[at]), Kept { key, rowtime, expires: i64::MAX, matches: 0, came: None });
+            Ok(())
+        };
         let mut coming = in_order(table).into_iter().peekable();
         for event in in_order(stream) {
-            let key = &events[event];
             while let Some(next) = coming.next_if(|next| table.input_row(*next) < stream.input_row(event)) {
-                self.change(table, next, rows.get(next), &changes[next]);
+                change(&mut self.table, next)?;
             }
-            let found = key.as_ref().map_or(&[] as &[u32], |key| self.table.matching(key));
-            let found = found.iter().filter_map(|id| self.table.entry(*id));
-            candidates.extend(found.map(|entry| (event as u32, Some(Arc::clone(&entry.row)))));
+            if let Some(key) = events.get(event) {
+                candidates.extend(self.table.matching(key).map(|(id, _)| (event as u32, id)));
+            }
         }
-        coming.for_each(|next| self.change(table, next, rows.get(next), &changes[next]));
+        coming.try_for_each(|next| change(&mut self.table, next))?;
         candidates.sort_by_key(|(event, _)| *event);
         Ok(candidates)
     }
 
-    fn change(&mut self, table: &Delta, at: usize, row: &[u8], key: &Option<Arc<[u8]>>) {
-        if table.weights.is_gone(at) {
-            self.table.remove(row);
-        } else {
-            let rowtime = table.rowtime.value(at);
-            self.table.insert(Kept {
-                row: row.into(),
-                key: key.clone(),
-                rowtime,
-                expires: i64::MAX,
-                matches: 0,
-                came: Came::default(),
-            });
-        }
-    }
-
     /// The candidates for which the rest of the condition is true.
     fn filtered(&self, stream: &Delta, candidates: Candidates) -> Result<Candidates, SqlError> {
-        let Some(filter) = &self.spec.filter else { return Ok(candidates) };
-        if candidates.is_empty() {
+        let Some(condition) = self.condition.as_ref().filter(|_| !candidates.is_empty()) else {
             return Ok(candidates);
-        }
-        let events = UInt32Array::from_iter_values(candidates.iter().map(|(event, _)| *event));
-        let events = stream.take(&events)?;
-        let rows = self.codec.decode_some(candidates.iter().map(|(_, row)| row.as_deref()))?;
-        let own = events.batch.columns().iter().take(self.spec.stream.visible).cloned();
-        let found = rows.into_iter().take(self.spec.table.visible);
-        let columns: Vec<ArrayRef> = match self.spec.side {
-            Side::Left => own.chain(found).collect(),
-            Side::Right => found.chain(own).collect(),
         };
-        let options = RecordBatchOptions::new().with_row_count(Some(candidates.len()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.spec.filter_schema), columns, &options);
-        let mask = evaluate_predicate(filter.as_ref(), &Delta { batch: batch.map_err(arrow_error)?, ..events })?;
-        let mut is_true = (0..mask.len()).map(|row| mask.is_valid(row) && mask.value(row));
-        Ok(candidates.into_iter().filter(|_| is_true.next() == Some(true)).collect())
+        let (own, found) = match self.spec.side {
+            Side::Left => (condition.left(), condition.right()),
+            Side::Right => (condition.right(), condition.left()),
+        };
+        let own = Delta { batch: stream.batch.project(own).map_err(arrow_error)?, ..stream.clone() };
+        let events = own.take(&UInt32Array::from_iter_values(candidates.iter().map(|(event, _)| *event)))?;
+        let ids: Vec<u32> = candidates.iter().map(|(_, id)| *id).collect();
+        let found = self.table.columns(&ids, found.iter().copied())?;
+        let own = events.batch.columns().to_vec();
+        let (left, right) = if self.spec.side == Side::Left { (own, found) } else { (found, own) };
+        let holds = condition.holds(left, right, events)?;
+        Ok(candidates.into_iter().zip(holds.values()).filter(|(_, holds)| *holds).map(|(pair, _)| pair).collect())
     }
 
     /// With the events that found nothing.
@@ -149,7 +134,7 @@ impl Lookup {
                 whole.push(candidate);
             }
             if whole.len() == before {
-                whole.push((event, None));
+                whole.push((event, NONE));
             }
         }
         whole
@@ -158,8 +143,9 @@ impl Lookup {
     fn output(&self, stream: &Delta, found: &Candidates) -> Result<Delta, SqlError> {
         let events = UInt32Array::from_iter_values(found.iter().map(|(event, _)| *event));
         let taken = stream.take(&events)?;
-        let rows = self.codec.decode_some(found.iter().map(|(_, row)| row.as_deref()))?;
-        let column = |column: &JoinColumn| -> Result<ArrayRef, SqlError> {
+        let ids: Vec<u32> = found.iter().map(|(_, id)| *id).collect();
+        let rows = self.table.columns(&ids, 0..self.spec.table.schema.fields().len())?;
+        let column = |column: &JoinColumn| {
             let found = match column {
                 JoinColumn::Of(Side::Left, at) => taken.batch.columns().get(*at),
                 JoinColumn::Of(Side::Right, at) => rows.get(*at),
@@ -180,19 +166,19 @@ impl Operator for Lookup {
         let candidates = self.candidates(&stream, &table)?;
         let found = self.filtered(&stream, candidates)?;
         let found = self.whole(&stream, found);
-        self.output(&stream, &found)
+        let output = self.output(&stream, &found)?;
+        self.table.end_step()?;
+        Ok(output)
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
-        self.table.save("table", &self.codec, state, |entry| part.has(entry.key()))
+        let rows: Vec<_> = self.table.rows().filter(|(_, entry)| part.has(self.table.key(entry))).collect();
+        self.table.save("table", &rows, state)
     }
 
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
-        let mut table = std::mem::take(&mut self.table);
-        let keys = |batch: &RecordBatch| self.keys_of(&self.spec.table, &Delta::of_batch(batch.clone()));
-        let restored = table.restore("table", &self.codec, state, keys);
-        self.table = table;
-        restored
+        let keys = &self.spec.table.keys;
+        self.table.restore("table", state, |rows, codec| Keys::of(rows, keys, codec, false).map(Some))
     }
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
@@ -200,8 +186,7 @@ impl Operator for Lookup {
     }
 
     fn hashes(&self, input: usize, delta: &Delta) -> Result<Vec<u64>, SqlError> {
-        let keys = self.keys_of(if input == 0 { &self.spec.stream } else { &self.spec.table }, delta)?;
-        Ok(keys.iter().map(|key| hash(key.as_deref().unwrap_or_default())).collect())
+        Ok(self.keys_of(if input == 0 { &self.spec.stream } else { &self.spec.table }, delta)?.hashes(delta.len()))
     }
 
     fn is_stateful(&self) -> bool {
@@ -221,7 +206,7 @@ impl Operator for Lookup {
             self.spec.is_outer,
             keys(&self.spec.stream),
             keys(&self.spec.table),
-            self.codec.text(),
+            types_text(&self.spec.table.schema),
             self.spec.columns
         )
     }

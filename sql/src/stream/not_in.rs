@@ -9,6 +9,7 @@ use super::expression::evaluate;
 use super::join::Join;
 use super::operator::{Operator, both};
 use super::part::Part;
+use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
 use crate::error::SqlError;
 use arrow::array::{Array, ArrayRef, BooleanArray, Int64Array, RecordBatch};
@@ -38,10 +39,15 @@ impl Gate {
     }
 }
 
+/// Rows, with how often they are there and their event time.
+type Passing = BTreeMap<Box<[u8]>, (i64, i64)>;
+
 /// The rows of the left that are not in the values on the right.
 pub(crate) struct NotIn {
     /// Gives and keeps the rows without a match.
     join: Join,
+    /// The rows of the left.
+    codec: RowCodec,
     /// What is looked for, over the columns of the join.
     key: Arc<dyn PhysicalExpr>,
     value: Arc<dyn PhysicalExpr>,
@@ -51,8 +57,11 @@ pub(crate) struct NotIn {
 
 impl NotIn {
     /// Over an anti join that keeps rows without a match.
-    pub(crate) fn new(join: Join, key: Arc<dyn PhysicalExpr>, value: Arc<dyn PhysicalExpr>) -> Self {
-        Self { join, key, value, values: 0, nulls: 0 }
+    ///
+    /// # Errors
+    /// XX000.
+    pub(crate) fn new(join: Join, key: Arc<dyn PhysicalExpr>, value: Arc<dyn PhysicalExpr>) -> Result<Self, SqlError> {
+        Ok(Self { codec: RowCodec::new(Arc::clone(join.left_schema()))?, join, key, value, values: 0, nulls: 0 })
     }
 
     fn gate(&self) -> Gate {
@@ -74,30 +83,32 @@ impl NotIn {
     }
 
     /// The rows that pass, with how often, and their event times.
-    fn passing(&self, gate: Gate) -> BTreeMap<Arc<[u8]>, (i64, i64)> {
-        let mut rows = BTreeMap::new();
-        for (row, rowtime, _) in self.join.unmatched().filter(|(.., has_key)| gate.passes(*has_key)) {
-            rows.entry(Arc::clone(row)).or_insert((0, rowtime)).0 += 1;
+    fn passing(&self, gate: Gate) -> Result<Passing, SqlError> {
+        let (batch, rowtimes) = self.join.unmatched(|entry| gate.passes(entry.has_key()))?;
+        let bytes = self.codec.encode(&batch)?;
+        let mut rows = Passing::new();
+        for (row, rowtime) in rowtimes.into_iter().enumerate() {
+            rows.entry(bytes.get(row).into()).or_insert((0, rowtime)).0 += 1;
         }
-        rows
+        Ok(rows)
+    }
+
+    /// The rows of `one` that are not in `other`.
+    fn fewer(&self, one: &Passing, other: &Passing, is_gone: bool, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
+        let rows = one.iter().flat_map(|(row, (count, rowtime))| {
+            let left = count - other.get(row).map_or(0, |(count, _)| *count);
+            std::iter::repeat_n((row.as_ref(), *rowtime), usize::try_from(left).unwrap_or(0))
+        });
+        let (rows, rowtimes): (Vec<&[u8]>, Vec<i64>) = rows.unzip();
+        self.join.alone(self.codec.decode(rows.into_iter())?.columns(), rowtimes, is_gone, origin)
     }
 
     /// What the step changes where another gate stands after it.
     fn changed(&mut self, inputs: Vec<Delta>, old: Gate, origin: &Arc<Origin>) -> Result<Delta, SqlError> {
-        let before = self.passing(old);
+        let before = self.passing(old)?;
         self.join.step(inputs, origin)?;
-        let after = self.passing(self.gate());
-        let fewer = |one: &BTreeMap<Arc<[u8]>, (i64, i64)>, other: &BTreeMap<Arc<[u8]>, (i64, i64)>| {
-            let rows = one.iter().flat_map(|(row, (count, rowtime))| {
-                let left = count - other.get(row).map_or(0, |(count, _)| *count);
-                std::iter::repeat_n((Arc::clone(row), *rowtime), usize::try_from(left).unwrap_or(0))
-            });
-            rows.collect::<Vec<_>>()
-        };
-        let (gone, come) = (fewer(&before, &after), fewer(&after, &before));
-        let gone = self.join.alone(gone.iter().map(|(row, rowtime)| (row, *rowtime)), true, origin)?;
-        let come = self.join.alone(come.iter().map(|(row, rowtime)| (row, *rowtime)), false, origin)?;
-        concat(&[gone, come])
+        let after = self.passing(self.gate())?;
+        concat(&[self.fewer(&before, &after, true, origin)?, self.fewer(&after, &before, false, origin)?])
     }
 }
 

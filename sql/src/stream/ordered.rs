@@ -9,7 +9,8 @@ use super::expression::evaluate;
 use super::slots::{KeyBytes, KeyCodec};
 use crate::error::SqlError;
 use crate::types::canonical;
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::row::SortField;
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
@@ -76,14 +77,35 @@ impl RowOrder {
 
     /// The partition and the place in it of each row.
     pub(super) fn place(&self, delta: &Delta) -> Result<Placed, SqlError> {
+        Ok(self.place_some(delta, |_, _| (0..delta.len() as u32).collect())?.1)
+    }
+
+    /// The rows that are wanted by their partitions and what they have in common with their peers, as far as that is told,
+    /// and where they belong. The places of the others are not computed.
+    pub(super) fn place_some(
+        &self,
+        delta: &Delta,
+        wanted: impl FnOnce(&KeyBytes, Option<&KeyBytes>) -> Vec<u32>,
+    ) -> Result<(Delta, Placed), SqlError> {
         let partition = self.partition_columns(delta)?;
         let closes = self.window.and_then(|window| window.closes(&partition));
         let order = self.order.iter().map(|one| evaluate(one.expr.as_ref(), delta));
         let mut columns = order.collect::<Result<Vec<ArrayRef>, SqlError>>()?;
         let peers = self.peers.as_ref().map(|peers| peers.encode(&columns)).transpose()?;
+        let partitions = self.partitions.encode(&partition)?;
+        let picked = wanted(&partitions, peers.as_ref());
+        let (delta, picked) = match picked.len() == delta.len() {
+            true => (delta.clone(), None),
+            false => {
+                let rows = UInt32Array::from(picked.clone());
+                let taken = columns.iter().map(|column| compute::take(column, &rows, None));
+                columns = taken.collect::<Result<_, _>>().map_err(arrow_error)?;
+                (delta.take(&rows)?, Some(picked))
+            }
+        };
         columns.extend(delta.batch.columns().iter().cloned());
-        let (partitions, rows) = (self.partitions.encode(&partition)?, self.rows.encode(&columns)?);
-        Ok(Placed { partitions, rows, peers, closes })
+        let rows = self.rows.encode(&columns)?;
+        Ok((delta, Placed { partitions, rows, peers, closes, picked }))
     }
 
     /// The rows at `places`.
@@ -115,13 +137,37 @@ fn order_fields(order: &[PhysicalSortExpr], schema: &SchemaRef) -> Result<Vec<So
 
 /// Where rows belong.
 pub(super) struct Placed {
-    pub(super) partitions: KeyBytes,
+    partitions: KeyBytes,
     /// Places within them.
-    pub(super) rows: KeyBytes,
+    rows: KeyBytes,
     /// What places of peers have in common, where that was asked for.
-    pub(super) peers: Option<KeyBytes>,
+    peers: Option<KeyBytes>,
     /// When the partition's window goes.
     closes: Option<Vec<i64>>,
+    /// Which rows have places, of those that the rest is of; `None` for all.
+    picked: Option<Vec<u32>>,
+}
+
+impl Placed {
+    /// Where a row with a place was before some were picked.
+    fn whole(&self, row: usize) -> usize {
+        self.picked.as_ref().map_or(row, |picked| picked[row] as usize)
+    }
+
+    /// The partition of a row.
+    pub(super) fn partition(&self, row: usize) -> &[u8] {
+        self.partitions.get(self.whole(row))
+    }
+
+    /// The place of a row.
+    pub(super) fn row(&self, row: usize) -> &[u8] {
+        self.rows.get(row)
+    }
+
+    /// How many bytes of its place a row has in common with its peers, where that was asked for.
+    pub(super) fn peers_len(&self, row: usize) -> usize {
+        self.peers.as_ref().map_or(0, |peers| peers.get(self.whole(row)).len())
+    }
 }
 
 /// Partitions by the time at which their windows go.
@@ -132,7 +178,7 @@ impl Closing {
     /// Notes a new partition, that of `row`.
     pub(super) fn note(&mut self, placed: &Placed, row: usize) {
         if let Some(closes) = &placed.closes {
-            self.0.entry(closes[row]).or_default().push(placed.partitions.get(row).into());
+            self.0.entry(closes[placed.whole(row)]).or_default().push(placed.partition(row).into());
         }
     }
 

@@ -122,7 +122,7 @@ impl Over {
         let mut touched = BTreeMap::new();
         let mut gone: HashMap<Arc<[u8]>, (Told, i64)> = HashMap::new();
         for row in 0..delta.len() {
-            let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
+            let (partition, place) = (placed.partition(row), placed.row(row));
             if !self.partitions.contains_key(partition) {
                 self.closing.note(&placed, row);
             }
@@ -264,7 +264,7 @@ impl Operator for Over {
         let values = self.made.encode(state.take("values")?.columns())?;
         let placed = self.order.place(&rows)?;
         for row in 0..rows.len() {
-            let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
+            let (partition, place) = (placed.partition(row), placed.row(row));
             let told = Told { rowtime: told.value(row), values: values.get(row).into() };
             let kept = Kept { rowtime: rowtime.value(row), told: Some(told) };
             self.bytes += kept.bytes(place);

@@ -5,8 +5,7 @@
 use super::delta::arrow_error;
 use super::slots::{KeyBytes, KeyCodec};
 use crate::error::SqlError;
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
-use arrow::compute;
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, SchemaRef};
 use std::sync::Arc;
 
@@ -36,38 +35,18 @@ impl RowCodec {
         RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options).map_err(arrow_error)
     }
 
-    /// The columns of the rows of `bytes`; of `None`, NULLs.
-    pub(super) fn decode_some<'a>(
-        &self,
-        bytes: impl Iterator<Item = Option<&'a [u8]>>,
-    ) -> Result<Vec<ArrayRef>, SqlError> {
-        let mut present: Vec<&[u8]> = Vec::new();
-        let mut is_whole = true;
-        let places = bytes.map(|row| {
-            is_whole &= row.is_some();
-            row.map(|row| {
-                present.push(row);
-                present.len() as u32 - 1
-            })
-        });
-        let places: UInt32Array = places.collect();
-        let columns = self.codec.decode(present.into_iter())?;
-        match is_whole {
-            true => Ok(columns),
-            false => {
-                let taken = columns.iter().map(|column| compute::take(column, &places, None));
-                taken.collect::<Result<Vec<_>, _>>().map_err(arrow_error)
-            }
-        }
-    }
-
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     /// For the fingerprint.
     pub(super) fn text(&self) -> String {
-        let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
-        types.join(", ")
+        types_text(&self.schema)
     }
+}
+
+/// The types of columns, for the fingerprint.
+pub(super) fn types_text(schema: &SchemaRef) -> String {
+    let types: Vec<String> = schema.fields().iter().map(|field| field.data_type().to_string()).collect();
+    types.join(", ")
 }

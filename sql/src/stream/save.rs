@@ -17,10 +17,10 @@
 use super::delta::{arrow_error, downcast};
 use super::part::{StateFile, StateStore};
 use crate::error::SqlError;
-use arrow::array::{ArrayRef, RecordBatch, UInt64Array};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, UInt64Array};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
-use millstream_catalog::model::SqlState;
+use millstream_catalog::model::{RowCount, SqlState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,6 +31,8 @@ const VERSION: u16 = 1;
 const FILE_BYTES_MIN: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// The section that names it.
 const FILE: &str = "file";
+/// The section with the number of rows that came too late.
+const LATE: &str = "late";
 
 /// Collects named batches.
 #[derive(Debug, Default)]
@@ -91,6 +93,12 @@ impl StateWriter {
         drop(writer);
         self.sections.push((name.to_owned(), bytes));
         Ok(())
+    }
+
+    /// Adds how many rows came too late.
+    pub(crate) fn put_late(&mut self, rows: RowCount) -> Result<(), SqlError> {
+        let rows: ArrayRef = Arc::new(Int64Array::from(vec![rows.value() as i64]));
+        self.put(LATE, &RecordBatch::try_from_iter([(LATE, rows)]).map_err(arrow_error)?)
     }
 
     /// The bytes of all of it, and the files they name.
@@ -200,6 +208,12 @@ impl StateReader {
         })?;
         let mut reader = StreamReader::try_new(content.as_slice(), None).map_err(arrow_error)?;
         reader.next().ok_or_else(damaged)?.map_err(arrow_error)
+    }
+
+    /// What [`StateWriter::put_late`] put.
+    pub(crate) fn take_late(&mut self) -> Result<RowCount, SqlError> {
+        let rows: Int64Array = downcast(self.take(LATE)?.column(0))?;
+        Ok(RowCount::new(rows.values().first().map_or(0, |rows| *rows as u64)))
     }
 
     /// Fails when something saved was not taken: the state belongs to another pipeline.

@@ -432,9 +432,7 @@ impl Operator for Sessions {
         columns.extend(keys.into_iter().enumerate().map(|(at, key)| (format!("key{at}"), key)));
         let columns = columns.into_iter().map(|(name, column)| (name, column, true));
         state.put("sessions", &RecordBatch::try_from_iter_with_nullable(columns).map_err(arrow_error)?)?;
-        let late_rows = if part.is_first() { self.late_rows.value() as i64 } else { 0 };
-        let late: ArrayRef = Arc::new(Int64Array::from(vec![late_rows]));
-        state.put("late", &RecordBatch::try_from_iter([("late", late)]).map_err(arrow_error)?)?;
+        state.put_late(if part.is_first() { self.late_rows } else { RowCount::ZERO })?;
         for (index, call) in self.calls.iter().enumerate() {
             call.save(&format!("call{index}"), &slots, state)?;
         }
@@ -453,8 +451,7 @@ impl Operator for Sessions {
             let session = Session { key, start: start.value(row), last: last.value(row), rowtime: rowtime.value(row) };
             self.put(row as u32, session);
         }
-        let late: Int64Array = downcast(state.take("late")?.column(0))?;
-        self.late_rows = RowCount::new(late.values().first().map_or(0, |rows| *rows as u64));
+        self.late_rows = state.take_late()?;
         for (index, call) in self.calls.iter_mut().enumerate() {
             call.restore(&format!("call{index}"), batch.num_rows(), state)?;
         }

@@ -189,6 +189,11 @@ impl Slots {
         self.codec.decode(slots.iter().filter_map(|slot| self.keys.get(*slot as usize)?.as_deref()))
     }
 
+    /// The key in a slot, if there is one.
+    pub(crate) fn key(&self, slot: u32) -> Option<&[u8]> {
+        self.keys.get(slot as usize)?.as_deref()
+    }
+
     /// One more than the greatest slot ever used.
     pub(crate) fn capacity(&self) -> usize {
         self.keys.len()

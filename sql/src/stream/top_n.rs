@@ -10,15 +10,16 @@ use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Merging, Operator, only};
 use super::ordered::{Closing, Placed, RowOrder, insert_columns};
 use super::part::Part;
-use super::ranked::{ENTRY_BYTES, Numbered, Place, Ranked, Ranking};
+use super::ranked::{ENTRY_BYTES, Numbered, Numbering, Place, Ranked, Ranking};
 use super::save::{StateReader, StateWriter};
+use super::slots::KeyBytes;
 use crate::error::SqlError;
 use arrow::array::{
     ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array, UInt64Array, new_null_array,
 };
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::HashMap;
-use datafusion::common::hash_map::{Entry, EntryRef};
+use datafusion::common::hash_map::EntryRef;
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
 use millstream_catalog::model::ByteSize;
 use std::sync::Arc;
@@ -65,12 +66,10 @@ pub(crate) struct TopSpec {
 /// Rows that go are told before those that come.
 pub(crate) struct TopN {
     order: RowOrder,
-    ranking: Ranking,
+    /// Of the numbers left out, and those that come out.
+    numbering: Numbering,
     skip: usize,
-    /// The numbers left out, and those that come out.
-    first: usize,
     number: Number,
-    rows: Rows,
     visible: usize,
     schema: SchemaRef,
     partitions: HashMap<Arc<[u8]>, Ranked>,
@@ -97,12 +96,18 @@ impl TopN {
     pub(crate) fn new(spec: TopSpec) -> Result<Self, SqlError> {
         let order = RowOrder::new(spec.partition, spec.order, spec.window, spec.input)?;
         Ok(Self {
-            order: if spec.ranking == Ranking::RowNumber { order } else { order.with_peers()? },
-            ranking: spec.ranking,
+            order: if spec.ranking == Ranking::RowNumber && spec.rows == Rows::Go {
+                order
+            } else {
+                order.with_peers()?
+            },
+            numbering: Numbering {
+                ranking: spec.ranking,
+                count: spec.skip.saturating_add(spec.count),
+                rows: spec.rows,
+            },
             skip: spec.skip,
-            first: spec.skip.saturating_add(spec.count),
             number: spec.number,
-            rows: spec.rows,
             visible: spec.visible,
             schema: spec.schema,
             partitions: HashMap::new(),
@@ -111,38 +116,58 @@ impl TopN {
         })
     }
 
+    /// Which rows may be among the first of their partitions after the step, or may be asked for later; of those, where
+    /// only the very first are wanted, the ones that no other of the step goes before.
+    fn wanted(&self, partitions: &KeyBytes, peers: Option<&KeyBytes>, rows: usize) -> Vec<u32> {
+        let all = 0..rows as u32;
+        let Some(peers) = peers.filter(|_| self.numbering.rows != Rows::Go) else { return all.collect() };
+        let may_be_first = |row: &u32| {
+            let ranked = self.partitions.get(partitions.get(*row as usize));
+            ranked.is_none_or(|ranked| ranked.may_be_first(&self.numbering, peers.get(*row as usize)))
+        };
+        let mut wanted: Vec<u32> = all.filter(may_be_first).collect();
+        if self.numbering.count == 1 {
+            let mut best: HashMap<&[u8], &[u8]> = HashMap::new();
+            for row in &wanted {
+                let own = peers.get(*row as usize);
+                let best = best.entry(partitions.get(*row as usize)).or_insert(own);
+                *best = own.min(*best);
+            }
+            wanted.retain(|row| best.get(partitions.get(*row as usize)) == Some(&peers.get(*row as usize)));
+        }
+        wanted
+    }
+
     /// Takes the rows of `delta`, which are at `placed`; gives for each partition whose first rows change one of its rows,
     /// and those first rows as they were, in the order in which they change.
     fn take(&mut self, delta: &Delta, placed: &Placed) -> Vec<(usize, Before)> {
         let mut before: Vec<(usize, Before)> = Vec::new();
-        let mut touched: HashMap<&[u8], usize> = HashMap::new();
         for row in 0..delta.len() {
-            let (partition, place) = (placed.partitions.get(row), placed.rows.get(row));
-            let order = placed.peers.as_ref().map_or(0, |peers| peers.get(row).len());
-            let place = Place { bytes: place, order, rowtime: delta.rowtime.value(row) };
+            let (partition, place) = (placed.partition(row), placed.row(row));
+            let place = Place { bytes: place, order: placed.peers_len(row), rowtime: delta.rowtime.value(row) };
             let ranked = match self.partitions.entry_ref(partition) {
                 EntryRef::Occupied(found) => found.into_mut(),
                 EntryRef::Vacant(vacant) => {
                     self.closing.note(placed, row);
                     self.bytes += partition.len() + ENTRY_BYTES;
-                    vacant.insert_with_key(partition.into(), Ranked::new(self.ranking, self.first, self.rows))
+                    vacant.insert_with_key(partition.into(), Ranked::default())
                 }
             };
-            if ranked.is_first(place) {
+            if ranked.is_first(&self.numbering, place) {
                 let clock = delta.time_at(row);
-                match touched.entry(partition) {
-                    Entry::Occupied(found) => before[*found.get()].1.clock = clock,
-                    Entry::Vacant(vacant) => {
-                        vacant.insert(before.len());
-                        before.push((row, Before { rows: ranked.told(self.skip), clock }));
+                match ranked.touched.checked_sub(1).and_then(|at| before.get_mut(at as usize)) {
+                    Some((_, before)) => before.clock = clock,
+                    None => {
+                        before.push((row, Before { rows: ranked.told(&self.numbering, self.skip), clock }));
+                        ranked.touched = before.len() as u32;
                     }
                 }
             }
             if !delta.weights.is_gone(row) {
-                let dropped = ranked.insert(place);
+                let dropped = ranked.insert(&self.numbering, place);
                 self.bytes += place.bytes.len() + ENTRY_BYTES;
                 self.bytes -= dropped;
-            } else if ranked.remove(place) {
+            } else if ranked.remove(&self.numbering, place) {
                 self.bytes -= place.bytes.len() + ENTRY_BYTES;
             }
         }
@@ -217,14 +242,15 @@ impl Operator for TopN {
             self.close(origin.end);
             return Ok(Delta::empty(Arc::clone(&self.schema), origin));
         }
-        let placed = self.order.place(&input)?;
-        let before = self.take(&input, &placed);
+        let (rows, placed) =
+            self.order.place_some(&input, |partitions, peers| self.wanted(partitions, peers, input.len()))?;
+        let before = self.take(&rows, &placed);
         let (mut gone, mut come) = (Changes::default(), Changes::default());
         for (row, old) in before {
-            let partition = placed.partitions.get(row);
-            let ranked = self.partitions.get(partition);
-            let is_empty = ranked.is_some_and(Ranked::is_empty);
-            let new = ranked.map_or(Vec::new(), |ranked| ranked.told(self.skip));
+            let partition = placed.partition(row);
+            let Some(ranked) = self.partitions.get_mut(partition) else { continue };
+            ranked.touched = 0;
+            let (is_empty, new) = (ranked.is_empty(), ranked.told(&self.numbering, self.skip));
             self.compare(old, new, &mut gone, &mut come);
             if is_empty {
                 self.partitions.remove(partition);
@@ -252,17 +278,16 @@ impl Operator for TopN {
         let rows = Delta { rowtime, ..rows };
         let placed = self.order.place(&rows)?;
         self.take(&rows, &placed);
+        self.partitions.values_mut().for_each(|ranked| ranked.touched = 0);
         Ok(())
     }
 
     fn fresh(&self) -> Result<Option<Box<dyn Operator>>, SqlError> {
         Ok(Some(Box::new(Self {
             order: self.order.again()?,
-            ranking: self.ranking,
+            numbering: self.numbering,
             skip: self.skip,
-            first: self.first,
             number: self.number,
-            rows: self.rows,
             visible: self.visible,
             schema: Arc::clone(&self.schema),
             partitions: HashMap::new(),
@@ -296,10 +321,10 @@ impl Operator for TopN {
         format!(
             "top({}; {:?} {} to {}; {number}; {:?})",
             self.order.text(),
-            self.ranking,
+            self.numbering.ranking,
             self.skip,
-            self.first,
-            self.rows
+            self.numbering.count,
+            self.numbering.rows
         )
     }
 }

@@ -15,7 +15,9 @@ use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, PartitionWrite, QueryProgress, Shard, Step};
-use millstream_catalog::model::limit::{STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX};
+use millstream_catalog::model::limit::{
+    STEP_BYTES_SPILLED, STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX,
+};
 use millstream_catalog::model::{ByteSize, Durability, PartitionId, RowCount, SqlState, StepNumber, TopicId};
 use millstream_catalog::query::OnError;
 use millstream_catalog::{Query, Relation};
@@ -287,6 +289,7 @@ impl QueryTask {
             durability,
         };
         self.shard.step(step).await.map_err(replication_error)?;
+        self.inputs.pass(&self.positions, &input.positions);
         self.positions = input.positions;
         self.step = number;
         self.status.lock().failure = None;
@@ -438,7 +441,10 @@ impl QueryTask {
             self.show();
         }
         let before = self.held.bytes();
-        self.held.put(ByteSize::new(bytes.value() - self.pipeline.spilled_bytes().value()));
+        let spilled = self.pipeline.spilled_bytes();
+        // A step reads and writes the parts that it touches, which is most of them whether its events are few or many.
+        self.inputs.take_about(if spilled > ByteSize::ZERO { STEP_BYTES_SPILLED } else { STEP_BYTES_TARGET });
+        self.held.put(ByteSize::new(bytes.value() - spilled.value()));
         if !self.held.is_over() {
             return Ok(());
         }

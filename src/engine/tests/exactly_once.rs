@@ -4,6 +4,7 @@
 //! A dozen places by default; `MILLSTREAM_FAULT_STEPS=1000` crashes at up to so many, all of them if there are fewer.
 
 use super::*;
+use crate::storage::Disk as _;
 
 /// Name, what it is, the query, and what gives the same rows once; with the columns that are compared.
 struct Case {
@@ -233,5 +234,74 @@ async fn a_power_cut_after_any_step_of_the_queries_leaves_each_event_once() {
     engine.shutdown().await;
     for (crashed, number) in crashes {
         recover_twice(crashed, number, &format!("after statement {number}")).await;
+    }
+}
+
+/// State of more than an entry of the log takes, which is saved whenever the query is replaced by itself.
+const LARGE: &str =
+    "CREATE OR REPLACE TABLE large AS SELECT k, count(DISTINCT repeat(v::text || '.', 40000)) AS c FROM s GROUP BY k";
+
+/// Saves the query's state in files, and writes events.
+async fn save_and_write(engine: &Arc<Engine>, rounds: i64) -> i64 {
+    let mut session = session(engine);
+    for number in 1..=rounds {
+        let insert = format!("INSERT INTO s VALUES ({}, {number}), (2, {number})", number % 2);
+        if run(&mut session, &insert).await.is_err() {
+            return number - 1;
+        }
+        if number % 2 == 0 && run(&mut session, LARGE).await.is_err() {
+            return number;
+        }
+    }
+    rounds
+}
+
+/// What the query counts is what there is; gives the last round that is there.
+async fn verify_large(engine: &Arc<Engine>, acknowledged: i64, what: &str) -> i64 {
+    let mut session = session(engine);
+    run(&mut session, "FLUSH").await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let kept = run(&mut session, "SELECT k, c FROM large ORDER BY k").await.unwrap();
+    let expected = run(&mut session, "SELECT k, count(DISTINCT v) FROM s GROUP BY k ORDER BY k").await.unwrap();
+    assert_eq!(kept, expected, "{what}");
+    let last = run(&mut session, "SELECT count(*) / 2 FROM s").await.unwrap()[0].parse().unwrap();
+    assert!((acknowledged..=acknowledged + 1).contains(&last), "{what}: {last} of {acknowledged}");
+    last
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_while_state_is_saved_in_files_loses_none_of_it() {
+    const ROUNDS: i64 = 6;
+    let founded = FaultDisk::new();
+    let engine = open_with(&founded, Arc::default(), 1).await.unwrap();
+    for sql in ["CREATE STREAM s (k integer, v bigint)", LARGE] {
+        run(&mut session(&engine), sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    engine.shutdown().await;
+    let whole = founded.crash(0);
+    let before = whole.steps();
+    let engine = open_with(&whole, Arc::default(), 1).await.unwrap();
+    assert_eq!(save_and_write(&engine, ROUNDS).await, ROUNDS);
+    assert_eq!(verify_large(&engine, ROUNDS, "without a crash").await, ROUNDS);
+    engine.shutdown().await;
+    let files = whole.list(Path::new("/data/shards/1/state")).unwrap();
+    assert_eq!(files.len(), 1, "state is in files: {files:?}");
+    let steps = whole.steps() - before;
+    for step in (0..steps).step_by(usize::try_from(steps / (3 * places())).unwrap().max(1)) {
+        let what = format!("step {step} of {steps}");
+        let disk = founded.crash(0);
+        disk.fail_after(step);
+        let mut acknowledged = 0;
+        if let Ok(engine) = in_time(&what, open_with(&disk, Arc::default(), 1)).await {
+            acknowledged = in_time(&what, save_and_write(&engine, ROUNDS)).await;
+            in_time(&what, engine.shutdown()).await;
+        }
+        let crashed = disk.crash(step);
+        let engine =
+            in_time(&what, open_with(&crashed, Arc::default(), 1)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        in_time(&what, verify_large(&engine, acknowledged, &what)).await;
+        in_time(&what, engine.shutdown()).await;
+        drop(engine);
+        let report = check(Arc::new(crashed), Path::new("/data")).unwrap();
+        assert!(report.is_clean(), "{what}: {report}");
     }
 }

@@ -220,7 +220,7 @@ impl Planner<'_> {
             schema: built.arrow(),
         })?;
         let operator: Box<dyn Operator> = match &not_in {
-            Some([key, other]) => Box::new(NotIn::new(operator, Arc::clone(key), Arc::clone(other))),
+            Some([key, other]) => Box::new(NotIn::new(operator, Arc::clone(key), Arc::clone(other))?),
             None => Box::new(operator),
         };
         let edges = if is_swapped { vec![right.edge, left.edge] } else { vec![left.edge, right.edge] };
