@@ -10,7 +10,7 @@ use millstream::offline::backup::{BackupError, Copied};
 use millstream::offline::dump::RowFormat;
 use millstream::offline::{self, Report};
 use millstream::shell;
-use millstream::storage::RealDisk;
+use millstream::storage::{RealDisk, without_huge_pages};
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Before there is memory to speak of.
+    without_huge_pages();
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,

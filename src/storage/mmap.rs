@@ -1,4 +1,4 @@
-//! The memory maps of sealed files: the one place with `unsafe`.
+//! The memory maps of sealed files, and what size the system's pages have: the one place with `unsafe`.
 //!
 //! Owns which maps this process has, and giving their pages back. A page that was read stays resident, and counts as the
 //! process's, until the system wants it; so once as many bytes were read as maps may keep, the pages of all maps that
@@ -17,6 +17,16 @@ use std::io;
 
 /// Those of this process, which has one address space, and of that one resident size.
 pub(super) static MAPS: Maps = Maps::new();
+
+/// Memory of this process is of pages of the common size from now on, not of huge ones that the system makes when memory is
+/// first touched. A system without those does nothing.
+pub(super) fn without_huge_pages() {
+    // Safety: it takes numbers only, and changes what pages are made of, not what is in them.
+    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    if set != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "huge pages stay");
+    }
+}
 
 /// The maps of a process.
 #[derive(Debug)]

@@ -42,6 +42,11 @@ mod testing;
 pub mod upkeep;
 pub mod wal;
 
+/// Has memory of this process come in pages of the common size: huge ones cost more to clear than they save.
+pub fn without_huge_pages() {
+    mmap::without_huge_pages();
+}
+
 /// Bounds the pages of mapped files that stay resident, for all nodes of this process.
 pub fn set_maps_bytes_max(bytes: millstream_catalog::model::ByteSize) {
     mmap::MAPS.set_bytes_max(bytes);
