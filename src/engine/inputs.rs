@@ -7,8 +7,8 @@ use crate::engine::input::{CutResult, Input, Pieces, Positions, Reader, Split, V
 use crate::engine::input::{cut_entry, ends_of, from_start, position};
 use crate::engine::{Result, read_error};
 use crate::storage::StorageError;
-use millstream_catalog::RelationKind;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
+use millstream_catalog::{Relation, RelationKind};
 use millstream_sql::SqlError;
 use millstream_sql::stream::InputBatch;
 
@@ -150,9 +150,9 @@ impl Inputs {
         self.readers.iter().zip(from.iter().zip(to)).for_each(|(reader, (from, to))| reader.pass(from, to));
     }
 
-    /// About how many bytes are taken at once from now on.
-    pub(crate) fn take_about(&mut self, bytes: ByteSize) {
-        self.readers.iter_mut().for_each(|reader| reader.bytes_max = bytes);
+    /// About how many bytes of each source are taken at once from now on.
+    pub(crate) fn take_about(&mut self, bytes: impl Fn(&Relation) -> ByteSize) {
+        self.readers.iter_mut().for_each(|reader| reader.bytes_max = bytes(&reader.relation));
     }
 
     /// The number of events after `from`, or about as many.

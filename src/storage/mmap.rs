@@ -8,7 +8,7 @@
 
 use arrow::buffer::Buffer;
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use millstream_catalog::model::ByteSize;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -19,13 +19,19 @@ use std::io;
 pub(super) static MAPS: Maps = Maps::new();
 
 /// Memory of this process is of pages of the common size from now on, not of huge ones that the system makes when memory is
-/// first touched. A system without those does nothing.
+/// first touched. A system that cannot does nothing.
 pub(super) fn without_huge_pages() {
     // Safety: it takes numbers only, and changes what pages are made of, not what is in them.
-    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
-    if set != 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "huge pages stay");
-    }
+    let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, none, none, none) };
+}
+
+/// Memory for much that is needed for a short time: it goes back to the system at once, not to the allocator.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn scratch(bytes: usize) -> io::Result<MmapMut> {
+    MmapMut::map_anon(bytes)
 }
 
 /// The maps of a process.
@@ -46,7 +52,8 @@ struct Mapped {
 #[derive(Debug)]
 struct Region {
     len: usize,
-    is_touched: bool,
+    /// Bytes read since its pages were last given back, at most all.
+    read: u64,
 }
 
 /// A map, known to `maps` as long as it lives.
@@ -64,7 +71,12 @@ impl AsRef<[u8]> for KnownMap {
 impl Drop for KnownMap {
     fn drop(&mut self) {
         // Before it is unmapped, which is when the fields are dropped.
-        self.maps.0.lock().regions.remove(&(self.map.as_ptr() as usize));
+        let mapped = &mut *self.maps.0.lock();
+        let start = self.map.as_ptr() as usize;
+        if let Some(region) = mapped.regions.remove(&start).filter(|region| region.read > 0) {
+            mapped.read -= region.read;
+            mapped.touched.retain(|touched| *touched != start);
+        }
     }
 }
 
@@ -95,7 +107,7 @@ impl Maps {
         // Millstream never writes to or truncates again and removes by unlink only (the inode lives as long as
         // the map); the data directory's lock keeps other Millstream processes away from them.
         let map = unsafe { Mmap::map(file)? };
-        let region = Region { len: map.len(), is_touched: false };
+        let region = Region { len: map.len(), read: 0 };
         self.0.lock().regions.insert(map.as_ptr() as usize, region);
         Ok(Buffer::from(Bytes::from_owner(KnownMap { map, maps: self })))
     }
@@ -105,10 +117,13 @@ impl Maps {
     pub(super) fn read(&self, address: *const u8, bytes: ByteSize) -> bool {
         let mapped = &mut *self.0.lock();
         let Some((start, region)) = mapped.region(address) else { return false };
-        if !std::mem::replace(&mut region.is_touched, true) {
+        let before = region.read;
+        region.read = before.saturating_add(bytes.value()).min(region.len as u64);
+        let more = region.read - before;
+        if before == 0 {
             mapped.touched.push(start);
         }
-        mapped.read = mapped.read.saturating_add(bytes.value());
+        mapped.read += more;
         let is_much = mapped.read >= mapped.read_max;
         if is_much {
             mapped.give_back();
@@ -118,8 +133,12 @@ impl Maps {
 
     /// The map that has `address` was read to its end, and whoever did will not come back: gives its pages back.
     pub(super) fn pass(&self, address: *const u8) {
-        if let Some((start, region)) = self.0.lock().region(address) {
+        let mapped = &mut *self.0.lock();
+        if let Some((start, region)) = mapped.region(address) {
             region.give_back(start);
+            let read = std::mem::take(&mut region.read);
+            mapped.read -= read;
+            mapped.touched.retain(|touched| *touched != start);
         }
     }
 }
@@ -135,7 +154,7 @@ impl Mapped {
         self.read = 0;
         for start in std::mem::take(&mut self.touched) {
             let Some(region) = self.regions.get_mut(&start) else { continue };
-            region.is_touched = false;
+            region.read = 0;
             region.give_back(start);
         }
     }
@@ -193,9 +212,11 @@ mod tests {
         assert_eq!((resident(&first), resident(&second), resident(&unread)), (0, 0, 40));
         assert_eq!(maps.bytes(), ByteSize::ZERO);
         assert_eq!((sum(&first), sum(&second)), (40 * PAGE as u64, 80 * PAGE as u64));
-        // One map alone.
+        // A map counts once, however often it is read; and one can be passed alone.
+        assert!(!maps.read(second.as_ptr(), all) && !maps.read(second.as_ptr(), all));
+        assert_eq!(maps.bytes(), all);
         maps.pass(second.slice(39 * PAGE).as_ptr());
-        assert_eq!((resident(&first), resident(&second)), (40, 0));
+        assert_eq!((resident(&first), resident(&second), maps.bytes()), (40, 0, ByteSize::ZERO));
         assert_eq!(sum(&second), 80 * PAGE as u64);
         // Neither memory of other kinds nor maps that are gone count.
         let elsewhere = [0_u8; 64];

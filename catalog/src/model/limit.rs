@@ -70,8 +70,8 @@ pub const PREPARED_MAX: usize = 10_000;
 pub const PORTALS_MAX: usize = 1_000;
 /// Bytes of one query's input taken into one step: bounds the memory and the latency of a step.
 pub const STEP_BYTES_TARGET: ByteSize = ByteSize::new(4 << 20);
-/// The same, of a query some of whose state is on disk.
-pub const STEP_BYTES_SPILLED: ByteSize = ByteSize::new(16 << 20);
+/// The same, where a step costs much beside its events.
+pub const STEP_BYTES_LARGE: ByteSize = ByteSize::new(16 << 20);
 /// Rows of one step's input, for the same reason.
 pub const STEP_ROWS_TARGET: usize = 262_144;
 /// Bytes a subscription takes at once while it is behind, at least and at most: there may be thousands of them.

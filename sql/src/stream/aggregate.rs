@@ -247,7 +247,7 @@ impl Aggregate {
         let rows = self.lasting.first().map_or(0, |column| column.len());
         if rows > self.lasting_slots.len() {
             let bytes = self.slots.codec().encode(&self.lasting)?;
-            self.lasting_slots = (0..rows).filter_map(|row| self.slots.find(bytes.get(row))).collect();
+            self.lasting_slots = (0..rows).filter_map(|row| self.slots.find(bytes.get(row), None)).collect();
         }
         Ok(())
     }

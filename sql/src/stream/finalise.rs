@@ -11,12 +11,15 @@ use super::operator::{Operator, only};
 use super::part::Part;
 use super::rows::RowCodec;
 use super::save::{StateReader, StateWriter};
-use super::store::{Entry, Kept, Store};
+use super::store::{Entry, Going, Kept, Store};
 use crate::error::SqlError;
 use arrow::array::{Int64Array, TimestampMicrosecondArray, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{ByteSize, Span};
 use std::sync::Arc;
+
+/// Rows whose parts are computed together.
+const ROWS_AT_ONCE: usize = 16_384;
 
 /// Rows that wait.
 pub(crate) struct Finalise {
@@ -38,7 +41,7 @@ impl Finalise {
         window: Option<WindowBounds>,
         delay: Span,
     ) -> Result<Self, SqlError> {
-        let store = Store::new(Arc::clone(&schema), &[], rows == Rows::Go)?;
+        let store = Store::new(Arc::clone(&schema), &[], Going::of(rows == Rows::Go, window.is_some()))?;
         Ok(Self { codec: RowCodec::new(schema)?, rows, window, delay, store })
     }
 
@@ -50,7 +53,8 @@ impl Finalise {
         for row in 0..input.len() {
             let hash = hashes.get(row).copied();
             if input.weights.is_gone(row) {
-                self.store.remove(hash.unwrap_or_default(), &mut wanted, row)?;
+                let goes = closes.as_ref().map(|closes| closes[row]);
+                self.store.remove(hash.unwrap_or_default(), goes, &mut wanted, row)?;
                 continue;
             }
             let Some(id) = ids.next() else { break };
@@ -91,10 +95,13 @@ impl Operator for Finalise {
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
         let mut rows: Vec<(u32, &Entry)> = self.store.rows().collect();
         if part != Part::WHOLE {
-            let batch = self.store.batch(&rows.iter().map(|(id, _)| *id).collect::<Vec<u32>>())?;
-            let hashes = self.codec.encode(&batch)?.hashes(rows.len());
-            let mut is_wanted = hashes.into_iter().map(|hash| part.takes(hash));
-            rows.retain(|_| is_wanted.next() == Some(true));
+            let mut wanted = Vec::with_capacity(rows.len());
+            for some in rows.chunks(ROWS_AT_ONCE) {
+                let batch = self.store.batch(&some.iter().map(|(id, _)| *id).collect::<Vec<u32>>())?;
+                let hashes = self.codec.encode(&batch)?.hashes(some.len());
+                wanted.extend(some.iter().zip(hashes).filter(|(_, hash)| part.takes(*hash)).map(|(row, _)| *row));
+            }
+            rows = wanted;
         }
         self.store.save("rows", &rows, state)
     }

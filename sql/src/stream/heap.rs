@@ -12,6 +12,7 @@ use arrow::array::{Array, ArrayRef, DynComparator, RecordBatch, UInt32Array, mak
 use arrow::compute::{self, SortOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion::common::HashMap;
+use datafusion::common::hash_map::Entry;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub(super) const NONE: u32 = u32::MAX;
 const CHUNK_ROWS: usize = 1 << CLASSES;
 /// Sizes of those that are, by powers of two.
 const CLASSES: usize = 14;
+/// Memory of a chunk that is not put together with others any more either.
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// Where a row is.
 #[derive(Debug, Clone, Copy)]
@@ -104,15 +107,17 @@ impl Heap {
     /// Keeps rows, at least one, with those of a chunk of their number.
     fn put(&mut self, mut columns: Vec<ArrayRef>, mut ids: Vec<u32>) -> Result<(), SqlError> {
         loop {
-            let class = ids.len().ilog2() as usize;
+            let chunk = Chunk::new(columns, ids);
+            let class = if chunk.bytes < CHUNK_BYTES { chunk.ids.len().ilog2() as usize } else { CLASSES };
             let other = self.open.get(class).copied().unwrap_or(NONE);
             let Some(other) = self.remove(other) else {
-                let number = self.place(Chunk::new(columns, ids));
+                let number = self.place(chunk);
                 if let Some(open) = self.open.get_mut(class) {
                     *open = number;
                 }
                 return Ok(());
             };
+            (columns, ids) = (chunk.columns, chunk.ids);
             let (more, mut all) = other.living()?;
             all.append(&mut ids);
             let both = more.iter().zip(&columns).map(|(one, other)| compute::concat(&[one, other]));
@@ -227,8 +232,8 @@ impl Heap {
     pub(super) fn is_same(&self, id: u32, wanted: &mut Wanted<'_>, row: usize) -> Result<bool, SqlError> {
         let Some((number, chunk, at)) = self.chunk(id) else { return Ok(false) };
         let comparators = match wanted.comparators.entry(number) {
-            std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::hash_map::Entry::Vacant(vacant) => {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(vacant) => {
                 let pairs = chunk.columns.iter().zip(wanted.batch.columns());
                 let comparators = pairs.map(|(own, other)| make_comparator(own, other, SortOptions::default()));
                 vacant.insert(comparators.collect::<Result<_, _>>().map_err(arrow_error)?)
@@ -247,12 +252,12 @@ impl Heap {
 pub(super) struct Wanted<'a> {
     batch: &'a RecordBatch,
     /// By chunk, those of each column.
-    comparators: std::collections::HashMap<u32, Vec<DynComparator>>,
+    comparators: HashMap<u32, Vec<DynComparator>>,
 }
 
 impl<'a> Wanted<'a> {
     pub(super) fn new(batch: &'a RecordBatch) -> Self {
-        Self { batch, comparators: std::collections::HashMap::new() }
+        Self { batch, comparators: HashMap::new() }
     }
 }
 

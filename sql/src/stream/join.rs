@@ -15,7 +15,7 @@ use super::operator::{Operator, both};
 use super::part::Part;
 use super::rows::types_text;
 use super::save::{StateReader, StateWriter};
-use super::store::{Came, Entry, Kept, Keys, Store};
+use super::store::{Came, Entry, Going, Kept, Keys, Store};
 use crate::error::SqlError;
 use arrow::array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
@@ -37,9 +37,9 @@ struct Half {
 }
 
 impl Half {
-    fn new(input: JoinInput, types: &[DataType]) -> Result<Self, SqlError> {
-        let may_go = input.rows == Rows::Go;
-        Ok(Self { store: Store::new(Arc::clone(&input.schema), types, may_go)?, input })
+    fn new(input: JoinInput, types: &[DataType], is_within: bool) -> Result<Self, SqlError> {
+        let going = Going::of(input.rows == Rows::Go, input.window.is_some() && !is_within);
+        Ok(Self { store: Store::new(Arc::clone(&input.schema), types, going)?, input })
     }
 
     /// The join keys of the rows of `delta`.
@@ -110,8 +110,8 @@ impl Join {
         let condition = spec.filter.map(|filter| Condition::new(&filter, &spec.filter_schema, spec.left.visible));
         Ok(Self {
             kind: spec.kind,
-            left: Half::new(spec.left, &types)?,
-            right: Half::new(spec.right, &types)?,
+            left: Half::new(spec.left, &types, spec.within.is_some())?,
+            right: Half::new(spec.right, &types, spec.within.is_some())?,
             condition: condition.transpose()?,
             filter_schema: spec.filter_schema,
             null_equals_null: spec.null_equals_null,
@@ -229,7 +229,10 @@ impl Join {
             let hash = coming.hashes.get(row.at).copied();
             if row.is_gone {
                 let store = &mut self.half_mut(side).store;
-                let Some(id) = store.remove(hash.unwrap_or_default(), &mut coming.wanted, row.at)? else { continue };
+                let Some(id) = store.remove(hash.unwrap_or_default(), Some(row.expires), &mut coming.wanted, row.at)?
+                else {
+                    continue;
+                };
                 row.id = id;
             }
             for (_, id) in own {

@@ -168,7 +168,7 @@ fn last_rows(keys: &KeyBytes, count: usize) -> Vec<usize> {
 impl Shown {
     /// Notes whether the row of `key` is shown now; tells whether it was before.
     fn note(&mut self, key: &[u8], is_shown: bool, window_end: Option<i64>) -> bool {
-        let slot = match (self.slots.find(key), is_shown) {
+        let slot = match (self.slots.find(key, window_end), is_shown) {
             (Some(slot), _) => slot,
             (None, false) => return false,
             (None, true) => {

@@ -11,13 +11,12 @@ use super::operator::{Operator, both};
 use super::part::Part;
 use super::rows::types_text;
 use super::save::{StateReader, StateWriter};
-use super::store::{Kept, Keys, Store};
+use super::store::{Going, Kept, Keys, Store};
 use crate::error::SqlError;
 use arrow::array::{RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
 use millstream_catalog::model::ByteSize;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What a lookup is made of.
@@ -58,7 +57,7 @@ impl Lookup {
         let condition = spec.filter.as_ref().map(|filter| Condition::new(filter, &spec.filter_schema, visible));
         Ok(Self {
             condition: condition.transpose()?,
-            table: Store::new(Arc::clone(&spec.table.schema), &key_types(&spec.stream)?, true)?,
+            table: Store::new(Arc::clone(&spec.table.schema), &key_types(&spec.stream)?, Going::ByValue)?,
             spec,
         })
     }
@@ -73,8 +72,8 @@ impl Lookup {
         let changes = self.keys_of(&self.spec.table, table)?;
         let hashes = self.table.hashes(&table.batch)?;
         let (come, mut wanted) = (table.come(), Wanted::new(&table.batch));
-        let ids: HashMap<u32, u32> =
-            self.table.take_in(&table.batch, &come)?.into_iter().zip(come).map(|(id, at)| (at, id)).collect();
+        let mut ids = vec![NONE; table.len()];
+        self.table.take_in(&table.batch, &come)?.into_iter().zip(come).for_each(|(id, at)| ids[at as usize] = id);
         let mut candidates: Candidates = Vec::new();
         // What a join gives does not come in the order of its events, nor what an operator in parts does.
         let in_order = |delta: &Delta| {
@@ -83,9 +82,11 @@ impl Lookup {
             order
         };
         let mut change = |store: &mut Store, at: usize| -> Result<(), SqlError> {
-            let Some(id) = ids.get(&(at as u32)) else { return store.remove(hashes[at], &mut wanted, at).map(drop) };
+            if table.weights.is_gone(at) {
+                return store.remove(hashes[at], None, &mut wanted, at).map(drop);
+            }
             let (key, rowtime) = (changes.get(at), table.rowtime.value(at));
-            store.keep(*id, Some(hashes[at]), Kept { key, rowtime, expires: i64::MAX, matches: 0, came: None });
+            store.keep(ids[at], Some(hashes[at]), Kept { key, rowtime, expires: i64::MAX, matches: 0, came: None });
             Ok(())
         };
         let mut coming = in_order(table).into_iter().peekable();
@@ -144,11 +145,13 @@ impl Lookup {
         let events = UInt32Array::from_iter_values(found.iter().map(|(event, _)| *event));
         let taken = stream.take(&events)?;
         let ids: Vec<u32> = found.iter().map(|(_, id)| *id).collect();
-        let rows = self.table.columns(&ids, 0..self.spec.table.schema.fields().len())?;
+        let is_wanted = |at: &usize| self.spec.columns.contains(&JoinColumn::Of(Side::Right, *at));
+        let places: Vec<usize> = (0..self.spec.table.schema.fields().len()).filter(is_wanted).collect();
+        let rows = self.table.columns(&ids, places.iter().copied())?;
         let column = |column: &JoinColumn| {
             let found = match column {
                 JoinColumn::Of(Side::Left, at) => taken.batch.columns().get(*at),
-                JoinColumn::Of(Side::Right, at) => rows.get(*at),
+                JoinColumn::Of(Side::Right, at) => places.binary_search(at).ok().and_then(|at| rows.get(at)),
                 JoinColumn::Mark | JoinColumn::HasLeft => None,
             };
             found.cloned().ok_or_else(|| SqlError::internal("a lookup without a column"))

@@ -83,15 +83,17 @@ pub(crate) struct Found {
     pub(crate) is_new: bool,
 }
 
+/// The end of no window.
+const STAYS: i64 = i64::MAX;
+
 /// Keys and the slots they hold. Slots of removed keys are used again, the last freed first.
 #[derive(Debug)]
 pub(crate) struct Slots {
     codec: KeyCodec,
-    index: HashMap<Arc<[u8]>, u32>,
+    /// Keys by the end of the window that they go with; of those that stay, [`STAYS`]. A window goes as a whole.
+    windows: BTreeMap<i64, HashMap<Arc<[u8]>, u32>>,
     keys: Vec<Option<Arc<[u8]>>>,
     free: Vec<u32>,
-    /// Slots by the end of the window they belong to.
-    windows: BTreeMap<i64, Vec<u32>>,
     key_bytes: usize,
 }
 
@@ -100,10 +102,9 @@ impl Slots {
     pub(crate) fn new(types: &[DataType]) -> Result<Self, SqlError> {
         Ok(Self {
             codec: KeyCodec::new(types)?,
-            index: HashMap::new(),
+            windows: BTreeMap::new(),
             keys: Vec::new(),
             free: Vec::new(),
-            windows: BTreeMap::new(),
             key_bytes: 0,
         })
     }
@@ -113,15 +114,16 @@ impl Slots {
         &self.codec
     }
 
-    /// The slot of `key`, if it has one.
-    pub(crate) fn find(&self, key: &[u8]) -> Option<u32> {
-        self.index.get(key).copied()
+    /// The slot of `key`, which goes with the window that ends at `end`, or with none, if it has one.
+    pub(crate) fn find(&self, key: &[u8], end: Option<i64>) -> Option<u32> {
+        self.windows.get(&end.unwrap_or(STAYS))?.get(key).copied()
     }
 
     /// The slot of `key`, a new one if need be; with `end`, it goes when that window does.
     pub(crate) fn insert(&mut self, key: &[u8], end: Option<i64>) -> Found {
-        if let Some(slot) = self.find(key) {
-            return Found { slot, is_new: false };
+        let window = self.windows.entry(end.unwrap_or(STAYS)).or_default();
+        if let Some(slot) = window.get(key) {
+            return Found { slot: *slot, is_new: false };
         }
         let key: Arc<[u8]> = Arc::from(key);
         self.key_bytes += key.len();
@@ -135,35 +137,35 @@ impl Slots {
                 (self.keys.len() - 1) as u32
             }
         };
-        self.index.insert(key, slot);
-        if let Some(end) = end {
-            self.windows.entry(end).or_default().push(slot);
-        }
+        window.insert(key, slot);
         Found { slot, is_new: true }
     }
 
     /// Removes a key that belongs to no window.
     pub(crate) fn remove(&mut self, slot: u32) {
-        let Some(key) = self.keys.get_mut(slot as usize).and_then(Option::take) else { return };
+        if let Some(key) = self.clear(slot)
+            && let Some(staying) = self.windows.get_mut(&STAYS)
+        {
+            staying.remove(&key);
+        }
+    }
+
+    fn clear(&mut self, slot: u32) -> Option<Arc<[u8]>> {
+        let key = self.keys.get_mut(slot as usize)?.take()?;
         self.key_bytes -= key.len();
-        self.index.remove(&key);
         self.free.push(slot);
+        Some(key)
     }
 
     /// Removes the keys of windows that end at or before `end`; gives their former slots.
-    ///
-    /// A slot removed by [`Slots::remove`] and taken again meanwhile must not be in a window: callers use one or the other.
     pub(crate) fn remove_until(&mut self, end: i64) -> Vec<u32> {
         let mut gone = Vec::new();
-        while let Some(window) = self.windows.first_entry() {
-            if *window.key() > end {
-                break;
-            }
-            gone.extend(window.remove());
+        while let Some(window) = self.windows.first_entry().filter(|window| *window.key() <= end.min(STAYS - 1)) {
+            let mut slots: Vec<u32> = window.remove().into_values().collect();
+            slots.sort_unstable();
+            gone.append(&mut slots);
         }
-        for slot in &gone {
-            self.remove(*slot);
-        }
+        gone.iter().for_each(|slot| drop(self.clear(*slot)));
         gone
     }
 
@@ -181,7 +183,7 @@ impl Slots {
 
     /// The first time at which keys go with their window; `i64::MAX` for never.
     pub(crate) fn due(&self) -> i64 {
-        self.windows.first_key_value().map_or(i64::MAX, |(end, _)| *end)
+        self.windows.first_key_value().map_or(STAYS, |(end, _)| *end)
     }
 
     /// The key columns of `slots`, in their order.
@@ -237,7 +239,7 @@ mod tests {
         slots.insert(bytes.get(1), Some(20));
         assert_eq!(slots.remove_until(9), Vec::<u32>::new());
         assert_eq!(slots.remove_until(10), vec![0]);
-        assert_eq!(slots.find(bytes.get(0)), None);
+        assert_eq!((slots.find(bytes.get(0), Some(10)), slots.find(bytes.get(1), Some(20))), (None, Some(1)));
         assert_eq!(slots.insert(bytes.get(2), Some(30)), Found { slot: 0, is_new: true });
         assert_eq!(slots.live(), vec![0, 1]);
         assert_eq!(slots.remove_until(100), vec![1, 0]);

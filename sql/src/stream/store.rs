@@ -29,6 +29,8 @@ const BY_VALUE_BYTES: usize = 32;
 const BY_TIME_BYTES: usize = 16;
 /// Memory of a key beside its bytes, about.
 const KEY_BYTES: usize = 88;
+/// Rows whose hashes are computed together.
+const ROWS_AT_ONCE: usize = 16_384;
 
 /// A kept row.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +127,28 @@ impl Default for List {
     }
 }
 
+/// How rows go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Going {
+    /// With their time only.
+    InTime,
+    /// By their values too.
+    ByValue,
+    /// By their values too, which tell when they go in time.
+    WithWindow,
+}
+
+impl Going {
+    /// Of rows that may go before their time, which their values tell if they are of a window.
+    pub(super) fn of(may_go: bool, has_window: bool) -> Self {
+        match (may_go, has_window) {
+            (false, _) => Self::InTime,
+            (true, false) => Self::ByValue,
+            (true, true) => Self::WithWindow,
+        }
+    }
+}
+
 /// The rows of one side.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -134,12 +158,13 @@ pub(super) struct Store {
     keys: Slots,
     /// By slot of the key, from the second on; the first is of rows that equal nothing.
     lists: Vec<List>,
-    /// Where rows go again: the first of those with a hash.
-    by_hash: Option<HashMap<u64, u32>>,
+    going: Going,
+    /// Where rows go by their values: by the time of their window, the first of those with a hash. A window goes as a whole.
+    by_hash: BTreeMap<i64, HashMap<u64, u32>>,
     /// Rows that go with time. One that went earlier may still be named: its entry then has another time, or none.
     by_time: BTreeMap<i64, Vec<u32>>,
     /// Rows that go with this step.
-    going: Vec<u32>,
+    gone: Vec<u32>,
     /// Rows that came with it.
     arrived: Vec<(u32, Came)>,
     live: usize,
@@ -147,16 +172,17 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Of rows of `schema`, found by keys of these types. They stay until their time, or may go earlier if `may_go`.
-    pub(super) fn new(schema: SchemaRef, keys: &[DataType], may_go: bool) -> Result<Self, SqlError> {
+    /// Of rows of `schema`, found by keys of these types.
+    pub(super) fn new(schema: SchemaRef, keys: &[DataType], going: Going) -> Result<Self, SqlError> {
         Ok(Self {
             heap: Heap::new(schema),
             entries: Paged::new(),
             keys: Slots::new(keys)?,
             lists: vec![List::default()],
-            by_hash: may_go.then(HashMap::new),
+            going,
+            by_hash: BTreeMap::new(),
             by_time: BTreeMap::new(),
-            going: Vec::new(),
+            gone: Vec::new(),
             arrived: Vec::new(),
             live: 0,
             key_bytes: 0,
@@ -180,7 +206,7 @@ impl Store {
 
     /// The hashes of rows, by which they are kept and found; none where rows stay.
     pub(super) fn hashes(&self, batch: &RecordBatch) -> Result<Vec<u64>, SqlError> {
-        if self.by_hash.is_some() { hashes(batch) } else { Ok(Vec::new()) }
+        if self.going == Going::InTime { Ok(Vec::new()) } else { hashes(batch) }
     }
 
     /// The columns at `which` of rows, some of them [`NONE`].
@@ -201,7 +227,7 @@ impl Store {
 
     /// The rows with `key`, in the order in which they came.
     pub(super) fn matching(&self, key: &[u8]) -> impl Iterator<Item = (u32, &Entry)> {
-        self.list(self.keys.find(key).map_or(NONE, |slot| slot + 1))
+        self.list(self.keys.find(key, None).map_or(NONE, |slot| slot + 1))
     }
 
     fn list(&self, list: u32) -> impl Iterator<Item = (u32, &Entry)> {
@@ -244,8 +270,9 @@ impl Store {
             None => self.lists[list as usize].first = id,
         }
         self.lists[list as usize].last = id;
-        if let (Some(by_hash), Some(hash)) = (&mut self.by_hash, hash) {
-            entry.same = by_hash.insert(hash, id).unwrap_or(NONE);
+        if let Some(hash) = hash {
+            let window = self.window(expires);
+            entry.same = self.by_hash.entry(window).or_default().insert(hash, id).unwrap_or(NONE);
         }
         if expires != i64::MAX {
             self.by_time.entry(expires).or_default().push(id);
@@ -264,19 +291,31 @@ impl Store {
         self.live += 1;
     }
 
-    /// A row that was taken in is not kept.
-    pub(super) fn leave_out(&mut self, id: u32) {
-        self.going.push(id);
+    /// Under which time a row with a hash is found.
+    fn window(&self, expires: i64) -> i64 {
+        if self.going == Going::WithWindow { expires } else { i64::MAX }
     }
 
-    /// Removes one of the rows that equal row `row` of those that are wanted; `None` when there is none.
-    pub(super) fn remove(&mut self, hash: u64, wanted: &mut Wanted<'_>, row: usize) -> Result<Option<u32>, SqlError> {
-        let Some(by_hash) = &self.by_hash else { return Ok(None) };
-        let mut id = by_hash.get(&hash).copied().unwrap_or(NONE);
+    /// A row that was taken in is not kept.
+    pub(super) fn leave_out(&mut self, id: u32) {
+        self.gone.push(id);
+    }
+
+    /// Removes one of the rows that equal row `row` of those that are wanted, and go at `expires` if they are of a window;
+    /// `None` when there is none.
+    pub(super) fn remove(
+        &mut self,
+        hash: u64,
+        expires: Option<i64>,
+        wanted: &mut Wanted<'_>,
+        row: usize,
+    ) -> Result<Option<u32>, SqlError> {
+        let window = self.window(expires.unwrap_or(i64::MAX));
+        let mut id = self.by_hash.get(&window).and_then(|by_hash| by_hash.get(&hash)).copied().unwrap_or(NONE);
         while let Some(entry) = self.entries.get(id) {
             if self.heap.is_same(id, wanted, row)? {
                 self.take(id);
-                self.unhash(hash, 1);
+                self.unhash(window, hash, 1);
                 return Ok(Some(id));
             }
             id = entry.same;
@@ -285,8 +324,8 @@ impl Store {
     }
 
     /// Takes `count` rows that are gone out of those with a hash.
-    fn unhash(&mut self, hash: u64, count: usize) {
-        let Some(by_hash) = &mut self.by_hash else { return };
+    fn unhash(&mut self, window: i64, hash: u64, count: usize) {
+        let Some(by_hash) = self.by_hash.get_mut(&window) else { return };
         let (mut left, mut before, mut at) = (count, NONE, by_hash.get(&hash).copied().unwrap_or(NONE));
         while let Some(Entry { list, same, .. }) = self.entries.get(at).copied()
             && left > 0
@@ -323,7 +362,7 @@ impl Store {
         }
         self.entries.get_mut(id)?.list = NONE;
         self.live -= 1;
-        self.going.push(id);
+        self.gone.push(id);
         Some(entry)
     }
 
@@ -344,11 +383,18 @@ impl Store {
                 }
             }
         }
-        if self.by_hash.is_some() && !gone.is_empty() {
-            let ids: Vec<u32> = gone.iter().map(|(id, _)| *id).collect();
-            let mut hashes = hashes(&self.heap.rows(&ids)?)?;
-            hashes.sort_unstable();
-            hashes.chunk_by(u64::eq).for_each(|equal| self.unhash(equal[0], equal.len()));
+        match self.going {
+            Going::InTime => {}
+            Going::WithWindow => self.by_hash = self.by_hash.split_off(&end.saturating_add(1)),
+            Going::ByValue => {
+                let ids: Vec<u32> = gone.iter().map(|(id, _)| *id).collect();
+                let mut all = Vec::with_capacity(ids.len());
+                for ids in ids.chunks(ROWS_AT_ONCE) {
+                    all.extend(hashes(&self.heap.rows(ids)?)?);
+                }
+                all.sort_unstable();
+                all.chunk_by(u64::eq).for_each(|equal| self.unhash(i64::MAX, equal[0], equal.len()));
+            }
         }
         Ok(gone)
     }
@@ -360,8 +406,8 @@ impl Store {
                 entry.arrived = 0;
             }
         }
-        let going = std::mem::take(&mut self.going);
-        self.heap.free(&going)
+        let gone = std::mem::take(&mut self.gone);
+        self.heap.free(&gone)
     }
 
     /// The first time at which a row goes; `i64::MAX` for never.
@@ -371,7 +417,7 @@ impl Store {
 
     /// Memory held, about.
     pub(super) fn bytes(&self) -> usize {
-        let by_value = if self.by_hash.is_some() { BY_VALUE_BYTES } else { 0 };
+        let by_value = if self.going == Going::InTime { 0 } else { BY_VALUE_BYTES };
         let by_time = if self.by_time.is_empty() { 0 } else { BY_TIME_BYTES };
         self.heap.bytes() + self.live * (ENTRY_BYTES + by_value + by_time) + self.key_bytes
     }
@@ -459,14 +505,15 @@ mod tests {
     fn remove(store: &mut Store, row: &str) -> Option<i64> {
         let batch = batch(&[row]);
         let hash = store.hashes(&batch).unwrap()[0];
-        let id = store.remove(hash, &mut Wanted::new(&batch), 0).unwrap()?;
+        let window = (store.going == Going::WithWindow).then_some(7);
+        let id = store.remove(hash, window, &mut Wanted::new(&batch), 0).unwrap()?;
         assert_eq!(texts(store, &[id]), [row], "it can be read until the step ends");
         Some(store.entries.get(id).unwrap().expires)
     }
 
     #[test]
     fn rows_are_found_by_key_removed_one_by_one_and_go_with_time() {
-        let mut store = Store::new(schema(), &[DataType::Utf8], true).unwrap();
+        let mut store = Store::new(schema(), &[DataType::Utf8], Going::ByValue).unwrap();
         for (row, key, expires) in
             [("a", Some("k"), 5), ("a", Some("k"), 7), ("b", Some("k"), 7), ("c", Some("l"), i64::MAX), ("d", None, 6)]
         {
@@ -492,8 +539,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_windows_go_by_their_values_until_the_window_does() {
+        let mut store = Store::new(schema(), &[DataType::Utf8], Going::WithWindow).unwrap();
+        for (row, expires) in [("a", 7), ("b", 5), ("a", 7), ("c", 7)] {
+            keep(&mut store, row, Some("k"), expires);
+        }
+        assert_eq!((remove(&mut store, "a"), remove(&mut store, "b")), (Some(7), None));
+        let gone =
+            |store: &mut Store, end| -> Vec<u32> { store.expire(end).unwrap().iter().map(|(id, _)| *id).collect() };
+        let first = gone(&mut store, 6);
+        assert_eq!(texts(&store, &first), ["b"]);
+        store.end_step().unwrap();
+        assert_eq!((remove(&mut store, "a"), remove(&mut store, "a")), (Some(7), None));
+        let rest = gone(&mut store, 7);
+        assert_eq!(texts(&store, &rest), ["c"]);
+        store.end_step().unwrap();
+        assert!(store.by_hash.is_empty() && store.bytes() == 0);
+    }
+
+    #[test]
     fn rows_come_back_in_the_order_in_which_they_came() {
-        let mut store = Store::new(schema(), &[DataType::Utf8], true).unwrap();
+        let mut store = Store::new(schema(), &[DataType::Utf8], Going::ByValue).unwrap();
         for (at, key) in [Some("k"), None, Some("l"), Some("k"), None, Some("k"), Some("l")].into_iter().enumerate() {
             keep(&mut store, &format!("{}{at}", key.unwrap_or("-")), key, i64::MAX);
         }
@@ -504,7 +570,7 @@ mod tests {
         let mut state = StateWriter::default();
         store.save("rows", &store.rows().collect::<Vec<_>>(), &mut state).unwrap();
         let mut state = StateReader::open(&state.finish().unwrap().0, None).unwrap();
-        let mut again = Store::new(schema(), &[DataType::Utf8], true).unwrap();
+        let mut again = Store::new(schema(), &[DataType::Utf8], Going::ByValue).unwrap();
         let key: Arc<dyn PhysicalExpr> = Arc::new(datafusion::physical_expr::expressions::Column::new("row", 0));
         again.restore("rows", &mut state, |rows, codec| Keys::of(rows, &[key], codec, false).map(Some)).unwrap();
         let all = |store: &Store| texts(store, &store.rows().map(|(id, _)| id).collect::<Vec<u32>>());

@@ -16,11 +16,11 @@ use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{Checkpoint, PartitionWrite, QueryProgress, Shard, Step};
 use millstream_catalog::model::limit::{
-    STEP_BYTES_SPILLED, STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX,
+    STEP_BYTES_LARGE, STEP_BYTES_TARGET, STEP_ROWS_TARGET, STEPS_SINCE_CHECKPOINT_MAX,
 };
 use millstream_catalog::model::{ByteSize, Durability, PartitionId, RowCount, SqlState, StepNumber, TopicId};
 use millstream_catalog::query::OnError;
-use millstream_catalog::{Query, Relation};
+use millstream_catalog::{Compression, Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
 use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
@@ -110,12 +110,12 @@ impl QueryTask {
             let source = catalog.relation_by_id(*id).ok_or_else(|| missing("source"))?;
             Ok(Reader {
                 source: number,
+                bytes_max: step_bytes(source, false),
                 relation: Arc::clone(source),
                 partitions: shard.partitions(),
                 projection: pipeline.projection(number).to_vec(),
                 schema: source.topic_schema(),
                 rows_max: STEP_ROWS_TARGET,
-                bytes_max: STEP_BYTES_TARGET,
                 removed: Removed::Skip,
                 first: None,
             })
@@ -442,8 +442,7 @@ impl QueryTask {
         }
         let before = self.held.bytes();
         let spilled = self.pipeline.spilled_bytes();
-        // A step reads and writes the parts that it touches, which is most of them whether its events are few or many.
-        self.inputs.take_about(if spilled > ByteSize::ZERO { STEP_BYTES_SPILLED } else { STEP_BYTES_TARGET });
+        self.inputs.take_about(|source| step_bytes(source, spilled > ByteSize::ZERO));
         self.held.put(ByteSize::new(bytes.value() - spilled.value()));
         if !self.held.is_over() {
             return Ok(());
@@ -460,6 +459,13 @@ impl QueryTask {
         .detail(format!("current rows of all tables and the state of continuous queries may take {most} bytes"))
         .hint("group by fewer values, close windows earlier, or start the server with a larger --memory"))
     }
+}
+
+/// How many bytes of a source a step takes, about. One with state on disk reads and writes the parts that it touches, which
+/// is most of them whether its events are few or many; a compressed block is decoded anew for each step that begins in it.
+fn step_bytes(source: &Relation, is_spilled: bool) -> ByteSize {
+    let is_compressed = source.options.compression != Compression::None;
+    if is_spilled || is_compressed { STEP_BYTES_LARGE } else { STEP_BYTES_TARGET }
 }
 
 /// What a stored query is planned with.

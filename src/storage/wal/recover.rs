@@ -13,6 +13,7 @@ use super::index::{Change, Index, Location, ShardIndex};
 use crate::storage::disk::Disk;
 use crate::storage::error::StorageError;
 use crate::storage::frame::{ALIGNMENT, FrameFault, FrameHeader, FrameKind, VERSION};
+use crate::storage::mmap::scratch;
 use bytes::Bytes;
 use millstream_catalog::model::ShardId;
 use std::collections::HashMap;
@@ -168,10 +169,9 @@ fn open_file(disk: &dyn Disk, dir: &Path, sequence: u64) -> Result<WalFile, Stor
     Ok(WalFile { sequence, bytes, file })
 }
 
-fn read_file(file: &WalFile) -> Result<Vec<u8>, StorageError> {
-    let mut bytes = vec![0; file.bytes as usize];
-    let read = file.file.read_at(&mut bytes, 0);
-    read.map_err(|source| StorageError::io("read the write-ahead log", source))?;
+fn read_file(file: &WalFile) -> Result<impl std::ops::Deref<Target = [u8]> + use<>, StorageError> {
+    let read = scratch(file.bytes as usize).and_then(|mut bytes| file.file.read_at(&mut bytes, 0).map(|()| bytes));
+    let bytes = read.map_err(|source| StorageError::io("read the write-ahead log", source))?;
     if !file::check_header(&bytes, file.sequence, file.bytes)? {
         tracing::warn!(file = log_name(file.sequence), "the header of a log file is damaged; its frames are not");
     }
