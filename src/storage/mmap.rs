@@ -14,6 +14,10 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+
+/// Of a page. Where they are larger, parts of maps are not given back, only whole ones.
+const PAGE_BYTES: usize = 4096;
 
 /// Those of this process, which has one address space, and of that one resident size.
 pub(super) static MAPS: Maps = Maps::new();
@@ -131,13 +135,19 @@ impl Maps {
         is_much
     }
 
-    /// The map that has `address` was read to its end, and whoever did will not come back: gives its pages back.
-    pub(super) fn pass(&self, address: *const u8) {
+    /// `bytes` were read, if they are of a map, and whoever did will not come back: gives their pages back.
+    pub(super) fn pass(&self, bytes: &[u8]) {
         let mapped = &mut *self.0.lock();
-        if let Some((start, region)) = mapped.region(address) {
-            region.give_back(start);
-            let read = std::mem::take(&mut region.read);
-            mapped.read -= read;
+        let Some((start, region)) = mapped.region(bytes.as_ptr()) else { return };
+        // Whole pages: the next bytes are about to be read.
+        let from = (bytes.as_ptr() as usize).next_multiple_of(PAGE_BYTES) - start;
+        let to = (bytes.as_ptr() as usize + bytes.len()) / PAGE_BYTES * PAGE_BYTES - start;
+        region.give_back(start, from..to.min(region.len));
+        let before = region.read;
+        region.read = before.saturating_sub(bytes.len() as u64);
+        let (left, less) = (region.read, before - region.read);
+        mapped.read -= less;
+        if left == 0 {
             mapped.touched.retain(|touched| *touched != start);
         }
     }
@@ -155,18 +165,22 @@ impl Mapped {
         for start in std::mem::take(&mut self.touched) {
             let Some(region) = self.regions.get_mut(&start) else { continue };
             region.read = 0;
-            region.give_back(start);
+            region.give_back(start, 0..region.len);
         }
     }
 }
 
 impl Region {
-    /// Gives the pages back of the map at `start`, which lives: one that ends leaves `regions` first, and waits for the lock
-    /// that this is called under.
-    fn give_back(&self, start: usize) {
-        // Safety: `start` and `len` are those of a map that lives. It is read-only and of a file, so that a page given back
-        // is read again from the file, with the same bytes, by whoever looks at it next.
-        let given = unsafe { libc::madvise(start as *mut libc::c_void, self.len, libc::MADV_DONTNEED) };
+    /// Gives pages back of the map at `start`, which lives: one that ends leaves `regions` first, and waits for the lock that
+    /// this is called under.
+    fn give_back(&self, start: usize, bytes: Range<usize>) {
+        if bytes.is_empty() {
+            return;
+        }
+        // Safety: the bytes are of a map that lives. It is read-only and of a file, so that a page given back is read again
+        // from the file, with the same bytes, by whoever looks at it next.
+        let at = (start + bytes.start) as *mut libc::c_void;
+        let given = unsafe { libc::madvise(at, bytes.len(), libc::MADV_DONTNEED) };
         if given != 0 {
             tracing::debug!(error = %io::Error::last_os_error(), "pages of a map could not be given back");
         }
@@ -215,9 +229,15 @@ mod tests {
         // A map counts once, however often it is read; and one can be passed alone.
         assert!(!maps.read(second.as_ptr(), all) && !maps.read(second.as_ptr(), all));
         assert_eq!(maps.bytes(), all);
-        maps.pass(second.slice(39 * PAGE).as_ptr());
+        maps.pass(&second);
         assert_eq!((resident(&first), resident(&second), maps.bytes()), (40, 0, ByteSize::ZERO));
         assert_eq!(sum(&second), 80 * PAGE as u64);
+        // Of a part, whole pages.
+        assert!(!maps.read(second.as_ptr(), all));
+        maps.pass(&second[10 * PAGE - 1..20 * PAGE + 1]);
+        assert_eq!((resident(&second), maps.bytes()), (30, ByteSize::of(30 * PAGE - 2)));
+        maps.pass(&second);
+        maps.pass(&[0; 64]);
         // Neither memory of other kinds nor maps that are gone count.
         let elsewhere = [0_u8; 64];
         assert!(!maps.read(elsewhere.as_ptr(), all) && maps.bytes() == ByteSize::ZERO);

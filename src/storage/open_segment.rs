@@ -297,9 +297,19 @@ impl OpenSegment {
         EntryRuns::from_packed(self.map.slice_with_length(range.start, range.len()), self.footer.blocks[block].rows)
     }
 
-    /// Its pages are not needed for a while.
-    pub(crate) fn pass(&self) {
-        MAPS.pass(self.map.as_ptr());
+    /// A reader went on from `from` to `to`: the pages of blocks that it has behind it now are not needed for a while.
+    pub(crate) fn pass(&self, from: Offset, to: Offset) {
+        let is_passed = |block: &usize| {
+            let end = self.block_offsets(*block).end;
+            from < end && end <= to
+        };
+        let passed: Vec<Range<u64>> =
+            (0..self.blocks.len()).filter(is_passed).map(|block| self.block_bytes(block)).collect();
+        if let (Some(first), Some(last)) = (passed.first(), passed.last())
+            && let Some(bytes) = self.map.get(first.start as usize..last.end as usize)
+        {
+            MAPS.pass(bytes);
+        }
     }
 
     /// The wanted columns of a block's rows.

@@ -182,12 +182,12 @@ impl PartitionView {
         &self.segments
     }
 
-    /// A reader of history went on from `from` to `to`: the pages of segments that it has behind it now are given back. Others
+    /// A reader of history went on from `from` to `to`: the pages of blocks that it has behind it now are given back. Others
     /// who read them find them in the system's cache.
     pub(crate) fn pass(&self, from: Offset, to: Offset) {
         let first = self.segments.partition_point(|segment| segment.offset_end() <= from);
-        for segment in self.segments[first..].iter().take_while(|segment| segment.offset_end() <= to) {
-            segment.pass();
+        for segment in self.segments[first..].iter().take_while(|segment| segment.offset_start() < to) {
+            segment.pass(from, to);
         }
     }
 

@@ -210,10 +210,10 @@ impl Segment {
         self.not_opened(error)
     }
 
-    /// Its pages are not needed for a while.
-    pub(crate) fn pass(&self) {
+    /// As [`OpenSegment::pass`].
+    pub(crate) fn pass(&self, from: Offset, to: Offset) {
         if let Some(open) = self.slot.open() {
-            open.pass();
+            open.pass(from, to);
         }
     }
 

@@ -148,7 +148,11 @@ pub(crate) fn session_mark(expr: &Expr) -> Option<(SessionMark, &Expr)> {
 
 /// The start of the window of `size` that holds `at`.
 fn start_of(at: i64, size: i64, offset: i64) -> Option<i64> {
-    at.checked_sub((i128::from(at) - i128::from(offset)).rem_euclid(i128::from(size)) as i64)
+    let since = match at.checked_sub(offset) {
+        Some(since) => since.rem_euclid(size),
+        None => (i128::from(at) - i128::from(offset)).rem_euclid(i128::from(size)) as i64,
+    };
+    at.checked_sub(since)
 }
 
 fn out_of_range() -> datafusion::common::DataFusionError {
