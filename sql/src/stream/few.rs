@@ -15,7 +15,7 @@ const FEW: usize = 16;
 pub(super) enum Few<T> {
     /// Ascending.
     Few(Vec<(Arc<[u8]>, T)>),
-    Many(Box<BTreeMap<Arc<[u8]>, T>>),
+    Many(BTreeMap<Arc<[u8]>, T>),
 }
 
 impl<T> Default for Few<T> {
@@ -85,7 +85,7 @@ impl<T> Few<T> {
             Err(_) if few.len() == FEW => {
                 let mut many: BTreeMap<_, _> = std::mem::take(few).into_iter().collect();
                 many.insert(row, value);
-                *self = Self::Many(Box::new(many));
+                *self = Self::Many(many);
             }
             Err(at) => {
                 if few.is_empty() {

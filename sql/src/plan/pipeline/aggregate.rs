@@ -31,6 +31,9 @@ pub(super) struct Grouped<'p> {
     pub(super) lasting: Vec<ArrayRef>,
 }
 
+/// Aggregates that are of the order of their rows alone, which rows that change do not have.
+const OF_AN_ORDER: [&str; 3] = ["first_value", "last_value", "nth_value"];
+
 impl Planner<'_> {
     pub(super) fn aggregate(&mut self, aggregate: &logical_expr::Aggregate, need: Need) -> Result<Built, SqlError> {
         let grouped = match self.panes(aggregate)? {
@@ -130,6 +133,12 @@ impl Planner<'_> {
         };
         if let Some(filter) = &function.params.filter {
             self.check_filter(filter)?;
+        }
+        if rows == Rows::Go && function.params.order_by.is_empty() && OF_AN_ORDER.contains(&function.func.name()) {
+            return Err(SqlError::unsupported(
+                "a first, last or nth value of rows that change, without an order, in a continuous query",
+                "give it one, as in last_value(v ORDER BY id)",
+            ));
         }
         let is_distinct = std::mem::replace(&mut function.params.distinct, false);
         let (props, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
