@@ -4,8 +4,10 @@
 
 use super::delta::{Delta, arrow_error, sql_error};
 use super::expression::evaluate_predicate;
+use super::join::Side;
+use super::store::Store;
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::physical_expr::PhysicalExpr;
@@ -43,31 +45,29 @@ impl Condition {
         })
     }
 
-    /// The columns of the left side that it reads.
-    pub(super) fn left(&self) -> &[usize] {
-        &self.left
-    }
-
-    /// The columns of the right side that it reads.
-    pub(super) fn right(&self) -> &[usize] {
-        &self.right
-    }
-
     /// As it was given.
     pub(super) fn whole(&self) -> &Arc<dyn PhysicalExpr> {
         &self.whole
     }
 
-    /// For which pairs it is true; they stem from the rows of `events`.
+    /// For which pairs it is true: of the rows `rows` of `delta`, which is the side `side`, and those of `store` with `ids`.
     ///
     /// # Errors
     /// Those of the expression, with the event.
     pub(super) fn holds(
         &self,
-        left: Vec<ArrayRef>,
-        right: Vec<ArrayRef>,
-        events: Delta,
+        side: Side,
+        (delta, rows): (&Delta, UInt32Array),
+        (store, ids): (&Store, &[u32]),
     ) -> Result<BooleanArray, SqlError> {
+        let (own, others) = match side {
+            Side::Left => (&self.left, &self.right),
+            Side::Right => (&self.right, &self.left),
+        };
+        let own = Delta { batch: delta.batch.project(own).map_err(arrow_error)?, ..delta.clone() };
+        let events = own.take(&rows)?;
+        let (own, others) = (events.batch.columns().to_vec(), store.columns(ids, others.iter().copied())?);
+        let (left, right) = if side == Side::Left { (own, others) } else { (others, own) };
         let options = RecordBatchOptions::new().with_row_count(Some(events.len()));
         let columns = left.into_iter().chain(right).collect();
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);

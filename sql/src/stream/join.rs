@@ -197,18 +197,9 @@ impl Join {
         pairs: Vec<(usize, u32)>,
     ) -> Result<Vec<(usize, u32)>, SqlError> {
         let Some(condition) = self.condition.as_ref().filter(|_| !pairs.is_empty()) else { return Ok(pairs) };
-        let (own, others) = match side {
-            Side::Left => (condition.left(), condition.right()),
-            Side::Right => (condition.right(), condition.left()),
-        };
-        let own = Delta { batch: delta.batch.project(own).map_err(arrow_error)?, ..delta.clone() };
-        let rows = pairs.iter().map(|(index, _)| coming.rows[*index].at as u32);
-        let events = own.take(&UInt32Array::from_iter_values(rows))?;
+        let rows = UInt32Array::from_iter_values(pairs.iter().map(|(index, _)| coming.rows[*index].at as u32));
         let ids: Vec<u32> = pairs.iter().map(|(_, id)| *id).collect();
-        let others = self.half(side.other()).store.columns(&ids, others.iter().copied())?;
-        let own = events.batch.columns().to_vec();
-        let (left, right) = if side == Side::Left { (own, others) } else { (others, own) };
-        let holds = condition.holds(left, right, events)?;
+        let holds = condition.holds(side, (delta, rows), (&self.half(side.other()).store, &ids))?;
         Ok(pairs.into_iter().zip(holds.values()).filter(|(_, holds)| *holds).map(|(pair, _)| pair).collect())
     }
 

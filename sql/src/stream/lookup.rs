@@ -108,17 +108,9 @@ impl Lookup {
         let Some(condition) = self.condition.as_ref().filter(|_| !candidates.is_empty()) else {
             return Ok(candidates);
         };
-        let (own, found) = match self.spec.side {
-            Side::Left => (condition.left(), condition.right()),
-            Side::Right => (condition.right(), condition.left()),
-        };
-        let own = Delta { batch: stream.batch.project(own).map_err(arrow_error)?, ..stream.clone() };
-        let events = own.take(&UInt32Array::from_iter_values(candidates.iter().map(|(event, _)| *event)))?;
+        let events = UInt32Array::from_iter_values(candidates.iter().map(|(event, _)| *event));
         let ids: Vec<u32> = candidates.iter().map(|(_, id)| *id).collect();
-        let found = self.table.columns(&ids, found.iter().copied())?;
-        let own = events.batch.columns().to_vec();
-        let (left, right) = if self.spec.side == Side::Left { (own, found) } else { (found, own) };
-        let holds = condition.holds(left, right, events)?;
+        let holds = condition.holds(self.spec.side, (stream, events), (&self.table, &ids))?;
         Ok(candidates.into_iter().zip(holds.values()).filter(|(_, holds)| *holds).map(|(pair, _)| pair).collect())
     }
 
