@@ -261,7 +261,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// The hash of each row: rows of the same values have the same. Not for what is saved.
+/// The hash of each row: rows of the same values have the same. Another build may give others.
 pub(super) fn hashes(batch: &RecordBatch) -> Result<Vec<u64>, SqlError> {
     let mut hashes = vec![0; batch.num_rows()];
     create_hashes(batch.columns(), &RandomState::default(), &mut hashes).map_err(sql_error)?;

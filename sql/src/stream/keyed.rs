@@ -120,21 +120,26 @@ impl KeyedMap {
                 weights.push(if position.is_some() { 1_i8 } else { -1 });
             }
         }
+        let is_whole = rows.len() == input.len() && passed.len() == input.len();
         let sources = UInt32Array::from(sources);
         let rows = UInt32Array::from(rows);
-        let take = |column: &dyn Array, indexes| compute::take(column, indexes, None).map_err(arrow_error);
+        // Where every row is the only one of its key, as those of aggregates are, all of them come as they are.
+        let take = |column: &ArrayRef, indexes: &UInt32Array| match is_whole {
+            true => Ok(Arc::clone(column)),
+            false => compute::take(column, indexes, None).map_err(arrow_error),
+        };
         let mut out = Vec::with_capacity(self.schema.fields().len());
         for column in passed.batch.columns() {
-            out.push(take(column.as_ref(), &sources)?);
+            out.push(take(column, &sources)?);
         }
         for column in &columns {
-            out.push(take(column.as_ref(), &rows)?);
+            out.push(take(column, &rows)?);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), out, &options);
         Ok(Delta {
             batch: batch.map_err(arrow_error)?,
-            rowtime: downcast(&take(&input.rowtime, &rows)?)?,
+            rowtime: downcast(&compute::take(&input.rowtime, &rows, None).map_err(arrow_error)?)?,
             weights: if sources.null_count() == 0 { Weights::Ones } else { Weights::Each(Int8Array::from(weights)) },
             rows: Some(
                 rows.values().iter().map(|row| input.input_row(*row as usize) as u32).collect::<Vec<_>>().into(),

@@ -10,6 +10,7 @@ mod boxed;
 mod call;
 mod columns;
 mod condition;
+mod deduplicate;
 mod delta;
 mod distinct;
 mod expand;
@@ -56,6 +57,7 @@ mod tests;
 
 pub(crate) use aggregate::{Aggregate, Changes, Grouping, WindowBounds};
 pub(crate) use call::{Call, PartialCall, Rows};
+pub(crate) use deduplicate::{Deduplicate, Deduplication};
 pub(crate) use delta::sql_error;
 pub(crate) use expand::{Expand, GroupingSet};
 pub(crate) use expression::StepNow;

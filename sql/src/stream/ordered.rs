@@ -127,7 +127,7 @@ impl RowOrder {
 }
 
 /// What ORDER BY is encoded as.
-fn order_fields(order: &[PhysicalSortExpr], schema: &SchemaRef) -> Result<Vec<SortField>, SqlError> {
+pub(super) fn order_fields(order: &[PhysicalSortExpr], schema: &SchemaRef) -> Result<Vec<SortField>, SqlError> {
     let field = |one: &PhysicalSortExpr| {
         let data_type = one.expr.data_type(schema).map_err(sql_error)?;
         Ok(SortField::new_with_options(data_type, one.options))

@@ -22,12 +22,13 @@ struct Held {
 }
 
 /// What the parts of operators are, for people.
-const PARTS: [(&str, &[&str]); 6] = [
+const PARTS: [(&str, &[&str]); 7] = [
     ("aggregate", &["grouping", "aggregates", "window", "types", "way rows come and go"]),
     ("sessions", &["grouping", "event time and aggregates", "gap and grace", "aggregates", "types"]),
     ("join", &["kind of join", "left side", "right side", "condition", "WITHIN", "columns"]),
     ("lookup", &["kind of join", "columns joined by", "condition", "columns"]),
     ("normalize", &["key", "columns read of a table"]),
+    ("first", &["partition and order", "numbering", "types"]),
     ("top", &["order", "number of rows", "numbering", "way rows come and go"]),
 ];
 

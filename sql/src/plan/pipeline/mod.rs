@@ -174,7 +174,7 @@ impl Planner<'_> {
         match plan {
             LogicalPlan::Projection(projection) => {
                 let ranked = match projection.input.as_ref() {
-                    LogicalPlan::Filter(filter) => self.ranked(filter, Some(&projection.expr))?,
+                    LogicalPlan::Filter(filter) => self.ranked(filter, Some(&projection.expr), need)?,
                     _ => None,
                 };
                 let input = match ranked {
@@ -184,7 +184,7 @@ impl Planner<'_> {
                 input.project(self, &projection.expr, &projection.schema)
             }
             LogicalPlan::Filter(filter) => {
-                if let Some(ranked) = self.ranked(filter, None)? {
+                if let Some(ranked) = self.ranked(filter, None, need)? {
                     return Ok(ranked);
                 }
                 self.check_filter(&filter.predicate)?;

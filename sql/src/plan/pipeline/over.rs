@@ -5,7 +5,7 @@
 use super::built::{Built, Key, Mode, WindowColumn};
 use super::{Need, Planner, has_now, nullable, unalias};
 use crate::error::SqlError;
-use crate::stream::{Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error};
+use crate::stream::{Deduplicate, Deduplication, Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{FieldRef, Schema};
 use datafusion::common::{DFSchemaRef, ScalarValue};
@@ -77,6 +77,7 @@ impl Planner<'_> {
         &mut self,
         filter: &logical_expr::Filter,
         above: Option<&[Expr]>,
+        need: Need,
     ) -> Result<Option<Built>, SqlError> {
         let Some(Ranked { window, between, params, ranking, count, rest }) = ranked(filter) else { return Ok(None) };
         self.check_filter(&filter.predicate)?;
@@ -87,7 +88,7 @@ impl Planner<'_> {
         let number = if is_read { Number::Told } else { Number::Unread };
         let (partition, order) = (params.partition_by.as_slice(), params.order_by.as_slice());
         let top = Top { partition, order, ranking, skip: 0, count, number };
-        let mut built = self.top(&window.input, &top, &window.schema)?;
+        let mut built = self.top(&window.input, &top, &window.schema, need)?;
         if let Some(between) = between {
             built = built.project(self, &between.expr, &between.schema)?;
         }
@@ -115,7 +116,7 @@ impl Planner<'_> {
             LogicalPlan::Sort(sort) => {
                 let (ranking, number) = (Ranking::RowNumber, Number::Absent);
                 let top = Top { partition: &[], order: &sort.expr, ranking, skip, count, number };
-                self.top(&sort.input, &top, sort.input.schema())
+                self.top(&sort.input, &top, sort.input.schema(), Need::ROWS)
             }
             _ => Err(SqlError::unsupported(
                 "LIMIT without ORDER BY in a continuous query",
@@ -124,7 +125,7 @@ impl Planner<'_> {
         }
     }
 
-    fn top(&mut self, input: &LogicalPlan, top: &Top<'_>, schema: &DFSchemaRef) -> Result<Built, SqlError> {
+    fn top(&mut self, input: &LogicalPlan, top: &Top<'_>, schema: &DFSchemaRef, need: Need) -> Result<Built, SqlError> {
         check_order(top.partition.iter().chain(top.order.iter().map(|one| &one.expr)))?;
         let plan = input;
         let input = self.build(plan, Need { key: true, forms: false })?.settle(self)?;
@@ -139,6 +140,15 @@ impl Planner<'_> {
             Number::Absent => input.fields.clone(),
             Number::Unread | Number::Told => with_fields(&input, schema),
         };
+        let key = own_key(&input, top);
+        let (columns, visible) = (input.arrow(), input.visible());
+        let (number, out) = (top.number, Arc::new(Schema::new(fields.clone())));
+        if let (Some(key), true, Mode::Append) = (&key, need.forms, input.mode) {
+            let spec = Deduplication { partition, order, number, input: columns, visible, schema: out };
+            let edge = self.add(Box::new(Deduplicate::new(spec)?), vec![input.edge.clone()]);
+            let key = key.clone();
+            return Ok(Built { edge, mode: Mode::Forms, key, ..changing(input, fields, schema, None) });
+        }
         let kept = closing(plan, &input, top.partition);
         let operator = TopN::new(TopSpec {
             window: kept.map(|(_, bounds)| bounds),
@@ -147,14 +157,13 @@ impl Planner<'_> {
             ranking: top.ranking,
             skip: top.skip,
             count: top.count,
-            number: top.number,
+            number,
             rows: input.rows(),
-            input: input.arrow(),
-            visible: input.visible(),
-            schema: Arc::new(Schema::new(fields.clone())),
+            input: columns,
+            visible,
+            schema: out,
         })?;
         let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
-        let key = own_key(&input, top);
         let built = Built { edge, ..changing(input, fields, schema, kept) };
         Ok(match key {
             Some(key) => Built { key, ..built },
