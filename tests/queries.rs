@@ -250,6 +250,7 @@ async fn state_beyond_its_memory_is_on_disk_and_survives_kills() {
             let shown = rows(&client, "EXPLAIN QUERY sums").await.concat().into_iter().flatten();
             let shown = shown.collect::<Vec<_>>().join("\n");
             assert!(shown.contains("on disk"), "{shown}");
+            assert!(!shown.contains(" 0 rows in"), "{shown}");
         }
         // In the middle of taking them.
         drop(client);
@@ -266,6 +267,8 @@ async fn state_beyond_its_memory_is_on_disk_and_survives_kills() {
     let server = Process::start_with(dir.path(), &["--memory", "4GB"]);
     let client = connect(server.address).await;
     rows(&client, "FLUSH").await;
+    let timeless = rows(&client, "SELECT name FROM millstream.queries WHERE watermark IS NULL").await;
+    assert_eq!(timeless, Vec::<Vec<Option<String>>>::new());
     for (name, select, columns) in QUERIES {
         let sum = |of: &str| format!("SELECT count(*), sum(k) FROM {of}");
         let (found, expected) =

@@ -19,7 +19,7 @@ use millstream_catalog::{
 use millstream_sql::dialect::{
     CreateAs, CreateRelation, Drop, ObjectKind, QualifiedName, QueryAction, QueryControl, Replace, render,
 };
-use millstream_sql::plan::{ContinuousPlan, plan_continuous};
+use millstream_sql::plan::{ContinuousPlan, PlanContext, plan_continuous};
 use millstream_sql::stream::{Output, Pipeline};
 use millstream_sql::{SqlError, bind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -302,6 +302,20 @@ impl Session {
         Ok(())
     }
 
+    /// The plan that `plan` makes, and its pipeline.
+    pub(crate) async fn pipeline(
+        &self,
+        plan: impl FnOnce(&PlanContext) -> Result<ContinuousPlan> + Send + 'static,
+    ) -> Result<(ContinuousPlan, Pipeline)> {
+        let context = self.plan_context();
+        let planned = async move {
+            let plan = plan(&context)?;
+            let pipeline = Pipeline::plan(&plan)?;
+            Ok((plan, pipeline))
+        };
+        self.engine.compute.run(planned).await
+    }
+
     /// `CREATE STREAM | TABLE | MATERIALIZED VIEW name AS SELECT …`
     pub(crate) async fn create_as(&mut self, create: &CreateAs) -> Result<Outcome> {
         let word = create.kind.keyword();
@@ -317,17 +331,8 @@ impl Session {
             return Ok(tag);
         }
         let bound = bind::ddl::bind_create_as(create, NODES)?;
-        let context = self.plan_context();
         let (select, options) = (create.select.clone(), bound.query.clone());
-        let (plan, pipeline) = self
-            .engine
-            .compute
-            .run(async move {
-                let plan = plan_continuous(&context, &select, &options)?;
-                let pipeline = Pipeline::plan(&plan)?;
-                Ok((plan, pipeline))
-            })
-            .await?;
+        let (plan, pipeline) = self.pipeline(move |context| plan_continuous(context, &select, &options)).await?;
         if pipeline.is_unbounded() {
             let hint = "add WITHIN, a range of event times, or WITH (state_retention = '…')";
             self.notify_hint("this query keeps every event of the streams it joins", hint);

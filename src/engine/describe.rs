@@ -235,7 +235,9 @@ impl Session {
         lines.extend(pipeline_lines(&select, &plan, &pipeline, sink).into_iter().map(|line| format!("  {line}")));
         if let Some(progress) = self.engine.shard_of_query(query)?.progress(query.id) {
             let status = self.engine.queries.status(query.id);
-            lines.extend(status.operators.iter().map(|operator| format!("  {operator}")));
+            lines.extend(status.operators.iter().map(|(one, rate)| {
+                format!("  {one}, {} rows in, {} out, {rate:.0} rows/s", one.rows_in, one.rows_out)
+            }));
             lines.push(format!(
                 "  Progress: step {}, {} rows in, {} out, {} late, {} skipped, {} bytes of state",
                 progress.step,

@@ -13,8 +13,7 @@ use millstream_catalog::model::{Name, QueryId, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryOptions, QueryState, Relation, RelationKind, Snapshot, SqlType};
 use millstream_sql::bind::insert::{InsertRows, InsertSelect, literal_columns};
 use millstream_sql::dialect::{Ident, InsertQuery, Position, Select, render};
-use millstream_sql::plan::{ContinuousPlan, PlanContext, eval_constant, plan_continuous};
-use millstream_sql::stream::Pipeline;
+use millstream_sql::plan::{ContinuousPlan, PlanContext, eval_constant, plan_insert_query};
 use millstream_sql::{SqlError, bind};
 use sqlparser::ast;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,17 +74,8 @@ impl Session {
     pub(crate) async fn insert_query(&mut self, insert: &InsertQuery) -> Result<Outcome> {
         self.check_definition("INSERT … EMIT CHANGES").await?;
         let relation = self.target(&insert.name)?;
-        let context = self.plan_context();
         let (select, options) = (insert.select.clone(), QueryOptions::default());
-        let (plan, pipeline) = self
-            .engine
-            .compute
-            .run(async move {
-                let plan = plan_continuous(&context, &select, &options)?;
-                let pipeline = Pipeline::plan(&plan)?;
-                Ok((plan, pipeline))
-            })
-            .await?;
+        let (plan, pipeline) = self.pipeline(move |context| plan_insert_query(context, &select, &options)).await?;
         bind::ddl::check_makes_nothing(&insert.select)?;
         if pipeline.output().kind != RelationKind::Stream {
             let hint = "use CREATE TABLE … AS SELECT, which takes rows back";

@@ -48,16 +48,8 @@ struct Subscription {
 
 impl Session {
     async fn plan_push(&self, select: &Select, arguments: Arguments) -> Result<(ContinuousPlan, Pipeline)> {
-        let context = self.plan_context();
         let select = select.clone();
-        self.engine
-            .compute
-            .run(async move {
-                let plan = plan_push(&context, &select, &arguments.types, arguments.values)?;
-                let pipeline = Pipeline::plan(&plan)?;
-                Ok((plan, pipeline))
-            })
-            .await
+        self.pipeline(move |context| plan_push(context, &select, &arguments.types, arguments.values)).await
     }
 
     /// The parameters' types and the columns of a push query.

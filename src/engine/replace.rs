@@ -30,17 +30,8 @@ impl Session {
     pub(crate) async fn replace_query(&mut self, create: &CreateAs, relation: &Arc<Relation>) -> Result<Outcome> {
         let query = self.replaced(create, relation)?;
         let options = self.replaced_options(create, relation, &query)?;
-        let context = self.plan_context();
         let (select, planned) = (create.select.clone(), options.clone());
-        let (plan, pipeline) = self
-            .engine
-            .compute
-            .run(async move {
-                let plan = plan_continuous(&context, &select, &planned)?;
-                let pipeline = Pipeline::plan(&plan)?;
-                Ok((plan, pipeline))
-            })
-            .await?;
+        let (plan, pipeline) = self.pipeline(move |context| plan_continuous(context, &select, &planned)).await?;
         let added = added_columns(create, relation, &pipeline)?;
         self.check_sources(&query, &plan)?;
         if options.on_error == OnError::Skip {

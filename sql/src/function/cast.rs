@@ -212,61 +212,6 @@ impl ScalarUDFImpl for CastFunction {
     }
 }
 
-/// A value of an expression whose SQL type the engine forgets.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Typed {
-    sql_type: SqlType,
-    name: String,
-    signature: Signature,
-}
-
-/// `expr`, whose values are stored as `sql_type` is, with that type.
-pub(crate) fn with_type(expr: Expr, sql_type: &SqlType) -> Expr {
-    // The length of a text does not outlive its column.
-    if ![SqlType::Json, SqlType::Jsonb, SqlType::Uuid].iter().any(|forgotten| sql_type.has(forgotten)) {
-        return expr;
-    }
-    let signature = Signature::any(1, Volatility::Immutable);
-    let typed = Typed { sql_type: sql_type.clone(), name: format!("$type {sql_type}"), signature };
-    ScalarUDF::new_from_impl(typed).call(vec![expr])
-}
-
-impl ScalarUDFImpl for Typed {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn display_name(&self, args: &[Expr]) -> Result<String> {
-        Ok(args.first().map_or_else(|| self.name.clone(), ToString::to_string))
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(self.sql_type.arrow())
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        let is_nullable = args.arg_fields.iter().any(|field| field.is_nullable());
-        Ok(Arc::new(self.sql_type.field(&self.name, is_nullable)))
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let [value] = <[ColumnarValue; 1]>::try_from(args.args).map_err(|_| bad_argument(&self.name))?;
-        let to = self.sql_type.arrow();
-        match value {
-            value if value.data_type() == to => Ok(value),
-            ColumnarValue::Array(array) => Ok(ColumnarValue::Array(arrow::compute::cast(&array, &to)?)),
-            ColumnarValue::Scalar(scalar) => {
-                let array = arrow::compute::cast(&scalar.to_array()?, &to)?;
-                Ok(ColumnarValue::Scalar(scalar_first(&array)?))
-            }
-        }
-    }
-}
-
 /// A value with its SQL type.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Constant {

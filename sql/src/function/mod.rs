@@ -26,6 +26,8 @@ pub(crate) mod session_window;
 pub(crate) mod span;
 mod temporal;
 mod text;
+pub(crate) mod total_order;
+pub(crate) mod typed;
 pub mod window;
 pub(crate) mod within;
 mod zone;

@@ -56,7 +56,7 @@ pub fn eval_constant(
     if assigned.len() != 1 {
         return Err(SqlError::internal("one value was assigned to several"));
     }
-    Ok(ScalarValue::try_from_array(&assigned, 0)?)
+    Ok(crate::types::scalar_first(&assigned)?)
 }
 
 /// `SELECT expr`.

@@ -4,12 +4,13 @@
 //! (`pipeline`). Pure.
 
 use super::distinct_on::first_rows;
+use super::rewrite::position_of;
 use super::select::{Drafted, Run, draft, in_result_types, result_columns};
 use super::union::unite;
 use super::{ContinuousPlan, Emission, PlanContext, ResultColumn, parameter};
 use crate::bind::ddl::{check_makes_nothing, grace_option};
 use crate::dialect::ast::{Emit, EmitKind, Position, Select};
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::exec::session::{analyze, optimize_continuous};
 use crate::function::series::SERIES;
 use datafusion::common::ScalarValue;
@@ -18,10 +19,21 @@ use datafusion::logical_expr::{self, FetchType, LogicalPlan, Volatility};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::query::EmitForms;
 use millstream_catalog::{QueryOptions, SqlType};
-use sqlparser::ast::{Distinct, Expr, Query, SelectItem, SetExpr};
+use sqlparser::ast::{Distinct, Expr, LimitClause, Query, SelectItem, SetExpr, Spanned};
 use std::collections::HashSet;
 
-/// Plans `select` for a continuous run with `options`.
+/// Who takes the rows of a continuous query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taker {
+    /// A stream or table that it makes.
+    Relation,
+    /// One that there is.
+    Insert,
+    /// A client.
+    Subscription,
+}
+
+/// Plans `select` for a continuous run with `options`, whose rows are those of a stream or table that it makes.
 ///
 /// # Errors
 /// As `plan_select`; 0A000 with a hint for what cannot run continuously, 42701 for two columns of one name.
@@ -30,7 +42,28 @@ pub fn plan_continuous(
     select: &Select,
     options: &QueryOptions,
 ) -> Result<ContinuousPlan, SqlError> {
-    let (plan, params) = plan_with(context, select, &[], None)?;
+    plan_query(context, select, options, Taker::Relation)
+}
+
+/// Plans `select` for a continuous run with `options`, whose rows go into a stream or table that there is.
+///
+/// # Errors
+/// As `plan_continuous`, but that names of columns do not matter.
+pub fn plan_insert_query(
+    context: &PlanContext,
+    select: &Select,
+    options: &QueryOptions,
+) -> Result<ContinuousPlan, SqlError> {
+    plan_query(context, select, options, Taker::Insert)
+}
+
+fn plan_query(
+    context: &PlanContext,
+    select: &Select,
+    options: &QueryOptions,
+    taker: Taker,
+) -> Result<ContinuousPlan, SqlError> {
+    let (plan, params) = plan_with(context, select, &[], None, taker)?;
     if params.is_empty() {
         let emission = match (plan.emission, options.emit) {
             (Emission::Changes, EmitForms::EveryChange) => Emission::EveryChange,
@@ -54,7 +87,7 @@ pub fn plan_push(
 ) -> Result<ContinuousPlan, SqlError> {
     check_makes_nothing(select)?;
     let types: Vec<Option<SqlType>> = params.iter().cloned().map(Some).collect();
-    plan_with(context, select, &types, Some(values)).map(|(plan, _)| plan)
+    plan_with(context, select, &types, Some(values), Taker::Subscription).map(|(plan, _)| plan)
 }
 
 /// The types of a subscription's parameters, and its columns. `param_types` are the types the client declares.
@@ -66,7 +99,7 @@ pub fn describe_push(
     select: &Select,
     param_types: &[Option<SqlType>],
 ) -> Result<(Vec<SqlType>, Vec<ResultColumn>), SqlError> {
-    plan_with(context, select, param_types, None).map(|(plan, params)| (params, plan.columns))
+    plan_with(context, select, param_types, None, Taker::Subscription).map(|(plan, params)| (params, plan.columns))
 }
 
 /// The plan, with placeholders where `values` are not known, and the types of its parameters.
@@ -75,8 +108,9 @@ fn plan_with(
     select: &Select,
     param_types: &[Option<SqlType>],
     values: Option<Vec<ScalarValue>>,
+    taker: Taker,
 ) -> Result<(ContinuousPlan, Vec<SqlType>), SqlError> {
-    refuse_query(&select.query)?;
+    refuse_query(&select.query, taker)?;
     let partition_by = partition_by(select)?;
     let drafted = draft(context, select, param_types, Run::Continuously)?;
     let Drafted { plan, output, sources, views, window, grace, parameters, .. } = drafted;
@@ -85,10 +119,8 @@ fn plan_with(
         Some(values) => parameter::with_values(plan, values)?,
         None => plan,
     };
-    let mut names = HashSet::new();
-    if let Some(twice) = output.iter().find(|column| !names.insert(column.name.as_str())) {
-        let fact = format!("column \"{}\" specified more than once", twice.name);
-        return Err(SqlError::new(SqlState::DuplicateColumn, fact).hint("give the columns different names with AS"));
+    if taker == Taker::Relation {
+        check_names(&select.query, output.iter().map(|column| column.name.as_str()))?;
     }
     let plan = analyze(unite(plan)?)?;
     let columns = result_columns(&plan, &output)?;
@@ -105,6 +137,26 @@ fn plan_with(
     let plan =
         ContinuousPlan { plan, window, grace, sources, views, columns, partition_by, emission, state_retention: None };
     Ok((plan, params))
+}
+
+/// Refuses two columns of one name.
+fn check_names<'a>(query: &Query, columns: impl Iterator<Item = &'a str>) -> Result<(), SqlError> {
+    let mut names = HashSet::new();
+    let Some((at, twice)) = columns.enumerate().find(|(_, name)| !names.insert(*name)) else { return Ok(()) };
+    let items = match query.body.as_ref() {
+        SetExpr::Select(body) => body.projection.as_slice(),
+        _ => &[],
+    };
+    // Behind a star it is not known which item is which column.
+    let item = items.iter().take(at + 1).take_while(|item| is_plain(item)).nth(at);
+    let position = item.map_or(Position::UNKNOWN, |item| Position::of(item.span()));
+    let error = SqlError::new(SqlState::DuplicateColumn, format!("column \"{twice}\" specified more than once"));
+    Err(error.hint("give the columns different names with AS").at(position))
+}
+
+/// True for an item that is one column.
+fn is_plain(item: &SelectItem) -> bool {
+    matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. })
 }
 
 /// A column of the result that PARTITION BY names.
@@ -125,7 +177,6 @@ fn partition_by(select: &Select) -> Result<Vec<(KeyColumn, Position)>, SqlError>
         SetExpr::Select(body) => body.projection.as_slice(),
         _ => &[],
     };
-    let is_plain = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
     let plain = items.iter().take_while(|item| is_plain(item));
     let find = |wanted: &Expr| {
         plain.clone().position(|item| match item {
@@ -162,17 +213,24 @@ fn refused(what: &str, hint: &str) -> SqlError {
 }
 
 /// Refuses clauses of the outermost query that have no meaning for one that does not end.
-fn refuse_query(query: &Query) -> Result<(), SqlError> {
+fn refuse_query(query: &Query, taker: Taker) -> Result<(), SqlError> {
     let is_limited = query.limit_clause.is_some() || query.fetch.is_some();
     if query.order_by.is_some() && !is_limited && !is_distinct_on(query) {
         return Err(refused("ORDER BY without LIMIT", "order when reading the result"));
     }
     if query.order_by.is_none() && is_limited {
-        let hint = "put LIMIT after EMIT CHANGES, or say with ORDER BY which rows";
-        return Err(refused("LIMIT or OFFSET without ORDER BY", hint));
+        let hint = match taker {
+            Taker::Subscription => "put LIMIT after EMIT CHANGES, or say with ORDER BY which rows",
+            Taker::Relation | Taker::Insert => "say with ORDER BY which rows, or put LIMIT into a query that reads it",
+        };
+        let position = match &query.limit_clause {
+            Some(LimitClause::LimitOffset { limit: Some(limit), .. }) => position_of(limit),
+            _ => Position::UNKNOWN,
+        };
+        return Err(refused("LIMIT or OFFSET without ORDER BY", hint).at(position));
     }
     match query.body.as_ref() {
-        SetExpr::Query(inner) => refuse_query(inner),
+        SetExpr::Query(inner) => refuse_query(inner, taker),
         SetExpr::Values(_) => Err(refused("VALUES", "read a stream or table")),
         _ => Ok(()),
     }
@@ -236,7 +294,10 @@ fn check_expressions(plan: &LogicalPlan) -> Result<(), SqlError> {
         })
     })?;
     match volatile {
-        Some(name) => Err(refused(&format!("{name}()"), "a replay after a crash must give the same rows")),
+        Some(name) => {
+            let error = refused(&format!("{name}()"), "a replay after a crash must give the same rows");
+            Err(error.near(Near::Word(name)))
+        }
         None => Ok(()),
     }
 }

@@ -7,12 +7,13 @@ use super::operator::{by_value, type_of};
 use crate::error::SqlError;
 use crate::function::by_value::{canonical_function, float_function, is_by_value};
 use crate::function::errors::external;
+use crate::function::total_order::order_functions;
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, ExprSchema, Result};
 use datafusion::logical_expr::expr::{Sort, WindowFunctionParams};
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Projection, WindowFrameBound, WindowFrameUnits,
+    Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Projection, ScalarUDF, WindowFrameBound, WindowFrameUnits,
 };
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
@@ -106,6 +107,30 @@ fn once<T>(items: &mut Vec<T>, expr: impl Fn(&T) -> &Expr) -> bool {
 /// Aggregates that compare their argument, and none of them knows documents.
 const ORDERED: [&str; 2] = ["min", "max"];
 
+/// Checks the argument of `name` if that compares it; gives the function from what is compared in its place.
+///
+/// # Errors
+/// 42883 for a type that cannot be compared.
+fn ordered(name: &str, args: &mut [Expr], schema: &dyn ExprSchema) -> Result<Option<ScalarUDF>> {
+    let (true, Some(arg)) = (ORDERED.contains(&name), args.first_mut()) else { return Ok(None) };
+    let Some(sql_type) = type_of(arg, schema)? else { return Ok(None) };
+    if !sql_type.has_equality() || sql_type.has(&SqlType::Jsonb) || sql_type.is_document() {
+        let fact = format!("function {name}({sql_type}) does not exist");
+        let hint = "take the least or greatest of a value in it";
+        return Err(external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint)));
+    }
+    let Some((order, back)) = order_functions(&sql_type) else { return Ok(None) };
+    *arg = order.call(vec![arg.clone()]);
+    Ok(Some(back))
+}
+
+fn with(function: Option<ScalarUDF>, expr: Expr) -> Expr {
+    match function {
+        Some(function) => function.call(vec![expr]),
+        None => expr,
+    }
+}
+
 /// A call of an aggregate or window function, comparing by value what it compares.
 ///
 /// # Errors
@@ -113,26 +138,20 @@ const ORDERED: [&str; 2] = ["min", "max"];
 pub(super) fn call(expr: Expr, schema: &dyn ExprSchema) -> Result<Expr> {
     match expr {
         Expr::AggregateFunction(mut call) => {
-            if let (true, Some(arg)) = (ORDERED.contains(&call.func.name()), call.params.args.first())
-                && let Some(sql_type) = type_of(arg, schema)?
-                && (!sql_type.has_equality() || sql_type.has(&SqlType::Jsonb) || sql_type.is_document())
-            {
-                let fact = format!("function {}({sql_type}) does not exist", call.func.name());
-                let hint = "take the least or greatest of a value in it";
-                return Err(external(SqlError::new(SqlState::UndefinedFunction, fact).hint(hint)));
-            }
+            let back = ordered(call.func.name(), &mut call.params.args, schema)?;
             if call.params.distinct {
                 let plain = |expr: &Expr| Ok(grouped(expr.clone(), schema)?.map(Expr::unalias));
                 replace(&mut call.params.args, plain)?;
             }
             sort_keys(&mut call.params.order_by, schema)?;
-            Ok(Expr::AggregateFunction(call))
+            Ok(with(back, Expr::AggregateFunction(call)))
         }
         Expr::WindowFunction(mut call) => {
+            let back = ordered(call.fun.name(), &mut call.params.args, schema)?;
             replace(&mut call.params.partition_by, |expr| sorted(expr, schema))?;
             sort_keys(&mut call.params.order_by, schema)?;
             by_groups(&mut call.params, schema)?;
-            Ok(Expr::WindowFunction(call))
+            Ok(with(back, Expr::WindowFunction(call)))
         }
         // `count(*)` is a call of another form under its own name.
         Expr::Alias(mut alias) if matches!(*alias.expr, Expr::AggregateFunction(_) | Expr::WindowFunction(_)) => {
@@ -155,7 +174,11 @@ fn by_groups(params: &mut WindowFunctionParams, schema: &dyn ExprSchema) -> Resu
     if is_range
         && matches!(
             first.expr.get_type(schema)?,
-            DataType::Binary | DataType::FixedSizeBinary(_) | DataType::Interval(_) | DataType::Struct(_)
+            DataType::Binary
+                | DataType::FixedSizeBinary(_)
+                | DataType::Time64(_)
+                | DataType::Interval(_)
+                | DataType::Struct(_)
         )
     {
         params.window_frame.units = WindowFrameUnits::Groups;

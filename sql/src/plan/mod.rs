@@ -38,7 +38,7 @@ mod within;
 
 pub use crate::exec::table::{scan_schema, scanned_relation};
 pub use constant::eval_constant;
-pub use continuous::{describe_push, plan_continuous, plan_push};
+pub use continuous::{describe_push, plan_continuous, plan_insert_query, plan_push};
 pub use outline::outline;
 pub(crate) use parameter::with_values;
 pub use select::plan_select;

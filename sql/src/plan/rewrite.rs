@@ -133,6 +133,12 @@ fn window_frame(expr: &mut Expr) -> Option<&mut Option<WindowFrame>> {
 impl Rewriter<'_, '_, '_> {
     /// Sub-queries have names of their own and are resolved apart; frames hold plain numbers.
     fn enter(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
+        if let Expr::InSubquery { expr: row, .. } = expr
+            && matches!(row.as_ref(), Expr::Tuple(_))
+        {
+            let hint = "use EXISTS (SELECT … WHERE …), with a condition for each column";
+            return Err(SqlError::unsupported("a row in IN with a sub-query", hint).at(position_of(row)));
+        }
         if let Some(query) = sub_query(expr) {
             let mut query = std::mem::replace(query, Box::new(refuse::empty_query()));
             let output = self.resolver.query(&mut query, Some(self.scope))?;

@@ -7,8 +7,9 @@ use super::from::binary;
 use super::operator::{as_numeric, boolean, comparable, compared_by, convert, folded, no_operator, type_of, unfilled};
 use super::refuse;
 use crate::error::{Near, SqlError};
-use crate::function::cast::{constant_type, with_type};
+use crate::function::cast::constant_type;
 use crate::function::errors::external;
+use crate::function::typed::{plain_type, with_type, without_types};
 use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{InList, ScalarFunction};
@@ -128,9 +129,33 @@ fn without_blanks(call: ScalarFunction, schema: &DFSchema) -> Result<ScalarFunct
     Ok(ScalarFunction { args: call.args.into_iter().map(argument).collect::<Result<_>>()?, func: call.func })
 }
 
+/// Aggregates and window functions that give values of their first argument, or an array of them.
+const GIVE_VALUES: [&str; 9] =
+    ["array_agg", "min", "max", "first_value", "last_value", "nth_value", "any_value", "lag", "lead"];
+
+/// A call of one of those with the SQL type of what it gives.
+fn typed(mut expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    let args = match &mut expr {
+        Expr::AggregateFunction(call) if GIVE_VALUES.contains(&call.func.name()) => &mut call.params.args,
+        Expr::WindowFunction(call) if GIVE_VALUES.contains(&call.fun.name()) => &mut call.params.args,
+        _ => return Ok(expr),
+    };
+    let Some(first) = args.first_mut() else { return Ok(expr) };
+    let Some(sql_type) = SqlType::of(&first.to_field(schema)?.1) else { return Ok(expr) };
+    if let Some(plain) = without_types(first, &sql_type) {
+        *first = plain;
+    }
+    let (given, own) = (plain_type(&expr.get_type(schema)?), plain_type(&sql_type.arrow()));
+    Ok(match given {
+        given if given == own => with_type(expr, &sql_type),
+        DataType::List(item) if *item.data_type() == own => with_type(expr, &SqlType::Array(Box::new(sql_type))),
+        _ => expr,
+    })
+}
+
 /// A call with the result type PostgreSQL gives it, where the library's differs.
 fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
-    let expr = super::equality::call(expr, schema)?;
+    let expr = typed(super::equality::call(expr, schema)?, schema)?;
     let wanted = match &expr {
         // Set-returning: its type is that of a row, known later.
         Expr::Unnest(_) => return Ok(expr),

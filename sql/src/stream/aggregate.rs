@@ -48,6 +48,16 @@ impl WindowBounds {
         Some(ends.iter().map(|end| end.map_or(i64::MAX, |end| self.close(end))).collect())
     }
 
+    /// For the fingerprint.
+    pub(crate) fn text(&self) -> String {
+        let delay = if self.delay == Span::ZERO { String::new() } else { format!(", delay {}", self.delay) };
+        let edge = match self.length {
+            Span::ZERO => format!("ending at key {}", self.key + 1),
+            length => format!("of {length} from key {}", self.key + 1),
+        };
+        format!("window {edge}, grace {}{delay}", self.grace)
+    }
+
     /// The query's time at which the window of a key goes.
     pub(crate) fn close(&self, key: i64) -> i64 {
         key.saturating_add(self.length.micros()).saturating_add(self.grace.micros()).saturating_add(self.delay.micros())
@@ -553,9 +563,9 @@ impl Operator for Aggregate {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
         let calls: Vec<String> = self.calls.iter().map(Call::text).collect();
-        let window = self.window.map_or(String::new(), |window| format!("{} to {}", window.key, window.close(0)));
+        let window = self.window.map_or_else(|| "no window".to_owned(), |window| window.text());
         let lasting = self.lasting.first().map_or(0, |column| column.len());
         let kind = format!("{:?} {:?} {lasting}", self.rows, self.changes);
-        format!("aggregate({}; {}; window {window}; {}; {kind})", keys.join(", "), calls.join(", "), types.join(", "))
+        format!("aggregate({}; {}; {window}; {}; {kind})", keys.join(", "), calls.join(", "), types.join(", "))
     }
 }

@@ -131,7 +131,7 @@ impl Operator for Finalise {
     }
 
     fn fingerprint(&self) -> String {
-        let window = self.window.map(|window| (window.key, window.close(0)));
-        format!("finalise({}; {window:?} {})", self.codec.text(), self.delay.micros())
+        let window = self.window.map_or_else(String::new, |window| window.text());
+        format!("finalise({}; {window} {})", self.codec.text(), self.delay.micros())
     }
 }

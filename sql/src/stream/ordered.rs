@@ -121,7 +121,7 @@ impl RowOrder {
         let partition: Vec<String> = self.partition.iter().map(ToString::to_string).collect();
         let order: Vec<String> = self.order.iter().map(ToString::to_string).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
-        let window = self.window.map_or(String::new(), |window| format!("{} to {}", window.key, window.close(0)));
+        let window = self.window.map_or_else(String::new, |window| window.text());
         format!("by {} {window} order {} of {}", partition.join(", "), order.join(", "), types.join(", "))
     }
 }

@@ -186,7 +186,7 @@ impl Operator for Partial {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
         let calls: Vec<&str> = self.calls.iter().map(|call| call.text.as_str()).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
-        let window = self.window.map_or(String::new(), |window| format!(" to {}", window.close(0)));
+        let window = self.window.map_or_else(String::new, |window| format!(" {}", window.text()));
         format!("panes({}; {}{window}; {}; {})", keys.join(", "), self.list, calls.join(", "), types.join(", "))
     }
 }

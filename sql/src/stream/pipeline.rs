@@ -182,6 +182,23 @@ pub(crate) struct Parts {
     pub(crate) waits_for_time: bool,
 }
 
+impl Parts {
+    /// The number of the operator at `at`, what it is, and what it reads.
+    fn shown(&self, at: usize, node: &Node) -> String {
+        let text = node.operator.fingerprint();
+        let source = |edge: &Edge| match edge {
+            Edge::Node(at) => at.checked_add(1).map_or_else(String::new, |number| format!("operator {number}")),
+            Edge::Source { source, .. } => {
+                let name = self.sources.get(*source).map_or("", |source| source.name.as_str());
+                format!("\"{name}\"")
+            }
+        };
+        let inputs: Vec<String> = node.inputs.iter().map(source).collect();
+        let name = text.split('(').next().unwrap_or_default();
+        format!("operator {}: {name} of {}", at + 1, inputs.join(" and "))
+    }
+}
+
 /// How much of a step's events the operators take at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Steps {
@@ -202,7 +219,7 @@ struct Flow {
 #[derive(Debug, Clone)]
 pub struct OperatorShown {
     /// Its number, what it is, and what it reads.
-    pub text: String,
+    pub text: Arc<str>,
     /// Its state, if it has any.
     pub state: Option<ByteSize>,
     /// What of that is in files only.
@@ -232,6 +249,8 @@ pub struct Pipeline {
     pub(super) parts: Parts,
     /// How often each operator is read.
     readers: Vec<usize>,
+    /// What each is, for people.
+    texts: Vec<Arc<str>>,
     /// What each has taken and made since the pipeline was.
     flows: Vec<Flow>,
     fingerprint: String,
@@ -285,6 +304,7 @@ impl Pipeline {
         }
         Ok(Self {
             fingerprint: format!("2-{:016x}", fnv(lines.join(" | ").as_bytes())),
+            texts: parts.nodes.iter().enumerate().map(|(at, node)| parts.shown(at, node).into()).collect(),
             flows: vec![Flow::default(); readers.len()],
             readers,
             parts,
@@ -390,25 +410,14 @@ impl Pipeline {
 
     /// The operators, each after those it reads.
     pub fn operators_shown(&self) -> Vec<OperatorShown> {
-        let name = |node: &Node| {
-            let text = node.operator.fingerprint();
-            text.split('(').next().unwrap_or_default().to_owned()
+        let shown = |((node, flow), text): ((&Node, &Flow), &Arc<str>)| OperatorShown {
+            text: Arc::clone(text),
+            state: node.operator.is_stateful().then(|| node.operator.state_bytes()),
+            spilled: node.operator.spilled_bytes(),
+            rows_in: flow.rows_in,
+            rows_out: flow.rows_out,
         };
-        let source = |edge: &Edge| match edge {
-            Edge::Node(at) => at.checked_add(1).map_or_else(String::new, |number| format!("operator {number}")),
-            Edge::Source { source, .. } => {
-                let name = self.parts.sources.get(*source).map_or("", |source| source.name.as_str());
-                format!("\"{name}\"")
-            }
-        };
-        let shown = |((at, node), flow): ((usize, &Node), &Flow)| {
-            let inputs: Vec<String> = node.inputs.iter().map(source).collect();
-            let text = format!("operator {}: {} of {}", at + 1, name(node), inputs.join(" and "));
-            let state = node.operator.is_stateful().then(|| node.operator.state_bytes());
-            let spilled = node.operator.spilled_bytes();
-            OperatorShown { text, state, spilled, rows_in: flow.rows_in, rows_out: flow.rows_out }
-        };
-        self.parts.nodes.iter().enumerate().zip(&self.flows).map(shown).collect()
+        self.parts.nodes.iter().zip(&self.flows).zip(&self.texts).map(shown).collect()
     }
 
     /// Takes the events of one step. A step without events may still give output: time passes when partitions are

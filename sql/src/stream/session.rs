@@ -21,7 +21,7 @@ use arrow::compute::{self, SortOptions};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use datafusion::common::HashMap;
 use datafusion::physical_expr::PhysicalExpr;
-use millstream_catalog::model::{ByteSize, RowCount};
+use millstream_catalog::model::{ByteSize, RowCount, Span};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -508,12 +508,13 @@ impl Operator for Sessions {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
         let calls: Vec<String> = self.calls.iter().map(Call::text).collect();
+        let SessionBounds { gap, tail, open } = self.bounds;
+        let [gap, tail, open] = [gap, tail, open].map(Span::from_micros);
         format!(
-            "sessions({}; {}; {:?} {:?}; {}; {})",
+            "sessions({}; {}; {:?}, gap {gap}, end after {tail}, closed after {open}; {}; {})",
             keys.join(", "),
             self.time,
             self.columns,
-            self.bounds,
             calls.join(", "),
             types.join(", ")
         )

@@ -14,6 +14,7 @@ use futures::FutureExt;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, QueryId, SqlState, StepNumber, Timestamp, TopicId};
 use millstream_catalog::{Command, Query, QueryState, Snapshot};
 use millstream_sql::SqlError;
+use millstream_sql::stream::OperatorShown;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -47,8 +48,8 @@ pub(crate) struct Status {
     pub(crate) watermark: Option<Timestamp>,
     /// Bytes its operators hold.
     pub(crate) state_bytes: ByteSize,
-    /// Its operators, each with its state.
-    pub(crate) operators: Vec<String>,
+    /// Its operators, each with the rows a second that came to it of late.
+    pub(crate) operators: Vec<(OperatorShown, f64)>,
     /// Why it waits to be tried again.
     pub(crate) failure: Option<String>,
 }

@@ -23,7 +23,7 @@ use millstream_catalog::query::OnError;
 use millstream_catalog::{Compression, Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
-use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
+use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous, plan_insert_query};
 use millstream_sql::stream::{OperatorShown, Pipeline, SkippedEvent, StepInput};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -44,8 +44,8 @@ const CHECKPOINT_BYTES_PER_SECOND: u64 = 16 << 20;
 const STATE_BYTES_LEAST: ByteSize = ByteSize::new(512 << 10);
 /// How often the bytes of the state are counted while steps follow each other: that may look at all of it.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
-/// How often the operators are shown anew.
-const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// How often it is counted how many rows a second come to the operators.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// A query with its operators.
 pub(super) struct QueryTask {
@@ -65,10 +65,13 @@ pub(super) struct QueryTask {
     checkpoint_step: StepNumber,
     checkpoint_at: Instant,
     reported_at: Instant,
-    shown_at: Option<Instant>,
+    /// When rows a second were counted last.
+    measured_at: Option<Instant>,
     /// Rows that had come to each operator by then.
-    shown_rows: Vec<u64>,
-    /// Whether more had come than the time before.
+    measured_rows: Vec<u64>,
+    /// Rows that came to each a second before that.
+    rates: Vec<f64>,
+    /// Whether rates may be others by now.
     is_moving: bool,
     /// Of the state, when that was counted last.
     state_bytes: ByteSize,
@@ -134,8 +137,9 @@ impl QueryTask {
             checkpoint_step: StepNumber::default(),
             checkpoint_at: env::instant(),
             reported_at: env::instant(),
-            shown_at: None,
-            shown_rows: Vec::new(),
+            measured_at: None,
+            measured_rows: Vec::new(),
+            rates: Vec::new(),
             is_moving: false,
             state_bytes: ByteSize::ZERO,
             active_at: HashMap::new(),
@@ -240,7 +244,7 @@ impl QueryTask {
                 () = waiting.changed() => {}
                 () = wanted.notified() => {}
                 () = tokio::time::sleep(due), if has_news => self.checkpoint_if_due().await?,
-                () = tokio::time::sleep(SHOW_EVERY), if self.is_moving => self.show(),
+                () = tokio::time::sleep(MEASURE_EVERY), if self.is_moving => self.measure(self.pipeline.operators_shown()),
                 () = tokio::time::sleep(idle.unwrap_or_default()), if idle.is_some() => self.pass_time().await?,
             }
         }
@@ -292,6 +296,7 @@ impl QueryTask {
         self.inputs.pass(&self.positions, &input.positions);
         self.positions = input.positions;
         self.step = number;
+        self.is_moving = true;
         self.status.lock().failure = None;
         self.report()
     }
@@ -407,23 +412,26 @@ impl QueryTask {
         }
     }
 
-    /// Shows its operators, with how many rows a second came to each since they were shown last.
-    fn show(&mut self) {
+    /// Counts how many rows a second came to each of its operators since that was done last, and shows them.
+    fn measure(&mut self, shown: Vec<OperatorShown>) {
         let now = env::instant();
-        let shown = self.pipeline.operators_shown();
-        let seconds = self.shown_at.map_or(0.0, |shown_at| now.saturating_duration_since(shown_at).as_secs_f64());
-        let rows = |one: &OperatorShown| one.rows_in.value();
-        let line = |(at, one): (usize, &OperatorShown)| {
-            let before = self.shown_rows.get(at).copied().unwrap_or(0);
-            let rate = if seconds > 0.0 { (rows(one) - before.min(rows(one))) as f64 / seconds } else { 0.0 };
-            format!("{one}, {} rows in, {} out, {rate:.0} rows/s", one.rows_in, one.rows_out)
+        let rows: Vec<u64> = shown.iter().map(|one| one.rows_in.value()).collect();
+        let seconds = self.measured_at.map_or(0.0, |before| now.saturating_duration_since(before).as_secs_f64());
+        let rate = |(at, rows): (usize, &u64)| {
+            let before = self.measured_rows.get(at).copied().unwrap_or(0);
+            if seconds > 0.0 { rows.saturating_sub(before) as f64 / seconds } else { 0.0 }
         };
-        let lines = shown.iter().enumerate().map(line).collect();
-        self.status.lock().operators = lines;
-        let rows: Vec<u64> = shown.iter().map(rows).collect();
-        self.is_moving = rows != self.shown_rows;
-        self.shown_rows = rows;
-        self.shown_at = Some(now);
+        self.rates = rows.iter().enumerate().map(rate).collect();
+        self.is_moving = self.rates.iter().any(|rate| *rate > 0.0);
+        self.measured_rows = rows;
+        self.measured_at = Some(now);
+        self.show(shown);
+    }
+
+    /// Shows its operators.
+    fn show(&self, operators: Vec<OperatorShown>) {
+        let with_rate = |(at, one)| (one, self.rates.get(at).copied().unwrap_or(0.0));
+        self.status.lock().operators = operators.into_iter().enumerate().map(with_rate).collect();
     }
 
     /// Counts its state, and has what memory has no room for go to disk.
@@ -433,12 +441,17 @@ impl QueryTask {
     fn report_state(&mut self) -> Result<()> {
         let fair = self.held.fair();
         self.pipeline.keep_within(fair)?;
-        let bytes = self.pipeline.state_bytes();
+        let shown = self.pipeline.operators_shown();
+        let bytes = shown.iter().filter_map(|one| one.state).fold(ByteSize::ZERO, ByteSize::plus);
         self.reported_at = env::instant();
         self.state_bytes = bytes;
-        self.status.lock().state_bytes = bytes;
-        if self.shown_at.is_none_or(|shown_at| env::elapsed(shown_at) >= SHOW_EVERY) {
-            self.show();
+        {
+            let mut status = self.status.lock();
+            (status.state_bytes, status.watermark) = (bytes, self.pipeline.watermark());
+        }
+        match self.measured_at.is_none_or(|measured_at| env::elapsed(measured_at) >= MEASURE_EVERY) {
+            true => self.measure(shown),
+            false => self.show(shown),
         }
         let before = self.held.bytes();
         let spilled = self.pipeline.spilled_bytes();
@@ -487,7 +500,11 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
     let Some(Statement::Select(select)) = parsed.into_iter().next().map(|parsed| parsed.statement) else {
         return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
     };
-    let plan = plan_continuous(&context(engine, query), &select, &query.options)?;
+    let context = context(engine, query);
+    let plan = match query.target {
+        None => plan_continuous(&context, &select, &query.options)?,
+        Some(_) => plan_insert_query(&context, &select, &query.options)?,
+    };
     let pipeline = Pipeline::plan(&plan)?;
     Ok((select, plan, pipeline))
 }

@@ -19,7 +19,7 @@ mod unnest;
 mod window;
 mod within;
 
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::plan::{ContinuousPlan, Emission};
 use crate::stream::{
     Edge, EventTime, Finalise, Node, Operator, Parts, Pipeline, SourceReader, SourceTime, StepNow, Steps, WindowBounds,
@@ -243,7 +243,8 @@ impl Planner<'_> {
             true => Err(SqlError::unsupported(
                 "a filter on now() in a continuous query",
                 "compare now() with rowtime in the query that reads the result",
-            )),
+            )
+            .near(Near::Word("now".to_owned()))),
         }
     }
 
