@@ -4,7 +4,7 @@
 //! Owns partitions and what is told of their rows. Leaves out the rows in order (`ranked`) and other window functions
 //! (`over`). State: the rows.
 
-use super::aggregate::WindowBounds;
+use super::aggregate::{Changes, WindowBounds};
 use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Merging, Operator, only};
@@ -53,6 +53,8 @@ pub(crate) struct TopSpec {
     pub(crate) number: Number,
     /// Whether rows of the input go.
     pub(crate) rows: Rows,
+    /// What is told of a row that has another number.
+    pub(crate) changes: Changes,
     /// The columns of the input.
     pub(crate) input: SchemaRef,
     /// Those before the number.
@@ -63,13 +65,14 @@ pub(crate) struct TopSpec {
 
 /// Gives the first rows of each partition, of rows that each have a key.
 ///
-/// Rows that go are told before those that come.
+/// Rows that go are told before those that come; of a row with another number both, or with [`Changes::Forms`] the new form only.
 pub(crate) struct TopN {
     order: RowOrder,
     /// Of the numbers left out, and those that come out.
     numbering: Numbering,
     skip: usize,
     number: Number,
+    changes: Changes,
     visible: usize,
     schema: SchemaRef,
     partitions: HashMap<Arc<[u8]>, Ranked>,
@@ -79,7 +82,7 @@ pub(crate) struct TopN {
 
 /// Rows to be told.
 #[derive(Default)]
-struct Changes {
+struct Told {
     rows: Vec<Numbered>,
     /// The query's time at the last row that changed the first ones of the partition.
     clock: Vec<i64>,
@@ -108,6 +111,7 @@ impl TopN {
             },
             skip: spec.skip,
             number: spec.number,
+            changes: spec.changes,
             visible: spec.visible,
             schema: spec.schema,
             partitions: HashMap::new(),
@@ -184,7 +188,7 @@ impl TopN {
     }
 
     /// Which rows went and which came.
-    fn compare(&self, old: Before, new: Vec<Numbered>, gone: &mut Changes, come: &mut Changes) {
+    fn compare(&self, old: Before, new: Vec<Numbered>, gone: &mut Told, come: &mut Told) {
         let is_told = self.number == Number::Told;
         let clock = old.clock;
         let (mut old, mut new) = (old.rows.into_iter().peekable(), new.into_iter().peekable());
@@ -200,6 +204,8 @@ impl TopN {
             match (left, right) {
                 (Some(old), Some(new)) if old.2 == new.2 || !is_told => {}
                 (left, right) => {
+                    // The new form of a row says that it has the old one no more.
+                    let left = left.filter(|_| right.is_none() || self.changes == Changes::Both);
                     gone.clock.extend(left.as_ref().map(|_| clock));
                     come.clock.extend(right.as_ref().map(|_| clock));
                     gone.rows.extend(left);
@@ -209,7 +215,7 @@ impl TopN {
         }
     }
 
-    fn output(&self, gone: &Changes, come: &Changes, delta: &Delta) -> Result<Delta, SqlError> {
+    fn output(&self, gone: &Told, come: &Told, delta: &Delta) -> Result<Delta, SqlError> {
         let all: Vec<&Numbered> = gone.rows.iter().chain(&come.rows).collect();
         let rows = self.order.rows(all.iter().map(|(place, ..)| place.as_ref()))?;
         let number: Vec<ArrayRef> = match self.number {
@@ -245,7 +251,7 @@ impl Operator for TopN {
         let (rows, placed) =
             self.order.place_some(&input, |partitions, peers| self.wanted(partitions, peers, input.len()))?;
         let before = self.take(&rows, &placed);
-        let (mut gone, mut come) = (Changes::default(), Changes::default());
+        let (mut gone, mut come) = (Told::default(), Told::default());
         for (row, old) in before {
             let partition = placed.partition(row);
             let Some(ranked) = self.partitions.get_mut(partition) else { continue };
@@ -288,6 +294,7 @@ impl Operator for TopN {
             numbering: self.numbering,
             skip: self.skip,
             number: self.number,
+            changes: self.changes,
             visible: self.visible,
             schema: Arc::clone(&self.schema),
             partitions: HashMap::new(),
@@ -319,12 +326,13 @@ impl Operator for TopN {
     fn fingerprint(&self) -> String {
         let number = format!("{:?} at {}", self.number, self.visible);
         format!(
-            "top({}; {:?} {} to {}; {number}; {:?})",
+            "top({}; {:?} {} to {}; {number}; {:?} {:?})",
             self.order.text(),
             self.numbering.ranking,
             self.skip,
             self.numbering.count,
-            self.numbering.rows
+            self.numbering.rows,
+            self.changes
         )
     }
 }

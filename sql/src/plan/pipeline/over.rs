@@ -5,7 +5,9 @@
 use super::built::{Built, Key, Mode, WindowColumn};
 use super::{Need, Planner, has_now, nullable, unalias};
 use crate::error::SqlError;
-use crate::stream::{Deduplicate, Deduplication, Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error};
+use crate::stream::{
+    Changes, Deduplicate, Deduplication, Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error,
+};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{FieldRef, Schema};
 use datafusion::common::{DFSchemaRef, ScalarValue};
@@ -150,6 +152,8 @@ impl Planner<'_> {
             return Ok(Built { edge, mode: Mode::Forms, key, ..changing(input, fields, schema, None) });
         }
         let kept = closing(plan, &input, top.partition);
+        // What is shown of new forms is kept for ever: a window that closes would not take it along.
+        let is_forms = need.forms && kept.is_none();
         let operator = TopN::new(TopSpec {
             window: kept.map(|(_, bounds)| bounds),
             partition,
@@ -159,12 +163,14 @@ impl Planner<'_> {
             count: top.count,
             number,
             rows: input.rows(),
+            changes: if is_forms { Changes::Forms } else { Changes::Both },
             input: columns,
             visible,
             schema: out,
         })?;
         let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
-        let built = Built { edge, ..changing(input, fields, schema, kept) };
+        let mode = if is_forms { Mode::Forms } else { Mode::Both };
+        let built = Built { edge, mode, ..changing(input, fields, schema, kept) };
         Ok(match key {
             Some(key) => Built { key, ..built },
             None => built,
