@@ -15,9 +15,9 @@ use arrow::compute::take_record_batch;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, Offset, RowCount, SqlState, Timestamp};
 use millstream_catalog::query::OffsetReset;
-use millstream_catalog::{Relation, SqlType};
+use millstream_catalog::{QueryOptions, Relation, SqlType};
 use millstream_sql::dialect::{Explain, Select};
-use millstream_sql::plan::{ContinuousPlan, describe_push, plan_push};
+use millstream_sql::plan::{ContinuousPlan, describe_push, plan_continuous, plan_push};
 use millstream_sql::stream::{InputBatch, Pipeline, StepInput};
 use millstream_sql::{SqlError, bind};
 use std::collections::VecDeque;
@@ -241,7 +241,13 @@ impl Session {
         if explain.analyze {
             return Err(SqlError::unsupported("EXPLAIN ANALYZE of a query that does not end", "leave ANALYZE out"));
         }
-        let (plan, pipeline) = self.plan_push(select, arguments).await?;
+        let (plan, pipeline) = match sink {
+            None => self.plan_push(select, arguments).await?,
+            Some(_) => {
+                let select = select.clone();
+                self.pipeline(move |context| plan_continuous(context, &select, &QueryOptions::default())).await?
+            }
+        };
         let mut lines = crate::engine::describe::pipeline_lines(select, &plan, &pipeline, sink);
         if explain.verbose {
             lines.extend(pipeline.operators_shown().iter().map(ToString::to_string));

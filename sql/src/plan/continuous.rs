@@ -78,7 +78,7 @@ fn plan_query(
 /// Plans `select` for a subscription, with the values of its parameters, which have the types that `describe_push` gave.
 ///
 /// # Errors
-/// As `plan_continuous`.
+/// As `plan_insert_query`.
 pub fn plan_push(
     context: &PlanContext,
     select: &Select,
@@ -93,7 +93,7 @@ pub fn plan_push(
 /// The types of a subscription's parameters, and its columns. `param_types` are the types the client declares.
 ///
 /// # Errors
-/// As `plan_continuous`.
+/// As `plan_insert_query`.
 pub fn describe_push(
     context: &PlanContext,
     select: &Select,

@@ -135,15 +135,26 @@ const GIVE_VALUES: [&str; 9] =
 
 /// A call of one of those with the SQL type of what it gives.
 fn typed(mut expr: Expr, schema: &DFSchema) -> Result<Expr> {
-    let args = match &mut expr {
-        Expr::AggregateFunction(call) if GIVE_VALUES.contains(&call.func.name()) => &mut call.params.args,
-        Expr::WindowFunction(call) if GIVE_VALUES.contains(&call.fun.name()) => &mut call.params.args,
+    let (args, order) = match &mut expr {
+        Expr::AggregateFunction(call) if GIVE_VALUES.contains(&call.func.name()) => {
+            (&mut call.params.args, call.params.order_by.as_mut_slice())
+        }
+        Expr::WindowFunction(call) if GIVE_VALUES.contains(&call.fun.name()) => (&mut call.params.args, &mut [][..]),
         _ => return Ok(expr),
     };
     let Some(first) = args.first_mut() else { return Ok(expr) };
     let Some(sql_type) = SqlType::of(&first.to_field(schema)?.1) else { return Ok(expr) };
     if let Some(plain) = without_types(first, &sql_type) {
+        // With DISTINCT the engine wants to see that the order is that of the argument.
+        order.iter_mut().filter(|key| key.expr == *first).for_each(|key| key.expr = plain.clone());
         *first = plain;
+    }
+    // What `lag` and `lead` give where there is no row.
+    if let Some(default) = args.get_mut(2).filter(|default| matches!(default, Expr::Literal(..)))
+        && type_of(default, schema)?.is_none()
+    {
+        let value = convert(default.clone(), None, &sql_type)?;
+        *default = folded(&value).map_or(value, |value| Expr::Literal(value, None));
     }
     let (given, own) = (plain_type(&expr.get_type(schema)?), plain_type(&sql_type.arrow()));
     Ok(match given {

@@ -64,7 +64,7 @@ impl WindowBounds {
     }
 }
 
-/// What an aggregate tells of a group that changed.
+/// What is told of a row with a key that changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changes {
     /// Its new form, or that it is gone.

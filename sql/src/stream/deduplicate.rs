@@ -1,13 +1,14 @@
 //! The first row of each partition, in its new forms: `row_number() OVER (…) = 1` of rows that stay, `DISTINCT ON`.
 //!
 //! What is told of a partition is its row now, not the one that it takes the place of; so no row is kept, but where the
-//! first one is in the order. Leaves out other numbers and rows that go (`top_n`). State: partitions, and that place.
+//! first one is in the order. Leaves out other numbers and rows that go (`top_n`). The pipeline calls it. State: partitions, and
+//! that place; a crash costs the steps since it was saved.
 
 use super::delta::{Delta, Origin, arrow_error, downcast, sql_error};
 use super::expression::evaluate;
 use super::heap::hashes;
 use super::operator::{Merging, Operator, only};
-use super::ordered::{insert_columns, order_fields};
+use super::ordered::order_fields;
 use super::part::Part;
 use super::rows::types_text;
 use super::save::{StateReader, StateWriter};
@@ -15,8 +16,7 @@ use super::slots::{KeyBytes, KeyCodec};
 use super::top_n::Number;
 use crate::error::SqlError;
 use crate::types::canonical;
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array, UInt64Array, new_null_array};
-use arrow::compute;
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::HashMap;
 use datafusion::common::hash_map::EntryRef;
@@ -145,17 +145,13 @@ impl Operator for Deduplicate {
         let input = only(inputs)?;
         let found = self.take(&self.places(&input)?);
         let rows = if found.len() == input.len() { input } else { input.take(&UInt32Array::from(found))? };
-        let number: Vec<ArrayRef> = match self.spec.number {
-            Number::Absent => Vec::new(),
-            Number::Unread => vec![new_null_array(self.spec.schema.field(self.spec.visible).data_type(), rows.len())],
-            Number::Told => {
-                let ones = UInt64Array::from(vec![1; rows.len()]);
-                let wanted = self.spec.schema.field(self.spec.visible).data_type();
-                vec![compute::cast(&ones, wanted).map_err(arrow_error)?]
-            }
-        };
-        let batch = insert_columns(&rows.batch, self.spec.visible, number, &self.spec.schema)?;
+        let ones = std::iter::repeat_n(1, rows.len());
+        let batch = self.spec.number.insert(&rows.batch, self.spec.visible, ones, &self.spec.schema)?;
         Ok(Delta { batch, ..rows })
+    }
+
+    fn check(&self, inputs: &[Delta]) -> Result<(), SqlError> {
+        inputs.iter().try_for_each(|input| self.places(input).map(drop))
     }
 
     fn save(&self, state: &mut StateWriter, part: Part) -> Result<(), SqlError> {
@@ -206,7 +202,7 @@ impl Operator for Deduplicate {
         let order: Vec<String> = self.spec.order.iter().map(ToString::to_string).collect();
         let number = format!("{:?} at {}", self.spec.number, self.spec.visible);
         format!(
-            "first(by {} order {}; {number}; {})",
+            "deduplicate(by {} order {}; {number}; {})",
             partition.join(", "),
             order.join(", "),
             types_text(&self.spec.input)

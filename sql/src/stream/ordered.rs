@@ -1,7 +1,7 @@
 //! The place of a row: its partition, and bytes that sort as ORDER BY does, from which the row comes back.
 //!
 //! Ties are settled by the row itself, so that the order never depends on how rows came. Leaves out who keeps the bytes
-//! (`over`, `top_n`). Holds nothing.
+//! (`over`, `top_n`, and of the order alone `deduplicate`). Holds nothing.
 
 use super::aggregate::WindowBounds;
 use super::delta::{Delta, NEVER, arrow_error, sql_error};

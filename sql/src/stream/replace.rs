@@ -28,7 +28,7 @@ const PARTS: [(&str, &[&str]); 7] = [
     ("join", &["kind of join", "left side", "right side", "condition", "WITHIN", "columns"]),
     ("lookup", &["kind of join", "columns joined by", "condition", "columns"]),
     ("normalize", &["key", "columns read of a table"]),
-    ("first", &["partition and order", "numbering", "types"]),
+    ("deduplicate", &["partition and order", "numbering", "types"]),
     ("top", &["order", "number of rows", "numbering", "way rows come and go"]),
 ];
 

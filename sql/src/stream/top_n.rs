@@ -17,7 +17,7 @@ use crate::error::SqlError;
 use arrow::array::{
     ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array, UInt64Array, new_null_array,
 };
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use datafusion::common::HashMap;
 use datafusion::common::hash_map::EntryRef;
 use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
@@ -33,6 +33,28 @@ pub(crate) enum Number {
     Unread,
     /// It is told.
     Told,
+}
+
+impl Number {
+    /// `batch` with `numbers` after its first `visible` columns, as far as they are wanted.
+    pub(super) fn insert(
+        self,
+        batch: &RecordBatch,
+        visible: usize,
+        numbers: impl Iterator<Item = u64>,
+        schema: &SchemaRef,
+    ) -> Result<RecordBatch, SqlError> {
+        let data_type = || schema.field(visible).data_type();
+        let columns: Vec<ArrayRef> = match self {
+            Self::Absent => Vec::new(),
+            Self::Unread => vec![new_null_array(data_type(), batch.num_rows())],
+            Self::Told => {
+                let numbers = UInt64Array::from_iter_values(numbers);
+                vec![arrow::compute::cast(&numbers, data_type()).map_err(arrow_error)?]
+            }
+        };
+        insert_columns(batch, visible, columns, schema)
+    }
 }
 
 /// What a top-n is made of.
@@ -218,19 +240,11 @@ impl TopN {
     fn output(&self, gone: &Told, come: &Told, delta: &Delta) -> Result<Delta, SqlError> {
         let all: Vec<&Numbered> = gone.rows.iter().chain(&come.rows).collect();
         let rows = self.order.rows(all.iter().map(|(place, ..)| place.as_ref()))?;
-        let number: Vec<ArrayRef> = match self.number {
-            Number::Absent => Vec::new(),
-            Number::Unread => vec![new_null_array(self.schema.field(self.visible).data_type(), all.len())],
-            Number::Told => {
-                let numbers = UInt64Array::from_iter_values(all.iter().map(|(.., number)| *number as u64));
-                let wanted: &DataType = self.schema.field(self.visible).data_type();
-                vec![arrow::compute::cast(&numbers, wanted).map_err(arrow_error)?]
-            }
-        };
+        let numbers = all.iter().map(|(.., number)| *number as u64);
         let is_gone: Vec<bool> = (0..all.len()).map(|row| row < gone.rows.len()).collect();
         let last = (0..delta.len()).map(|row| delta.input_row(row)).max().unwrap_or(0) as u32;
         Ok(Delta {
-            batch: insert_columns(&rows, self.visible, number, &self.schema)?,
+            batch: self.number.insert(&rows, self.visible, numbers, &self.schema)?,
             rowtime: TimestampMicrosecondArray::from_iter_values(all.iter().map(|(_, rowtime, _)| *rowtime))
                 .with_timezone("UTC"),
             weights: Weights::of(&is_gone),

@@ -1,12 +1,13 @@
 //! Window functions, and what is the first rows of something: `row_number() <= n`, `rank() <= n`, `ORDER BY … LIMIT`.
 //!
-//! Leaves out the operators (`stream::over`, `stream::top_n`). Pure.
+//! Leaves out the operators (`stream::over`, `stream::top_n`, `stream::deduplicate`). Pure.
 
 use super::built::{Built, Key, Mode, WindowColumn};
 use super::{Need, Planner, has_now, nullable, unalias};
 use crate::error::SqlError;
 use crate::stream::{
-    Changes, Deduplicate, Deduplication, Number, Over, Ranking, TopN, TopSpec, WindowBounds, sql_error,
+    Changes, Deduplicate, Deduplication, Number, Operator as PipelineOperator, Over, Ranking, TopN, TopSpec,
+    WindowBounds, sql_error,
 };
 use arrow::compute::SortOptions;
 use arrow::datatypes::{FieldRef, Schema};
@@ -71,7 +72,7 @@ impl Planner<'_> {
         let closes = kept.map(|(_, bounds)| bounds);
         let operator = Over::new(calls, closes, arrow, input.visible(), schema)?;
         let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
-        Ok(Built { edge, ..changing(input, fields, &window.schema, kept) })
+        Ok(Built { edge, ..changing(input, fields, &window.schema, Mode::Both, kept) })
     }
 
     /// The filter as a top-n, if it is one; `above` are the expressions that read it, where they are known.
@@ -145,32 +146,31 @@ impl Planner<'_> {
         let key = own_key(&input, top);
         let (columns, visible) = (input.arrow(), input.visible());
         let (number, out) = (top.number, Arc::new(Schema::new(fields.clone())));
-        if let (Some(key), true, Mode::Append) = (&key, need.forms, input.mode) {
-            let spec = Deduplication { partition, order, number, input: columns, visible, schema: out };
-            let edge = self.add(Box::new(Deduplicate::new(spec)?), vec![input.edge.clone()]);
-            let key = key.clone();
-            return Ok(Built { edge, mode: Mode::Forms, key, ..changing(input, fields, schema, None) });
-        }
         let kept = closing(plan, &input, top.partition);
-        // What is shown of new forms is kept for ever: a window that closes would not take it along.
-        let is_forms = need.forms && kept.is_none();
-        let operator = TopN::new(TopSpec {
-            window: kept.map(|(_, bounds)| bounds),
-            partition,
-            order,
-            ranking: top.ranking,
-            skip: top.skip,
-            count: top.count,
-            number,
-            rows: input.rows(),
-            changes: if is_forms { Changes::Forms } else { Changes::Both },
-            input: columns,
-            visible,
-            schema: out,
-        })?;
-        let edge = self.add(Box::new(operator), vec![input.edge.clone()]);
-        let mode = if is_forms { Mode::Forms } else { Mode::Both };
-        let built = Built { edge, mode, ..changing(input, fields, schema, kept) };
+        // What is shown of new forms is kept until they go: a window that closes would not take it along.
+        let mode = if need.forms && kept.is_none() { Mode::Forms } else { Mode::Both };
+        let operator: Box<dyn PipelineOperator> = match (&key, input.mode, mode) {
+            (Some(_), Mode::Append, Mode::Forms) => {
+                let spec = Deduplication { partition, order, number, input: columns, visible, schema: out };
+                Box::new(Deduplicate::new(spec)?)
+            }
+            _ => Box::new(TopN::new(TopSpec {
+                window: kept.map(|(_, bounds)| bounds),
+                partition,
+                order,
+                ranking: top.ranking,
+                skip: top.skip,
+                count: top.count,
+                number,
+                rows: input.rows(),
+                changes: if mode == Mode::Forms { Changes::Forms } else { Changes::Both },
+                input: columns,
+                visible,
+                schema: out,
+            })?),
+        };
+        let edge = self.add(operator, vec![input.edge.clone()]);
+        let built = Built { edge, ..changing(input, fields, schema, mode, kept) };
         Ok(match key {
             Some(key) => Built { key, ..built },
             None => built,
@@ -207,12 +207,13 @@ fn with_fields(input: &Built, schema: &DFSchemaRef) -> Vec<FieldRef> {
     visible.iter().cloned().chain(added).chain(hidden.iter().cloned()).collect()
 }
 
-/// `input` as rows that come and go, with columns more. Nothing is known of their time but the window of their partition:
-/// a row changes with others.
+/// `input` as rows that change with others, with columns more. Nothing is known of their time but the window of their
+/// partition; that of a row's key does not end what becomes of it.
 fn changing(
     mut input: Built,
     fields: Vec<FieldRef>,
     schema: &DFSchemaRef,
+    mode: Mode,
     kept: Option<(WindowColumn, WindowBounds)>,
 ) -> Built {
     let (visible, added) = (input.visible(), fields.len() - input.fields.len());
@@ -223,8 +224,9 @@ fn changing(
         base: fields.clone(),
         fields,
         schema: Arc::clone(schema),
-        mode: Mode::Both,
+        mode,
         windows: kept.map(|(window, _)| window).into_iter().collect(),
+        window: None,
         times: BTreeSet::new(),
         ..input
     }

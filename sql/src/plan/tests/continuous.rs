@@ -78,6 +78,16 @@ fn what_cannot_run_continuously_is_refused_by_name() {
         assert!(error.sqlstate.code() == "0A000" && error.message.contains(words), "{sql}: {error}");
     }
     assert_eq!(plan("SELECT id, id FROM flights").unwrap_err(), "42701 column \"id\" specified more than once");
+    for (sql, position) in [
+        ("SELECT id, delay id FROM flights", Some(12)),
+        ("SELECT *, delay FROM flights", None),
+        ("SELECT id FROM flights LIMIT 3", Some(30)),
+        ("SELECT id FROM flights WHERE (id, delay) IN (SELECT id, delay FROM flights)", Some(31)),
+    ] {
+        let planned =
+            parse(sql).and_then(|select| plan_continuous(&source::context(), &select, &QueryOptions::default()));
+        assert_eq!(planned.unwrap_err().position, position, "{sql}");
+    }
     assert_eq!(
         plan("SELECT id FROM flights WINDOW TUMBLING (SIZE 0 SECONDS)").unwrap_err(),
         "22023 window size must be positive"

@@ -56,3 +56,16 @@ fn what_is_there_twice_is_computed_once() {
     let count = |kind: &str| operators.iter().filter(|operator| *operator == kind).count();
     assert_eq!((count("panes"), count("aggregate"), count("join")), (1, 2, 1), "{operators:?}");
 }
+
+#[test]
+fn the_first_event_of_each_key_is_told_without_keeping_rows_where_only_new_forms_are_wanted() {
+    let first = "SELECT DISTINCT ON (k) k, v FROM e ORDER BY k, rowtime DESC, rowoffset";
+    let kinds = |sql: &str| operators(&format!("{sql} EMIT CHANGES"));
+    assert!(kinds(first).contains(&"deduplicate".to_owned()), "{:?}", kinds(first));
+    // Its rows are taken back from what is made of them.
+    assert!(kinds(&format!("SELECT v, count(*) AS c FROM ({first}) AS f GROUP BY v")).contains(&"top".to_owned()));
+    // Rows of what changes may go, and others take their place.
+    let counts = "SELECT k, v, count(*) AS c FROM e GROUP BY k, v";
+    let first = format!("SELECT DISTINCT ON (k) k, v, c FROM ({counts}) AS counts ORDER BY k, c DESC, v");
+    assert!(kinds(&first).contains(&"top".to_owned()), "{:?}", kinds(&first));
+}
