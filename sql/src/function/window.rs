@@ -5,8 +5,8 @@
 
 use super::errors::{external, fail};
 use crate::error::SqlError;
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, TimestampMicrosecondArray};
-use arrow::buffer::OffsetBuffer;
+use arrow::array::{Array, ArrayRef, AsArray, BooleanBufferBuilder, ListArray, TimestampMicrosecondArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{
@@ -159,25 +159,43 @@ fn out_of_range() -> datafusion::common::DataFusionError {
     fail(SqlState::DatetimeFieldOverflow, "timestamp out of range")
 }
 
+/// Starts that room is made for at once, at most.
+const STARTS_RESERVED_MAX: usize = 1 << 20;
+
 /// The starts of the windows that hold each of `times`, ascending; of NULL, one NULL.
 fn starts(times: &TimestampMicrosecondArray, size: i64, slide: i64, offset: i64) -> Result<ListArray> {
-    let (mut values, mut lengths) = (Vec::with_capacity(times.len()), Vec::with_capacity(times.len()));
+    // Of a time one window more than slides fit into it at most.
+    let most = usize::try_from(size / slide).unwrap_or(0).saturating_add(1).saturating_mul(times.len());
+    let mut values: Vec<i64> = Vec::with_capacity(most.min(STARTS_RESERVED_MAX));
+    let mut lengths = Vec::with_capacity(times.len());
+    let mut is_null: Vec<usize> = Vec::new();
     for at in times {
         let before = values.len();
         let Some(at) = at else {
-            values.push(None);
+            is_null.push(before);
+            values.push(0);
             lengths.push(1);
             continue;
         };
-        let mut start = start_of(at, slide, offset).ok_or_else(out_of_range)?;
-        while at.checked_sub(start).ok_or_else(out_of_range)? < size {
-            values.push(Some(start));
-            start = start.checked_sub(slide).ok_or_else(out_of_range)?;
-        }
-        values[before..].reverse();
+        let last = start_of(at, slide, offset).ok_or_else(out_of_range)?;
+        // What is left of the last window, in slides, is how many begin before it.
+        let earlier = size.checked_sub(1).and_then(|size| size.checked_sub(at.checked_sub(last)?));
+        let Some(earlier) = earlier.ok_or_else(out_of_range)?.checked_div_euclid(slide).filter(|count| *count >= 0)
+        else {
+            lengths.push(0);
+            continue;
+        };
+        let first = earlier.checked_mul(slide).and_then(|width| last.checked_sub(width)).ok_or_else(out_of_range)?;
+        values.extend((0..=earlier).map(|number| first + number * slide));
         lengths.push(values.len() - before);
     }
-    let values = TimestampMicrosecondArray::from(values).with_timezone_opt(times.timezone());
+    let nulls = (!is_null.is_empty()).then(|| {
+        let mut valid = BooleanBufferBuilder::new(values.len());
+        valid.append_n(values.len(), true);
+        is_null.iter().for_each(|at| valid.set_bit(*at, false));
+        NullBuffer::new(valid.finish())
+    });
+    let values = TimestampMicrosecondArray::new(values.into(), nulls).with_timezone_opt(times.timezone());
     let item = Arc::new(Field::new_list_field(times.data_type().clone(), true));
     Ok(ListArray::try_new(item, OffsetBuffer::from_lengths(lengths), Arc::new(values), None)?)
 }
@@ -263,5 +281,29 @@ mod tests {
             let found = found.value(0);
             assert_eq!(found.as_primitive::<TimestampMicrosecondType>().values(), expected.as_slice(), "{at} {offset}");
         }
+    }
+    #[test]
+    fn starts_are_those_whose_windows_hold_the_time() {
+        let times: Vec<Option<i64>> = (-40..40).map(|at| (at % 7 != 0).then_some(at)).collect();
+        for (size, slide, offset) in [(10, 3, 0), (10, 10, 2), (1, 1, 0), (7, 20, 5), (20, 20, -3), (9, 2, 1)] {
+            let found = starts(&TimestampMicrosecondArray::from(times.clone()), size, slide, offset).unwrap();
+            for (row, at) in times.iter().enumerate() {
+                let own = found.value(row);
+                let own: Vec<Option<i64>> = own.as_primitive::<TimestampMicrosecondType>().iter().collect();
+                let expected: Vec<Option<i64>> = match at {
+                    None => vec![None],
+                    Some(at) => {
+                        let begins = |start: &i64| (start - offset).rem_euclid(slide) == 0;
+                        (at - size + 1..=*at).filter(begins).map(Some).collect()
+                    }
+                };
+                assert_eq!(own, expected, "{at:?} in {size} every {slide} from {offset}");
+            }
+        }
+        for at in [i64::MIN, i64::MIN + 5] {
+            assert!(starts(&TimestampMicrosecondArray::from(vec![at]), 100, 10, 0).is_err());
+        }
+        let last = starts(&TimestampMicrosecondArray::from(vec![i64::MAX]), 100, 10, 0).unwrap();
+        assert_eq!(last.value(0).len(), 10);
     }
 }

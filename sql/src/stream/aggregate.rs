@@ -333,7 +333,8 @@ impl Aggregate {
             is_there.iter().zip(&before.is_there).map(|(is_there, was_there)| *is_there && *was_there).collect();
         for (old, new) in before.columns.iter().zip(&columns).skip(self.keys.len()) {
             let order = make_comparator(old, new, SortOptions::default()).map_err(arrow_error)?;
-            is_equal.iter_mut().enumerate().for_each(|(group, is_equal)| *is_equal &= order(group, group).is_eq());
+            let same = |(group, is_equal): (usize, &mut bool)| *is_equal = *is_equal && order(group, group).is_eq();
+            is_equal.iter_mut().enumerate().for_each(same);
         }
         let picked = |there: &[bool]| {
             let there =
@@ -341,6 +342,10 @@ impl Aggregate {
             UInt32Array::from_iter_values(there.map(|(group, _)| group as u32))
         };
         let (gone, come) = (picked(&before.is_there), picked(&is_there));
+        if gone.is_empty() {
+            let new = self.rows_of(delta, columns, touched, last, Weights::Ones)?;
+            return if come.len() == new.len() { Ok(new) } else { new.take(&come) };
+        }
         let old = self.rows_of(delta, before.columns, touched, last, Weights::Ones)?;
         let rowtime = before
             .rowtime

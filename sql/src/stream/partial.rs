@@ -16,7 +16,8 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute;
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use datafusion::common::HashMap;
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
@@ -58,36 +59,48 @@ impl Partial {
         Self { keys, list, window, calls, schema }
     }
 
-    /// Per row, what tells its pane: the first and the last start, and how many of the windows take it; one that none
-    /// takes has a number of its own.
-    fn panes(&self, input: &Delta) -> Result<Vec<ArrayRef>, SqlError> {
+    /// Per row, the number of its pane, which is known by the first and the last start and by how many of the windows take
+    /// it; one that none takes has a number of its own. And which rows are taken, unless all are.
+    fn panes(&self, input: &Delta) -> Result<(Int64Array, Option<BooleanArray>), SqlError> {
         let wrong = || SqlError::internal("window starts are no list");
         let lists = input.batch.column(self.list).as_list_opt::<i32>().ok_or_else(wrong)?;
         let starts = lists.values().as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(wrong)?.values();
-        let (mut firsts, mut lasts) = (Vec::with_capacity(input.len()), Vec::with_capacity(input.len()));
-        let mut taken = Vec::with_capacity(input.len());
+        let mut numbers: HashMap<(Option<i64>, Option<i64>, usize), i64> = HashMap::new();
+        // Rows of a pane follow each other more often than not.
+        let mut before = None;
+        let mut panes: Vec<i64> = Vec::with_capacity(input.len());
         for row in 0..input.len() {
             let own = &starts[lists.offsets()[row] as usize..lists.offsets()[row + 1] as usize];
             let own = if lists.is_null(row) { &[] } else { own };
-            firsts.push(own.first().copied());
-            lasts.push(own.last().copied());
             let time = input.time_at(row);
             let is_open = |start: &&i64| self.window.is_none_or(|window| time < window.close(**start));
             let open = match own.first().is_some_and(|first| is_open(&first)) {
                 true => own.len(),
                 false => own.iter().filter(is_open).count(),
             };
-            taken.push(if open == 0 { -1 - row as i64 } else { open as i64 });
+            if open == 0 {
+                panes.push(-1 - row as i64);
+                continue;
+            }
+            let pane = (own.first().copied(), own.last().copied(), open);
+            let number = match before {
+                Some((known, number)) if known == pane => number,
+                _ => {
+                    let next = numbers.len() as i64;
+                    *numbers.entry(pane).or_insert(next)
+                }
+            };
+            before = Some((pane, number));
+            panes.push(number);
         }
-        Ok(vec![
-            Arc::new(Int64Array::from(firsts)),
-            Arc::new(Int64Array::from(lasts)),
-            Arc::new(Int64Array::from(taken)),
-        ])
+        let open = panes.iter().any(|pane| *pane < 0).then(|| panes.iter().map(|pane| Some(*pane >= 0)).collect());
+        Ok((Int64Array::from(panes), open))
     }
 
     fn group(&self, input: &Delta, keys: &[ArrayRef]) -> Result<Panes, SqlError> {
-        let columns: Vec<ArrayRef> = keys.iter().cloned().chain(self.panes(input)?).collect();
+        let (panes, open) = self.panes(input)?;
+        let panes: ArrayRef = Arc::new(panes);
+        let columns: Vec<ArrayRef> = keys.iter().cloned().chain([panes]).collect();
         let field = |(at, column): (usize, &ArrayRef)| Field::new(format!("{at}"), column.data_type().clone(), true);
         let schema = Schema::new(columns.iter().enumerate().map(field).collect::<Vec<_>>());
         let mut values = new_group_values(Arc::new(schema), &GroupOrdering::None).map_err(sql_error)?;
@@ -98,9 +111,6 @@ impl Partial {
             last[*group] = row as u32;
             rowtime[*group] = rowtime[*group].max(*event);
         }
-        let taken = columns.last().map(|taken| taken.as_primitive::<Int64Type>().values().iter());
-        let open: BooleanArray = taken.into_iter().flatten().map(|taken| Some(*taken > 0)).collect();
-        let open = (open.true_count() < open.len()).then_some(open);
         Ok(Panes { groups, last, rowtime, open })
     }
 
