@@ -175,6 +175,15 @@ pub(crate) async fn establish(engine: Arc<Engine>, command: Command) -> Result<(
 
 /// Commits the end of a relation and of what depends on it, and lets their rows go.
 async fn abolish(engine: Arc<Engine>, id: TopicId, cascade: bool) -> Result<()> {
+    let catalog = engine.catalog();
+    let writers = catalog.queries().filter(|query| query.target.is_some() && query.sink == id);
+    let writers = writers.filter(|query| query.state != QueryState::Terminated);
+    let writers: Vec<String> = writers.map(|query| format!("query \"{}\" writes it", query.name)).collect();
+    if let (Some(relation), false, false) = (catalog.relation_by_id(id), writers.is_empty(), cascade) {
+        let fact = format!("cannot drop \"{}\" because other objects depend on it", relation.name);
+        let error = SqlError::new(SqlState::DependentObjectsStillExist, fact).detail(writers.join("; "));
+        return Err(error.hint("use DROP … CASCADE to drop the dependent objects too"));
+    }
     let Reply::Dropped { relations, queries } = engine.propose(Command::DropRelation { id, cascade }).await? else {
         return Err(SqlError::internal("unexpected reply of the catalog"));
     };

@@ -55,6 +55,8 @@ pub(super) fn session(settings: &PlanSettings) -> Result<SessionState, SqlError>
     options.optimizer.skip_failed_rules = false;
     // Scans share their work among threads themselves, and give one to what is small.
     options.optimizer.enable_round_robin_repartition = false;
+    // A join compares zeros of both signs as equal; what it would have its other side filtered by does not.
+    options.optimizer.enable_join_dynamic_filter_pushdown = false;
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(settings.memory.query())
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))

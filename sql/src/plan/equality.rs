@@ -9,7 +9,7 @@ use crate::function::by_value::{canonical_function, float_function, is_by_value}
 use crate::function::errors::external;
 use crate::function::total_order::order_functions;
 use arrow::datatypes::DataType;
-use datafusion::common::tree_node::Transformed;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, ExprSchema, Result};
 use datafusion::logical_expr::expr::{Sort, WindowFunctionParams};
 use datafusion::logical_expr::{
@@ -186,12 +186,33 @@ fn by_groups(params: &mut WindowFunctionParams, schema: &dyn ExprSchema) -> Resu
     Ok(())
 }
 
+/// `x IN (SELECT y …)`, comparing by value.
+fn in_query(expr: Expr, schema: &dyn ExprSchema) -> Result<Transformed<Expr>> {
+    let Expr::InSubquery(mut query) = expr else { return Ok(Transformed::no(expr)) };
+    let plan = Arc::clone(&query.subquery.subquery);
+    let [column] = <[Column; 1]>::try_from(plan.schema().columns())
+        .map_err(|_| external(SqlError::internal("IN with a sub-query of several columns")))?;
+    let column = Expr::Column(column);
+    let (own, other) = (joined(&query.expr, schema)?, joined(&column, plan.schema())?);
+    let (Some(own), Some(other)) = (own, other) else { return Ok(Transformed::no(Expr::InSubquery(query))) };
+    let other = LogicalPlan::Projection(Projection::try_new(vec![other], plan)?);
+    *query.expr = own;
+    query.subquery = query.subquery.with_plan(Arc::new(other));
+    Ok(Transformed::yes(Expr::InSubquery(query)))
+}
+
 /// One step of a plan, comparing by value what it compares.
 ///
 /// # Errors
 /// 42883 for a type that cannot be compared.
 pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     match node {
+        LogicalPlan::Filter(_) | LogicalPlan::Projection(_) => {
+            let Some(schema) = node.inputs().first().map(|input| Arc::clone(input.schema())) else {
+                return Ok(Transformed::no(node));
+            };
+            node.map_expressions(|expr| expr.transform_up(|expr| in_query(expr, &schema)))
+        }
         LogicalPlan::Sort(mut sort) => {
             let is_changed = sort_keys(&mut sort.expr, sort.input.schema())?;
             let node = LogicalPlan::Sort(sort);

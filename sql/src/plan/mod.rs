@@ -18,6 +18,7 @@ mod guard;
 mod json;
 pub(crate) mod ksqldb;
 mod lateral;
+mod named_window;
 mod names;
 mod operator;
 mod outline;

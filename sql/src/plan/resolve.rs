@@ -271,10 +271,11 @@ impl<'c> Resolver<'c> {
         &mut self,
         select: &mut Select,
         outer: Option<&Scope<'_>>,
-        order_by: Option<&mut OrderBy>,
+        mut order_by: Option<&mut OrderBy>,
         is_windowed: bool,
     ) -> Result<Vec<OutputColumn>, SqlError> {
         refuse::select(select)?;
+        super::named_window::spell_out(select, order_by.as_deref_mut())?;
         let scope = self.from(&mut select.from, outer, is_windowed)?;
         let is_grouped = is_windowed && self.is_grouped(select);
         let output = self.projection(&mut select.projection, &scope)?;

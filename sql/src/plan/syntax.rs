@@ -7,7 +7,7 @@ use super::from::binary;
 use super::refuse;
 use super::rewrite::{call, position_of};
 use crate::dialect::ast::Position;
-use crate::error::SqlError;
+use crate::error::{Near, SqlError};
 use crate::function::Registry;
 use datafusion::common::ScalarValue;
 use millstream_catalog::SqlType;
@@ -243,9 +243,17 @@ pub(super) fn function(registry: &Registry, function: &mut Function) -> Result<(
 /// Functions of ksqlDB and PostgreSQL that people will ask for and that are not there yet, with what to write instead.
 const LATER: [(&str, &str); 2] = [("histogram", "group by the value and count"), ("json_agg", "write array_agg(x)")];
 
+/// Functions that mean nothing without OVER.
+const WINDOW_ONLY: [&str; 8] =
+    ["row_number", "rank", "dense_rank", "percent_rank", "cume_dist", "ntile", "lag", "lead"];
+
 fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Result<(), SqlError> {
     if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {
         return Err(SqlError::unsupported("this form of a call", "write name(arguments)"));
+    }
+    if function.over.is_none() && function.within_group.is_empty() && WINDOW_ONLY.contains(&name) {
+        let fact = format!("window function {name} requires an OVER clause");
+        return Err(SqlError::new(SqlState::WindowingError, fact).near(Near::Word(name.to_owned())));
     }
     let is_aggregate = registry.is_aggregate_name(name);
     if function.filter.is_some() && !is_aggregate {
