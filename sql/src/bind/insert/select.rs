@@ -67,6 +67,21 @@ impl InsertSelect {
         Ok(Self { shape, sources, defaults, row_next: 1 })
     }
 
+    /// Checks types before there are rows.
+    ///
+    /// # Errors
+    /// 42804 for a type that cannot be assigned.
+    pub fn check(&self) -> Result<(), SqlError> {
+        let refused = self
+            .sources
+            .iter()
+            .find(|(from, is_literal, target)| !is_literal && !is_assignable(from, self.shape.sql_type(*target)));
+        match refused {
+            Some((from, _, target)) => Err(self.shape.type_error(*target, &from.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// The rows of the next batch.
     ///
     /// # Errors
