@@ -2,6 +2,7 @@
 //! windows at a steady rate.
 
 use crate::events::{copy, encode};
+use crate::kit::disk::SyncProbe;
 use crate::kit::process::{cpu_seconds, peak_mebibytes};
 use crate::kit::report::{Aim, Report, Unit, quantile};
 use crate::kit::server::{Server, directory};
@@ -11,6 +12,7 @@ use futures::StreamExt as _;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -22,6 +24,8 @@ const TICK: Duration = Duration::from_millis(5);
 const KINDS: i32 = 10;
 /// Of all batches, those that are sent first and not counted.
 const WARM_UP_PART: usize = 5;
+/// Writes that the disk is tried with.
+const DISK_WRITES: usize = 1_000;
 /// After the last event was sent.
 const RECEIVE_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -32,6 +36,9 @@ const SUBSCRIPTION: &str = "SELECT sent FROM counts EMIT CHANGES";
 
 pub(crate) async fn run(report: &mut Report, time: Duration) -> anyhow::Result<()> {
     let dir = directory()?;
+    // What earlier works left to be written is not this one's.
+    anyhow::ensure!(Command::new("sync").status()?.success(), "the disk does not take what is to be written");
+    let mut disk = disk_times(&mut SyncProbe::new(dir.path())?)?;
     let server = Server::start(dir.path())?;
     let (producer, subscriber) = (server.client().await?, server.client().await?);
     producer.batch_execute(STREAM).await?;
@@ -51,9 +58,15 @@ pub(crate) async fn run(report: &mut Report, time: Duration) -> anyhow::Result<(
     report.plain("  sent", events / sending.as_secs_f64(), Unit::PerSecond("events"));
     report.plain("  p50", quantile(&mut times, 0.5), Unit::Millis);
     report.aimed("  p99", quantile(&mut times, 0.99), Unit::Millis, Aim::Under(10.0));
+    report.plain("  one fdatasync of the disk, p99", quantile(&mut disk, 0.99), Unit::Millis);
     report.plain("  processor", cpu / events * 1e6, Unit::CoreSecondsPerMillion("events"));
     report.plain("  memory at its peak", peak_mebibytes(server.process_id())?, Unit::Mebibytes);
     Ok(())
+}
+
+/// What one durable write takes by itself, again and again.
+fn disk_times(probe: &mut SyncProbe) -> anyhow::Result<Vec<Duration>> {
+    (0..DISK_WRITES).map(|_| probe.append()).collect()
 }
 
 fn events_per_batch() -> usize {
