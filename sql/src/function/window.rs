@@ -106,10 +106,13 @@ pub fn window_call(expr: &Expr) -> Option<(WindowEdge, i64, &Expr)> {
     }
 }
 
-/// The size in microseconds and time of the starts of hopping windows.
-pub(crate) fn starts_call(expr: &Expr) -> Option<(i64, &Expr)> {
+/// The windows and time of the starts of hopping windows.
+pub(crate) fn starts_call(expr: &Expr) -> Option<(Hopping, &Expr)> {
     match call(expr)? {
-        (Part::Starts, lengths, time) => Some((*lengths.first()?, time)),
+        (Part::Starts, lengths, time) => match lengths.as_slice() {
+            [size, slide, offset] => Some((Hopping { size: *size, slide: *slide, offset: *offset }, time)),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -159,45 +162,98 @@ fn out_of_range() -> datafusion::common::DataFusionError {
     fail(SqlState::DatetimeFieldOverflow, "timestamp out of range")
 }
 
-/// Starts that room is made for at once, at most.
-const STARTS_RESERVED_MAX: usize = 1 << 20;
+/// Hopping windows, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hopping {
+    /// Of each.
+    pub(crate) size: i64,
+    /// From one start to the next.
+    pub(crate) slide: i64,
+    /// From the Unix epoch to a start.
+    pub(crate) offset: i64,
+}
 
-/// The starts of the windows that hold each of `times`, ascending; of NULL, one NULL.
-fn starts(times: &TimestampMicrosecondArray, size: i64, slide: i64, offset: i64) -> Result<ListArray> {
-    // Of a time one window more than slides fit into it at most.
-    let most = usize::try_from(size / slide).unwrap_or(0).saturating_add(1).saturating_mul(times.len());
-    let mut values: Vec<i64> = Vec::with_capacity(most.min(STARTS_RESERVED_MAX));
-    let mut lengths = Vec::with_capacity(times.len());
-    let mut is_null: Vec<usize> = Vec::new();
-    for at in times {
-        let before = values.len();
-        let Some(at) = at else {
-            is_null.push(before);
-            values.push(0);
-            lengths.push(1);
-            continue;
-        };
+/// Times that are in the same hopping windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pane {
+    /// The first start, and how many there are.
+    pub(crate) first: i64,
+    pub(crate) count: i64,
+    /// The first time, and the first after them.
+    from: i64,
+    until: i64,
+}
+
+impl Pane {
+    /// Whether `at` is one of its times; of the very last ones it is not known.
+    pub(crate) fn holds(&self, at: i64) -> bool {
+        self.from <= at && at < self.until
+    }
+}
+
+impl Hopping {
+    /// The pane of a time.
+    ///
+    /// # Errors
+    /// 22008 when a start is out of range.
+    pub(crate) fn pane(self, at: i64) -> Result<Pane> {
+        let Self { size, slide, offset } = self;
         let last = start_of(at, slide, offset).ok_or_else(out_of_range)?;
         // What is left of the last window, in slides, is how many begin before it.
-        let earlier = size.checked_sub(1).and_then(|size| size.checked_sub(at.checked_sub(last)?));
-        let Some(earlier) = earlier.ok_or_else(out_of_range)?.checked_div_euclid(slide).filter(|count| *count >= 0)
-        else {
-            lengths.push(0);
-            continue;
-        };
+        let left = size.checked_sub(1).and_then(|size| size.checked_sub(at.checked_sub(last)?));
+        let left = left.ok_or_else(out_of_range)?;
+        let next = last.saturating_add(slide);
+        if left < 0 {
+            return Ok(Pane { first: last, count: 0, from: last.saturating_add(size), until: next });
+        }
+        let earlier = left / slide;
         let first = earlier.checked_mul(slide).and_then(|width| last.checked_sub(width)).ok_or_else(out_of_range)?;
-        values.extend((0..=earlier).map(|number| first + number * slide));
-        lengths.push(values.len() - before);
+        let from = last.max(first.saturating_sub(slide).saturating_add(size));
+        Ok(Pane { first, count: earlier + 1, from, until: next.min(first.saturating_add(size)) })
     }
-    let nulls = (!is_null.is_empty()).then(|| {
-        let mut valid = BooleanBufferBuilder::new(values.len());
-        valid.append_n(values.len(), true);
-        is_null.iter().for_each(|at| valid.set_bit(*at, false));
-        NullBuffer::new(valid.finish())
-    });
-    let values = TimestampMicrosecondArray::new(values.into(), nulls).with_timezone_opt(times.timezone());
-    let item = Arc::new(Field::new_list_field(times.data_type().clone(), true));
-    Ok(ListArray::try_new(item, OffsetBuffer::from_lengths(lengths), Arc::new(values), None)?)
+
+    /// The starts of the windows of a pane, ascending.
+    pub(crate) fn starts_of(self, pane: Pane) -> impl Iterator<Item = i64> {
+        (0..pane.count).map(move |number| pane.first + number * self.slide)
+    }
+
+    /// The starts of the windows that hold each of `times`, ascending; of NULL, one NULL.
+    ///
+    /// # Errors
+    /// As [`Hopping::pane`].
+    pub(crate) fn starts(self, times: &TimestampMicrosecondArray) -> Result<ListArray> {
+        let mut values: Vec<i64> = Vec::with_capacity(times.len());
+        let mut lengths = Vec::with_capacity(times.len());
+        let mut is_null: Vec<usize> = Vec::new();
+        let mut pane = None;
+        for at in times {
+            let before = values.len();
+            match at {
+                None => {
+                    is_null.push(before);
+                    values.push(0);
+                }
+                Some(at) => {
+                    let own = match pane.filter(|pane: &Pane| pane.holds(at)) {
+                        Some(pane) => pane,
+                        None => self.pane(at)?,
+                    };
+                    values.extend(self.starts_of(own));
+                    pane = Some(own);
+                }
+            }
+            lengths.push(values.len() - before);
+        }
+        let nulls = (!is_null.is_empty()).then(|| {
+            let mut valid = BooleanBufferBuilder::new(values.len());
+            valid.append_n(values.len(), true);
+            is_null.iter().for_each(|at| valid.set_bit(*at, false));
+            NullBuffer::new(valid.finish())
+        });
+        let values = TimestampMicrosecondArray::new(values.into(), nulls).with_timezone_opt(times.timezone());
+        let item = Arc::new(Field::new_list_field(times.data_type().clone(), true));
+        Ok(ListArray::try_new(item, OffsetBuffer::from_lengths(lengths), Arc::new(values), None)?)
+    }
 }
 
 impl ScalarUDFImpl for WindowFunction {
@@ -247,7 +303,7 @@ impl ScalarUDFImpl for WindowFunction {
                 mapped(&|at| start_of(at, first, offset)?.checked_add(tail))?
             }
             Part::Later => mapped(&|at| at.checked_add(first))?,
-            Part::Starts => Arc::new(starts(times, first, length(1)?, length(2)?)?),
+            Part::Starts => Arc::new(Hopping { size: first, slide: length(1)?, offset: length(2)? }.starts(times)?),
             Part::Session(_) => array,
         };
         Ok(ColumnarValue::Array(out))
@@ -277,16 +333,35 @@ mod tests {
             (10, 10, 10, 3, vec![3]),
             (2, 10, 5, -1, vec![-6, -1]),
         ] {
-            let found = starts(&TimestampMicrosecondArray::from(vec![at]), size, slide, offset).unwrap();
+            let found = Hopping { size, slide, offset }.starts(&TimestampMicrosecondArray::from(vec![at])).unwrap();
             let found = found.value(0);
             assert_eq!(found.as_primitive::<TimestampMicrosecondType>().values(), expected.as_slice(), "{at} {offset}");
         }
     }
+
+    #[test]
+    fn panes_are_the_times_that_are_in_the_same_windows() {
+        for (size, slide, offset) in
+            [(10, 3, 0), (10, 10, 2), (1, 1, 0), (7, 20, 5), (20, 20, -3), (9, 2, 1), (2, 5, 0)]
+        {
+            let hopping = Hopping { size, slide, offset };
+            let starts = |at: i64| hopping.starts_of(hopping.pane(at).unwrap()).collect::<Vec<i64>>();
+            for (at, other) in (-40..40).flat_map(|at| (-40..40).map(move |other| (at, other))) {
+                let (holds, is_same) = (hopping.pane(at).unwrap().holds(other), starts(at) == starts(other));
+                // Of times that are in no window, those of one gap.
+                let is_near = !starts(at).is_empty() || (at.min(other)..at.max(other)).all(|at| starts(at).is_empty());
+                assert_eq!(holds, is_same && is_near, "{at} {other} in {hopping:?}");
+            }
+        }
+        assert!(!Hopping { size: 100, slide: 10, offset: 0 }.pane(i64::MAX).unwrap().holds(i64::MAX));
+    }
+
     #[test]
     fn starts_are_those_whose_windows_hold_the_time() {
         let times: Vec<Option<i64>> = (-40..40).map(|at| (at % 7 != 0).then_some(at)).collect();
         for (size, slide, offset) in [(10, 3, 0), (10, 10, 2), (1, 1, 0), (7, 20, 5), (20, 20, -3), (9, 2, 1)] {
-            let found = starts(&TimestampMicrosecondArray::from(times.clone()), size, slide, offset).unwrap();
+            let found =
+                Hopping { size, slide, offset }.starts(&TimestampMicrosecondArray::from(times.clone())).unwrap();
             for (row, at) in times.iter().enumerate() {
                 let own = found.value(row);
                 let own: Vec<Option<i64>> = own.as_primitive::<TimestampMicrosecondType>().iter().collect();
@@ -300,10 +375,11 @@ mod tests {
                 assert_eq!(own, expected, "{at:?} in {size} every {slide} from {offset}");
             }
         }
+        let ten = Hopping { size: 100, slide: 10, offset: 0 };
         for at in [i64::MIN, i64::MIN + 5] {
-            assert!(starts(&TimestampMicrosecondArray::from(vec![at]), 100, 10, 0).is_err());
+            assert!(ten.starts(&TimestampMicrosecondArray::from(vec![at])).is_err());
         }
-        let last = starts(&TimestampMicrosecondArray::from(vec![i64::MAX]), 100, 10, 0).unwrap();
+        let last = ten.starts(&TimestampMicrosecondArray::from(vec![i64::MAX])).unwrap();
         assert_eq!(last.value(0).len(), 10);
     }
 }

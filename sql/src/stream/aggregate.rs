@@ -17,7 +17,7 @@ use arrow::array::{
     ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray,
     UInt32Array,
 };
-use arrow::compute::SortOptions;
+use arrow::compute::{SortOptions, take};
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
@@ -98,6 +98,8 @@ pub(crate) struct Aggregate {
     rowtime: Vec<i64>,
     /// Rows by slot, where they may go.
     counts: Vec<i64>,
+    /// By slot, its position among the groups of the last step that had it, where rows are merged.
+    positions: Vec<u32>,
     late_rows: RowCount,
 }
 
@@ -164,6 +166,7 @@ impl Aggregate {
             slots: Slots::new(&types)?,
             rowtime: Vec::new(),
             counts: Vec::new(),
+            positions: Vec::new(),
             late_rows: RowCount::ZERO,
             keys,
         })
@@ -209,9 +212,12 @@ impl Aggregate {
     /// True for the rows whose window is open at their time; `None` when all are.
     fn open_rows(&self, delta: &Delta, keys: &[ArrayRef]) -> Result<Option<BooleanArray>, SqlError> {
         let Some(closes) = self.closes(keys)? else { return Ok(None) };
-        let open = closes.iter().enumerate().map(|(row, close)| Some(delta.time_at(row) < *close));
-        let open: BooleanArray = open.collect();
-        Ok((open.true_count() < open.len()).then_some(open))
+        let times = delta.times();
+        let is_open = |(time, close): (&i64, &i64)| time < close;
+        if times.iter().zip(&closes).all(is_open) {
+            return Ok(None);
+        }
+        Ok(Some(BooleanArray::from(times.iter().zip(&closes).map(is_open).collect::<Vec<bool>>())))
     }
 
     /// Numbers the groups of the rows in the order of their first rows; those that last come before, at first.
@@ -230,13 +236,44 @@ impl Aggregate {
         Ok(Interned { groups, keys: values.emit(EmitTo::All).map_err(sql_error)?, count })
     }
 
-    /// The slots of the groups.
-    fn find(&mut self, interned: &Interned) -> Result<Vec<Found>, SqlError> {
-        let bytes = self.slots.codec().encode(&interned.keys)?;
-        let closes = self.closes(&interned.keys)?;
-        let found = (0..interned.count).map(|group| {
-            let close = closes.as_ref().map(|closes| closes[group]);
-            self.slots.insert(bytes.get(group), close)
+    /// The groups of the rows, numbered in the order of their first rows, and their slots.
+    fn groups(&mut self, keys: &[ArrayRef], rows: usize, is_first: bool) -> Result<(Interned, Vec<Found>), SqlError> {
+        if self.rows == Rows::Merge && !self.has_lasting() {
+            return self.groups_of_few(keys, rows);
+        }
+        let interned = self.intern(keys, rows, is_first)?;
+        let found = self.find(&interned.keys, interned.count)?;
+        Ok((interned, found))
+    }
+
+    /// The same where hardly a group has two rows of the step: each row's slot is looked up.
+    fn groups_of_few(&mut self, keys: &[ArrayRef], rows: usize) -> Result<(Interned, Vec<Found>), SqlError> {
+        let slots = self.find(keys, rows)?;
+        self.positions.resize(self.slots.capacity(), 0);
+        let (mut found, mut first): (Vec<Found>, Vec<u32>) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let mut groups = Vec::with_capacity(rows);
+        for (row, slot) in slots.into_iter().enumerate() {
+            let position = &mut self.positions[slot.slot as usize];
+            if found.get(*position as usize).is_none_or(|known| known.slot != slot.slot) {
+                *position = found.len() as u32;
+                found.push(slot);
+                first.push(row as u32);
+            }
+            groups.push(*position as usize);
+        }
+        let first = UInt32Array::from(first);
+        let keys =
+            keys.iter().map(|column| take(column, &first, None)).collect::<Result<_, _>>().map_err(arrow_error)?;
+        Ok((Interned { groups, keys, count: found.len() }, found))
+    }
+
+    /// The slots of so many keys.
+    fn find(&mut self, keys: &[ArrayRef], count: usize) -> Result<Vec<Found>, SqlError> {
+        let bytes = self.slots.codec().encode(keys)?;
+        let closes = self.closes(keys)?;
+        let found = (0..count).map(|row| {
+            let close = closes.as_ref().map(|closes| closes[row]);
+            self.slots.insert(bytes.get(row), close)
         });
         let found: Vec<Found> = found.collect();
         self.rowtime.resize(self.slots.capacity(), NEVER);
@@ -272,14 +309,14 @@ impl Aggregate {
     }
 
     /// Raises the groups' event times, and counts their rows; gives each group's last row.
-    fn raise(&mut self, delta: &Delta, interned: &Interned, found: &[Found]) -> Vec<usize> {
-        let mut last = vec![0; interned.count];
-        for (row, (group, event)) in interned.groups.iter().zip(delta.rowtime.values()).enumerate() {
-            let rowtime = &mut self.rowtime[found[*group].slot as usize];
-            *rowtime = (*rowtime).max(*event);
+    fn raise(&mut self, delta: &Delta, touched: &Touched) -> Vec<usize> {
+        let mut last = vec![0; touched.found.len()];
+        for (row, (group, event)) in touched.groups.iter().zip(delta.rowtime.values()).enumerate() {
+            let slot = touched.found[*group].slot as usize;
+            self.rowtime[slot] = self.rowtime[slot].max(*event);
             last[*group] = row;
             if self.rows == Rows::Go {
-                self.counts[found[*group].slot as usize] += if delta.weights.is_gone(row) { -1 } else { 1 };
+                self.counts[slot] += if delta.weights.is_gone(row) { -1 } else { 1 };
             }
         }
         last
@@ -392,12 +429,12 @@ impl Aggregate {
         if delta.len() == 0 && !is_first {
             return Ok(Delta::empty(Arc::clone(&self.schema), &delta.origin));
         }
-        let interned = self.intern(&keys, delta.len(), is_first)?;
-        let found = self.find(&interned)?;
+        let (mut interned, found) = self.groups(&keys, delta.len(), is_first)?;
         self.find_lasting()?;
-        let touched = Touched::new(interned.groups.clone(), found, self.slots.capacity());
+        let groups = std::mem::take(&mut interned.groups);
+        let touched = Touched::new(groups, found, self.slots.capacity());
         let before = self.before(&interned, &touched)?;
-        let last = self.raise(&delta, &interned, &touched.found);
+        let last = self.raise(&delta, &touched);
         let mut columns = interned.keys;
         for (call, arguments) in self.calls.iter_mut().zip(arguments) {
             columns.push(call.step(arguments, &delta, &touched)?);
@@ -501,12 +538,8 @@ impl Operator for Aggregate {
     fn restore(&mut self, state: &mut StateReader) -> Result<(), SqlError> {
         let batch = state.take("groups")?;
         let (rowtime, counts): (Int64Array, Int64Array) = (downcast(batch.column(0))?, downcast(batch.column(1))?);
-        let interned = Interned {
-            groups: Vec::new(),
-            keys: batch.columns().iter().skip(2).cloned().collect(),
-            count: batch.num_rows(),
-        };
-        self.find(&interned)?;
+        let keys: Vec<ArrayRef> = batch.columns().iter().skip(2).cloned().collect();
+        self.find(&keys, batch.num_rows())?;
         self.find_lasting()?;
         self.rowtime = rowtime.values().to_vec();
         if self.rows == Rows::Go {
@@ -514,7 +547,7 @@ impl Operator for Aggregate {
         }
         self.late_rows = state.take_late()?;
         for (index, call) in self.calls.iter_mut().enumerate() {
-            call.restore(&format!("call{index}"), interned.count, state)?;
+            call.restore(&format!("call{index}"), batch.num_rows(), state)?;
         }
         Ok(())
     }

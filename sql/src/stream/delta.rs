@@ -8,6 +8,7 @@ use arrow::array::{
 use arrow::compute;
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{Name, Offset, PartitionId, RowCount, Timestamp};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::error::{EventPlace, Near, SqlError};
@@ -157,6 +158,19 @@ impl Delta {
         match &self.clock {
             Some(clock) => clock.value(row),
             None => self.origin.clock.get(self.input_row(row)).copied().unwrap_or(NEVER),
+        }
+    }
+
+    /// The same of all rows.
+    pub(crate) fn times(&self) -> Cow<'_, [i64]> {
+        let clock = &self.origin.clock;
+        match (&self.clock, &self.rows) {
+            (Some(clock), _) => Cow::Borrowed(clock.values()),
+            (None, None) if clock.len() == self.len() => Cow::Borrowed(clock),
+            (None, Some(rows)) if !clock.is_empty() => {
+                rows.values().iter().map(|row| clock.get(*row as usize).copied().unwrap_or(NEVER)).collect()
+            }
+            (None, _) => (0..self.len()).map(|row| self.time_at(row)).collect(),
         }
     }
 

@@ -144,8 +144,8 @@ impl Join {
         let hashes = half.store.hashes(&delta.batch)?;
         let expires = half.expires(side, self.within.as_ref(), delta);
         let mut rows = Vec::with_capacity(delta.len());
-        for (at, expires) in expires.into_iter().enumerate() {
-            let (rowtime, clock) = (delta.rowtime.value(at), delta.time_at(at));
+        for (at, (expires, clock)) in expires.into_iter().zip(delta.times().iter().copied()).enumerate() {
+            let rowtime = delta.rowtime.value(at);
             if self.within.as_ref().is_some_and(|within| clock != NEVER && clock > within.last(side, rowtime)) {
                 continue;
             }

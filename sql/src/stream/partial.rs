@@ -7,16 +7,15 @@
 
 use super::aggregate::WindowBounds;
 use super::call::PartialCall;
-use super::delta::{Delta, Origin, Weights, arrow_error, sql_error};
+use super::delta::{Delta, Origin, Weights, arrow_error, downcast, sql_error};
 use super::expression::{evaluate, evaluate_predicate, first_failure};
 use super::operator::{Operator, only};
 use crate::error::SqlError;
+use crate::function::window::{Hopping, Pane};
 use crate::types::canonical;
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array,
-};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::HashMap;
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
@@ -24,12 +23,13 @@ use datafusion::physical_plan::aggregates::group_values::new_group_values;
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
 use std::sync::Arc;
 
-/// In: rows with a list of window starts. Out: per group of a pane the keys, the list, then the states of the calls; event
+/// In: rows with a time. Out: per group of a pane the keys, the list of window starts, then the states of the calls; event
 /// time is the greatest, and the input row the last. Rows that are late for some windows are groups of their own, those late
 /// for all of them each for itself.
 pub(crate) struct Partial {
     keys: Vec<Arc<dyn PhysicalExpr>>,
-    list: usize,
+    time: usize,
+    hopping: Hopping,
     window: Option<WindowBounds>,
     calls: Vec<PartialCall>,
     schema: SchemaRef,
@@ -48,49 +48,57 @@ struct Panes {
 }
 
 impl Partial {
-    /// Groups by `keys` and the list at `list`, whose windows have these bounds where they close.
+    /// Groups by `keys` and the windows that hold the time at `time`, which have these bounds where they close.
     pub(crate) fn new(
         keys: Vec<Arc<dyn PhysicalExpr>>,
-        list: usize,
+        (time, hopping): (usize, Hopping),
         window: Option<WindowBounds>,
         calls: Vec<PartialCall>,
         schema: SchemaRef,
     ) -> Self {
-        Self { keys, list, window, calls, schema }
+        Self { keys, time, hopping, window, calls, schema }
     }
 
-    /// Per row, the number of its pane, which is known by the first and the last start and by how many of the windows take
-    /// it; one that none takes has a number of its own. And which rows are taken, unless all are.
+    /// The times of the rows.
+    fn times(&self, input: &Delta) -> Result<TimestampMicrosecondArray, SqlError> {
+        downcast(input.batch.column(self.time))
+    }
+
+    /// How many of a pane's windows take what comes at `now`: one closes after the other.
+    fn open(&self, pane: Pane, now: i64) -> i64 {
+        let Some(window) = self.window else { return pane.count };
+        let is_open = |start: &i64| now < window.close(*start);
+        match is_open(&pane.first) {
+            true => pane.count,
+            false => self.hopping.starts_of(pane).filter(is_open).count() as i64,
+        }
+    }
+
+    /// Per row, the number of its pane and of how many of the windows take it; one that none takes has a number of its own.
+    /// And which rows are taken, unless all are. A row without a time is in the one window that has none.
     fn panes(&self, input: &Delta) -> Result<(Int64Array, Option<BooleanArray>), SqlError> {
-        let wrong = || SqlError::internal("window starts are no list");
-        let lists = input.batch.column(self.list).as_list_opt::<i32>().ok_or_else(wrong)?;
-        let starts = lists.values().as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(wrong)?.values();
-        let mut numbers: HashMap<(Option<i64>, Option<i64>, usize), i64> = HashMap::new();
+        let times = self.times(input)?;
+        let mut numbers: HashMap<Option<(i64, i64, i64)>, i64> = HashMap::new();
         // Rows of a pane follow each other more often than not.
-        let mut before = None;
+        let mut before: Option<(Pane, i64, i64)> = None;
         let mut panes: Vec<i64> = Vec::with_capacity(input.len());
-        for row in 0..input.len() {
-            let own = &starts[lists.offsets()[row] as usize..lists.offsets()[row + 1] as usize];
-            let own = if lists.is_null(row) { &[] } else { own };
-            let time = input.time_at(row);
-            let is_open = |start: &&i64| self.window.is_none_or(|window| time < window.close(**start));
-            let open = match own.first().is_some_and(|first| is_open(&first)) {
-                true => own.len(),
-                false => own.iter().filter(is_open).count(),
-            };
-            if open == 0 {
-                panes.push(-1 - row as i64);
+        for (row, (time, now)) in times.iter().zip(input.times().iter()).enumerate() {
+            let next = numbers.len() as i64;
+            let Some(time) = time else {
+                panes.push(*numbers.entry(None).or_insert(next));
                 continue;
-            }
-            let pane = (own.first().copied(), own.last().copied(), open);
-            let number = match before {
-                Some((known, number)) if known == pane => number,
-                _ => {
-                    let next = numbers.len() as i64;
-                    *numbers.entry(pane).or_insert(next)
-                }
             };
-            before = Some((pane, number));
+            let pane = match before.filter(|(pane, ..)| pane.holds(time)) {
+                Some((pane, ..)) => pane,
+                None => self.hopping.pane(time).map_err(|error| input.blame(row, sql_error(error)))?,
+            };
+            let open = self.open(pane, *now);
+            let number = match before {
+                _ if open == 0 => -1 - row as i64,
+                Some((known, same, number)) if (known, same) == (pane, open) => number,
+                _ => *numbers.entry(Some((pane.first, pane.count, open))).or_insert(next),
+            };
+            before = Some((pane, open, number));
             panes.push(number);
         }
         let open = panes.iter().any(|pane| *pane < 0).then(|| panes.iter().map(|pane| Some(*pane >= 0)).collect());
@@ -172,9 +180,11 @@ impl Operator for Partial {
         let panes = self.group(&input, &keys)?;
         let states = self.states(&input, &panes)?;
         let last = UInt32Array::from(panes.last);
-        let list = input.batch.column(self.list);
-        let taken = keys.iter().chain([list]).map(|column| compute::take(column, &last, None));
+        let taken = keys.iter().map(|column| compute::take(column, &last, None));
         let mut columns = taken.collect::<Result<Vec<ArrayRef>, _>>().map_err(arrow_error)?;
+        // All rows of a group are in the same windows.
+        let times = downcast(&compute::take(&self.times(&input)?, &last, None).map_err(arrow_error)?)?;
+        columns.push(Arc::new(self.hopping.starts(&times).map_err(sql_error)?));
         columns.extend(states);
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(arrow_error)?;
         let rows = last.values().iter().map(|row| input.input_row(*row as usize) as u32);
@@ -197,7 +207,9 @@ impl Operator for Partial {
         let calls: Vec<&str> = self.calls.iter().map(|call| call.text.as_str()).collect();
         let types: Vec<String> = self.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
         let window = self.window.map_or_else(String::new, |window| format!(" {}", window.text()));
-        format!("panes({}; {}{window}; {}; {})", keys.join(", "), self.list, calls.join(", "), types.join(", "))
+        let Hopping { size, slide, offset } = self.hopping;
+        let hopping = format!("{} by {size} {slide} {offset}", self.time);
+        format!("panes({}; {hopping}{window}; {}; {})", keys.join(", "), calls.join(", "), types.join(", "))
     }
 }
 

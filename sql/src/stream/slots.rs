@@ -4,14 +4,15 @@
 //! per slot: columns of state indexed by it. Called once per step with the distinct keys of the step, not per row.
 
 use super::delta::arrow_error;
+use super::paged::Paged;
 use super::part::{Part, hash};
 use crate::error::SqlError;
 use arrow::array::ArrayRef;
 use arrow::row::{RowConverter, Rows, SortField};
 use datafusion::arrow::datatypes::DataType;
-use datafusion::common::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
 
 /// Key bytes of the rows of a few columns.
 pub(crate) enum KeyBytes {
@@ -85,16 +86,88 @@ pub(crate) struct Found {
 
 /// The end of no window.
 const STAYS: i64 = i64::MAX;
+/// Memory of a slot: the key's place, the place in the table and its slack, the slot's number in its window.
+const SLOT_BYTES: usize = 50;
+/// Bytes of a key that is kept in its place; the encoding of three integers or timestamps is as long as 27.
+const SHORT_MAX: usize = 30;
+
+/// The key of a slot.
+#[derive(Debug)]
+enum Key {
+    /// None: the slot is free.
+    Free,
+    Short {
+        length: u8,
+        bytes: [u8; SHORT_MAX],
+    },
+    Long(Box<[u8]>),
+}
+
+impl Key {
+    fn new(key: &[u8]) -> Self {
+        if key.len() > SHORT_MAX {
+            return Self::Long(Box::from(key));
+        }
+        let mut bytes = [0; SHORT_MAX];
+        bytes[..key.len()].copy_from_slice(key);
+        Self::Short { length: key.len() as u8, bytes }
+    }
+
+    fn get(&self) -> Option<&[u8]> {
+        match self {
+            Self::Free => None,
+            Self::Short { length, bytes } => bytes.get(..usize::from(*length)),
+            Self::Long(bytes) => Some(bytes),
+        }
+    }
+
+    /// Memory beside its place.
+    fn bytes(&self) -> usize {
+        if let Self::Long(bytes) = self { bytes.len() } else { 0 }
+    }
+}
+
+/// A slot, and half of the hash of its key.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    hash: u32,
+    slot: u32,
+}
+
+impl Place {
+    /// The hash by which the table has it: its low bits and its high ones count there.
+    fn table_hash(&self) -> u64 {
+        u64::from(self.hash) << 32 | u64::from(self.hash)
+    }
+}
+
+/// The keys that go together.
+#[derive(Debug, Default)]
+struct Window {
+    places: HashTable<Place>,
+    /// Their slots in the order in which they came; empty where keys go one by one.
+    slots: Vec<u32>,
+}
+
+impl Window {
+    fn find(&self, key: &[u8], hash: u32, keys: &Paged<Key>) -> Option<u32> {
+        let wanted = Place { hash, slot: 0 };
+        let is_same = |place: &Place| place.hash == hash && keys.get(place.slot).and_then(Key::get) == Some(key);
+        self.places.find(wanted.table_hash(), is_same).map(|place| place.slot)
+    }
+}
 
 /// Keys and the slots they hold. Slots of removed keys are used again, the last freed first.
 #[derive(Debug)]
 pub(crate) struct Slots {
     codec: KeyCodec,
+    hasher: DefaultHashBuilder,
     /// Keys by the end of the window that they go with; of those that stay, [`STAYS`]. A window goes as a whole.
-    windows: BTreeMap<i64, HashMap<Arc<[u8]>, u32>>,
-    keys: Vec<Option<Arc<[u8]>>>,
+    windows: BTreeMap<i64, Window>,
+    /// By slot.
+    keys: Paged<Key>,
     free: Vec<u32>,
-    key_bytes: usize,
+    long_bytes: usize,
 }
 
 impl Slots {
@@ -102,10 +175,11 @@ impl Slots {
     pub(crate) fn new(types: &[DataType]) -> Result<Self, SqlError> {
         Ok(Self {
             codec: KeyCodec::new(types)?,
+            hasher: DefaultHashBuilder::default(),
             windows: BTreeMap::new(),
-            keys: Vec::new(),
+            keys: Paged::new(),
             free: Vec::new(),
-            key_bytes: 0,
+            long_bytes: 0,
         })
     }
 
@@ -114,58 +188,70 @@ impl Slots {
         &self.codec
     }
 
+    fn hash(&self, key: &[u8]) -> u32 {
+        (self.hasher.hash_one(key) >> 32) as u32
+    }
+
     /// The slot of `key`, which goes with the window that ends at `end`, or with none, if it has one.
     pub(crate) fn find(&self, key: &[u8], end: Option<i64>) -> Option<u32> {
-        self.windows.get(&end.unwrap_or(STAYS))?.get(key).copied()
+        self.windows.get(&end.unwrap_or(STAYS))?.find(key, self.hash(key), &self.keys)
     }
 
     /// The slot of `key`, a new one if need be; with `end`, it goes when that window does.
     pub(crate) fn insert(&mut self, key: &[u8], end: Option<i64>) -> Found {
+        let hash = self.hash(key);
         let window = self.windows.entry(end.unwrap_or(STAYS)).or_default();
-        if let Some(slot) = window.get(key) {
-            return Found { slot: *slot, is_new: false };
+        if let Some(slot) = window.find(key, hash, &self.keys) {
+            return Found { slot, is_new: false };
         }
-        let key: Arc<[u8]> = Arc::from(key);
-        self.key_bytes += key.len();
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.keys[slot as usize] = Some(Arc::clone(&key));
+        let key = Key::new(key);
+        self.long_bytes += key.bytes();
+        let free = self.free.pop();
+        let slot = match free.and_then(|slot| Some((slot, self.keys.get_mut(slot)?))) {
+            Some((slot, place)) => {
+                *place = key;
                 slot
             }
             None => {
-                self.keys.push(Some(Arc::clone(&key)));
+                self.keys.push(key);
                 (self.keys.len() - 1) as u32
             }
         };
-        window.insert(key, slot);
+        let place = Place { hash, slot };
+        window.places.insert_unique(place.table_hash(), place, Place::table_hash);
+        if end.is_some() {
+            window.slots.push(slot);
+        }
         Found { slot, is_new: true }
     }
 
     /// Removes a key that belongs to no window.
     pub(crate) fn remove(&mut self, slot: u32) {
-        if let Some(key) = self.clear(slot)
-            && let Some(staying) = self.windows.get_mut(&STAYS)
+        let Some(key) = self.keys.get(slot).and_then(Key::get) else { return };
+        let place = Place { hash: self.hash(key), slot };
+        if let Some(staying) = self.windows.get_mut(&STAYS)
+            && let Ok(entry) = staying.places.find_entry(place.table_hash(), |other| other.slot == slot)
         {
-            staying.remove(&key);
+            entry.remove();
         }
+        self.clear(slot);
     }
 
-    fn clear(&mut self, slot: u32) -> Option<Arc<[u8]>> {
-        let key = self.keys.get_mut(slot as usize)?.take()?;
-        self.key_bytes -= key.len();
+    fn clear(&mut self, slot: u32) {
+        let Some(key) = self.keys.get_mut(slot) else { return };
+        self.long_bytes -= key.bytes();
+        *key = Key::Free;
         self.free.push(slot);
-        Some(key)
     }
 
-    /// Removes the keys of windows that end at or before `end`; gives their former slots.
+    /// Removes the keys of windows that end at or before `end`; gives their former slots, window by window in the order
+    /// in which the keys came.
     pub(crate) fn remove_until(&mut self, end: i64) -> Vec<u32> {
         let mut gone = Vec::new();
         while let Some(window) = self.windows.first_entry().filter(|window| *window.key() <= end.min(STAYS - 1)) {
-            let mut slots: Vec<u32> = window.remove().into_values().collect();
-            slots.sort_unstable();
-            gone.append(&mut slots);
+            gone.append(&mut window.remove().slots);
         }
-        gone.iter().for_each(|slot| drop(self.clear(*slot)));
+        gone.iter().for_each(|slot| self.clear(*slot));
         gone
     }
 
@@ -176,9 +262,7 @@ impl Slots {
 
     /// Slots in use by keys of `part`, ascending.
     pub(crate) fn live_of(&self, part: Part) -> Vec<u32> {
-        let is_wanted = |key: &Option<Arc<[u8]>>| key.as_ref().is_some_and(|key| part.has(key));
-        let in_use = self.keys.iter().enumerate().filter(|(_, key)| is_wanted(key));
-        in_use.map(|(slot, _)| slot as u32).collect()
+        (0..self.keys.len() as u32).filter(|slot| self.key(*slot).is_some_and(|key| part.has(key))).collect()
     }
 
     /// The first time at which keys go with their window; `i64::MAX` for never.
@@ -188,12 +272,12 @@ impl Slots {
 
     /// The key columns of `slots`, in their order.
     pub(crate) fn columns(&self, slots: &[u32]) -> Result<Vec<ArrayRef>, SqlError> {
-        self.codec.decode(slots.iter().filter_map(|slot| self.keys.get(*slot as usize)?.as_deref()))
+        self.codec.decode(slots.iter().filter_map(|slot| self.key(*slot)))
     }
 
     /// The key in a slot, if there is one.
     pub(crate) fn key(&self, slot: u32) -> Option<&[u8]> {
-        self.keys.get(slot as usize)?.as_deref()
+        self.keys.get(slot)?.get()
     }
 
     /// One more than the greatest slot ever used.
@@ -203,8 +287,7 @@ impl Slots {
 
     /// Memory held, about.
     pub(crate) fn bytes(&self) -> usize {
-        // Per key: two fat pointers, the reference counts, the slot number and the table's slack.
-        self.key_bytes + self.keys.len() * 80
+        self.long_bytes + self.keys.len() * SLOT_BYTES
     }
 }
 
@@ -212,6 +295,7 @@ impl Slots {
 mod tests {
     use super::*;
     use arrow::array::StringArray;
+    use std::sync::Arc;
 
     fn slots() -> Slots {
         Slots::new(&[DataType::Utf8]).unwrap()

@@ -28,7 +28,7 @@ const BY_VALUE_BYTES: usize = 32;
 /// The same, of one that goes with time.
 const BY_TIME_BYTES: usize = 16;
 /// Memory of a key beside its bytes, about.
-const KEY_BYTES: usize = 88;
+const KEY_BYTES: usize = 58;
 /// Rows whose hashes are computed together.
 const ROWS_AT_ONCE: usize = 16_384;
 

@@ -31,7 +31,7 @@ pub(super) fn is_hop(unnest: &Unnest) -> bool {
 impl Planner<'_> {
     pub(super) fn hop(&mut self, unnest: &Unnest, need: Need) -> Result<Built, SqlError> {
         let found = starts(unnest).and_then(|(at, expression)| Some((at, starts_call(expression)?)));
-        let (LogicalPlan::Projection(projection), Some((at, (size, time)))) = (unnest.input.as_ref(), found) else {
+        let (LogicalPlan::Projection(projection), Some((at, (hopping, time)))) = (unnest.input.as_ref(), found) else {
             return Err(SqlError::internal("hopping windows of another form"));
         };
         let is_keyed = need.key || is_changelog(&projection.input);
@@ -43,7 +43,7 @@ impl Planner<'_> {
         let schema = Arc::new(arrow::datatypes::Schema::new(fields.clone()));
         let edge = self.add(Box::new(Hop::new(at, schema)), vec![input.edge]);
         let mut windows: Vec<WindowColumn> = input.windows.into_iter().filter(|window| window.at != at).collect();
-        let size = Span::from_micros(size);
+        let size = Span::from_micros(hopping.size);
         if is_timed {
             let grace = self.query.grace_of(size, input.is_declared);
             windows.push(WindowColumn { at, length: size, grace, kind: WindowColumnKind::Shared });

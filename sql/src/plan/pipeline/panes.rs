@@ -8,7 +8,7 @@ use super::built::{Built, Mode, WindowColumn, WindowColumnKind};
 use super::hop::starts;
 use super::{Need, Planner, is_changelog, nullable, unalias};
 use crate::error::SqlError;
-use crate::function::window::starts_call;
+use crate::function::window::{Hopping, starts_call};
 use crate::stream::{Call, Hop, Partial, PartialCall, Rows, WindowBounds, sql_error, state_fields};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -31,7 +31,7 @@ struct Panes<'a> {
     unnest: &'a Unnest,
     /// The position of the windows.
     at: usize,
-    size: Span,
+    hopping: Hopping,
     time: &'a Expr,
     groups: Vec<Expr>,
     calls: Vec<Expr>,
@@ -83,10 +83,28 @@ impl<'a> Panes<'a> {
         let unnest = below(&aggregate.input, &mut all)?;
         let LogicalPlan::Projection(projection) = unnest.input.as_ref() else { return None };
         let (at, call) = starts(unnest)?;
-        let (size, time) = starts_call(call)?;
+        let (hopping, time) = starts_call(call)?;
         let calls = all.split_off(aggregate.group_expr.len());
-        let panes = Self { projection, unnest, at, size: Span::from_micros(size), time, groups: all, calls };
+        let panes = Self { projection, unnest, at, hopping, time, groups: all, calls };
         panes.is_exact().then_some(panes)
+    }
+
+    /// The columns below the windows, the time in place of the list of starts.
+    fn timed(&self) -> Result<(Vec<Expr>, Arc<DFSchema>), SqlError> {
+        let schema = &self.projection.schema;
+        let mut expressions = self.projection.expr.clone();
+        expressions[self.at] = self.time.clone();
+        let fields = (0..schema.fields().len()).map(|at| {
+            let (qualifier, field) = schema.qualified_field(at);
+            let mut field = Arc::clone(field);
+            if at == self.at {
+                let time = self.time.get_type(self.projection.input.schema())?;
+                field = Arc::new(field.as_ref().clone().with_data_type(time).with_nullable(true));
+            }
+            Ok((qualifier.cloned(), field))
+        });
+        let fields = fields.collect::<DataFusionResult<Vec<_>>>().map_err(sql_error)?;
+        Ok((expressions, Arc::new(DFSchema::new_with_metadata(fields, HashMap::new()).map_err(sql_error)?)))
     }
 
     /// Whether `expression` reads the window.
@@ -186,16 +204,18 @@ impl Planner<'_> {
         let columns = Columns::new(&panes, &keys, plain, &partial)?;
         let input = self.build(&projection.input, Need::ROWS)?;
         let is_timed = input.is_time(panes.time);
-        let input = input.project(self, &projection.expr, &projection.schema)?.settle(self)?;
-        let grace = self.query.grace_of(panes.size, input.is_declared);
-        let bounds = WindowBounds { key: 0, length: panes.size, grace, delay: input.delay, is_shared: true };
+        let (expressions, timed) = panes.timed()?;
+        let input = input.project(self, &expressions, &timed)?.settle(self)?;
+        let size = Span::from_micros(panes.hopping.size);
+        let grace = self.query.grace_of(size, input.is_declared);
+        let bounds = WindowBounds { key: 0, length: size, grace, delay: input.delay, is_shared: true };
         let list = columns.plain.len();
         let out = Arc::new(Schema::new(columns.panes.clone()));
-        let partial = Partial::new(keys, panes.at, is_timed.then_some(bounds), partial, out);
+        let partial = Partial::new(keys, (panes.at, panes.hopping), is_timed.then_some(bounds), partial, out);
         let edge = self.add(Box::new(partial), vec![input.edge.clone()]);
         let edge = self.add(Box::new(Hop::new(list, Arc::clone(columns.windows.inner()))), vec![edge]);
         let fields: Vec<FieldRef> = columns.windows.fields().iter().cloned().collect();
-        let window = WindowColumn { at: list, length: panes.size, grace, kind: WindowColumnKind::Shared };
+        let window = WindowColumn { at: list, length: size, grace, kind: WindowColumnKind::Shared };
         let windows = if is_timed { vec![window] } else { Vec::new() };
         let built = Built {
             edge,
