@@ -38,11 +38,14 @@ pub enum CatalogError {
     /// No query has the id.
     #[error("query {0} does not exist")]
     NoQuery(QueryId),
-    /// Others read it.
+    /// Others read it, or insert into it.
     #[error("cannot drop \"{name}\" because other objects depend on it")]
     InUse {
         /// The relation.
         name: Name,
+        /// The queries that insert into it.
+        #[serde(default)]
+        writers: Vec<Name>,
         /// The queries that read it.
         readers: Vec<Name>,
         /// The views that read it.
@@ -84,7 +87,7 @@ pub fn apply(state: &mut State, command: Command) -> Result<Reply, CatalogError>
         Command::CreateQuery { query } => create_query(state, *query),
         Command::CreateView { view, replace } => create_view(state, *view, replace),
         Command::ReplaceQuery { query, former, added, sql } => replace_query(state, *query, former, added, sql),
-        Command::DropRelation { id, cascade } => drop_relation(state, id, cascade),
+        Command::DropRelation { id, cascade, keeps_written } => drop_relation(state, id, cascade, keeps_written),
         Command::AlterRelation { id, changes } => alter(state, id, changes),
         Command::SetQueryState { id, state: to } => set_query_state(state, id, to),
     }?;
@@ -229,7 +232,7 @@ fn read_through(state: &State, sources: &BTreeSet<TopicId>) -> BTreeSet<TopicId>
     all
 }
 
-fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply, CatalogError> {
+fn drop_relation(state: &mut State, id: TopicId, cascade: bool, keeps_written: bool) -> Result<Reply, CatalogError> {
     let name = state.relations.get(&id).map(|relation| relation.name.clone());
     let name = name.or_else(|| state.views.get(&id).map(|view| view.name.clone()));
     let name = name.ok_or(CatalogError::NoRelation(id))?;
@@ -265,9 +268,12 @@ fn drop_relation(state: &mut State, id: TopicId, cascade: bool) -> Result<Reply,
     let inserting = state.queries.values().filter(|q| q.target.is_some() && reads(q, &doomed));
     let inserting: Vec<(QueryId, Name)> = inserting.map(|q| (q.id, q.name.clone())).collect();
     readers.extend(inserting.iter().map(|(_, name)| name.clone()));
-    let is_read = !readers.is_empty() || !views.is_empty();
-    if is_read && !cascade {
-        return Err(CatalogError::InUse { name, readers, views });
+    let writers = state.queries.values().filter(|q| keeps_written && q.target.is_some() && q.sink == id);
+    let writers = writers.filter(|q| q.state != QueryState::Terminated);
+    let writers: Vec<Name> = writers.map(|q| q.name.clone()).collect();
+    let is_in_use = !readers.is_empty() || !views.is_empty() || !writers.is_empty();
+    if is_in_use && !cascade {
+        return Err(CatalogError::InUse { name, writers, readers, views });
     }
     let writing = state.queries.values().filter(|q| doomed.contains(&q.sink)).map(|q| q.id);
     let queries: Vec<QueryId> = writing.chain(inserting.into_iter().map(|(id, _)| id)).collect();

@@ -50,6 +50,10 @@ pub enum Command {
         id: TopicId,
         /// Also drop every view and query that reads it, and the relation it was made with, transitively.
         cascade: bool,
+        /// Without `cascade`, refuse also while queries insert into it. Entries of the log from before this was asked have
+        /// it false.
+        #[serde(default)]
+        keeps_written: bool,
     },
     /// Changes a relation: all of the changes, or none.
     AlterRelation {

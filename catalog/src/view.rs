@@ -214,7 +214,7 @@ mod tests {
     fn a_view_is_dropped_with_what_reads_it() {
         let mut state = state();
         let before = state.clone();
-        let drop = |id, cascade| Command::DropRelation { id: TopicId::new(id), cascade };
+        let drop = |id, cascade| Command::DropRelation { id: TopicId::new(id), cascade, keeps_written: true };
         for (id, views) in [(1, &["v", "w"][..]), (2, &["w"]), (3, &[])] {
             let Err(CatalogError::InUse { readers, views: found, .. }) = apply(&mut state, drop(id, false)) else {
                 panic!("{id} was dropped")

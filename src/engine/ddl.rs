@@ -175,16 +175,8 @@ pub(crate) async fn establish(engine: Arc<Engine>, command: Command) -> Result<(
 
 /// Commits the end of a relation and of what depends on it, and lets their rows go.
 async fn abolish(engine: Arc<Engine>, id: TopicId, cascade: bool) -> Result<()> {
-    let catalog = engine.catalog();
-    let writers = catalog.queries().filter(|query| query.target.is_some() && query.sink == id);
-    let writers = writers.filter(|query| query.state != QueryState::Terminated);
-    let writers: Vec<String> = writers.map(|query| format!("query \"{}\" writes it", query.name)).collect();
-    if let (Some(relation), false, false) = (catalog.relation_by_id(id), writers.is_empty(), cascade) {
-        let fact = format!("cannot drop \"{}\" because other objects depend on it", relation.name);
-        let error = SqlError::new(SqlState::DependentObjectsStillExist, fact).detail(writers.join("; "));
-        return Err(error.hint("use DROP … CASCADE to drop the dependent objects too"));
-    }
-    let Reply::Dropped { relations, queries } = engine.propose(Command::DropRelation { id, cascade }).await? else {
+    let command = Command::DropRelation { id, cascade, keeps_written: true };
+    let Reply::Dropped { relations, queries } = engine.propose(command).await? else {
         return Err(SqlError::internal("unexpected reply of the catalog"));
     };
     crate::engine::query::refresh(&engine).await?;
@@ -215,11 +207,12 @@ fn catalog_error(error: ReplicationError) -> SqlError {
         }
         CatalogError::NoRelation(_) => SqlError::new(SqlState::UndefinedTable, message),
         CatalogError::NoQuery(_) => SqlError::new(SqlState::UndefinedObject, message),
-        CatalogError::InUse { readers, views, .. } => {
+        CatalogError::InUse { writers, readers, views, .. } => {
+            let writers = writers.iter().map(|name| format!("query \"{name}\" writes it"));
             let views = views.iter().map(|name| format!("view \"{name}\" reads it"));
-            let readers = views.chain(readers.iter().map(|name| format!("query \"{name}\" reads it")));
+            let readers = readers.iter().map(|name| format!("query \"{name}\" reads it"));
             SqlError::new(SqlState::DependentObjectsStillExist, message)
-                .detail(readers.collect::<Vec<_>>().join("; "))
+                .detail(writers.chain(views).chain(readers).collect::<Vec<_>>().join("; "))
                 .hint("use DROP … CASCADE to drop the dependent objects too")
         }
         CatalogError::NotView(_) => SqlError::new(SqlState::WrongObjectType, message),

@@ -3,17 +3,18 @@
 //! Types without equality are refused there, and values whose stored form is not what they are compared by get the form
 //! that is: intervals are sorted by length, `jsonb` by value. Leaves out operators (`operator`). Pure.
 
-use super::operator::{by_value, type_of};
+use super::operator::{by_value, compare_operands, type_of};
 use crate::error::SqlError;
 use crate::function::by_value::{canonical_function, float_function, is_by_value};
 use crate::function::errors::external;
 use crate::function::total_order::order_functions;
 use arrow::datatypes::DataType;
-use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, ExprSchema, Result};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema, ExprSchema, Result};
 use datafusion::logical_expr::expr::{Sort, WindowFunctionParams};
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Projection, ScalarUDF, WindowFrameBound, WindowFrameUnits,
+    Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Operator, Projection, ScalarUDF, Subquery, WindowFrameBound,
+    WindowFrameUnits,
 };
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
@@ -186,19 +187,45 @@ fn by_groups(params: &mut WindowFunctionParams, schema: &dyn ExprSchema) -> Resu
     Ok(())
 }
 
-/// `x IN (SELECT y …)`, comparing by value.
-fn in_query(expr: Expr, schema: &dyn ExprSchema) -> Result<Transformed<Expr>> {
-    let Expr::InSubquery(mut query) = expr else { return Ok(Transformed::no(expr)) };
-    let plan = Arc::clone(&query.subquery.subquery);
+/// The column that a sub-query is compared by.
+const VALUE: &str = "$value";
+
+/// `x IN (SELECT y …)` and `x > ALL (SELECT y …)`, comparing as operators do.
+///
+/// # Errors
+/// 42883 for types that cannot be compared.
+fn with_query(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    match expr {
+        Expr::InSubquery(mut query) => {
+            let is_changed = sides("=", &mut query.expr, &mut query.subquery, schema)?;
+            Ok(Transformed::new(Expr::InSubquery(query), is_changed, TreeNodeRecursion::Continue))
+        }
+        Expr::SetComparison(mut query) => {
+            let op = if query.op == Operator::NotEq { "<>".to_owned() } else { query.op.to_string() };
+            let is_changed = sides(&op, &mut query.expr, &mut query.subquery, schema)?;
+            Ok(Transformed::new(Expr::SetComparison(query), is_changed, TreeNodeRecursion::Continue))
+        }
+        other => Ok(Transformed::no(other)),
+    }
+}
+
+/// Both sides as what `op` compares; the sub-query's has a name that no column of the other side has. False when they
+/// are so already.
+fn sides(op: &str, own: &mut Expr, query: &mut Subquery, schema: &DFSchema) -> Result<bool> {
+    let plan = Arc::clone(&query.subquery);
     let [column] = <[Column; 1]>::try_from(plan.schema().columns())
-        .map_err(|_| external(SqlError::internal("IN with a sub-query of several columns")))?;
-    let column = Expr::Column(column);
-    let (own, other) = (joined(&query.expr, schema)?, joined(&column, plan.schema())?);
-    let (Some(own), Some(other)) = (own, other) else { return Ok(Transformed::no(Expr::InSubquery(query))) };
-    let other = LogicalPlan::Projection(Projection::try_new(vec![other], plan)?);
-    *query.expr = own;
-    query.subquery = query.subquery.with_plan(Arc::new(other));
-    Ok(Transformed::yes(Expr::InSubquery(query)))
+        .map_err(|_| external(SqlError::internal("a comparison with a sub-query of several columns")))?;
+    if column.relation.is_none() && column.name == VALUE {
+        return Ok(false);
+    }
+    let named = |expr: Expr, plan| Projection::try_new(vec![expr.alias(VALUE)], plan).map(LogicalPlan::Projection);
+    let plan = Arc::new(named(Expr::Column(column), plan)?);
+    let (value, both) = (Expr::Column(Column::new_unqualified(VALUE)), schema.join(plan.schema())?);
+    let (left, right) = compare_operands(op, own.clone(), value.clone(), &both)?;
+    *own = left;
+    let plan = if right == value { plan } else { Arc::new(named(right, plan)?) };
+    *query = query.with_plan(plan);
+    Ok(true)
 }
 
 /// One step of a plan, comparing by value what it compares.
@@ -211,7 +238,7 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             let Some(schema) = node.inputs().first().map(|input| Arc::clone(input.schema())) else {
                 return Ok(Transformed::no(node));
             };
-            node.map_expressions(|expr| expr.transform_up(|expr| in_query(expr, &schema)))
+            node.map_expressions(|expr| expr.transform_up(|expr| with_query(expr, &schema)))
         }
         LogicalPlan::Sort(mut sort) => {
             let is_changed = sort_keys(&mut sort.expr, sort.input.schema())?;
@@ -256,6 +283,12 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             for (left, right) in &mut join.on {
                 is_changed |= replace(std::slice::from_mut(left), |expr| joined(expr, join.left.schema()))?;
                 is_changed |= replace(std::slice::from_mut(right), |expr| joined(expr, join.right.schema()))?;
+            }
+            if let Some(filter) = join.filter.take() {
+                let both = join.left.schema().join(join.right.schema())?;
+                let filter = filter.transform_up(|expr| with_query(expr, &both))?;
+                is_changed |= filter.transformed;
+                join.filter = Some(filter.data);
             }
             let node = LogicalPlan::Join(join);
             Ok(if is_changed { Transformed::yes(node) } else { Transformed::no(node) })

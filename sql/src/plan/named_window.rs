@@ -1,7 +1,6 @@
-//! Windows that begin with the name of another: `OVER (w ORDER BY x)`, `WINDOW w2 AS (w ORDER BY x)`.
+//! Windows by the name of another: `OVER w`, `OVER (w ORDER BY x)`, `WINDOW w2 AS (w ORDER BY x)`.
 //!
-//! Owns what they take over of it. Source: PostgreSQL 15, SELECT, "WINDOW Clause". Leaves out `OVER w`, which the engine
-//! resolves. Pure.
+//! Owns what they take over of it. Source: PostgreSQL 15, SELECT, "WINDOW Clause". Pure.
 
 use crate::dialect::ast::Position;
 use crate::error::SqlError;
@@ -21,21 +20,22 @@ type Known = Vec<(String, WindowSpec)>;
 pub(super) fn spell_out(select: &mut Select, order_by: Option<&mut OrderBy>) -> Result<(), SqlError> {
     let mut known = Known::new();
     for window in &mut select.named_window {
-        let name = folded(&window.0);
+        let name = window.0.value.clone();
         if known.iter().any(|(other, _)| *other == name) {
             return Err(wrong(format!("window \"{name}\" is already defined")).at(Position::of(window.0.span)));
         }
         let spec = match &mut window.1 {
             NamedWindowExpr::NamedWindow(base) => find(&known, base)?.clone(),
             NamedWindowExpr::WindowSpec(spec) => {
-                complete(spec, &known)?;
+                complete(spec, &known, "")?;
                 spec.clone()
             }
         };
         known.push((name, spec));
     }
     let mut calls = Calls { known: &known, depth: 0 };
-    let mut done = select.projection.visit(&mut calls);
+    let mut done = select.distinct.visit(&mut calls);
+    done = if done.is_continue() { select.projection.visit(&mut calls) } else { done };
     for condition in [&mut select.qualify, &mut select.having, &mut select.selection] {
         done = if done.is_continue() { condition.visit(&mut calls) } else { done };
     }
@@ -48,28 +48,23 @@ pub(super) fn spell_out(select: &mut Select, order_by: Option<&mut OrderBy>) -> 
     }
 }
 
-fn folded(name: &Ident) -> String {
-    if name.quote_style.is_some() { name.value.clone() } else { name.value.to_lowercase() }
-}
-
 fn wrong(fact: String) -> SqlError {
     SqlError::new(SqlState::WindowingError, fact)
 }
 
 fn find<'a>(known: &'a Known, name: &Ident) -> Result<&'a WindowSpec, SqlError> {
-    let wanted = folded(name);
-    known.iter().find(|(other, _)| *other == wanted).map(|(_, spec)| spec).ok_or_else(|| {
-        let fact = format!("window \"{wanted}\" does not exist");
+    known.iter().find(|(other, _)| *other == name.value).map(|(_, spec)| spec).ok_or_else(|| {
+        let fact = format!("window \"{}\" does not exist", name.value);
         SqlError::new(SqlState::UndefinedObject, fact).at(Position::of(name.span))
     })
 }
 
-/// `spec` with what it takes over of the window that it names.
-fn complete(spec: &mut WindowSpec, known: &Known) -> Result<(), SqlError> {
+/// `spec` with what it takes over of the window that it names; `hint` is for one that adds nothing to that.
+fn complete(spec: &mut WindowSpec, known: &Known, hint: &str) -> Result<(), SqlError> {
     let Some(name) = spec.window_name.take() else { return Ok(()) };
     let base = find(known, &name)?;
     let refuse = |what: &str| {
-        let fact = format!("cannot override {what} of window \"{}\"", folded(&name));
+        let fact = format!("cannot override {what} of window \"{}\"", name.value);
         Err(wrong(fact).at(Position::of(name.span)))
     };
     if !spec.partition_by.is_empty() {
@@ -79,9 +74,10 @@ fn complete(spec: &mut WindowSpec, known: &Known) -> Result<(), SqlError> {
         return refuse("ORDER BY clause");
     }
     if base.window_frame.is_some() {
-        let fact = format!("cannot copy window \"{}\" because it has a frame clause", folded(&name));
-        let error = wrong(fact).hint("omit the parentheses in this OVER clause");
-        return Err(error.at(Position::of(name.span)));
+        let fact = format!("cannot copy window \"{}\" because it has a frame clause", name.value);
+        let error = wrong(fact).at(Position::of(name.span));
+        let is_bare = spec.order_by.is_empty() && spec.window_frame.is_none() && !hint.is_empty();
+        return Err(if is_bare { error.hint(hint) } else { error });
     }
     spec.partition_by.clone_from(&base.partition_by);
     if spec.order_by.is_empty() {
@@ -113,8 +109,10 @@ impl VisitorMut for Calls<'_> {
         let Expr::Function(Function { over: Some(window), .. }) = expr else { return ControlFlow::Continue(()) };
         let done = match window {
             _ if self.depth > 0 => Ok(()),
-            WindowType::WindowSpec(spec) => complete(spec, self.known),
-            WindowType::NamedWindow(name) => find(self.known, name).map(drop),
+            WindowType::WindowSpec(spec) => complete(spec, self.known, "omit the parentheses in this OVER clause"),
+            WindowType::NamedWindow(name) => {
+                find(self.known, name).cloned().map(|spec| *window = WindowType::WindowSpec(spec))
+            }
         };
         match done {
             Ok(()) => ControlFlow::Continue(()),

@@ -140,7 +140,7 @@ fn changes_survive_the_log() {
         Change::DropTopic(TopicId::new(3)),
         Change::CreateQuery(QueryId::new(4), vec![position]),
         Change::DropQuery(QueryId::new(4)),
-        Change::Catalog(Box::new(Command::DropRelation { id: TopicId::new(3), cascade: true })),
+        Change::Catalog(Box::new(Command::DropRelation { id: TopicId::new(3), cascade: true, keeps_written: true })),
         Change::Seal,
         Change::MoveStarts(vec![position]),
         Change::EndQuery(QueryId::new(4)),

@@ -67,7 +67,7 @@ impl InsertSelect {
         Ok(Self { shape, sources, defaults, row_next: 1 })
     }
 
-    /// Checks types before there are rows.
+    /// Checks the types of a continuous query's result before there are rows.
     ///
     /// # Errors
     /// 42804 for a type that cannot be assigned.
@@ -171,7 +171,7 @@ pub(crate) fn assign_column(
     assign_array(array, from, to).map_err(|refused| refuse(refused.row, refused.error))
 }
 
-/// Which columns of a SELECT are string literals without a type, in the order of its list.
+/// Which columns of a SELECT are string literals or NULLs without a type, in the order of its list.
 ///
 /// Empty where it cannot be told: a `*` before a literal shifts the rest, so such lists tell nothing.
 pub fn literal_columns(select: &Select) -> Vec<bool> {
@@ -181,10 +181,20 @@ pub fn literal_columns(select: &Select) -> Vec<bool> {
     }
     let SetExpr::Select(inner) = body else { return Vec::new() };
     let is_literal = |item: &SelectItem| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(is_string(expr)),
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
+            Some(is_string(expr) || is_null(expr))
+        }
         _ => None,
     };
     inner.projection.iter().map(is_literal).collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+fn is_null(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_null(inner),
+        Expr::Value(value) => value.value == Value::Null,
+        _ => false,
+    }
 }
 
 /// The declared parameter types of `INSERT … SELECT`: a parameter that is a result column by itself, of a type the client

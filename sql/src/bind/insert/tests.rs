@@ -288,7 +288,7 @@ fn literal_columns_are_found() {
         let crate::dialect::Statement::Select(select) = parsed.statement else { panic!("{text}") };
         literal_columns(&select)
     };
-    assert_eq!(select("SELECT 'x', a, ('y') AS z, 1 FROM t"), [true, false, true, false]);
+    assert_eq!(select("SELECT 'x', a, ('y') AS z, 1, NULL FROM t"), [true, false, true, false, true]);
     assert!(select("SELECT *, 'x' FROM t").is_empty());
     assert!(select("VALUES ('x')").is_empty());
 }
