@@ -65,6 +65,8 @@ states! {
     SubstringError = "22011",
     /// `22012`
     DivisionByZero = "22012",
+    /// `22014`
+    InvalidArgumentForNtile = "22014",
     /// `22015`
     IntervalFieldOverflow = "22015",
     /// `22021`

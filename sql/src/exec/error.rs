@@ -184,7 +184,7 @@ fn of_plan(text: &str) -> SqlError {
     if has("unsupported") || has("not supported") || has("not implemented") || has("correlated") || has("subquery") {
         return SqlError::unsupported(quoted(text), "write the query another way");
     }
-    SqlError::new(SqlState::SyntaxError, quoted(text))
+    SqlError::new(SqlState::SyntaxError, told(text).unwrap_or_else(|| format!("{HIDDEN} is not valid")))
 }
 
 /// Errors of evaluation, told apart by their words.
@@ -223,13 +223,16 @@ fn of_execution(text: &str) -> SqlError {
     if has("regular expression") || has("regex") {
         return SqlError::new(SqlState::InvalidRegularExpression, "invalid regular expression");
     }
+    if has("ntile requires a positive integer") {
+        return SqlError::new(SqlState::InvalidArgumentForNtile, "argument of ntile must be greater than zero");
+    }
     if has("negative substring length") || has("negative count not allowed") {
         return SqlError::new(SqlState::SubstringError, "negative substring length not allowed");
     }
     if has("not implemented") || has("not supported") || has("unsupported") {
         return SqlError::unsupported(quoted(text), "write the expression another way");
     }
-    SqlError::new(SqlState::DataException, quoted(text))
+    SqlError::new(SqlState::DataException, told(text).unwrap_or_else(|| format!("{HIDDEN} cannot be computed")))
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
@@ -246,8 +249,16 @@ fn plain(column: &str) -> String {
     column.replace('"', "")
 }
 
-/// The engine's words, if they are fit to be shown: one lower-case line without its types and names.
+/// What is meant where the engine's words are not fit to be shown.
+const HIDDEN: &str = "this expression or clause";
+
+/// The engine's words for what it does not support.
 fn quoted(text: &str) -> String {
+    told(text).unwrap_or_else(|| HIDDEN.to_owned())
+}
+
+/// The engine's words, if they are fit to be shown: one lower-case line without its types and names.
+fn told(text: &str) -> Option<String> {
     const OURS: [&str; 17] = [
         "hysical plan",
         "ogical expression",
@@ -270,8 +281,8 @@ fn quoted(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default().trim().trim_end_matches('.');
     let line = line.strip_prefix("Execution error: ").unwrap_or(line);
     if line.is_empty() || line.len() > 160 || OURS.iter().any(|word| line.contains(word)) {
-        return "this expression or clause".to_owned();
+        return None;
     }
     let mut chars = line.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect())
 }

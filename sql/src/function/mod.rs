@@ -186,6 +186,11 @@ impl Registry {
         self.aggregates.contains_key(name)
     }
 
+    /// True when `name` is a window function that is no aggregate.
+    pub fn is_window_name(&self, name: &str) -> bool {
+        self.windows.contains_key(name)
+    }
+
     /// True when the last part of `name` is an aggregate.
     pub fn is_aggregate(&self, name: &ObjectName) -> bool {
         let last = name.0.last().and_then(ObjectNamePart::as_ident);

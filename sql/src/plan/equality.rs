@@ -56,7 +56,8 @@ fn grouped(expr: Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
 /// 42883 for a type without order.
 fn sorted(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
     let is_done = matches!(expr.clone().unalias(), Expr::ScalarFunction(call) if is_by_value(&call.func));
-    match type_of(expr, schema)?.and_then(|sql_type| float_function(&sql_type)).filter(|_| !is_done) {
+    let with_float = |sql_type: SqlType| float_function(&sql_type).filter(|_| sql_type.has_equality() && !is_done);
+    match type_of(expr, schema)?.and_then(with_float) {
         Some(float) => Ok(Some(float.call(vec![expr.clone()]))),
         None => joined(expr, schema),
     }

@@ -24,18 +24,36 @@ pub(crate) const NAMES: [(&str, &str); 8] = [
     ("topkdistinct", "array_agg"),
 ];
 
-/// `expr` with a call of one of them replaced.
+/// What is made of the values that are collected in place of one of them.
+pub(super) enum Made {
+    /// How often each is there.
+    Histogram,
+    /// So many of them.
+    First(String),
+}
+
+impl Made {
+    /// It, of the array.
+    pub(super) fn of(self, array: Expr) -> Expr {
+        match self {
+            Self::Histogram => call(HISTOGRAM, vec![array]),
+            Self::First(count) => call("array_slice", vec![array, number("1"), number(&count)]),
+        }
+    }
+}
+
+/// `expr` with a call of one of them replaced by that of its aggregate, and what is to be made of that.
 ///
 /// # Errors
 /// 42883 for other arguments.
-pub(super) fn replace(expr: &mut Expr) -> Result<(), SqlError> {
-    let Expr::Function(function) = &mut *expr else { return Ok(()) };
+pub(super) fn replace(expr: &mut Expr) -> Result<Option<Made>, SqlError> {
+    let Expr::Function(function) = &mut *expr else { return Ok(None) };
     let Some(name) = function.name.0.last().and_then(ObjectNamePart::as_ident).map(|ident| ident.value.to_lowercase())
     else {
-        return Ok(());
+        return Ok(None);
     };
     let position = Position::of(function.span());
-    let Some((_, base)) = NAMES.iter().find(|(known, _)| *known == name) else { return Ok(()) };
+    let Some((_, base)) = NAMES.iter().find(|(known, _)| *known == name) else { return Ok(None) };
     let count = match (&function.args, name.starts_with("topk")) {
         (FunctionArguments::List(list), true) => list.args.get(1).and_then(whole),
         _ => None,
@@ -55,13 +73,12 @@ pub(super) fn replace(expr: &mut Expr) -> Result<(), SqlError> {
     }
     if name == HISTOGRAM.trim_start_matches('$') {
         only_there(function);
-        *expr = call(HISTOGRAM, vec![expr.clone()]);
-    } else if let Some(count) = count {
-        greatest_first(function);
-        let slice = vec![expr.clone(), number("1"), number(&count)];
-        *expr = call("array_slice", slice);
+        return Ok(Some(Made::Histogram));
     }
-    Ok(())
+    if count.is_some() {
+        greatest_first(function);
+    }
+    Ok(count.map(Made::First))
 }
 
 /// Sorts what is collected, without NULLs.

@@ -270,7 +270,19 @@ impl Rewriter<'_, '_, '_> {
 
     /// A call: of a session function its value, of one whose arguments must agree with its mark.
     fn function(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
-        super::ksqldb::replace(expr)?;
+        let made = super::ksqldb::replace(expr)?;
+        self.plain_function(expr)?;
+        match made {
+            None => Ok(()),
+            Some(made) => {
+                *expr = made.of(expr.clone());
+                self.plain_function(expr)
+            }
+        }
+    }
+
+    /// The same of one that is none of ksqlDB's.
+    fn plain_function(&mut self, expr: &mut Expr) -> Result<(), SqlError> {
         let Expr::Function(function) = expr else { return Ok(()) };
         syntax::function(self.resolver.registry, function)?;
         let name = function.name.0.last().and_then(ObjectNamePart::as_ident).map_or("", |ident| ident.value.as_str());

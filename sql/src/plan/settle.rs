@@ -164,8 +164,24 @@ fn typed(mut expr: Expr, schema: &DFSchema) -> Result<Expr> {
     })
 }
 
+/// The engine has an average of numbers only.
+fn check_average(expr: &Expr, schema: &DFSchema) -> Result<()> {
+    let (name, arg) = match expr {
+        Expr::AggregateFunction(call) => (call.func.name(), call.params.args.first()),
+        Expr::WindowFunction(call) => (call.fun.name(), call.params.args.first()),
+        _ => return Ok(()),
+    };
+    let Some(arg) = arg.filter(|_| name == "avg") else { return Ok(()) };
+    if type_of(arg, schema)? != Some(SqlType::Interval) {
+        return Ok(());
+    }
+    let fact = "function avg(interval) does not exist";
+    Err(external(SqlError::new(SqlState::UndefinedFunction, fact).hint("write sum(x) / count(x)")))
+}
+
 /// A call with the result type PostgreSQL gives it, where the library's differs.
 fn with_result_type(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    check_average(&expr, schema)?;
     let expr = typed(super::equality::call(expr, schema)?, schema)?;
     let wanted = match &expr {
         // Set-returning: its type is that of a row, known later.

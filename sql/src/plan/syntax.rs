@@ -15,7 +15,9 @@ use millstream_catalog::model::SqlState;
 use sqlparser::ast::{
     BinaryOperator, CastKind, DataType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentClause, FunctionArguments, Interval, NullTreatment, ObjectNamePart, Parens, UnaryOperator, Value,
+    visit_expressions,
 };
+use std::ops::ControlFlow;
 
 /// `IS DISTINCT FROM` among the binary operators.
 pub(super) const IS_DISTINCT_FROM: &str = "IS DISTINCT FROM";
@@ -247,6 +249,14 @@ const LATER: [(&str, &str); 2] = [("histogram", "group by the value and count"),
 const WINDOW_ONLY: [&str; 8] =
     ["row_number", "rank", "dense_rank", "percent_rank", "cume_dist", "ntile", "lag", "lead"];
 
+fn has_window_call(args: &FunctionArguments) -> bool {
+    visit_expressions(args, |expr| match expr {
+        Expr::Function(Function { over: Some(_), .. }) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    })
+    .is_break()
+}
+
 fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Result<(), SqlError> {
     if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {
         return Err(SqlError::unsupported("this form of a call", "write name(arguments)"));
@@ -256,6 +266,14 @@ fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Resul
         return Err(SqlError::new(SqlState::WindowingError, fact).near(Near::Word(name.to_owned())));
     }
     let is_aggregate = registry.is_aggregate_name(name);
+    if function.over.is_some() && !is_aggregate && !registry.is_window_name(name) {
+        let fact = format!("OVER specified, but {name} is not a window function nor an aggregate function");
+        return Err(SqlError::new(SqlState::WrongObjectType, fact));
+    }
+    if is_aggregate && function.over.is_none() && has_window_call(&function.args) {
+        let fact = "aggregate function calls cannot contain window function calls";
+        return Err(SqlError::new(SqlState::GroupingError, fact).hint("put the inner call into a sub-query in FROM"));
+    }
     if function.filter.is_some() && !is_aggregate {
         let fact = format!("FILTER specified, but {name} is not an aggregate function");
         return Err(SqlError::new(SqlState::WrongObjectType, fact));
