@@ -88,7 +88,7 @@ impl Session {
                 shown.take(plan.columns.len()).map(|column| column.name.clone()).collect::<Vec<_>>()
             }
         };
-        Target::new(&relation, &columns, &plan, &insert.select, &self.plan_context())?.binding.check()?;
+        Target::new(&relation, &columns, &plan, &insert.select, &self.plan_context())?.binding.check(&insert.select)?;
         let mut all = plan.sources.clone();
         all.push(Arc::clone(&relation));
         self.engine.shard_of_all(&all)?;

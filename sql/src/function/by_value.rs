@@ -1,8 +1,8 @@
 //! What values are compared and grouped by where their stored form is not it: `jsonb` and floating-point numbers, also
-//! inside of arrays and structs.
+//! inside of arrays and structs, and intervals inside of those.
 //!
 //! A key has the order of the values; the canonical form is a value itself, one of those that are equal. Leaves out
-//! intervals (`span`). Pure.
+//! intervals by themselves (`span`). Pure.
 
 use super::cast::bad_argument;
 use super::errors::external;
@@ -36,9 +36,10 @@ fn by_value(form: Form, sql_type: &SqlType) -> ScalarUDF {
     ScalarUDF::new_from_impl(ByValue { form, sql_type: sql_type.clone(), name, signature })
 }
 
-/// The function to bytes that are ordered and equal as values of `sql_type` are; `None` where the values are.
+/// The function to what is ordered and equal as values of `sql_type`, which is no interval, are; `None` where the values are.
 pub(crate) fn key_function(sql_type: &SqlType) -> Option<ScalarUDF> {
-    sql_type.has(&SqlType::Jsonb).then(|| by_value(Form::Key, sql_type))
+    let is_other = [SqlType::Jsonb, SqlType::Interval].iter().any(|other| sql_type.has(other));
+    is_other.then(|| by_value(Form::Key, sql_type))
 }
 
 /// The function to the one form of equal values of `sql_type`; `None` where equal values have one form.

@@ -1,10 +1,10 @@
 //! What an interval is compared by: its length, a month counted as 30 days and a day as 24 hours.
 //!
-//! Source: PostgreSQL 15, `interval_cmp_value` in `timestamp.c`. Leaves out grouping, minimum and maximum, which see the
-//! parts. Pure.
+//! Leaves out grouping, minimum and maximum, which see the parts. Pure.
 
 use super::cast::bad_argument;
-use arrow::array::{AsArray, Decimal128Array};
+use crate::types::lengths_of;
+use arrow::array::AsArray;
 use arrow::datatypes::{DataType, IntervalMonthDayNanoType, IntervalUnit};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 /// The name of the function, which no statement can call.
 const NAME: &str = "$span";
-
-const DAY_NANOS: i128 = 86_400_000_000_000;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Span {
@@ -42,12 +40,7 @@ impl ScalarUDFImpl for Span {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let [interval] = args.args.as_slice() else { return Err(bad_argument(NAME)) };
         let intervals = interval.to_array(args.number_rows)?;
-        let length = |value: arrow::datatypes::IntervalMonthDayNano| {
-            (i128::from(value.months) * 30 + i128::from(value.days)) * DAY_NANOS + i128::from(value.nanoseconds)
-        };
-        let intervals = intervals.as_primitive::<IntervalMonthDayNanoType>().iter();
-        let lengths: Decimal128Array = intervals.map(|value| value.map(length)).collect();
-        let lengths = lengths.with_precision_and_scale(38, 0)?;
+        let lengths = lengths_of(intervals.as_primitive::<IntervalMonthDayNanoType>());
         match interval {
             ColumnarValue::Scalar(_) => Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&lengths, 0)?)),
             ColumnarValue::Array(_) => Ok(ColumnarValue::Array(Arc::new(lengths))),

@@ -3,6 +3,7 @@
 //! Owns the groups, which of them a step touches, which have rows, lateness, and the letting go of closed windows. Leaves out the
 //! aggregates' own state (`call`), event time (`time`), HAVING and the select list (`keyed`). State lives in memory.
 
+use super::bounds::WindowBounds;
 use super::call::{Arguments, Call, Rows, Touched};
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, concat, downcast, sql_error, with_weight};
 use super::expression::evaluate;
@@ -14,55 +15,16 @@ use crate::error::SqlError;
 use crate::types::canonical;
 use arrow::array::make_comparator;
 use arrow::array::{
-    ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray,
-    UInt32Array,
+    ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute::{SortOptions, take};
-use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
-use millstream_catalog::model::{ByteSize, RowCount, Span};
+use millstream_catalog::model::{ByteSize, RowCount};
 use std::sync::Arc;
-
-/// Which grouping expression tells when a window ends, and how long after that late events are taken.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WindowBounds {
-    /// Its position among the grouping expressions.
-    pub(crate) key: usize,
-    /// What is added to it to have the window's end.
-    pub(crate) length: Span,
-    /// The grace period.
-    pub(crate) grace: Span,
-    /// How far the time of the rows may be behind the query's.
-    pub(crate) delay: Span,
-    /// An event may be in several windows, its rows one after the other: it is late when none of them takes it.
-    pub(crate) is_shared: bool,
-}
-
-impl WindowBounds {
-    /// When the windows of keys go, by the query's time; of a key without one, never.
-    pub(crate) fn closes(&self, keys: &[ArrayRef]) -> Option<Vec<i64>> {
-        let ends = keys.get(self.key)?.as_primitive_opt::<TimestampMicrosecondType>()?;
-        Some(ends.iter().map(|end| end.map_or(i64::MAX, |end| self.close(end))).collect())
-    }
-
-    /// For the fingerprint.
-    pub(crate) fn text(&self) -> String {
-        let delay = if self.delay == Span::ZERO { String::new() } else { format!(", delay {}", self.delay) };
-        let edge = match self.length {
-            Span::ZERO => format!("ending at key {}", self.key + 1),
-            length => format!("of {length} from key {}", self.key + 1),
-        };
-        format!("window {edge}, grace {}{delay}", self.grace)
-    }
-
-    /// The query's time at which the window of a key goes.
-    pub(crate) fn close(&self, key: i64) -> i64 {
-        key.saturating_add(self.length.micros()).saturating_add(self.grace.micros()).saturating_add(self.delay.micros())
-    }
-}
 
 /// What is told of a row with a key that changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -590,7 +552,8 @@ impl Operator for Aggregate {
 
     fn state_bytes(&self) -> ByteSize {
         let calls: usize = self.calls.iter().map(Call::bytes).sum();
-        ByteSize::of(self.slots.bytes() + (self.rowtime.capacity() + self.counts.capacity()) * 8 + calls)
+        let by_slot = (self.rowtime.capacity() + self.counts.capacity()) * 8 + self.positions.capacity() * 4;
+        ByteSize::of(self.slots.bytes() + by_slot + calls)
     }
 
     fn late_rows(&self) -> RowCount {

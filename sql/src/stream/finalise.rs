@@ -3,7 +3,7 @@
 //! Rows of windows wait until their window closes; rows that never change, until time has passed their event time, so that
 //! they come in its order. Leaves out windows themselves (`aggregate`). State: the rows that wait.
 
-use super::aggregate::WindowBounds;
+use super::bounds::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, NEVER, Origin, Weights};
 use super::heap::Wanted;

@@ -3,7 +3,7 @@
 //! Owns which keys are shown, so that a row that stops passing a filter (WHERE over a table, HAVING) goes away exactly
 //! once. Leaves out the stages themselves (`map`). State: the shown keys, kept only when a stage filters.
 
-use super::aggregate::WindowBounds;
+use super::bounds::WindowBounds;
 use super::delta::{Delta, NEVER, Origin, Weights, arrow_error, downcast};
 use super::expression::evaluate_predicate;
 use super::map::Stage;

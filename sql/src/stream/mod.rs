@@ -6,6 +6,7 @@
 //! the last saved state and repeats the steps since, which gives the same output.
 
 mod aggregate;
+mod bounds;
 mod boxed;
 mod call;
 mod columns;
@@ -55,7 +56,8 @@ mod unnest;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use aggregate::{Aggregate, Changes, Grouping, WindowBounds};
+pub(crate) use aggregate::{Aggregate, Changes, Grouping};
+pub(crate) use bounds::WindowBounds;
 pub(crate) use call::{Call, PartialCall, Rows};
 pub(crate) use deduplicate::{Deduplicate, Deduplication};
 pub(crate) use delta::sql_error;

@@ -3,7 +3,7 @@
 //! Ties are settled by the row itself, so that the order never depends on how rows came. Leaves out who keeps the bytes
 //! (`over`, `top_n`, and of the order alone `deduplicate`). Holds nothing.
 
-use super::aggregate::WindowBounds;
+use super::bounds::WindowBounds;
 use super::delta::{Delta, NEVER, arrow_error, sql_error};
 use super::expression::evaluate;
 use super::slots::{KeyBytes, KeyCodec};

@@ -4,7 +4,7 @@
 //! bounded run, and tells which rows have other values. Leaves out the first rows of a partition (`top_n`), which need not
 //! all be looked at. State: the rows, and what was told of each.
 
-use super::aggregate::WindowBounds;
+use super::bounds::WindowBounds;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast, sql_error};
 use super::operator::{Merging, Operator, only};
 use super::ordered::{Closing, RowOrder, insert_columns};

@@ -5,7 +5,7 @@
 //! (`aggregate`) and which aggregates give the same whatever the order they are merged in (`plan::pipeline::panes`).
 //! Stateless: a crash loses nothing.
 
-use super::aggregate::WindowBounds;
+use super::bounds::WindowBounds;
 use super::call::PartialCall;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast, sql_error};
 use super::expression::{evaluate, evaluate_predicate, first_failure};

@@ -4,7 +4,8 @@
 //! Owns partitions and what is told of their rows. Leaves out the rows in order (`ranked`) and other window functions
 //! (`over`). State: the rows.
 
-use super::aggregate::{Changes, WindowBounds};
+use super::aggregate::Changes;
+use super::bounds::WindowBounds;
 use super::call::Rows;
 use super::delta::{Delta, Origin, Weights, arrow_error, downcast};
 use super::operator::{Merging, Operator, only};

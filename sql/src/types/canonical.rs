@@ -5,13 +5,20 @@
 use super::error::ValueError;
 use super::json_node::{canonicalise, parse, sort_key};
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryBuilder, Float32Array, Float64Array, ListArray, StringArray, StructArray,
+    Array, ArrayRef, AsArray, BinaryBuilder, Decimal128Array, Float32Array, Float64Array, IntervalMonthDayNanoArray,
+    ListArray, StringArray, StructArray,
 };
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields, Float32Type, Float64Type};
+use arrow::datatypes::{
+    DataType, Field, Fields, Float32Type, Float64Type, IntervalMonthDayNano, IntervalMonthDayNanoType,
+};
 use millstream_catalog::SqlType;
 use millstream_catalog::schema::StructField;
 use std::sync::Arc;
+
+const DAY_NANOS: i128 = 86_400_000_000_000;
+/// What the length of an interval is stored as.
+const LENGTH: DataType = DataType::Decimal128(38, 0);
 
 /// `array` with one form of zero and of NaN, so that values that are equal in SQL are equal bytes.
 ///
@@ -78,6 +85,7 @@ pub fn canonical_of(array: ArrayRef, sql_type: &SqlType) -> Result<ArrayRef, Val
 pub(crate) fn sort_key_type(sql_type: &SqlType) -> SqlType {
     match sql_type {
         SqlType::Jsonb => SqlType::Bytea,
+        SqlType::Interval => SqlType::Numeric { precision: 38, scale: 0 },
         SqlType::Array(item) => SqlType::Array(Box::new(sort_key_type(item))),
         SqlType::Struct(fields) => {
             let key = |field: &StructField| StructField {
@@ -90,12 +98,27 @@ pub(crate) fn sort_key_type(sql_type: &SqlType) -> SqlType {
     }
 }
 
-/// A column of `sql_type` with each `jsonb` as bytes of the same order, also inside of arrays.
+/// The lengths of intervals in nanoseconds, a month counted as 30 days and a day as 24 hours.
+///
+/// Source: PostgreSQL 15, `interval_cmp_value` in `timestamp.c`.
+pub(crate) fn lengths_of(intervals: &IntervalMonthDayNanoArray) -> Decimal128Array {
+    let length = |value: IntervalMonthDayNano| {
+        (i128::from(value.months) * 30 + i128::from(value.days)) * DAY_NANOS + i128::from(value.nanoseconds)
+    };
+    // Of the type's default precision, 38, and of no scale.
+    intervals.iter().map(|value| value.map(length)).collect::<Decimal128Array>().with_data_type(LENGTH)
+}
+
+/// A column of `sql_type` with each `jsonb` as bytes of the same order, each interval as its length and each floating-point number
+/// in its one form, also inside of arrays and structs.
 ///
 /// # Errors
 /// 22003 for a number in a `jsonb` that no numeric holds.
 pub(crate) fn sort_key_of(array: ArrayRef, sql_type: &SqlType) -> Result<ArrayRef, ValueError> {
-    let SqlType::Jsonb = sql_type else { return inside(array, sql_type, &sort_key_of) };
+    if let Some(intervals) = array.as_primitive_opt::<IntervalMonthDayNanoType>() {
+        return Ok(Arc::new(lengths_of(intervals)));
+    }
+    let SqlType::Jsonb = sql_type else { return inside(array, sql_type, &sort_key_of).map(canonical) };
     let Some(texts) = texts(&array) else { return Ok(array) };
     let mut keys = BinaryBuilder::with_capacity(texts.len(), texts.value_data().len());
     let mut key = Vec::new();

@@ -44,7 +44,7 @@ pub(crate) use scalar::scalar_first;
 pub use scalar::{scalar_binary, scalar_null, scalar_text};
 
 pub(crate) use assign::integer_literal;
-pub(crate) use canonical::{sort_key_of, sort_key_type, with_one_nan};
+pub(crate) use canonical::{lengths_of, sort_key_of, sort_key_type, with_one_nan};
 pub(crate) use datetime::{DATE_END, DATE_FIRST, DAY};
 pub(crate) use error::quoted;
 pub(crate) use name::{check_type, type_named};

@@ -63,7 +63,7 @@ async fn one(report: &mut Report, batches: usize, durability: &str, meaning: &st
     let (sending, mut times) = both.await.context("it does not keep up")??;
     let cpu = cpu_seconds(server.process_id())? - cpu_before;
     let events = (batches * events_per_batch()) as f64;
-    report.plain(&format!("  acknowledged {meaning}, sent"), events / sending.as_secs_f64(), Unit::PerSecond("events"));
+    report.plain(format!("  acknowledged {meaning}, sent"), events / sending.as_secs_f64(), Unit::PerSecond("events"));
     report.plain("    p50", quantile(&mut times, 0.5), Unit::Millis);
     report.aimed("    p99", quantile(&mut times, 0.99), Unit::Millis, Aim::Under(10.0));
     report.plain("    processor", cpu / events * 1e6, Unit::CoreSecondsPerMillion("events"));

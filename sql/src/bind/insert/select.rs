@@ -67,19 +67,21 @@ impl InsertSelect {
         Ok(Self { shape, sources, defaults, row_next: 1 })
     }
 
-    /// Checks the types of a continuous query's result before there are rows.
+    /// Checks the types and literals of a continuous query's result, that of `select`, before there are rows.
     ///
     /// # Errors
-    /// 42804 for a type that cannot be assigned.
-    pub fn check(&self) -> Result<(), SqlError> {
-        let refused = self
-            .sources
-            .iter()
-            .find(|(from, is_literal, target)| !is_literal && !is_assignable(from, self.shape.sql_type(*target)));
-        match refused {
-            Some((from, _, target)) => Err(self.shape.type_error(*target, &from.to_string())),
-            None => Ok(()),
+    /// 42804 for a type that cannot be assigned, 22P02 and the like for a literal.
+    pub fn check(&self, select: &Select) -> Result<(), SqlError> {
+        let texts: Vec<Option<String>> = expressions(select).unwrap_or_default().into_iter().map(text).collect();
+        for (at, (from, is_literal, target)) in self.sources.iter().enumerate() {
+            let to = self.shape.sql_type(*target);
+            match texts.get(at) {
+                Some(Some(text)) if *is_literal => ColumnBuilder::new(to, 1).append_text(text.as_bytes())?,
+                _ if *is_literal || is_assignable(from, to) => {}
+                _ => return Err(self.shape.type_error(*target, &from.to_string())),
+            }
         }
+        Ok(())
     }
 
     /// The rows of the next batch.
@@ -175,18 +177,33 @@ pub(crate) fn assign_column(
 ///
 /// Empty where it cannot be told: a `*` before a literal shifts the rest, so such lists tell nothing.
 pub fn literal_columns(select: &Select) -> Vec<bool> {
+    let expressions = expressions(select).unwrap_or_default();
+    expressions.into_iter().map(|expr| is_string(expr) || is_null(expr)).collect()
+}
+
+/// The expressions of a SELECT's list, where there is nothing else in it.
+fn expressions(select: &Select) -> Option<Vec<&Expr>> {
     let mut body = select.query.body.as_ref();
     while let SetExpr::Query(inner) = body {
         body = inner.body.as_ref();
     }
-    let SetExpr::Select(inner) = body else { return Vec::new() };
-    let is_literal = |item: &SelectItem| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
-            Some(is_string(expr) || is_null(expr))
+    let SetExpr::Select(inner) = body else { return None };
+    fn expression(item: &SelectItem) -> Option<&Expr> {
+        match item {
+            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+            _ => None,
         }
+    }
+    inner.projection.iter().map(expression).collect()
+}
+
+/// What a string literal says.
+fn text(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Nested(inner) => text(inner),
+        Expr::Value(value) if is_string(expr) => value.value.clone().into_string(),
         _ => None,
-    };
-    inner.projection.iter().map(is_literal).collect::<Option<Vec<_>>>().unwrap_or_default()
+    }
 }
 
 fn is_null(expr: &Expr) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Leaves out the joining. Holds nothing.
 
-use crate::stream::aggregate::WindowBounds;
+use crate::stream::bounds::WindowBounds;
 use crate::stream::call::Rows;
 use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
