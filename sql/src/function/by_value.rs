@@ -36,7 +36,8 @@ fn by_value(form: Form, sql_type: &SqlType) -> ScalarUDF {
     ScalarUDF::new_from_impl(ByValue { form, sql_type: sql_type.clone(), name, signature })
 }
 
-/// The function to what is ordered and equal as values of `sql_type`, which is no interval, are; `None` where the values are.
+/// The function to what is ordered and equal as values of `sql_type` are; `None` where the values are, but for
+/// floating-point numbers. Of an interval by itself, `span` gives the same.
 pub(crate) fn key_function(sql_type: &SqlType) -> Option<ScalarUDF> {
     let is_other = [SqlType::Jsonb, SqlType::Interval].iter().any(|other| sql_type.has(other));
     is_other.then(|| by_value(Form::Key, sql_type))

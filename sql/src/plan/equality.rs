@@ -1,17 +1,20 @@
-//! Where values are compared without an operator: grouping, DISTINCT, ORDER BY, set operations, aggregates.
+//! Where values are compared without an operator, or with what a sub-query gives: grouping, DISTINCT, ORDER BY, set
+//! operations, aggregates, `IN (SELECT …)`.
 //!
 //! Types without equality are refused there, and values whose stored form is not what they are compared by get the form
 //! that is: intervals are sorted by length, `jsonb` by value. Leaves out operators (`operator`). Pure.
 
 use super::operator::{by_value, compare_operands, type_of};
 use crate::error::SqlError;
-use crate::function::by_value::{canonical_function, float_function, is_by_value};
+use crate::function::by_value::{canonical_function, float_function, is_by_value, key_function};
 use crate::function::errors::external;
 use crate::function::total_order::order_functions;
 use arrow::datatypes::DataType;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, ExprSchema, Result};
-use datafusion::logical_expr::expr::{Sort, WindowFunctionParams};
+use datafusion::logical_expr::expr::{
+    BinaryExpr, InSubquery, SetComparison, SetQuantifier, Sort, WindowFunctionParams,
+};
 use datafusion::logical_expr::{
     Aggregate, Distinct, Expr, ExprSchemable, LogicalPlan, Operator, Projection, ScalarUDF, Subquery, WindowFrameBound,
     WindowFrameUnits,
@@ -56,7 +59,8 @@ fn grouped(expr: Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
 /// 42883 for a type without order.
 fn sorted(expr: &Expr, schema: &dyn ExprSchema) -> Result<Option<Expr>> {
     let is_done = matches!(expr.clone().unalias(), Expr::ScalarFunction(call) if is_by_value(&call.func));
-    let with_float = |sql_type: SqlType| float_function(&sql_type).filter(|_| sql_type.has_equality() && !is_done);
+    let is_plain = |sql_type: &SqlType| sql_type.has_equality() && !is_done && key_function(sql_type).is_none();
+    let with_float = |sql_type: SqlType| float_function(&sql_type).filter(|_| is_plain(&sql_type));
     match type_of(expr, schema)?.and_then(with_float) {
         Some(float) => Ok(Some(float.call(vec![expr.clone()]))),
         None => joined(expr, schema),
@@ -191,42 +195,85 @@ fn by_groups(params: &mut WindowFunctionParams, schema: &dyn ExprSchema) -> Resu
 /// The column that a sub-query is compared by.
 const VALUE: &str = "$value";
 
-/// `x IN (SELECT y …)` and `x > ALL (SELECT y …)`, comparing as operators do.
+/// Where a comparison with a sub-query stands in a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is one of the conditions that must all be true: the engine makes it a join that knows NULL.
+    Top,
+    /// It is one of several of which one must be true: the engine makes it a join in which NULL is false.
+    Either,
+    /// NULL is not false there.
+    Inside,
+}
+
+/// A condition in which comparisons with sub-queries, `x IN (SELECT y …)` and `x > ALL (SELECT y …)`, compare as operators
+/// do.
 ///
 /// # Errors
 /// 42883 for types that cannot be compared.
-fn with_query(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+fn condition(expr: Expr, place: Place, schema: &DFSchema) -> Result<Transformed<Expr>> {
     match expr {
-        Expr::InSubquery(mut query) => {
-            let is_changed = sides("=", &mut query.expr, &mut query.subquery, schema)?;
-            Ok(Transformed::new(Expr::InSubquery(query), is_changed, TreeNodeRecursion::Continue))
+        Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::And | Operator::Or), right }) => {
+            let place = if op == Operator::Or && place == Place::Top { Place::Either } else { place };
+            let (left, right) = (condition(*left, place, schema)?, condition(*right, place, schema)?);
+            let is_changed = left.transformed || right.transformed;
+            let both = Expr::BinaryExpr(BinaryExpr { left: Box::new(left.data), op, right: Box::new(right.data) });
+            Ok(if is_changed { Transformed::yes(both) } else { Transformed::no(both) })
         }
-        Expr::SetComparison(mut query) => {
-            let op = if query.op == Operator::NotEq { "<>".to_owned() } else { query.op.to_string() };
-            let is_changed = sides(&op, &mut query.expr, &mut query.subquery, schema)?;
-            Ok(Transformed::new(Expr::SetComparison(query), is_changed, TreeNodeRecursion::Continue))
-        }
-        other => Ok(Transformed::no(other)),
+        Expr::Not(inner) => match *inner {
+            Expr::InSubquery(query) if place == Place::Top => {
+                with_query(Expr::InSubquery(InSubquery { negated: !query.negated, ..query }), place, schema)
+            }
+            inner => Ok(condition(inner, Place::Inside, schema)?.update_data(|inner| Expr::Not(Box::new(inner)))),
+        },
+        Expr::InSubquery(_) | Expr::SetComparison(_) => with_query(expr, place, schema),
+        other => other.transform_up(|expr| with_query(expr, Place::Inside, schema)),
     }
 }
 
-/// Both sides as what `op` compares; the sub-query's has a name that no column of the other side has. False when they
-/// are so already.
+/// A comparison with a sub-query. As `IN` where the engine's join gives what that does in its place, else as `ANY` or `ALL`.
+fn with_query(expr: Expr, place: Place, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let (mut own, mut query, op, quantifier) = match expr {
+        Expr::InSubquery(InSubquery { expr, subquery, negated: false }) => {
+            (expr, subquery, Operator::Eq, SetQuantifier::Any)
+        }
+        Expr::InSubquery(InSubquery { expr, subquery, negated: true }) => {
+            (expr, subquery, Operator::NotEq, SetQuantifier::All)
+        }
+        Expr::SetComparison(SetComparison { expr, subquery, op, quantifier }) => (expr, subquery, op, quantifier),
+        other => return Ok(Transformed::no(other)),
+    };
+    let shown = if op == Operator::NotEq { "<>".to_owned() } else { op.to_string() };
+    let is_plain = sides(&shown, &mut own, &mut query, schema)?;
+    let negated = match (op, &quantifier) {
+        (Operator::Eq, SetQuantifier::Any) => Some(false),
+        (Operator::NotEq, SetQuantifier::All) => Some(true),
+        _ => None,
+    };
+    Ok(Transformed::yes(match (negated, place) {
+        (Some(negated), Place::Top) => Expr::InSubquery(InSubquery { expr: own, subquery: query, negated }),
+        (Some(false), Place::Either) if is_plain => {
+            Expr::InSubquery(InSubquery { expr: own, subquery: query, negated: false })
+        }
+        _ => Expr::SetComparison(SetComparison { expr: own, subquery: query, op, quantifier }),
+    }))
+}
+
+/// Both sides as what `op` compares; the sub-query's has a name that no column of the other side has. Whether that one is
+/// its column as it is.
 fn sides(op: &str, own: &mut Expr, query: &mut Subquery, schema: &DFSchema) -> Result<bool> {
     let plan = Arc::clone(&query.subquery);
     let [column] = <[Column; 1]>::try_from(plan.schema().columns())
         .map_err(|_| external(SqlError::internal("a comparison with a sub-query of several columns")))?;
-    if column.relation.is_none() && column.name == VALUE {
-        return Ok(false);
-    }
     let named = |expr: Expr, plan| Projection::try_new(vec![expr.alias(VALUE)], plan).map(LogicalPlan::Projection);
     let plan = Arc::new(named(Expr::Column(column), plan)?);
     let (value, both) = (Expr::Column(Column::new_unqualified(VALUE)), schema.join(plan.schema())?);
     let (left, right) = compare_operands(op, own.clone(), value.clone(), &both)?;
     *own = left;
-    let plan = if right == value { plan } else { Arc::new(named(right, plan)?) };
+    let is_plain = right == value;
+    let plan = if is_plain { plan } else { Arc::new(named(right, plan)?) };
     *query = query.with_plan(plan);
-    Ok(true)
+    Ok(is_plain)
 }
 
 /// One step of a plan, comparing by value what it compares.
@@ -239,7 +286,7 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             let Some(schema) = node.inputs().first().map(|input| Arc::clone(input.schema())) else {
                 return Ok(Transformed::no(node));
             };
-            node.map_expressions(|expr| expr.transform_up(|expr| with_query(expr, &schema)))
+            node.map_expressions(|expr| condition(expr, Place::Top, &schema))
         }
         LogicalPlan::Sort(mut sort) => {
             let is_changed = sort_keys(&mut sort.expr, sort.input.schema())?;
@@ -287,7 +334,7 @@ pub(crate) fn step(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
             }
             if let Some(filter) = join.filter.take() {
                 let both = join.left.schema().join(join.right.schema())?;
-                let filter = filter.transform_up(|expr| with_query(expr, &both))?;
+                let filter = condition(filter, Place::Top, &both)?;
                 is_changed |= filter.transformed;
                 join.filter = Some(filter.data);
             }

@@ -8,7 +8,7 @@ use super::names::{column_name, number};
 use super::refuse;
 use super::rewrite::{resolve_condition, resolve_expr};
 use super::scope::{Scope, ScopeColumn, StarColumn, quoted};
-use super::settle::condition;
+use super::settle::{condition, has_window_call};
 use super::syntax;
 use super::view::Expansion;
 use super::{PlanContext, WindowSpec};
@@ -397,6 +397,12 @@ impl<'c> Resolver<'c> {
                 Some(item) => *expr = item,
                 None => resolve_expr(self, scope, expr)?,
             }
+        }
+        if exprs.iter().any(has_window_call) {
+            let fact = "window functions are not allowed in GROUP BY";
+            return Err(
+                SqlError::new(SqlState::WindowingError, fact).hint("put the query into FROM, and group around it")
+            );
         }
         if is_windowed {
             for name in [super::window::WINDOWSTART, super::window::WINDOWEND] {

@@ -13,7 +13,7 @@ use crate::function::typed::{plain_type, with_type, without_types};
 use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{InList, ScalarFunction};
-use datafusion::logical_expr::{Between, Case, Cast, Expr, ExprSchemable, Like};
+use datafusion::logical_expr::{Between, Case, Cast, Expr, ExprSchemable, Like, Operator, binary_expr};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 use sqlparser::ast::{self, BinaryOperator, Visit, Visitor};
@@ -34,7 +34,7 @@ pub(super) fn marked(expr: ast::Expr) -> ast::Expr {
 /// # Errors
 /// 42P20 for a window function, which is computed after conditions.
 pub(super) fn condition(expr: &mut ast::Expr, clause: &str) -> std::result::Result<(), SqlError> {
-    if clause != "QUALIFY" && expr.visit(&mut FindOver).is_break() {
+    if clause != "QUALIFY" && has_window_call(expr) {
         let fact = format!("window functions are not allowed in {clause}");
         return Err(SqlError::new(SqlState::WindowingError, fact).hint("put the query into FROM, and filter around it"));
     }
@@ -43,15 +43,31 @@ pub(super) fn condition(expr: &mut ast::Expr, clause: &str) -> std::result::Resu
     Ok(())
 }
 
-/// Finds calls with OVER outside sub-queries.
-struct FindOver;
+/// Whether there is a window function in it, outside of sub-queries.
+pub(super) fn has_window_call(node: &impl Visit) -> bool {
+    node.visit(&mut FindOver { depth: 0 }).is_break()
+}
+
+struct FindOver {
+    depth: usize,
+}
 
 impl Visitor for FindOver {
     type Break = ();
 
+    fn pre_visit_query(&mut self, _: &ast::Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &ast::Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<()> {
         match expr {
-            ast::Expr::Function(ast::Function { over: Some(_), .. }) => ControlFlow::Break(()),
+            ast::Expr::Function(ast::Function { over: Some(_), .. }) if self.depth == 0 => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
         }
     }
@@ -304,11 +320,8 @@ fn in_list(list: InList, schema: &DFSchema) -> Result<InList> {
     let exprs = unfilled(exprs, schema)?;
     let types = exprs.iter().map(|expr| type_of(expr, schema)).collect::<Result<Vec<_>>>()?;
     // The column's own type is enough where every constant fits it: no column is cast.
-    let is_plain = |column: &&Option<SqlType>| {
-        column
-            .as_ref()
-            .is_some_and(|column| *column != SqlType::Interval && column.has_equality() && !column.has(&SqlType::Jsonb))
-    };
+    let is_plain =
+        |column: &&Option<SqlType>| column.as_ref().is_some_and(|column| column.has_equality() && !has_key(column));
     if let Some(Some(column)) = types.first().filter(is_plain) {
         let fits = |expr: &Expr| super::operator::fits(expr, column);
         let rest = exprs.iter().zip(&types).skip(1);
@@ -365,6 +378,21 @@ fn make_array(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
     Ok(with_type(Expr::ScalarFunction(ScalarFunction { func: call.func, args }), &SqlType::Array(Box::new(common))))
 }
 
+/// Whether values are compared by something else than how they are stored.
+fn has_key(sql_type: &SqlType) -> bool {
+    sql_type.has(&SqlType::Interval) || sql_type.has(&SqlType::Jsonb)
+}
+
+/// Values among which one is chosen by `CASE`: each one more makes it three times as large.
+const CHOSEN_MAX: usize = 5;
+
+/// `best` where it is there and compares so with `next`, or `next` is not there; else `next`.
+fn chosen(best: Expr, next: Expr, op: Operator, sql_type: &SqlType) -> Expr {
+    let is_better = binary_expr(compared_by(best.clone(), sql_type), op, compared_by(next.clone(), sql_type));
+    let when = vec![(Box::new(next.clone().is_null()), Box::new(best.clone())), (Box::new(is_better), Box::new(best))];
+    Expr::Case(Case { expr: None, when_then_expr: when, else_expr: Some(Box::new(next)) })
+}
+
 fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
     let name = call.func.name().to_owned();
     let what = name.to_uppercase();
@@ -373,7 +401,7 @@ fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
     if compares && !common.has_equality() {
         return Err(no_operator("=", Some(&common), Some(&common)));
     }
-    let is_by_key = compares && common.has(&SqlType::Jsonb);
+    let is_by_key = compares && has_key(&common);
     let is_float = matches!(common, SqlType::Real | SqlType::Double);
     Ok(match args.as_slice() {
         [left, right] if (is_by_key || is_float) && name == "nullif" => {
@@ -384,6 +412,10 @@ fn call(call: ScalarFunction, schema: &DFSchema) -> Result<Expr> {
                 Expr::Case(Case { expr: None, when_then_expr: when, else_expr: Some(Box::new(left.clone())) }),
                 &common,
             )
+        }
+        [first, rest @ ..] if is_by_key && common == SqlType::Interval && rest.len() < CHOSEN_MAX => {
+            let op = if name == "greatest" { Operator::GtEq } else { Operator::LtEq };
+            rest.iter().fold(first.clone(), |best, next| chosen(best, next.clone(), op, &common))
         }
         _ if is_by_key => {
             let fact = format!("{what} of {common}");

@@ -6,6 +6,7 @@ use super::PlanContext;
 use super::from::binary;
 use super::refuse;
 use super::rewrite::{call, position_of};
+use super::settle::has_window_call;
 use crate::dialect::ast::Position;
 use crate::error::{Near, SqlError};
 use crate::function::Registry;
@@ -15,9 +16,7 @@ use millstream_catalog::model::SqlState;
 use sqlparser::ast::{
     BinaryOperator, CastKind, DataType, DateTimeField, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentClause, FunctionArguments, Interval, NullTreatment, ObjectNamePart, Parens, UnaryOperator, Value,
-    visit_expressions,
 };
-use std::ops::ControlFlow;
 
 /// `IS DISTINCT FROM` among the binary operators.
 pub(super) const IS_DISTINCT_FROM: &str = "IS DISTINCT FROM";
@@ -248,14 +247,6 @@ const LATER: [(&str, &str); 2] = [("histogram", "group by the value and count"),
 /// Functions that mean nothing without OVER.
 const WINDOW_ONLY: [&str; 8] =
     ["row_number", "rank", "dense_rank", "percent_rank", "cume_dist", "ntile", "lag", "lead"];
-
-fn has_window_call(args: &FunctionArguments) -> bool {
-    visit_expressions(args, |expr| match expr {
-        Expr::Function(Function { over: Some(_), .. }) => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    })
-    .is_break()
-}
 
 fn refuse_clauses(registry: &Registry, function: &Function, name: &str) -> Result<(), SqlError> {
     if function.uses_odbc_syntax || !matches!(function.parameters, FunctionArguments::None) {

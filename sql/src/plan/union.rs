@@ -1,6 +1,6 @@
-//! UNION, INTERSECT and EXCEPT: the parts' columns brought to one type each, as PostgreSQL does.
+//! UNION, INTERSECT and EXCEPT: the parts' columns brought to one type each, as PostgreSQL does; but what INTERSECT and
+//! EXCEPT give has the type of the first part.
 //!
-//! What INTERSECT and EXCEPT give has the type of the first part: only what is compared is brought to another.
 //! Literals of unknown type take the type of the other parts; numbers meet at the wider type; `varchar(3)` and `text` are
 //! text; anything else that differs is 42804. Source: PostgreSQL 15, section 10.5. Pure.
 

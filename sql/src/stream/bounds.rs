@@ -1,6 +1,6 @@
 //! When the windows of grouped rows close.
 //!
-//! Leaves out what goes then, which operators keep. Pure.
+//! Leaves out what goes then, which operators keep. Called by those that group by a window. Pure.
 
 use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::TimestampMicrosecondType;

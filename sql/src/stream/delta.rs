@@ -161,7 +161,7 @@ impl Delta {
         }
     }
 
-    /// The same of all rows.
+    /// The query's event time when each row came about, in microseconds.
     pub(crate) fn times(&self) -> Cow<'_, [i64]> {
         let clock = &self.origin.clock;
         match (&self.clock, &self.rows) {

@@ -1,6 +1,6 @@
 //! Rows that come once for each of their windows.
 //!
-//! Leaves out which windows those are, which a projection below computes, and when they close. Stateless: a crash loses
+//! Leaves out which windows those are, which a projection or the panes (`partial`) below compute, and when they close. Stateless: a crash loses
 //! nothing.
 
 use super::delta::{Delta, Origin, arrow_error};

@@ -1,7 +1,7 @@
 //! Numbered places for keys that come and go.
 //!
 //! Owns the map from key bytes to slot, the reuse of slots, and which window each belongs to. Leaves out what is kept
-//! per slot: columns of state indexed by it. Called once per step with the distinct keys of the step, not per row.
+//! per slot: columns of state indexed by it. Called with the distinct keys of a step, or with its rows where those are few.
 
 use super::delta::arrow_error;
 use super::paged::Paged;
@@ -219,7 +219,7 @@ impl Slots {
         };
         let place = Place { hash, slot };
         window.places.insert_unique(place.table_hash(), place, Place::table_hash);
-        if end.is_some() {
+        if end.is_some_and(|end| end != STAYS) {
             window.slots.push(slot);
         }
         Found { slot, is_new: true }
@@ -238,7 +238,7 @@ impl Slots {
     }
 
     fn clear(&mut self, slot: u32) {
-        let Some(key) = self.keys.get_mut(slot) else { return };
+        let Some(key) = self.keys.get_mut(slot).filter(|key| !matches!(key, Key::Free)) else { return };
         self.long_bytes -= key.bytes();
         *key = Key::Free;
         self.free.push(slot);

@@ -109,8 +109,8 @@ pub(crate) fn lengths_of(intervals: &IntervalMonthDayNanoArray) -> Decimal128Arr
     intervals.iter().map(|value| value.map(length)).collect::<Decimal128Array>().with_data_type(LENGTH)
 }
 
-/// A column of `sql_type` with each `jsonb` as bytes of the same order, each interval as its length and each floating-point number
-/// in its one form, also inside of arrays and structs.
+/// A column of `sql_type` with each `jsonb` as bytes of the same order, each interval as its length and each
+/// floating-point number in its one form, also inside of arrays and structs.
 ///
 /// # Errors
 /// 22003 for a number in a `jsonb` that no numeric holds.
