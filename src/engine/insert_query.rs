@@ -4,12 +4,13 @@
 //! the statement; what it proposed is there or is not.
 
 use crate::engine::ddl::{establish, views_of};
-use crate::engine::query::{QUERY_ERRORS, writes};
+use crate::engine::query::{QUERY_ERRORS, ensure_errors, writes};
 use crate::engine::session::Session;
 use crate::engine::write::{self, Routed};
 use crate::engine::{Engine, Outcome, Result};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{Name, QueryId, SqlState, Timestamp, TopicId};
+use millstream_catalog::query::OnError;
 use millstream_catalog::{Command, Query, QueryOptions, QueryState, Relation, RelationKind, Snapshot, SqlType};
 use millstream_sql::bind::insert::{InsertRows, InsertSelect, literal_columns};
 use millstream_sql::dialect::{Ident, InsertQuery, Position, Select, render};
@@ -69,13 +70,30 @@ impl Target {
     }
 }
 
+/// Plans `select`, whose rows go into `columns` of `relation`: what those cannot take is an error of the event.
+///
+/// # Errors
+/// As [`plan_insert_query`], and of INSERT … SELECT.
+pub(crate) fn plan_into(
+    context: &PlanContext,
+    select: &Select,
+    options: &QueryOptions,
+    relation: &Arc<Relation>,
+    columns: &[Name],
+) -> Result<ContinuousPlan> {
+    let plain = plan_insert_query(context, select, options, &[])?;
+    let target = Target::new(relation, columns, &plain, select, context)?;
+    plan_insert_query(context, select, options, &target.binding.assignments())
+}
+
 impl Session {
     /// Makes the query and starts it.
     pub(crate) async fn insert_query(&mut self, insert: &InsertQuery) -> Result<Outcome> {
         self.check_definition("INSERT … EMIT CHANGES").await?;
         let relation = self.target(&insert.name)?;
-        let (select, options) = (insert.select.clone(), QueryOptions::default());
-        let (plan, pipeline) = self.pipeline(move |context| plan_insert_query(context, &select, &options)).await?;
+        let options = QueryOptions { on_error: insert.on_error, ..QueryOptions::default() };
+        let (select, planned) = (insert.select.clone(), options.clone());
+        let (plan, pipeline) = self.pipeline(move |context| plan_insert_query(context, &select, &planned, &[])).await?;
         bind::ddl::check_makes_nothing(&insert.select)?;
         if pipeline.output().kind != RelationKind::Stream {
             let hint = "use CREATE TABLE … AS SELECT, which takes rows back";
@@ -93,6 +111,14 @@ impl Session {
         all.push(Arc::clone(&relation));
         self.engine.shard_of_all(&all)?;
         self.check_circle(&relation, &plan)?;
+        if options.on_error == OnError::Skip {
+            self.check_errors_apart(&plan)?;
+            self.to_the_end(ensure_errors(Arc::clone(&self.engine), relation.shard)).await?;
+        }
+        let (select, planned) = (insert.select.clone(), options.clone());
+        let (into, named) = (Arc::clone(&relation), columns.clone());
+        let planned = self.pipeline(move |context| plan_into(context, &select, &planned, &into, &named)).await?;
+        let (plan, pipeline) = planned;
         let query = Query {
             id: QueryId::default(),
             name: match &insert.query {
@@ -104,7 +130,7 @@ impl Session {
             sink: relation.id,
             fingerprint: pipeline.fingerprint(),
             state: QueryState::Running,
-            options: QueryOptions::default(),
+            options,
             created_at: self.engine.clock().now(),
             target: Some(columns),
             forms: BTreeMap::new(),

@@ -9,6 +9,7 @@ use super::{change, select, vet};
 use crate::error::SqlError;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::model::{Name, Sequence, SqlState};
+use millstream_catalog::query::OnError;
 use sqlparser::ast::{Expr, SelectItem};
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::Token;
@@ -27,7 +28,7 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let alias = if cursor.eat(&["as"]) { Some(cursor.ident()?) } else { None };
     let columns = if is_query(cursor) { None } else { cursor.columns()? };
     check_columns(columns.as_deref())?;
-    let query = query_name(cursor)?;
+    let options = query_options(cursor)?;
     let mut sequence = self::sequence(cursor)?;
     if cursor.is(&["overriding"]) {
         return Err(cursor.unsupported("OVERRIDING", "leave it out: there are no identity columns"));
@@ -43,12 +44,13 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
                     "write INSERT INTO name [(columns)] [WITH (query = '…')] SELECT … EMIT CHANGES",
                 ));
             }
-            return Ok(Statement::InsertQuery(Box::new(InsertQuery { name, columns, query, select })));
+            let (query, on_error) = options.unwrap_or_default();
+            return Ok(Statement::InsertQuery(Box::new(InsertQuery { name, columns, query, on_error, select })));
         }
         source => source,
     };
-    if query.is_some() {
-        return Err(place.unsupported("a query's name without EMIT CHANGES", "add EMIT CHANGES, or leave WITH out"));
+    if options.is_some() {
+        return Err(place.unsupported("options of a query without EMIT CHANGES", "add EMIT CHANGES, or leave WITH out"));
     }
     let conflict = change::on_conflict(cursor)?;
     sequence = sequence.or(self::sequence(cursor)?);
@@ -81,17 +83,39 @@ fn check_columns(columns: Option<&[Ident]>) -> Result<(), SqlError> {
     Ok(())
 }
 
-/// `WITH (query = 'name')`, if it is next.
-fn query_name(cursor: &mut Cursor<'_>) -> Result<Option<Ident>, SqlError> {
-    if !is_options(cursor) || cursor.word_at(2) != Some("query") {
+/// `WITH (query = 'name', on_error = 'stop' | 'skip')`, if it is next.
+fn query_options(cursor: &mut Cursor<'_>) -> Result<Option<(Option<Ident>, OnError)>, SqlError> {
+    if !is_options(cursor) || !matches!(cursor.word_at(2), Some("query" | "on_error")) {
         return Ok(None);
     }
-    cursor.at += 3;
-    cursor.expect_token(&Token::Eq)?;
-    let position = cursor.position();
-    let name = cursor.string()?;
-    cursor.expect_token(&Token::RParen)?;
-    Ok(Some(Ident { name: Name::new(name)?, position }))
+    cursor.at += 1;
+    let (mut query, mut on_error) = (None, None);
+    cursor.parens(|cursor| {
+        let is_name = cursor.eat(&["query"]);
+        if !is_name && !cursor.eat(&["on_error"]) {
+            return Err(cursor.unsupported("this option of INSERT", "the options are query and on_error"));
+        }
+        cursor.expect_token(&Token::Eq)?;
+        let position = cursor.position();
+        let value = cursor.string()?;
+        let is_twice = match is_name {
+            true => query.replace(Ident { name: Name::new(value)?, position }).is_some(),
+            false => on_error.replace(on_error_of(&value).map_err(|error| error.at(position))?).is_some(),
+        };
+        if is_twice { Err(SqlError::syntax("an option specified more than once").at(position)) } else { Ok(()) }
+    })?;
+    Ok(Some((query, on_error.unwrap_or_default())))
+}
+
+fn on_error_of(value: &str) -> Result<OnError, SqlError> {
+    match value.to_lowercase().as_str() {
+        "stop" => Ok(OnError::Stop),
+        "skip" => Ok(OnError::Skip),
+        _ => {
+            let fact = format!("invalid value for parameter \"on_error\": \"{value}\"");
+            Err(SqlError::new(SqlState::InvalidParameterValue, fact).hint("use 'stop' or 'skip'"))
+        }
+    }
 }
 
 /// `WITH (sequence = n | $n)`, if it is next.

@@ -5,6 +5,7 @@
 
 pub mod arith;
 mod around;
+pub(crate) mod assign;
 mod bounded;
 pub(crate) mod by_value;
 pub mod cast;

@@ -12,15 +12,17 @@ use crate::bind::ddl::{check_makes_nothing, grace_option};
 use crate::dialect::ast::{Emit, EmitKind, Position, Select};
 use crate::error::{Near, SqlError};
 use crate::exec::session::{analyze, optimize_continuous};
+use crate::function::assign::{Assignment, assign_function};
 use crate::function::series::SERIES;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{self, FetchType, LogicalPlan, Volatility};
+use datafusion::logical_expr::{self, FetchType, LogicalPlan, Projection, Volatility};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::query::EmitForms;
 use millstream_catalog::{QueryOptions, SqlType};
 use sqlparser::ast::{Distinct, Expr, LimitClause, Query, SelectItem, SetExpr, Spanned};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Who takes the rows of a continuous query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,8 @@ pub fn plan_continuous(
     plan_query(context, select, options, Taker::Relation)
 }
 
-/// Plans `select` for a continuous run with `options`, whose rows go into a stream or table that there is.
+/// Plans `select` for a continuous run with `options`, whose rows go into a stream or table that there is; `assignments` says
+/// how its columns become those of that.
 ///
 /// # Errors
 /// As `plan_continuous`, but that names of columns do not matter.
@@ -53,8 +56,24 @@ pub fn plan_insert_query(
     context: &PlanContext,
     select: &Select,
     options: &QueryOptions,
+    assignments: &[Option<Assignment>],
 ) -> Result<ContinuousPlan, SqlError> {
-    plan_query(context, select, options, Taker::Insert)
+    let mut plan = plan_query(context, select, options, Taker::Insert)?;
+    let mut exprs = Vec::with_capacity(plan.columns.len());
+    for (at, column) in plan.plan.schema().columns().into_iter().enumerate() {
+        let value = logical_expr::Expr::Column(column);
+        exprs.push(match assignments.get(at) {
+            Some(Some(assignment)) => {
+                plan.columns[at].sql_type = assignment.to.clone();
+                assign_function(assignment.clone()).call(vec![value]).alias(format!("column{at}"))
+            }
+            _ => value,
+        });
+    }
+    if assignments.iter().any(Option::is_some) {
+        plan.plan = LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(plan.plan))?);
+    }
+    Ok(plan)
 }
 
 fn plan_query(

@@ -10,7 +10,7 @@ use super::{Status, errors};
 use crate::engine::held::Held;
 use crate::engine::input::{Reader, Removed};
 use crate::engine::inputs::{Inputs, SourcePositions, StepEvents};
-use crate::engine::insert_query::Target;
+use crate::engine::insert_query::{Target, plan_into};
 use crate::engine::write::route_stored;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
@@ -23,7 +23,7 @@ use millstream_catalog::query::OnError;
 use millstream_catalog::{Compression, Query, Relation};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{self, Select, Statement};
-use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous, plan_insert_query};
+use millstream_sql::plan::{ContinuousPlan, PlanContext, PlanSettings, plan_continuous};
 use millstream_sql::stream::{OperatorShown, Pipeline, SkippedEvent, StepInput};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -501,9 +501,14 @@ pub(crate) fn plan(engine: &Arc<Engine>, query: &Query) -> Result<(Box<Select>, 
         return Err(SqlError::internal(format!("the text of query \"{}\" is not a SELECT", query.name)));
     };
     let context = context(engine, query);
-    let plan = match query.target {
+    let plan = match &query.target {
         None => plan_continuous(&context, &select, &query.options)?,
-        Some(_) => plan_insert_query(&context, &select, &query.options)?,
+        Some(columns) => {
+            let catalog = engine.catalog().seen_by(query);
+            let gone = || SqlError::internal(format!("the sink of query \"{}\" is gone", query.name));
+            let sink = catalog.relation_by_id(query.sink).ok_or_else(gone)?;
+            plan_into(&context, &select, &query.options, sink, columns)?
+        }
     };
     let pipeline = Pipeline::plan(&plan)?;
     Ok((select, plan, pipeline))

@@ -8,6 +8,7 @@ use super::constant_default;
 use super::target::{InsertRows, Shape, Target, place, resolve, value_error};
 use crate::dialect::ast::{Ident, Select};
 use crate::error::SqlError;
+use crate::function::assign::Assignment;
 use crate::plan::ResultColumn;
 use crate::types::{ColumnBuilder, ColumnEncoder, assign_array, is_assignable};
 use arrow::array::{Array, ArrayRef, RecordBatch, UInt32Array};
@@ -70,7 +71,7 @@ impl InsertSelect {
     /// Checks the types and literals of a continuous query's result, that of `select`, before there are rows.
     ///
     /// # Errors
-    /// 42804 for a type that cannot be assigned, 22P02 and the like for a literal.
+    /// 42804 for a type that cannot be assigned, 22P02 and the like for a literal, 23502 for a column that always is NULL.
     pub fn check(&self, select: &Select) -> Result<(), SqlError> {
         let texts: Vec<Option<String>> = expressions(select).unwrap_or_default().into_iter().map(text).collect();
         for (at, (from, is_literal, target)) in self.sources.iter().enumerate() {
@@ -80,8 +81,32 @@ impl InsertSelect {
                 _ if *is_literal || is_assignable(from, to) => {}
                 _ => return Err(self.shape.type_error(*target, &from.to_string())),
             }
+            if let (Target::Column(column), true, Some(None)) = (target, *is_literal, texts.get(at)) {
+                self.check_null(*column)?;
+            }
         }
-        Ok(())
+        let is_null = |default: &ArrayRef| default.is_null(0);
+        let empty = self.defaults.iter().enumerate().filter(|(_, default)| default.as_ref().is_some_and(is_null));
+        empty.map(|(column, _)| column).try_for_each(|column| self.check_null(column))
+    }
+
+    fn check_null(&self, column: usize) -> Result<(), SqlError> {
+        if self.shape.columns[column].is_nullable { Ok(()) } else { Err(self.shape.null_error(column)) }
+    }
+
+    /// How the columns of the result become those of the relation; `None` for one that is there as it is, or a literal.
+    pub fn assignments(&self) -> Vec<Option<Assignment>> {
+        let assignment = |(from, is_literal, target): &(SqlType, bool, Target)| {
+            let to = self.shape.sql_type(*target);
+            let refuses_null = match target {
+                Target::Column(at) if !self.shape.columns[*at].is_nullable => Some(self.shape.null_error(*at).message),
+                _ => None,
+            };
+            let is_needed = !is_literal && (from != to || refuses_null.is_some());
+            let column = self.shape.name(*target).to_owned();
+            is_needed.then(|| Assignment { from: from.clone(), to: to.clone(), column, refuses_null })
+        };
+        self.sources.iter().map(assignment).collect()
     }
 
     /// The rows of the next batch.

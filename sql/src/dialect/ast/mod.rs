@@ -13,6 +13,7 @@ pub use session::*;
 
 use millstream_catalog::RelationKind;
 use millstream_catalog::model::{Name, RowCount, Sequence, Span};
+use millstream_catalog::query::OnError;
 use sqlparser::ast;
 use std::fmt;
 
@@ -461,7 +462,8 @@ pub struct Insert {
     pub sequence: Option<SequenceValue>,
 }
 
-/// `INSERT INTO name [(columns)] [WITH (query = 'name')] SELECT … EMIT CHANGES`: one more continuous query.
+/// `INSERT INTO name [(columns)] [WITH (query = 'name', on_error = 'skip')] SELECT … EMIT CHANGES`: one more continuous
+/// query.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InsertQuery {
     /// Where the rows go.
@@ -470,6 +472,8 @@ pub struct InsertQuery {
     pub columns: Option<Vec<Ident>>,
     /// The query's name, if it has one.
     pub query: Option<Ident>,
+    /// What it does with an event it cannot take.
+    pub on_error: OnError,
     /// The query.
     pub select: Box<Select>,
 }

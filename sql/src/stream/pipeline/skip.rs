@@ -1,6 +1,6 @@
 //! Steps that leave out the events that cannot be taken.
 //!
-//! An event cannot be taken when a step with it, after a step without it, fails with an error of class 22: an overflow, a
+//! An event cannot be taken when a step with it, after a step without it, fails with 23502 or an error of class 22: an overflow, a
 //! division by zero, a cast. It is left out as if the log did not have it, but that it moves time. Where nothing but
 //! stateless stages, and the arguments of an aggregate, stood before the error, the events are found by halving and the
 //! step goes on. An error behind state needs the pipeline as it was before the step: the caller makes it again. Leaves out
@@ -9,6 +9,7 @@
 use super::{Delta, Edge, InputBatch, Made, Origin, Pipeline, StepInput, StepOutput, follow};
 use crate::error::{EventPlace, Near, SqlError};
 use arrow::array::BooleanArray;
+use millstream_catalog::model::SqlState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ fn keep(delta: &mut Delta, stays: &dyn Fn(usize) -> bool) -> Result<(), SqlError
 }
 
 fn is_skippable(error: &SqlError) -> bool {
-    error.sqlstate.code().starts_with("22")
+    error.sqlstate == SqlState::NotNullViolation || error.sqlstate.code().starts_with("22")
 }
 
 impl Pipeline {
@@ -83,7 +84,7 @@ impl Pipeline {
     /// taken before; `again` makes the pipeline as it was before this step, and is called when state was changed already.
     ///
     /// # Errors
-    /// What is no event's fault, or not of class 22; the pipeline is then in no defined state.
+    /// What is no event's fault, or neither 23502 nor of class 22; the pipeline is then in no defined state.
     pub fn step_skipping(
         &mut self,
         input: &StepInput<'_>,
