@@ -17,7 +17,7 @@ use arrow::array::make_comparator;
 use arrow::array::{
     ArrayRef, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
 };
-use arrow::compute::{SortOptions, take};
+use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_expr::PhysicalExpr;
@@ -60,8 +60,6 @@ pub(crate) struct Aggregate {
     rowtime: Vec<i64>,
     /// Rows by slot, where they may go.
     counts: Vec<i64>,
-    /// By slot, its position among the groups of the last step that had it, where rows are merged.
-    positions: Vec<u32>,
     late_rows: RowCount,
 }
 
@@ -128,7 +126,6 @@ impl Aggregate {
             slots: Slots::new(&types)?,
             rowtime: Vec::new(),
             counts: Vec::new(),
-            positions: Vec::new(),
             late_rows: RowCount::ZERO,
             keys,
         })
@@ -196,37 +193,6 @@ impl Aggregate {
         values.intern(keys, &mut groups).map_err(sql_error)?;
         let count = values.len();
         Ok(Interned { groups, keys: values.emit(EmitTo::All).map_err(sql_error)?, count })
-    }
-
-    /// The groups of the rows, numbered in the order of their first rows, and their slots.
-    fn groups(&mut self, keys: &[ArrayRef], rows: usize, is_first: bool) -> Result<(Interned, Vec<Found>), SqlError> {
-        if self.rows == Rows::Merge && !self.has_lasting() {
-            return self.groups_of_few(keys, rows);
-        }
-        let interned = self.intern(keys, rows, is_first)?;
-        let found = self.find(&interned.keys, interned.count)?;
-        Ok((interned, found))
-    }
-
-    /// The same where hardly a group has two rows of the step: each row's slot is looked up.
-    fn groups_of_few(&mut self, keys: &[ArrayRef], rows: usize) -> Result<(Interned, Vec<Found>), SqlError> {
-        let slots = self.find(keys, rows)?;
-        self.positions.resize(self.slots.capacity(), 0);
-        let (mut found, mut first): (Vec<Found>, Vec<u32>) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let mut groups = Vec::with_capacity(rows);
-        for (row, slot) in slots.into_iter().enumerate() {
-            let position = &mut self.positions[slot.slot as usize];
-            if found.get(*position as usize).is_none_or(|known| known.slot != slot.slot) {
-                *position = found.len() as u32;
-                found.push(slot);
-                first.push(row as u32);
-            }
-            groups.push(*position as usize);
-        }
-        let first = UInt32Array::from(first);
-        let keys =
-            keys.iter().map(|column| take(column, &first, None)).collect::<Result<_, _>>().map_err(arrow_error)?;
-        Ok((Interned { groups, keys, count: found.len() }, found))
     }
 
     /// The slots of so many keys.
@@ -391,7 +357,8 @@ impl Aggregate {
         if delta.len() == 0 && !is_first {
             return Ok(Delta::empty(Arc::clone(&self.schema), &delta.origin));
         }
-        let (mut interned, found) = self.groups(&keys, delta.len(), is_first)?;
+        let mut interned = self.intern(&keys, delta.len(), is_first)?;
+        let found = self.find(&interned.keys, interned.count)?;
         self.find_lasting()?;
         let groups = std::mem::take(&mut interned.groups);
         let touched = Touched::new(groups, found, self.slots.capacity());
@@ -552,7 +519,7 @@ impl Operator for Aggregate {
 
     fn state_bytes(&self) -> ByteSize {
         let calls: usize = self.calls.iter().map(Call::bytes).sum();
-        let by_slot = (self.rowtime.capacity() + self.counts.capacity()) * 8 + self.positions.capacity() * 4;
+        let by_slot = (self.rowtime.capacity() + self.counts.capacity()) * 8;
         ByteSize::of(self.slots.bytes() + by_slot + calls)
     }
 

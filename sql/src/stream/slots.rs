@@ -1,7 +1,7 @@
 //! Numbered places for keys that come and go.
 //!
 //! Owns the map from key bytes to slot, the reuse of slots, and which window each belongs to. Leaves out what is kept
-//! per slot: columns of state indexed by it. Called with the distinct keys of a step, or with its rows where those are few.
+//! per slot: columns of state indexed by it. Called once per step with the distinct keys of the step, not per row.
 
 use super::delta::arrow_error;
 use super::paged::Paged;
