@@ -233,6 +233,8 @@ fn condition(expr: Expr, place: Place, schema: &DFSchema) -> Result<Transformed<
 
 /// A comparison with a sub-query. As `IN` where the engine's join gives what that does in its place, else as `ANY` or `ALL`.
 fn with_query(expr: Expr, place: Place, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    // `NOT IN` that reads the row outside has no form that runs continuously; `<> ALL` has.
+    let is_written_in = matches!(expr, Expr::InSubquery(_));
     let (mut own, mut query, op, quantifier) = match expr {
         Expr::InSubquery(InSubquery { expr, subquery, negated: false }) => {
             (expr, subquery, Operator::Eq, SetQuantifier::Any)
@@ -251,7 +253,9 @@ fn with_query(expr: Expr, place: Place, schema: &DFSchema) -> Result<Transformed
         _ => None,
     };
     Ok(Transformed::yes(match (negated, place) {
-        (Some(negated), Place::Top) => Expr::InSubquery(InSubquery { expr: own, subquery: query, negated }),
+        (Some(negated), Place::Top) if is_written_in || !negated || query.outer_ref_columns.is_empty() => {
+            Expr::InSubquery(InSubquery { expr: own, subquery: query, negated })
+        }
         (Some(false), Place::Either) if is_plain => {
             Expr::InSubquery(InSubquery { expr: own, subquery: query, negated: false })
         }

@@ -1,7 +1,7 @@
 //! Rows that come once for each of their windows.
 //!
-//! Leaves out which windows those are, which a projection or the panes (`partial`) below compute, and when they close. Stateless: a crash loses
-//! nothing.
+//! Leaves out which windows those are, which a projection or the panes (`partial`) below compute, and when they close.
+//! Stateless: a crash loses nothing.
 
 use super::delta::{Delta, Origin, arrow_error};
 use super::operator::{Operator, only};
