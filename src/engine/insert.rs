@@ -165,7 +165,7 @@ impl Session {
         }
         let (claims, now) = (claim.into_iter().collect(), self.engine.clock().now());
         let durability = self.durability_of(&parts, self.settings.durability());
-        let append = Append { parts, claims, now, staged: None, durability };
+        let append = Append { parts, claims, now, durability, ..Append::default() };
         let queued = self.engine.shard(target.relation.shard)?.append_ahead(append).await.map_err(replication_error)?;
         Ok((tag, Box::pin(async move { queued.await.map_err(replication_error) })))
     }
@@ -306,7 +306,7 @@ impl Session {
         let claims: Vec<ProducerClaim> = claim.into_iter().collect();
         let now = if claims.is_empty() { Timestamp::default() } else { self.engine.clock().now() };
         let durability = self.durability_of(&parts, self.settings.durability());
-        let append = Append { parts, claims, now, staged: None, durability };
+        let append = Append { parts, claims, now, durability, ..Append::default() };
         if !self.transaction.has_locks() {
             self.pass_barriers(&append).await;
         }

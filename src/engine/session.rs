@@ -524,6 +524,7 @@ impl Session {
             let append = Append {
                 parts: settled(&catalog, &share.writes)?,
                 claims: share.claims.clone(),
+                commits: Vec::new(),
                 now,
                 staged: share.staging.as_ref().and_then(Staging::id),
                 durability: self.durability_of(&share.writes, ending.durability),

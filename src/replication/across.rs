@@ -148,7 +148,7 @@ async fn prepare(decider: Decider, share: Share) -> Result<Option<StageId>, Repl
     match core.submit(Request::Prepare(decider, append), bytes).await? {
         Reply::Staged(stage) => Ok(Some(stage)),
         Reply::Appended(_) => Ok(None),
-        Reply::Done(_) | Reply::Catalog(_) => Err(core.stopped()),
+        Reply::Done(_) | Reply::Catalog(_) | Reply::Taken(_) => Err(core.stopped()),
     }
 }
 

@@ -332,6 +332,7 @@ fn form(taken: Vec<Waiting>) -> Formed {
             Request::Forget(transaction) => forming.writes.push(Write::Forget(transaction)),
             Request::Step(step) => forming.step(step),
             Request::Checkpoint(checkpoint) => forming.writes.push(Write::Checkpoint(checkpoint)),
+            Request::Take(take) => forming.writes.push(Write::Take(take)),
             Request::Change(it) => change = Some(it),
         }
     }
@@ -367,8 +368,9 @@ impl Forming {
         let has_guards = append.parts.iter().any(|part| part.guard.is_some());
         let guard = |part: &mut PartitionWrite| part.guard.take();
         let guards = if has_guards { append.parts.iter_mut().map(guard).collect() } else { Vec::new() };
-        let parts = self.parts(append.parts);
-        AppendWrite { parts, guards, claims: append.claims, now: append.now, staged: append.staged }
+        let parts = self.parts(std::mem::take(&mut append.parts));
+        let Append { claims, commits, now, staged, .. } = append;
+        AppendWrite { parts, guards, claims, commits, now, staged }
     }
 
     fn step(&mut self, step: super::types::Step) {

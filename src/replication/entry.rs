@@ -16,7 +16,7 @@ pub(super) use self::encoding::{
 use self::encoding::{decode, encode, is_rewrite};
 use super::codec::DecodeError;
 use super::ipc::decode_batch;
-use super::types::{Checkpoint, Decider, Guard, PartitionPosition, ProducerClaim};
+use super::types::{Checkpoint, Decider, GroupCommit, GroupTake, Guard, PartitionPosition, ProducerClaim};
 use crate::storage::batch::with_schema;
 use crate::storage::{Rewrite, TopicStorage};
 use arrow::array::RecordBatch;
@@ -24,7 +24,7 @@ use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use millstream_catalog::Command;
 use millstream_catalog::model::{
-    Durability, PartitionId, QueryId, RowCount, StageId, StepNumber, Timestamp, TopicId, TransactionId,
+    Durability, GroupName, PartitionId, QueryId, RowCount, StageId, StepNumber, Timestamp, TopicId, TransactionId,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -110,6 +110,8 @@ pub(crate) enum Write {
     Forget(TransactionId),
     Step(StepWrite),
     Checkpoint(Checkpoint),
+    /// Gives partitions to another reader of their group.
+    Take(GroupTake),
 }
 
 /// A [`super::Append`] whose rows are parts of the entry's batches.
@@ -119,6 +121,7 @@ pub(crate) struct AppendWrite {
     /// Per part; empty when there is none. The append is refused when keys of rows were written since it was computed.
     pub(crate) guards: Vec<Option<Guard>>,
     pub(crate) claims: Vec<ProducerClaim>,
+    pub(crate) commits: Vec<GroupCommit>,
     pub(crate) now: Timestamp,
     /// The transaction it commits.
     pub(crate) staged: Option<StageId>,
@@ -127,7 +130,7 @@ pub(crate) struct AppendWrite {
 impl AppendWrite {
     /// Whether nothing but a missing topic stands against it.
     fn is_unconditional(&self) -> bool {
-        self.guards.is_empty() && self.claims.is_empty() && self.staged.is_none()
+        self.guards.is_empty() && self.claims.is_empty() && self.commits.is_empty() && self.staged.is_none()
     }
 }
 
@@ -165,6 +168,8 @@ pub(crate) enum Change {
     MoveStarts(Vec<PartitionPosition>),
     /// Moves the log starts of every partition of these topics to their ends as of this entry, all or none.
     Truncate(Vec<TopicId>),
+    /// Forgets consumer groups; only those that were not used since, if a time is given.
+    DropGroups(Vec<GroupName>, Option<Timestamp>),
 }
 
 /// What openraft carries: bytes, and on the leader the operations they encode.

@@ -7,7 +7,8 @@ use crate::storage::StorageError;
 use millstream_catalog::CatalogError;
 use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::{
-    ByteSize, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StageId, StepNumber, TopicId,
+    ByteSize, GroupName, Offset, PartitionId, ProducerId, QueryId, Sequence, ShardId, SqlState, StageId, StepNumber,
+    TopicId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,16 @@ pub(crate) enum Refused {
     Catalog(CatalogError),
     #[error("too many parts of open transactions")]
     StagesFull,
+    #[error("group {group}: partition {partition} of topic {topic} has another reader")]
+    Fenced { group: GroupName, topic: TopicId, partition: PartitionId },
+    #[error("group {group}: nothing is committed for partition {partition} of topic {topic}")]
+    NoOffset { group: GroupName, topic: TopicId, partition: PartitionId },
+    #[error("offset {offset} is above the end {end} of partition {partition} of topic {topic}")]
+    AboveEnd { topic: TopicId, partition: PartitionId, offset: Offset, end: Offset },
+    #[error("group {0} is held by a transaction")]
+    GroupHeld(GroupName),
+    #[error("too many committed offsets")]
+    GroupsFull,
 }
 
 /// Why a request was not carried out, or why replication did not start.
@@ -131,6 +142,44 @@ pub enum ReplicationError {
     /// The shard remembers as many producers as it may.
     #[error("too many producers")]
     ProducersFull,
+    /// Somebody else reads the partition for the group since, or its offsets were reset; nothing was written.
+    #[error("consumer group \"{group}\": a partition was given to another member before its events were committed")]
+    Fenced {
+        /// The group.
+        group: GroupName,
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// The group has no committed offset in a partition.
+    #[error("consumer group \"{group}\" has no committed offset for partition {partition}")]
+    NoOffset {
+        /// The group.
+        group: GroupName,
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// An offset lies behind the partition's end; nothing was written.
+    #[error("offset {offset} is above the end of partition {partition}, which is {end}")]
+    AboveEnd {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: PartitionId,
+        /// The offset.
+        offset: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// A transaction over several shards is about to commit offsets of the group.
+    #[error("a transaction commits offsets of consumer group \"{0}\" just now")]
+    GroupHeld(GroupName),
+    /// The shard remembers as many committed offsets as it may.
+    #[error("too many committed offsets of consumer groups")]
+    GroupsFull,
     /// The catalog refused the command.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -191,7 +240,11 @@ impl ReplicationError {
             Self::Catalog(error) => catalog_sqlstate(error),
             Self::SequenceGap { .. } => SqlState::ObjectNotInPrerequisiteState,
             Self::NoStage(_) => SqlState::SerializationFailure,
-            Self::ProducersFull => SqlState::ConfigurationLimitExceeded,
+            Self::ProducersFull | Self::GroupsFull => SqlState::ConfigurationLimitExceeded,
+            Self::Fenced { .. } => SqlState::GroupMemberFenced,
+            Self::NoOffset { .. } => SqlState::NoCommittedOffset,
+            Self::AboveEnd { .. } => SqlState::OffsetAboveLogEnd,
+            Self::GroupHeld(_) => SqlState::ObjectInUse,
             Self::NoLeader(_) => SqlState::NoLeader,
             Self::DiskFull => SqlState::DiskFull,
             Self::Stopped { .. } | Self::Start { .. } => SqlState::IoError,
@@ -205,9 +258,13 @@ impl ReplicationError {
     /// Whether the same request may succeed later, on this node.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoLeader(_) | Self::DiskFull | Self::EventsNeeded { .. } | Self::ProducersFull | Self::StagesFull => {
-                true
-            }
+            Self::NoLeader(_)
+            | Self::DiskFull
+            | Self::EventsNeeded { .. }
+            | Self::ProducersFull
+            | Self::StagesFull
+            | Self::GroupHeld(_)
+            | Self::GroupsFull => true,
             Self::NoTopic(_)
             | Self::NoPartition(..)
             | Self::TopicBehind(_)
@@ -220,6 +277,9 @@ impl ReplicationError {
             | Self::CheckpointOverdue { .. }
             | Self::SequenceGap { .. }
             | Self::NoStage(_)
+            | Self::Fenced { .. }
+            | Self::NoOffset { .. }
+            | Self::AboveEnd { .. }
             | Self::Catalog(_)
             | Self::Stopped { .. }
             | Self::ShuttingDown
@@ -275,6 +335,11 @@ impl From<Refused> for ReplicationError {
             Refused::NoStage(stage) => Self::NoStage(stage),
             Refused::StagesFull => Self::StagesFull,
             Refused::Catalog(error) => Self::Catalog(error),
+            Refused::Fenced { group, topic, partition } => Self::Fenced { group, topic, partition },
+            Refused::NoOffset { group, topic, partition } => Self::NoOffset { group, topic, partition },
+            Refused::AboveEnd { topic, partition, offset, end } => Self::AboveEnd { topic, partition, offset, end },
+            Refused::GroupHeld(group) => Self::GroupHeld(group),
+            Refused::GroupsFull => Self::GroupsFull,
         }
     }
 }

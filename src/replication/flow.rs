@@ -9,7 +9,7 @@
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::raft::Reply;
-use super::types::{Append, Checkpoint, Decider, PartitionWrite, Step};
+use super::types::{Append, Checkpoint, Decider, GroupTake, PartitionWrite, Step};
 use crate::storage::Patience;
 use millstream_catalog::Command;
 use millstream_catalog::model::limit::ENTRY_BYTES_TARGET;
@@ -43,6 +43,7 @@ pub(crate) enum Request {
     Forget(TransactionId),
     Step(Step),
     Checkpoint(Checkpoint),
+    Take(GroupTake),
     Change(Change),
 }
 
@@ -66,6 +67,7 @@ impl Request {
             // What it holds is known to later entries.
             Self::Prepare(_, append) if append.is_conditional() || append.staged.is_some() => Company::None,
             Self::Append(append) if append.is_conditional() => Company::Conditional,
+            Self::Take(_) => Company::Conditional,
             Self::Commit(_) => Company::Committing,
             _ => Company::Any,
         }
@@ -101,7 +103,9 @@ impl Request {
         self.frees_files()
             || match self {
                 Self::Commit(_) | Self::Forget(_) => true,
-                Self::Change(Change::Seal | Change::DropQuery(_) | Change::EndQuery(_)) => true,
+                Self::Change(Change::Seal | Change::DropQuery(_) | Change::EndQuery(_) | Change::DropGroups(..)) => {
+                    true
+                }
                 Self::Change(Change::Catalog(command)) => matches!(**command, Command::DropRelation { .. }),
                 _ => false,
             }

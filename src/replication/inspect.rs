@@ -117,9 +117,10 @@ pub(crate) fn read_manifest(applied: Bytes, extra: Bytes) -> Result<ManifestCont
 /// # Errors
 /// Why it cannot be read.
 pub(crate) fn without_stages(extra: Bytes, given_up: &BTreeSet<StageId>) -> Result<Bytes, String> {
-    let Extra { catalog, queries, producers, stages } = decode_extra(extra).map_err(|error| error.to_string())?;
+    let Extra { catalog, queries, producers, stages, groups } =
+        decode_extra(extra).map_err(|error| error.to_string())?;
     let stages = stages::without(&stages, given_up).map_err(|error| error.to_string())?;
-    Ok(encode_extra(catalog.as_ref(), &queries, &producers, &stages))
+    Ok(encode_extra(catalog.as_ref(), &queries, &producers, &stages, &groups))
 }
 
 /// Reads a vote: its term, the node voted for, and whether it was committed.

@@ -25,6 +25,7 @@ use super::types::{Appended, Decider, PartitionPosition};
 use super::upkeep;
 use crate::env;
 use crate::storage::{ManifestState, Rewrite, Rewritten, SealJob, Sealed, ShardStore, StorageError};
+use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use millstream_catalog::model::limit::CATALOG_ENTRIES_MAX;
 use millstream_catalog::model::{
@@ -153,7 +154,8 @@ impl Machine {
 
     fn restore(&mut self, manifest: ManifestState) -> Result<(), Fatal> {
         let meta = decode_applied(manifest.applied).map_err(Fatal::Manifest)?;
-        let Extra { catalog, queries, producers, stages } = decode_extra(manifest.extra).map_err(Fatal::Manifest)?;
+        let Extra { catalog, queries, producers, stages, groups } =
+            decode_extra(manifest.extra).map_err(Fatal::Manifest)?;
         if catalog.is_some() != self.catalog.is_some() {
             return Err(Fatal::Manifest(DecodeError::Damaged("it is of another shard".to_owned())));
         }
@@ -168,6 +170,7 @@ impl Machine {
         self.publish_catalog();
         *self.read.queries.write() = queries;
         *self.read.producers.write() = producers;
+        *self.read.groups.write() = groups;
         let shapes = self.store.topics().map(|topic| (topic.topic, topic.clone()));
         *self.read.topics.write() = shapes.collect();
         Ok(())
@@ -262,6 +265,7 @@ impl Machine {
             Change::DropTopic(topic) => {
                 self.read.topics.write().remove(topic);
                 self.read.producers.write().drop_topic(*topic);
+                self.read.groups.write().drop_topic(*topic);
                 if self.store.topic(*topic).is_some() {
                     self.store.drop_topic(*topic);
                 }
@@ -281,6 +285,12 @@ impl Machine {
             Change::Seal => self.is_seal_asked = true,
             Change::Rewrite(rewrites) => {
                 upkeep::install(&mut self.store, &self.read, rewrites, std::mem::take(&mut self.rewritten));
+            }
+            Change::DropGroups(groups, unless_since) => {
+                if let Some(held) = groups.iter().find(|group| self.stages.holds_group(group)) {
+                    return Ok(Err(Refused::GroupHeld(held.clone())));
+                }
+                self.read.groups.write().drop_groups(groups, *unless_since);
             }
             Change::EndQuery(query) => progress::end(&mut self.read.queries.write(), *query),
             Change::MoveStarts(positions) => self.move_starts(positions)?,
@@ -319,7 +329,7 @@ impl Machine {
     /// Decides each write in order, then stores the rows of the accepted ones, whole batches where it can.
     fn apply_writes(&mut self, index: EntryIndex, writes: &Writes) -> Result<Replies, Fatal> {
         let runs = Runs::new(writes).map_err(|error| Fatal::Entry { index, error })?;
-        let verdicts = self.decide(index, writes, &runs)?;
+        let (verdicts, taken) = self.decide(index, writes, &runs)?;
         let stages = self.apply_stages(index, (writes, &runs), &verdicts)?;
         let mut bases = Vec::with_capacity(writes.batches.len());
         for (number, batch) in writes.batches.iter().enumerate() {
@@ -328,11 +338,13 @@ impl Machine {
             bases.push(self.store_batch(index, batch, runs.of_batch(number), &accepted)?);
         }
         let mut cursors = vec![0; bases.len()];
+        let mut taken = taken.into_iter();
         let replies = writes.writes.iter().zip(verdicts).zip(stages).map(|((write, verdict), stage)| {
             // Refused writes take their offsets too, to keep the cursors in step.
             let offsets = parts_of(write).iter().map(|part| next_offset(&bases, &mut cursors, *part)).collect();
             verdict.map(|novelty| match (write, novelty) {
                 (Write::Checkpoint(_), _) => Reply::Done(index),
+                (Write::Take(_), _) => Reply::Taken(taken.next().unwrap_or_default()),
                 (_, Novelty::New) => Reply::Appended(Appended { index, offsets }),
                 (_, Novelty::Staged) => stage.map_or(Reply::Done(index), Reply::Staged),
                 (_, Novelty::Repeated) => Reply::Appended(Appended { index, offsets: Vec::new() }),
@@ -400,9 +412,7 @@ impl Machine {
             tracing::warn!(shard = self.shard.value(), "no space left to stage rows, sealing later");
             return Ok(());
         };
-        let (queries, producers) = (self.read.queries.read(), self.read.producers.read());
-        let extra = encode_extra(self.catalog.as_ref(), &queries, &producers, &self.stages.encode());
-        drop((queries, producers));
+        let extra = self.encode_extra();
         let ended = unstaged.len();
         let job = self.store.seal(place, extra).with_staged(staged, unstaged);
         (self.log_bytes, self.log_entries, self.is_seal_asked) = (0, 0, false);
@@ -462,6 +472,12 @@ impl Machine {
         if let Err(fatal) = installed {
             self.stop(&fatal);
         }
+    }
+
+    fn encode_extra(&self) -> Bytes {
+        let read = &self.read;
+        let (queries, producers, groups) = (read.queries.read(), read.producers.read(), read.groups.read());
+        encode_extra(self.catalog.as_ref(), &queries, &producers, &self.stages.encode(), &groups)
     }
 
     fn stop(&self, fatal: &Fatal) -> io::Error {

@@ -8,13 +8,14 @@
 //! input u64, output u64, late u64`, positions, `checkpoint u8 0 or 1` and its fields, `count u32` step records of
 //! `step u64, now i64`, positions, idle. Lists as in `entry`. From version 2 of extra on open transactions follow as `bytes` (`stages`), then `count u32` producers, of
 //! `topic u64, producer bytes, next u64, at i64`. From version 3 on a query has `skipped u64` after `late`, from
-//! version 4 on a checkpoint is followed by `count u32` files of `file u64`.
+//! version 4 on a checkpoint is followed by `count u32` files of `file u64`, from version 5 on groups follow (`groups`).
 
 use super::codec::{DecodeError, Decoder, Encoder};
 use super::entry::{
     decode_checkpoint, decode_files, decode_idle, decode_membership, decode_position_map, decode_positions,
     decode_producer, encode_checkpoint, encode_files, encode_idle, encode_position_map, encode_positions,
 };
+use super::groups::Groups;
 use super::producers::{Produced, Producers};
 use super::progress::Queries;
 use super::raft::{LogId, SnapshotMeta, StoredMembership, log_id, term_of};
@@ -25,7 +26,7 @@ use millstream_catalog::model::{EntryIndex, QueryId, RowCount, Sequence, StepNum
 use millstream_catalog::persist::{decode_state, encode_state};
 
 const VERSION: u8 = 1;
-const EXTRA_VERSION: u8 = 4;
+const EXTRA_VERSION: u8 = 5;
 
 /// Where the state stands: the last applied entry, and the membership as of it.
 pub(crate) fn encode_applied(applied: &LogId, membership: &StoredMembership) -> Result<Bytes, String> {
@@ -77,10 +78,17 @@ pub(crate) struct Extra {
     pub(crate) producers: Producers,
     /// As `stages` encodes them.
     pub(crate) stages: Bytes,
+    pub(crate) groups: Groups,
 }
 
 /// The state outside partitions.
-pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers: &Producers, stages: &[u8]) -> Bytes {
+pub(crate) fn encode_extra(
+    catalog: Option<&State>,
+    queries: &Queries,
+    producers: &Producers,
+    stages: &[u8],
+    groups: &Groups,
+) -> Bytes {
     let mut encoder = Encoder::default();
     encoder.u8(EXTRA_VERSION);
     match catalog {
@@ -102,6 +110,7 @@ pub(crate) fn encode_extra(catalog: Option<&State>, queries: &Queries, producers
         encoder.u64(produced.next.value());
         encoder.i64(produced.at.micros());
     }
+    groups.encode(&mut encoder);
     encoder.finish()
 }
 
@@ -128,8 +137,9 @@ pub(crate) fn decode_extra(bytes: Bytes) -> Result<Extra, DecodeError> {
         let next = Sequence::new(decoder.u64()?);
         producers.insert(topic, producer, Produced { next, at: Timestamp::from_micros(decoder.i64()?) });
     }
+    let groups = if version < 5 { Groups::default() } else { Groups::decode(&mut decoder)? };
     decoder.finish()?;
-    Ok(Extra { catalog, queries, producers, stages })
+    Ok(Extra { catalog, queries, producers, stages, groups })
 }
 
 fn encode_progress(encoder: &mut Encoder, query: QueryId, progress: &QueryProgress) {
@@ -194,7 +204,8 @@ fn decode_progress(decoder: &mut Decoder, version: u8) -> Result<(QueryId, Query
 mod tests {
     use super::*;
     use crate::replication::raft::Membership;
-    use millstream_catalog::model::{Offset, PartitionId, ProducerId};
+    use crate::replication::types::{GroupTake, TakePartition, Taking};
+    use millstream_catalog::model::{GroupName, Offset, PartitionId, ProducerId};
     use openraft::BasicNode;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -243,20 +254,35 @@ mod tests {
         let mut producers = Producers::default();
         let produced = Produced { next: Sequence::new(7), at: Timestamp::from_micros(3) };
         producers.insert(TopicId::new(4), ProducerId::new("p").expect("a name"), produced);
-        let bytes = encode_extra(Some(&state), &queries, &producers, b"s");
+        let mut groups = Groups::default();
+        let begin = TakePartition { topic: position.0, partition: position.1, taking: Taking::Begin(position.2) };
+        let (group, now) = (GroupName::new("g").expect("a name"), Timestamp::from_micros(4));
+        groups.take(&GroupTake { group, now, partitions: vec![begin] }).expect("taken");
+        let bytes = encode_extra(Some(&state), &queries, &producers, b"s", &groups);
         assert_eq!(
             decode_extra(bytes.clone()),
-            Ok(Extra { catalog: Some(state), queries, producers, stages: Bytes::from_static(b"s") })
+            Ok(Extra { catalog: Some(state), queries, producers, stages: Bytes::from_static(b"s"), groups })
         );
         for cut in 0..bytes.len() {
             decode_extra(bytes.slice(..cut)).expect_err("cut short");
         }
-        let (queries, producers) = (Queries::new(), Producers::default());
-        let none = Extra { catalog: None, queries, producers, stages: Bytes::new() };
-        let bytes = encode_extra(None, &none.queries, &none.producers, b"");
-        assert_eq!(decode_extra(bytes.clone()), Ok(none));
-        // Version 2 did not count skipped events; version 1 had no producers.
-        let first = [&[1_u8][..], &bytes[1..bytes.len() - 12]].concat();
+        let (queries, producers, groups) = (Queries::new(), Producers::default(), Groups::default());
+        let none = Extra { catalog: None, queries, producers, stages: Bytes::new(), groups };
+        let bytes = encode_extra(None, &none.queries, &none.producers, b"", &none.groups);
+        assert_eq!(
+            decode_extra(bytes.clone()),
+            Ok(Extra {
+                catalog: None,
+                queries: Queries::new(),
+                producers: Producers::default(),
+                stages: Bytes::new(),
+                groups: Groups::default()
+            })
+        );
+        // Version 4 had no groups, version 2 did not count skipped events, version 1 had no producers.
+        let fourth = [&[4_u8][..], &bytes[1..bytes.len() - 12]].concat();
+        assert_eq!(decode_extra(Bytes::from(fourth)), Ok(none));
+        let first = [&[1_u8][..], &bytes[1..bytes.len() - 24]].concat();
         assert_eq!(decode_extra(Bytes::from(first)).map(|extra| extra.producers.len()), Ok(0));
     }
 }

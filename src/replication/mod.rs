@@ -12,6 +12,7 @@ mod codec;
 mod entry;
 mod error;
 mod flow;
+mod groups;
 mod guard;
 mod identity;
 pub(crate) mod inspect;
@@ -39,10 +40,11 @@ mod write_room;
 
 pub use across::Cuts;
 pub use error::ReplicationError;
+pub use groups::Committed;
 pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};
 pub use staging::Staging;
 pub use types::{
-    Append, Appended, Checkpoint, Guard, PartitionPosition, PartitionWrite, ProducerClaim, QueryProgress, ShardStatus,
-    Step, StepRecord,
+    Append, Appended, Checkpoint, GroupCommit, GroupOffset, GroupTake, Guard, PartitionPosition, PartitionWrite,
+    ProducerClaim, QueryProgress, ShardStatus, Step, StepRecord, TakePartition, Taking,
 };

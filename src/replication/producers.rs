@@ -134,9 +134,11 @@ fn gap(claim: &ProducerClaim, next: Option<Sequence>) -> Refused {
 }
 
 impl Append {
-    /// Bytes the claims cost in memory and in the log, roughly.
+    /// Bytes the claims and commits cost in memory and in the log, roughly.
     pub(crate) fn overhead_bytes(&self) -> usize {
-        self.claims.iter().map(|claim| 96 + claim.producer.as_str().len()).sum()
+        let claims = self.claims.iter().map(|claim| 96 + claim.producer.as_str().len());
+        let commits = self.commits.iter().map(|commit| 96 + commit.group.as_str().len());
+        claims.sum::<usize>() + commits.sum::<usize>()
     }
 }
 

@@ -7,7 +7,7 @@ use super::codec::{DecodeError, Decoder, Encoder};
 use super::entry::EntryData;
 use super::error::Refused;
 use super::machine::Machine;
-use super::types::Appended;
+use super::types::{Appended, GroupOffset};
 use bytes::Bytes;
 use millstream_catalog::model::{EntryIndex, StageId, Term};
 use openraft::raft::responder::Responder;
@@ -65,6 +65,8 @@ pub(crate) enum Reply {
     Staged(StageId),
     /// The catalog changed.
     Catalog(millstream_catalog::Reply),
+    /// What is committed of the partitions that were taken, in their order.
+    Taken(Vec<GroupOffset>),
 }
 
 /// One answer per request of an entry, in order.

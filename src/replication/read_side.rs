@@ -3,6 +3,7 @@
 //! Owns the shared views and the node's failure signal. The state machine is the only writer; sessions and
 //! continuous queries read. Leaves out partitions, whose views storage publishes.
 
+use super::groups::Groups;
 use super::producers::Producers;
 use super::types::QueryProgress;
 use crate::storage::{Rewrite, Rewritten, StorageError, TopicStorage};
@@ -23,6 +24,7 @@ pub(crate) struct ReadSide {
     pub(crate) topics: RwLock<HashMap<TopicId, TopicStorage>>,
     pub(crate) queries: RwLock<BTreeMap<QueryId, QueryProgress>>,
     pub(crate) producers: RwLock<Producers>,
+    pub(crate) groups: RwLock<Groups>,
     pub(crate) catalog: ArcSwap<Snapshot>,
     pub(crate) catalog_version: watch::Sender<u64>,
     pub(crate) is_sealing: AtomicBool,
@@ -50,6 +52,7 @@ impl ReadSide {
             topics: RwLock::default(),
             queries: RwLock::default(),
             producers: RwLock::default(),
+            groups: RwLock::default(),
             catalog: ArcSwap::from_pointee(Snapshot::default()),
             catalog_version: watch::Sender::new(0),
             is_sealing: AtomicBool::new(false),

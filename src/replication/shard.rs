@@ -8,6 +8,7 @@ use super::appender::Appender;
 use super::entry::Change;
 use super::error::ReplicationError;
 use super::flow::Request;
+use super::groups::Groups;
 use super::log_store::LogStore;
 use super::machine::{Fatal, Machine};
 use super::manifest::decode_applied;
@@ -34,6 +35,7 @@ use millstream_catalog::{Command, Snapshot};
 use openraft::async_runtime::WatchReceiver;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftStateMachine};
 use openraft::{BasicNode, Config, LogIdOptionExt, ServerState};
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -258,6 +260,11 @@ impl Core {
         &self.failure
     }
 
+    /// Committed offsets of groups.
+    pub(super) fn groups(&self) -> &RwLock<Groups> {
+        &self.read.groups
+    }
+
     /// Why nothing more is answered.
     pub(super) fn stopped(&self) -> ReplicationError {
         self.appender.stopped()
@@ -435,7 +442,9 @@ impl CatalogShard {
     pub async fn propose(&self, command: Command) -> Result<millstream_catalog::Reply, ReplicationError> {
         match self.core.change(Change::Catalog(Box::new(command))).await? {
             Reply::Catalog(reply) => Ok(reply),
-            Reply::Done(_) | Reply::Appended(_) | Reply::Staged(_) => Err(self.core.appender.stopped()),
+            Reply::Done(_) | Reply::Appended(_) | Reply::Staged(_) | Reply::Taken(_) => {
+                Err(self.core.appender.stopped())
+            }
         }
     }
 
@@ -504,7 +513,7 @@ impl Shard {
         let mut append = append.into();
         let (parts, bytes) = self.core.check(std::mem::take(&mut append.parts))?;
         let (parts, gaps) = split_empty(parts);
-        let is_empty = parts.is_empty() && append.staged.is_none();
+        let is_empty = parts.is_empty() && append.staged.is_none() && append.commits.is_empty();
         append.parts = parts;
         let bytes = bytes + append.overhead_bytes();
         let handed = if is_empty { None } else { Some(self.core.hand_over(Request::Append(append), bytes).await?) };
@@ -719,7 +728,9 @@ impl Shard {
     fn appended(&self, reply: Reply, gaps: Vec<Gap>) -> Result<Appended, ReplicationError> {
         match reply {
             Reply::Appended(appended) => Ok(self.fill(appended, gaps)),
-            Reply::Done(_) | Reply::Catalog(_) | Reply::Staged(_) => Err(self.core.appender.stopped()),
+            Reply::Done(_) | Reply::Catalog(_) | Reply::Staged(_) | Reply::Taken(_) => {
+                Err(self.core.appender.stopped())
+            }
         }
     }
 

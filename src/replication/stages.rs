@@ -7,12 +7,12 @@
 //! lists the files; after a crash later ones are written again from the log.
 
 use super::codec::DecodeError;
-use super::types::{Decider, ProducerClaim};
+use super::types::{Decider, GroupCommit, ProducerClaim};
 use crate::storage::batch::batch_bytes;
 use crate::storage::{Disk, KeySet, ShardStore, StagedFile, StagedRows, StorageError};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{
-    ByteSize, EntryIndex, PartitionId, ProducerId, ShardId, StageId, Timestamp, TopicId, TransactionId,
+    ByteSize, EntryIndex, GroupName, PartitionId, ProducerId, ShardId, StageId, Timestamp, TopicId, TransactionId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +45,8 @@ struct Stage {
 pub(crate) struct Prepared {
     pub(crate) decider: Decider,
     pub(crate) claims: Vec<ProducerClaim>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) commits: Vec<GroupCommit>,
     pub(crate) now: Timestamp,
 }
 
@@ -188,6 +190,12 @@ impl Stages {
     pub(crate) fn holds_producer(&self, topic: TopicId, producer: &ProducerId) -> bool {
         let claims = self.open.values().filter_map(|staged| staged.prepared.as_ref()).flat_map(|it| &it.claims);
         claims.into_iter().any(|claim| claim.topic == topic && claim.producer == *producer)
+    }
+
+    /// Whether a prepared transaction commits offsets of the group.
+    pub(crate) fn holds_group(&self, group: &GroupName) -> bool {
+        let commits = self.open.values().filter_map(|staged| staged.prepared.as_ref()).flat_map(|it| &it.commits);
+        commits.into_iter().any(|commit| commit.group == *group)
     }
 
     /// Records that a transaction commits.

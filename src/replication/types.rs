@@ -5,8 +5,8 @@
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use millstream_catalog::model::{
-    ByteSize, Durability, EntryIndex, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId,
-    StepNumber, Term, Timestamp, TopicId, TransactionId,
+    ByteSize, Durability, EntryIndex, GroupEpoch, GroupName, Offset, PartitionId, ProducerId, QueryId, RowCount,
+    Sequence, ShardId, StageId, StepNumber, Term, Timestamp, TopicId, TransactionId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +50,64 @@ pub struct ProducerClaim {
     pub rows: RowCount,
 }
 
+/// Where a consumer group goes on in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupOffset {
+    /// The next event to read.
+    pub offset: Offset,
+    /// Since when it is read by whom it is read now: a commit carries it.
+    pub epoch: GroupEpoch,
+}
+
+/// How far a consumer group has come in one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupCommit {
+    /// The group.
+    pub group: GroupName,
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The epoch in which it was read; `None` commits whoever reads it.
+    pub epoch: Option<GroupEpoch>,
+    /// The next event to read.
+    pub offset: Offset,
+}
+
+/// Partitions that a new reader takes for a consumer group, or that are set to other offsets: from then on nobody commits
+/// who read them before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupTake {
+    /// The group.
+    pub group: GroupName,
+    /// The wall clock, by which groups expire.
+    pub now: Timestamp,
+    /// The partitions; with none the group counts as used.
+    pub partitions: Vec<TakePartition>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakePartition {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// What becomes of it.
+    pub taking: Taking,
+}
+
+/// What becomes of a group's offset in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taking {
+    /// A new reader goes on where the group was.
+    Read,
+    /// The group begins here, if nothing is committed; whoever reads goes on reading.
+    Begin(Offset),
+    /// The group goes on here.
+    Set(Offset),
+}
+
 /// What is appended at once, all or nothing: the writes of a statement or transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Append {
@@ -57,7 +115,9 @@ pub struct Append {
     pub parts: Vec<PartitionWrite>,
     /// What producers say of them; empty when none does.
     pub claims: Vec<ProducerClaim>,
-    /// The wall clock, by which producers expire.
+    /// How far consumer groups have come with it.
+    pub commits: Vec<GroupCommit>,
+    /// The wall clock, by which producers and groups expire.
     pub now: Timestamp,
     /// What was staged for it before; its rows come first.
     pub staged: Option<StageId>,
@@ -68,7 +128,7 @@ pub struct Append {
 impl Append {
     /// Whether it may be refused for what was written before.
     pub(crate) fn is_conditional(&self) -> bool {
-        !self.claims.is_empty() || self.parts.iter().any(|part| part.guard.is_some())
+        !self.claims.is_empty() || !self.commits.is_empty() || self.parts.iter().any(|part| part.guard.is_some())
     }
 }
 

@@ -54,6 +54,11 @@ impl PartitionWriter {
         &self.partition
     }
 
+    /// The offset of the next row.
+    pub(crate) fn offset_next(&self) -> Offset {
+        self.offset_next
+    }
+
     pub(crate) fn view(&self) -> &PartitionView {
         &self.view
     }

@@ -266,6 +266,12 @@ impl ShardStore {
         Ok(offset)
     }
 
+    /// Where a partition ends, with what is not published yet; `None` when it is not there.
+    pub fn offset_end(&self, topic: TopicId, partition: PartitionId) -> Option<Offset> {
+        let topic = self.topics.get(&topic)?;
+        topic.partitions.get(partition.value() as usize).map(PartitionWriter::offset_next)
+    }
+
     /// Whether a row of the partition from `position` on, published or not, has one of `keys`.
     ///
     /// # Errors

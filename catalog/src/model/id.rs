@@ -85,6 +85,11 @@ id!(
     StepNumber,
     u64
 );
+id!(
+    /// Counts, within a shard, who takes partitions for a consumer group: commits of whoever had one before are refused.
+    GroupEpoch,
+    u64
+);
 
 impl ShardId {
     /// The shard of the catalog.

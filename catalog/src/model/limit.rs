@@ -110,6 +110,10 @@ pub const PRODUCER_NAME_BYTES_MAX: usize = 255;
 pub const PRODUCERS_MAX: usize = 100_000;
 /// How long a producer that writes nothing is remembered.
 pub const PRODUCER_EXPIRY: Span = Span::from_micros(7 * 86_400_000_000);
+/// Bytes of a consumer group's name; Kafka's bound for names.
+pub const GROUP_NAME_BYTES_MAX: usize = 249;
+/// Committed offsets of a shard, one for each group and partition: they are in memory, and in each manifest.
+pub const GROUP_OFFSETS_MAX: usize = 1_000_000;
 /// Bytes of the write-ahead log above which quiet shards are sealed too, so that it gives files back.
 pub const WAL_BYTES_TARGET: ByteSize = ByteSize::new(512 << 20);
 /// Bytes of a segment that merging aims at: large enough that 50 GB are some hundred files, small enough that retention

@@ -4,6 +4,7 @@
 //! needs I/O. Used by every layer.
 
 pub mod durability;
+pub mod group;
 pub mod id;
 pub mod limit;
 pub mod name;
@@ -14,7 +15,10 @@ pub mod sqlstate;
 pub mod time;
 
 pub use durability::Durability;
-pub use id::{EntryIndex, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId, TransactionId};
+pub use group::{GroupName, GroupNameError};
+pub use id::{
+    EntryIndex, GroupEpoch, NodeId, PartitionId, QueryId, ShardId, StageId, StepNumber, Term, TopicId, TransactionId,
+};
 pub use name::Name;
 pub use offset::Offset;
 pub use producer::{ProducerId, ProducerIdError, Sequence};

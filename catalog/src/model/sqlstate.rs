@@ -217,6 +217,8 @@ states! {
     OffsetAboveLogEnd = "SE002",
     /// `SE003`: no committed offset.
     NoCommittedOffset = "SE003",
+    /// `SE004`: group member fenced.
+    GroupMemberFenced = "SE004",
     /// `SE005`: schema incompatible.
     SchemaIncompatible = "SE005",
     /// `SE006`: checkpoint incompatible.

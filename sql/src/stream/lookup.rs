@@ -184,6 +184,10 @@ impl Operator for Lookup {
         Ok(self.keys_of(if input == 0 { &self.spec.stream } else { &self.spec.table }, delta)?.hashes(delta.len()))
     }
 
+    fn is_shareable(&self) -> bool {
+        true
+    }
+
     fn is_stateful(&self) -> bool {
         true
     }

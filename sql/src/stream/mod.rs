@@ -75,7 +75,7 @@ pub(crate) use operator::Operator;
 pub(crate) use over::Over;
 pub use part::StateStore;
 pub(crate) use partial::{Partial, state_fields};
-pub use pipeline::{
+pub use pipeline::{RowOrigins, 
     Again, InputBatch, OperatorShown, Output, Pipeline, SavedState, SkippedEvent, StepInput, StepOutput,
 };
 pub(crate) use pipeline::{Edge, Node, Parts, Steps};

@@ -88,6 +88,11 @@ pub(crate) trait Operator: Send + Sync {
         false
     }
 
+    /// Whether what it makes of an event depends on no other one, but for rows of tables.
+    fn is_shareable(&self) -> bool {
+        !self.is_stateful()
+    }
+
     /// True when the operator gives a row before any event, as `count(*)` over everything does.
     fn begins_with_row(&self) -> bool {
         false

@@ -364,6 +364,10 @@ impl Operator for Parted {
         self.own.is_stateful()
     }
 
+    fn is_shareable(&self) -> bool {
+        self.own.is_shareable()
+    }
+
     fn begins_with_row(&self) -> bool {
         self.own.begins_with_row()
     }

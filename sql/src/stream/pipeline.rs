@@ -16,7 +16,7 @@ use super::sink::Sink;
 use super::source::{SourceReader, read};
 use super::time::EventTime;
 use crate::error::SqlError;
-use arrow::array::{Int64Array, RecordBatch};
+use arrow::array::{Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::SchemaRef;
 use millstream_catalog::model::{ByteSize, Offset, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Column, RelationKind, Schema};
@@ -123,6 +123,24 @@ pub struct StepOutput {
     pub input_rows: RowCount,
     /// Events dropped as late.
     pub late_rows: RowCount,
+}
+
+/// Which event each row of an output stems from.
+#[derive(Debug, Clone)]
+pub struct RowOrigins {
+    origin: Arc<Origin>,
+    rows: Option<UInt32Array>,
+}
+
+impl RowOrigins {
+    /// The offset of the event that `row` stems from, in its partition.
+    pub fn offset(&self, row: usize) -> Option<Offset> {
+        let event = match &self.rows {
+            None => row,
+            Some(rows) => *rows.values().get(row)? as usize,
+        };
+        self.origin.place(event).map(|place| place.offset)
+    }
 }
 
 /// Where an operator's input comes from.
@@ -379,6 +397,12 @@ impl Pipeline {
         self.operators().any(Operator::is_stateful)
     }
 
+    /// Whether members of a consumer group may share the work: what comes of an event depends on no other event, but for
+    /// rows of tables.
+    pub fn is_shareable(&self) -> bool {
+        self.operators().all(Operator::is_shareable) && !self.parts.sink.merges()
+    }
+
     /// True when a new pipeline gives a row in a step without events, so that such a step is worth taking.
     pub fn begins_with_row(&self) -> bool {
         self.operators().any(Operator::begins_with_row)
@@ -497,6 +521,18 @@ impl Pipeline {
         origin: &Arc<Origin>,
         is_skipping: bool,
     ) -> Result<Option<RecordBatch>, Box<Failed>> {
+        let rows = self.made(sources, origin, is_skipping)?;
+        let (at, is_dirty) = (self.parts.nodes.len(), self.is_stateful());
+        self.parts.sink.rows(rows).map_err(|error| Box::new(Failed { at, is_dirty, error }))
+    }
+
+    /// What the sink is given.
+    fn made(
+        &mut self,
+        sources: &[Delta],
+        origin: &Arc<Origin>,
+        is_skipping: bool,
+    ) -> Result<Delta, Box<Failed>> {
         let mut made: Vec<Made> = Vec::with_capacity(self.parts.nodes.len());
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {
@@ -515,8 +551,21 @@ impl Pipeline {
             made.push(Made { delta: Some(delta), readers: self.readers[at] });
             is_dirty |= node.operator.is_stateful();
         }
-        let rows = follow(&self.parts.root, sources, &mut made).and_then(|rows| self.parts.sink.rows(rows));
+        let rows = follow(&self.parts.root, sources, &mut made);
         rows.map_err(|error| Box::new(Failed { at: self.parts.nodes.len(), is_dirty, error }))
+    }
+
+    /// Takes events as [`Pipeline::step`] does, and says which of them each row stems from. Of one whose rows are not merged:
+    /// see [`Pipeline::is_shareable`].
+    ///
+    /// # Errors
+    /// As [`Pipeline::step`].
+    pub fn step_traced(&mut self, input: &StepInput<'_>) -> Result<(Option<RecordBatch>, RowOrigins), SqlError> {
+        StepNow::set(&self.parts.now, input.now);
+        let (sources, origin, _) = self.begin(input)?;
+        let rows = self.made(&sources, &origin, false).map_err(|failed| failed.error)?;
+        let origins = RowOrigins { rows: rows.rows.clone(), origin };
+        Ok((self.parts.sink.rows(rows)?, origins))
     }
 
     fn late_rows(&self) -> RowCount {

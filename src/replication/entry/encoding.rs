@@ -22,21 +22,29 @@
 //! | 25 decide | `transaction u64` |
 //! | 26 forget a decision | `transaction u64` |
 //! | 27 abort of what is not prepared | `stage u64` |
+//! | 37 append with commits of groups | as 20, then commits |
+//! | 38 prepare with commits of groups | as 23, then commits |
+//! | 39 take | `now i64, group bytes`, takes |
 //!
 //! Parts are `count u32` of `batch u32, rows u64`: the next rows of that batch which no earlier part took. So
 //! many small statements share one batch per partition. Positions are `count u32` of `topic u64, partition
 //! u32, offset u64`; idle is the same without offsets; claims are `count u32` of `producer bytes, topic u64, sequence
 //! u64, rows u64`; guards are `count u32`, 0 or that of the parts, and for each part `count u32` of key columns and, unless
-//! it is 0, `column u32` each and `position u64`; a stage is 0 for none, or a new one; `bytes` are `length u64` and the bytes.
+//! it is 0, `column u32` each and `position u64`; commits are `count u32` of `group bytes, topic u64, partition u32, offset
+//! u64, epoch u64`, the epoch being 0 for none; takes are `count u32` of `topic u64, partition u32, mode u8, offset
+//! u64` (mode 0 reads, 1 begins, 2 sets); a stage is 0 for none, or a new one; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
-//! log starts, 31 truncate, 32 alter topic, 35 replace segments, 36 end query), then its fields.
+//! log starts, 31 truncate, 32 alter topic, 35 replace segments, 36 end query, 40 drop groups), then its fields.
 //! A batch has the columns that the topic had when it was made: those of its schema, or only the first of them.
 
 use super::super::codec::{DecodeError, Decoder, Encoder, decode_compression, encode_compression};
+use super::super::groups::decode_group;
 use super::super::ipc::encode_batch;
 use super::super::raft::{Membership, Payload};
-use super::super::types::{Checkpoint, Decider, Guard, PartitionPosition, ProducerClaim};
+use super::super::types::{
+    Checkpoint, Decider, GroupCommit, GroupTake, Guard, PartitionPosition, ProducerClaim, TakePartition, Taking,
+};
 use super::super::upkeep::{decode_rewrites, encode_rewrites};
 use super::{AppendWrite, Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
 use crate::storage::TopicStorage;
@@ -44,8 +52,8 @@ use arrow::ipc::root_as_message;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use millstream_catalog::model::{
-    Durability, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, StepNumber, Timestamp,
-    TopicId, TransactionId,
+    Durability, GroupEpoch, Offset, PartitionId, ProducerId, QueryId, RowCount, Sequence, ShardId, StageId, StepNumber,
+    Timestamp, TopicId, TransactionId,
 };
 use millstream_catalog::persist::{decode_command, encode_command};
 use openraft::EntryPayload;
@@ -102,6 +110,9 @@ pub(super) fn encode(operations: &Operations) -> Result<Bytes, String> {
 /// The kind of a step that left events out.
 const STEP_SKIPPING: u8 = 28;
 const CHECKPOINT_FILES: u8 = 29;
+/// Kinds of appends with commits of groups.
+const APPEND_COMMITTING: u8 = 37;
+const PREPARE_COMMITTING: u8 = 38;
 
 /// Whether the payload of an entry replaces segments.
 pub(super) fn is_rewrite(bytes: &[u8]) -> bool {
@@ -152,7 +163,7 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
             encode_parts(encoder, &append.parts);
         }
         Write::Append(append) => {
-            encoder.u8(20);
+            encoder.u8(if append.commits.is_empty() { 20 } else { APPEND_COMMITTING });
             encode_append(encoder, append);
         }
         Write::Stage(stage, parts) => {
@@ -162,7 +173,7 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
         }
         Write::Abort(stage) => encode_id(encoder, 22, stage.value()),
         Write::Prepare(decider, append) => {
-            encoder.u8(23);
+            encoder.u8(if append.commits.is_empty() { 23 } else { PREPARE_COMMITTING });
             encoder.u32(decider.shard.value());
             encoder.u64(decider.transaction.value());
             encode_append(encoder, append);
@@ -193,6 +204,10 @@ fn encode_write(encoder: &mut Encoder, write: &Write) {
                 encode_files(encoder, &checkpoint.files);
             }
         }
+        Write::Take(take) => {
+            encoder.u8(39);
+            encode_take(encoder, take);
+        }
     }
 }
 
@@ -208,16 +223,80 @@ fn encode_append(encoder: &mut Encoder, append: &AppendWrite) {
     encoder.count(append.guards.len());
     append.guards.iter().for_each(|guard| encode_guard(encoder, guard.as_ref()));
     encoder.u64(append.staged.map_or(0, |stage| stage.value()));
+    if !append.commits.is_empty() {
+        encode_commits(encoder, &append.commits);
+    }
 }
 
-fn decode_append(decoder: &mut Decoder) -> Result<AppendWrite, DecodeError> {
+fn decode_append(decoder: &mut Decoder, commits: Commits) -> Result<AppendWrite, DecodeError> {
     Ok(AppendWrite {
         now: Timestamp::from_micros(decoder.i64()?),
         claims: decode_claims(decoder)?,
         parts: decode_parts(decoder)?,
         guards: decode_guards(decoder)?,
         staged: decode_stage(decoder)?,
+        commits: if commits == Commits::Follow { decode_commits(decoder)? } else { Vec::new() },
     })
+}
+
+/// Whether commits of groups stand behind an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Commits {
+    None,
+    Follow,
+}
+
+fn encode_commits(encoder: &mut Encoder, commits: &[GroupCommit]) {
+    encoder.count(commits.len());
+    for commit in commits {
+        encoder.bytes(commit.group.as_str().as_bytes());
+        encoder.position(commit.topic, commit.partition, commit.offset);
+        encoder.u64(commit.epoch.map_or(0, |epoch| epoch.value()));
+    }
+}
+
+fn decode_commits(decoder: &mut Decoder) -> Result<Vec<GroupCommit>, DecodeError> {
+    let count = decoder.count(36)?;
+    let commit = |decoder: &mut Decoder| {
+        let group = decode_group(decoder)?;
+        let (topic, partition, offset) = decoder.position()?;
+        let epoch = Some(decoder.u64()?).filter(|epoch| *epoch > 0).map(GroupEpoch::new);
+        Ok(GroupCommit { group, topic, partition, epoch, offset })
+    };
+    (0..count).map(|_| commit(decoder)).collect()
+}
+
+fn encode_take(encoder: &mut Encoder, take: &GroupTake) {
+    encoder.i64(take.now.micros());
+    encoder.bytes(take.group.as_str().as_bytes());
+    encoder.count(take.partitions.len());
+    for part in &take.partitions {
+        encoder.partition(part.topic, part.partition);
+        let (mode, offset) = match part.taking {
+            Taking::Read => (0, Offset::ZERO),
+            Taking::Begin(offset) => (1, offset),
+            Taking::Set(offset) => (2, offset),
+        };
+        encoder.u8(mode);
+        encoder.u64(offset.value());
+    }
+}
+
+fn decode_take(decoder: &mut Decoder) -> Result<GroupTake, DecodeError> {
+    let (now, group) = (Timestamp::from_micros(decoder.i64()?), decode_group(decoder)?);
+    let count = decoder.count(21)?;
+    let part = |decoder: &mut Decoder| {
+        let (topic, partition) = decoder.partition()?;
+        let (mode, offset) = (decoder.u8()?, Offset::new(decoder.u64()?));
+        let taking = match mode {
+            0 => Taking::Read,
+            1 => Taking::Begin(offset),
+            2 => Taking::Set(offset),
+            mode => return Err(DecodeError::Kind(mode)),
+        };
+        Ok(TakePartition { topic, partition, taking })
+    };
+    Ok(GroupTake { group, now, partitions: (0..count).map(|_| part(decoder)).collect::<Result<_, _>>()? })
 }
 
 fn decode_decider(decoder: &mut Decoder) -> Result<Decider, DecodeError> {
@@ -244,10 +323,13 @@ fn decode_write(decoder: &mut Decoder) -> Result<Write, DecodeError> {
     let kind = decoder.u8()?;
     match kind {
         1 => Ok(Write::Append(AppendWrite { parts: decode_parts(decoder)?, ..AppendWrite::default() })),
-        20 => Ok(Write::Append(decode_append(decoder)?)),
+        20 => Ok(Write::Append(decode_append(decoder, Commits::None)?)),
+        APPEND_COMMITTING => Ok(Write::Append(decode_append(decoder, Commits::Follow)?)),
         21 => Ok(Write::Stage(decode_stage(decoder)?, decode_parts(decoder)?)),
         22 => Ok(Write::Abort(StageId::new(decoder.u64()?))),
-        23 => Ok(Write::Prepare(decode_decider(decoder)?, decode_append(decoder)?)),
+        23 => Ok(Write::Prepare(decode_decider(decoder)?, decode_append(decoder, Commits::None)?)),
+        PREPARE_COMMITTING => Ok(Write::Prepare(decode_decider(decoder)?, decode_append(decoder, Commits::Follow)?)),
+        39 => Ok(Write::Take(decode_take(decoder)?)),
         24 => Ok(Write::Commit(StageId::new(decoder.u64()?))),
         25 => Ok(Write::Decide(TransactionId::new(decoder.u64()?))),
         26 => Ok(Write::Forget(TransactionId::new(decoder.u64()?))),
@@ -454,6 +536,13 @@ pub(super) fn encode_change(change: &Change) -> Bytes {
             encoder.count(topics.len());
             topics.iter().for_each(|topic| encoder.u64(topic.value()));
         }
+        Change::DropGroups(groups, unless_since) => {
+            encoder.u8(40);
+            encoder.u8(u8::from(unless_since.is_some()));
+            encoder.i64(unless_since.map_or(0, Timestamp::micros));
+            encoder.count(groups.len());
+            groups.iter().for_each(|group| encoder.bytes(group.as_str().as_bytes()));
+        }
     }
     encoder.finish()
 }
@@ -477,6 +566,12 @@ fn decode_change(decoder: &mut Decoder) -> Result<Change, DecodeError> {
         31 => {
             let count = decoder.count(8)?;
             Change::Truncate((0..count).map(|_| decoder.u64().map(TopicId::new)).collect::<Result<_, _>>()?)
+        }
+        40 => {
+            let (is_given, since) = (decoder.u8()? != 0, Timestamp::from_micros(decoder.i64()?));
+            let count = decoder.count(9)?;
+            let groups = (0..count).map(|_| decode_group(decoder)).collect::<Result<_, _>>()?;
+            Change::DropGroups(groups, is_given.then_some(since))
         }
         kind => return Err(DecodeError::Kind(kind)),
     })

@@ -3,11 +3,12 @@
 use super::encoding::*;
 use super::*;
 use crate::replication::raft::Membership;
+use crate::replication::types::{TakePartition, Taking};
 use crate::storage::CompactionPlan;
 use arrow::array::{BooleanArray, Int64Array, ListArray, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use millstream_catalog::Compression;
-use millstream_catalog::model::{Offset, ProducerId, Sequence, ShardId};
+use millstream_catalog::model::{GroupEpoch, Offset, ProducerId, Sequence, ShardId};
 use openraft::EntryPayload;
 use std::collections::BTreeMap;
 
@@ -68,6 +69,13 @@ fn writes() -> Writes {
         state: Bytes::from_static(b"\0state"),
         files: Vec::new(),
     };
+    let group = GroupName::new("g").expect("a name");
+    let (topic, partition, offset) = position;
+    let epoch = Some(GroupEpoch::new(7));
+    let commit = GroupCommit { group: group.clone(), topic, partition, epoch, offset };
+    let unfenced = GroupCommit { epoch: None, ..commit.clone() };
+    let take = |taking| TakePartition { topic, partition, taking };
+    let takes = vec![take(Taking::Read), take(Taking::Begin(offset)), take(Taking::Set(offset))];
     let with_files = Checkpoint { files: vec![3, 9], ..checkpoint.clone() };
     Writes {
         // A slice, as the second: only its own rows may be in the log.
@@ -83,9 +91,16 @@ fn writes() -> Writes {
                 parts: vec![Part { batch: 1, rows: RowCount::ZERO }, Part { batch: 0, rows: RowCount::ZERO }],
                 guards: vec![Some(guard), None],
                 claims: vec![claim],
+                commits: Vec::new(),
                 now: Timestamp::from_micros(5),
                 staged: Some(StageId::new(3)),
             }),
+            Write::Append(AppendWrite { commits: vec![commit.clone(), unfenced], ..AppendWrite::default() }),
+            Write::Prepare(
+                Decider { shard: ShardId::new(3), transaction: TransactionId::new(1) },
+                AppendWrite { commits: vec![commit], ..AppendWrite::default() },
+            ),
+            Write::Take(GroupTake { group, now: Timestamp::from_micros(-5), partitions: takes }),
             Write::Stage(None, Vec::new()),
             Write::Stage(Some(StageId::new(9)), Vec::new()),
             Write::Abort(StageId::new(9)),

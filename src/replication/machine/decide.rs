@@ -6,12 +6,18 @@ use crate::replication::entry::{AppendWrite, Part, StepWrite, Write, Writes};
 use crate::replication::error::Refused;
 use crate::replication::guard::{self, GuardError};
 use crate::replication::producers::{Novelty, Verdict};
+use crate::replication::types::{GroupCommit, GroupOffset, GroupTake};
 use crate::replication::{progress, stages};
 use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::{EntryIndex, RowCount};
 
+/// What becomes of each write of an entry, and what those that take partitions found committed.
+type Decided = (Vec<Verdict>, Vec<Vec<GroupOffset>>);
+
 impl Machine {
-    pub(super) fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Vec<Verdict>, Fatal> {
+    /// What becomes of each write, and what those that take partitions found committed.
+    pub(super) fn decide(&self, index: EntryIndex, writes: &Writes, runs: &Runs) -> Result<Decided, Fatal> {
+        let mut taken = Vec::new();
         let mut queries = self.read.queries.write();
         let mut verdicts = Vec::with_capacity(writes.writes.len());
         for write in &writes.writes {
@@ -20,7 +26,7 @@ impl Machine {
                     let verdict = self.check_append(append, (writes, runs, &verdicts));
                     let verdict = verdict.map_err(|error| error.at(index))?;
                     if verdict == Ok(Novelty::New) {
-                        self.read.producers.write().record(&append.claims, append.now);
+                        self.record(append);
                     }
                     verdict
                 }
@@ -51,10 +57,46 @@ impl Machine {
                 Write::Checkpoint(checkpoint) => {
                     progress::record_checkpoint(&mut queries, checkpoint).map(|()| Novelty::New)
                 }
+                Write::Take(take) => self.take(take).map(|offsets| {
+                    taken.push(offsets);
+                    Novelty::New
+                }),
             };
             verdicts.push(verdict);
         }
-        Ok(verdicts)
+        Ok((verdicts, taken))
+    }
+
+    /// What else an append that brings new rows changes.
+    fn record(&self, append: &AppendWrite) {
+        self.read.producers.write().record(&append.claims, append.now);
+        if !append.commits.is_empty() {
+            self.read.groups.write().record(&append.commits, append.now);
+        }
+    }
+
+    fn take(&self, take: &GroupTake) -> Result<Vec<GroupOffset>, Refused> {
+        for part in &take.partitions {
+            let topic = self.store.topic(part.topic).ok_or(Refused::NoTopic(part.topic))?;
+            if part.partition.value() >= topic.partitions {
+                return Err(Refused::NoPartition(part.topic, part.partition));
+            }
+        }
+        if self.stages.holds_group(&take.group) {
+            return Err(Refused::GroupHeld(take.group.clone()));
+        }
+        self.read.groups.write().take(take)
+    }
+
+    /// Whether the groups' offsets may move on with an append.
+    fn check_commits(&self, commits: &[GroupCommit]) -> Result<(), Refused> {
+        if commits.is_empty() {
+            return Ok(());
+        }
+        if let Some(held) = commits.iter().find(|commit| self.stages.holds_group(&commit.group)) {
+            return Err(Refused::GroupHeld(held.group.clone()));
+        }
+        self.read.groups.read().check(commits, |topic, partition| self.store.offset_end(topic, partition))
     }
 
     fn check_append(&self, append: &AppendWrite, entry: guard::Entry<'_>) -> Result<Verdict, GuardError> {
@@ -84,6 +126,11 @@ impl Machine {
         {
             return Ok(Err(refused));
         }
+        if novelty == Novelty::New
+            && let Err(refused) = self.check_commits(&append.commits)
+        {
+            return Ok(Err(refused));
+        }
         Ok(Ok(novelty))
     }
 
@@ -104,7 +151,7 @@ pub(super) fn parts_of(write: &Write) -> &[Part] {
         Write::Stage(_, parts) => parts,
         Write::Abort(_) | Write::GiveUp(_) | Write::Commit(_) | Write::Decide(_) | Write::Forget(_) => &[],
         Write::Step(step) => &step.outputs,
-        Write::Checkpoint(_) => &[],
+        Write::Checkpoint(_) | Write::Take(_) => &[],
     }
 }
 

@@ -38,7 +38,8 @@ impl Machine {
                     if matches!(verdict, Some(Ok(Novelty::Staged))) {
                         let write = (number, append.parts.as_slice(), append.guards.as_slice());
                         let rows = self.staged_rows(index, (writes, runs), write)?;
-                        let prepared = Prepared { decider: *decider, claims: append.claims.clone(), now: append.now };
+                        let (decider, claims, commits) = (*decider, append.claims.clone(), append.commits.clone());
+                        let prepared = Prepared { decider, claims, commits, now: append.now };
                         stages[number] = self.stages.prepare(append.staged, index, rows, prepared);
                     } else if let Some(stage) = append.staged.filter(|_| matches!(verdict, Some(Ok(_)))) {
                         // Written before.
@@ -46,10 +47,12 @@ impl Machine {
                     }
                 }
                 Write::Commit(stage) => {
-                    if let Some(Prepared { claims, now, .. }) = self.stages.prepared(*stage) {
+                    if let Some(Prepared { claims, commits, now, .. }) = self.stages.prepared(*stage) {
                         // Those of topics that were dropped meanwhile are no more.
                         let claims = claims.iter().filter(|claim| self.store.topic(claim.topic).is_some());
                         self.read.producers.write().record(claims, *now);
+                        let commits = commits.iter().filter(|commit| self.store.topic(commit.topic).is_some());
+                        self.read.groups.write().record(commits, *now);
                         self.append_staged(index, *stage)?;
                     }
                     self.stages.end(*stage);
@@ -58,7 +61,7 @@ impl Machine {
                 Write::Abort(stage) | Write::GiveUp(stage) => self.stages.end(*stage),
                 Write::Decide(transaction) => self.stages.decide(*transaction),
                 Write::Forget(transaction) => self.stages.forget(*transaction),
-                Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) => {}
+                Write::Stage(..) | Write::Append(_) | Write::Step(_) | Write::Checkpoint(_) | Write::Take(_) => {}
             }
         }
         Ok(stages)

@@ -1,0 +1,398 @@
+//! The coordinator of this node's consumer groups: runs their state machines, and tells members what to do.
+//!
+//! Owns who is a member, since when it has not asked for more, and how long whoever left may come back. Leaves out the
+//! rules (`machine`) and offsets (`consumer`). One task looks for members whose time is over; everything else runs on the
+//! caller's. In memory: after a crash there are no members.
+
+use super::TopicPartition;
+use super::machine::{Machine, MemberId, Moves};
+use crate::env;
+use millstream_catalog::model::{GroupName, Timestamp, TopicId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How often members are looked at whose time may be over.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What a member says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberInfo {
+    /// Its session.
+    pub(crate) pid: i32,
+    /// The user of that.
+    pub(crate) user: String,
+    /// `application_name`.
+    pub(crate) application_name: String,
+    /// The client's address.
+    pub(crate) client: String,
+    /// `group_instance_id`.
+    pub(crate) instance: Option<String>,
+    /// When it joined.
+    pub(crate) joined_at: Timestamp,
+    /// How long it may take before it asks for more; `None` for ever.
+    pub(crate) max_poll_interval: Option<Duration>,
+    /// How long one with an instance may stay away.
+    pub(crate) session_timeout: Duration,
+}
+
+/// What the coordinator and a member tell each other without a lock.
+#[derive(Debug, Default)]
+struct Signal {
+    changed: Notify,
+    /// The member is to look what changed.
+    is_due: AtomicBool,
+    /// Since when it has rows and did not ask for more: microseconds after the coordinator began; 0 while it waits.
+    busy_since: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Seat {
+    info: MemberInfo,
+    signal: Arc<Signal>,
+    /// Until when one that left may come back.
+    absent_until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    machine: Machine,
+    seats: BTreeMap<MemberId, Seat>,
+}
+
+impl Group {
+    /// Tells those who have something to do.
+    fn wake(&self) {
+        for member in self.machine.concerned() {
+            if let Some(seat) = self.seats.get(&member) {
+                seat.signal.is_due.store(true, Ordering::Release);
+                seat.signal.changed.notify_one();
+            }
+        }
+    }
+
+    /// Tells a member that it is none any more.
+    fn remove(&mut self, member: MemberId) {
+        if let Some(seat) = self.seats.remove(&member) {
+            seat.signal.is_due.store(true, Ordering::Release);
+            seat.signal.changed.notify_one();
+        }
+    }
+}
+
+/// A member as system views show it.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberRow {
+    /// The member.
+    pub(crate) member: MemberId,
+    /// What it said.
+    pub(crate) info: MemberInfo,
+    /// Whether it is there, and not one that may come back.
+    pub(crate) is_present: bool,
+    /// What it reads.
+    pub(crate) partitions: Vec<TopicPartition>,
+}
+
+impl MemberRow {
+    /// Its name for people: the instance's, or of the session and a number.
+    pub(crate) fn name(&self) -> String {
+        self.info.instance.clone().unwrap_or_else(|| format!("{}-{}", self.info.pid, self.member))
+    }
+}
+
+/// A group's membership for people.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GroupRow {
+    /// Counts changes of the assignment since the node started.
+    pub(crate) generation: u64,
+    /// Whether partitions are on their way.
+    pub(crate) is_rebalancing: bool,
+    /// The members.
+    pub(crate) members: Vec<MemberRow>,
+}
+
+impl GroupRow {
+    /// Members that are there.
+    pub(crate) fn present(&self) -> usize {
+        self.members.iter().filter(|member| member.is_present).count()
+    }
+
+    /// The name of who reads a partition.
+    pub(crate) fn reader(&self, place: TopicPartition) -> Option<String> {
+        self.members.iter().find(|member| member.partitions.contains(&place)).map(MemberRow::name)
+    }
+}
+
+/// The groups of this node.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    groups: Mutex<HashMap<GroupName, Group>>,
+    members: AtomicU64,
+    begun: Instant,
+    /// Members whose time may run out.
+    watched: Notify,
+}
+
+impl Default for Coordinator {
+    fn default() -> Self {
+        let (groups, members) = (Mutex::default(), AtomicU64::new(0));
+        Self { groups, members, begun: env::instant(), watched: Notify::new() }
+    }
+}
+
+/// A member's seat in a group; it leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    coordinator: Arc<Coordinator>,
+    group: GroupName,
+    member: MemberId,
+    signal: Arc<Signal>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.coordinator.leave(&self.group, self.member);
+    }
+}
+
+impl Coordinator {
+    /// Joins a group, with the partitions that each topic has.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        group: &GroupName,
+        info: MemberInfo,
+        topics: &BTreeMap<TopicId, u32>,
+    ) -> Membership {
+        let member = MemberId::new(self.members.fetch_add(1, Ordering::Relaxed) + 1);
+        let signal = Arc::new(Signal { is_due: AtomicBool::new(true), ..Signal::default() });
+        let mut groups = self.groups.lock();
+        let joined = groups.entry(group.clone()).or_default();
+        if let Some(before) = joined.machine.join(member, info.instance.clone(), topics) {
+            joined.remove(before);
+        }
+        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), absent_until: None });
+        joined.wake();
+        drop(groups);
+        self.watched.notify_one();
+        Membership { coordinator: Arc::clone(self), group: group.clone(), member, signal }
+    }
+
+    fn leave(&self, group: &GroupName, member: MemberId) {
+        let mut groups = self.groups.lock();
+        let Some(left) = groups.get_mut(group) else { return };
+        left.machine.leave(member);
+        match left.seats.get_mut(&member) {
+            Some(seat) if left.machine.is_absent(member) => {
+                seat.absent_until = Some(env::instant() + seat.info.session_timeout);
+            }
+            _ => drop(left.seats.remove(&member)),
+        }
+        left.wake();
+        drop(groups);
+        self.watched.notify_one();
+    }
+
+    /// Removes members whose time is over; whether there are others to look at.
+    fn expire(&self, now: Instant) -> bool {
+        let mut is_watching = false;
+        for group in self.groups.lock().values_mut() {
+            let is_over = |seat: &Seat| match (seat.absent_until, seat.info.max_poll_interval) {
+                (Some(until), _) => until <= now,
+                (None, Some(interval)) => self.busy_until(seat, interval).is_some_and(|until| until <= now),
+                (None, None) => false,
+            };
+            let over: Vec<MemberId> =
+                group.seats.iter().filter(|(_, seat)| is_over(seat)).map(|(member, _)| *member).collect();
+            for member in &over {
+                group.machine.expire(*member);
+                group.remove(*member);
+            }
+            if !over.is_empty() {
+                group.wake();
+            }
+            is_watching |= !group.seats.is_empty();
+        }
+        is_watching
+    }
+
+    fn busy_until(&self, seat: &Seat, interval: Duration) -> Option<Instant> {
+        let since = seat.signal.busy_since.load(Ordering::Relaxed);
+        (since > 0).then(|| self.begun + Duration::from_micros(since) + interval)
+    }
+
+    /// Removes members whose time is over, for as long as the node runs.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        loop {
+            match self.expire(env::instant()) {
+                true => tokio::time::sleep(TICK).await,
+                false => self.watched.notified().await,
+            }
+        }
+    }
+
+    /// A group for people; `None` when it has had no member.
+    pub(crate) fn row(&self, group: &GroupName) -> Option<GroupRow> {
+        self.groups.lock().get(group).map(Group::row)
+    }
+
+    /// All of them.
+    pub(crate) fn rows(&self) -> BTreeMap<GroupName, GroupRow> {
+        self.groups.lock().iter().map(|(name, group)| (name.clone(), group.row())).collect()
+    }
+
+    /// Members that are there.
+    pub(crate) fn present(&self, group: &GroupName) -> usize {
+        self.groups.lock().get(group).map_or(0, |group| group.machine.present())
+    }
+
+    /// Forgets a group without members, whose offsets are gone.
+    pub(crate) fn forget(&self, group: &GroupName) {
+        let mut groups = self.groups.lock();
+        if groups.get(group).is_some_and(|group| group.machine.is_empty()) {
+            groups.remove(group);
+        }
+    }
+}
+
+impl Group {
+    fn row(&self) -> GroupRow {
+        let member = |(member, seat): (&MemberId, &Seat)| MemberRow {
+            member: *member,
+            info: seat.info.clone(),
+            is_present: seat.absent_until.is_none(),
+            partitions: self.machine.owned(*member).collect(),
+        };
+        GroupRow {
+            generation: self.machine.generation(),
+            is_rebalancing: self.machine.is_rebalancing(),
+            members: self.seats.iter().map(member).collect(),
+        }
+    }
+}
+
+impl Membership {
+    /// What changed for the member since the last call; `None` when it was removed.
+    pub(crate) fn sync(&self) -> Option<Moves> {
+        if !self.signal.is_due.swap(false, Ordering::AcqRel) {
+            return Some(Moves::default());
+        }
+        let mut groups = self.coordinator.groups.lock();
+        let group = groups.get_mut(&self.group).filter(|group| group.machine.has(self.member))?;
+        Some(group.machine.sync(self.member))
+    }
+
+    /// Whether it is still a member.
+    pub(crate) fn is_in(&self) -> bool {
+        self.coordinator.groups.lock().get(&self.group).is_some_and(|group| group.machine.has(self.member))
+    }
+
+    /// Whether another member with the same instance is in the group.
+    pub(crate) fn is_replaced(&self, instance: &str) -> bool {
+        let groups = self.coordinator.groups.lock();
+        let seats = groups.get(&self.group).into_iter().flat_map(|group| &group.seats);
+        let is_other = |(member, seat): (&MemberId, &Seat)| {
+            *member != self.member && seat.info.instance.as_deref() == Some(instance)
+        };
+        seats.into_iter().any(is_other)
+    }
+
+    /// Gives partitions up: they go to whoever is to read them, or come back.
+    pub(crate) fn release(&self, places: impl IntoIterator<Item = TopicPartition>) {
+        let mut groups = self.coordinator.groups.lock();
+        let Some(group) = groups.get_mut(&self.group) else { return };
+        places.into_iter().for_each(|place| group.machine.release(self.member, place));
+        group.wake();
+    }
+
+    /// A topic has so many partitions now.
+    pub(crate) fn grow(&self, topic: TopicId, count: u32) {
+        let mut groups = self.coordinator.groups.lock();
+        if let Some(group) = groups.get_mut(&self.group)
+            && group.machine.grow(topic, count)
+        {
+            group.wake();
+        }
+    }
+
+    /// Completes when something changed for the member.
+    pub(crate) async fn changed(&self) {
+        while !self.signal.is_due.load(Ordering::Acquire) {
+            self.signal.changed.notified().await;
+        }
+    }
+
+    /// The member waits for rows, or has some and is at work on them.
+    pub(crate) fn set_waiting(&self, is_waiting: bool) {
+        let since = match is_waiting {
+            true => 0,
+            false => u64::try_from(env::elapsed(self.coordinator.begun).as_micros()).unwrap_or(u64::MAX).max(1),
+        };
+        self.signal.busy_since.store(since, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_catalog::model::PartitionId;
+
+    fn info(instance: Option<&str>) -> MemberInfo {
+        MemberInfo {
+            pid: 1,
+            user: "u".to_owned(),
+            application_name: String::new(),
+            client: String::new(),
+            instance: instance.map(str::to_owned),
+            joined_at: Timestamp::default(),
+            max_poll_interval: Some(Duration::from_secs(300)),
+            session_timeout: Duration::from_secs(45),
+        }
+    }
+
+    #[test]
+    fn members_whose_time_is_over_are_removed() {
+        let (coordinator, group) = (Arc::new(Coordinator::default()), GroupName::new("g").unwrap());
+        let topics = BTreeMap::from([(TopicId::new(1), 2)]);
+        let first = coordinator.join(&group, info(None), &topics);
+        assert_eq!(first.sync().unwrap().granted.len(), 2);
+        assert_eq!(first.sync().unwrap(), Moves::default());
+        let second = coordinator.join(&group, info(Some("b")), &topics);
+        let revoked = first.sync().unwrap().revoked;
+        first.release(revoked.clone());
+        assert_eq!(second.sync().unwrap().granted, revoked);
+        let now = env::instant();
+        // Who waits for rows may do so for ever.
+        assert!(coordinator.expire(now + Duration::from_secs(1_000)));
+        assert!(first.is_in() && second.is_in());
+        first.set_waiting(false);
+        coordinator.expire(now + Duration::from_secs(200));
+        assert!(first.is_in());
+        coordinator.expire(now + Duration::from_secs(1_000));
+        assert!(!first.is_in() && first.sync().is_none());
+        assert_eq!(second.sync().unwrap().granted.len(), 1);
+        // An instance that left may come back for a while.
+        drop(second);
+        assert_eq!(coordinator.present(&group), 0);
+        coordinator.expire(env::instant());
+        assert_eq!(coordinator.row(&group).unwrap().members.len(), 1);
+        assert!(!coordinator.expire(env::instant() + Duration::from_secs(46)));
+        coordinator.forget(&group);
+        assert!(coordinator.row(&group).is_none());
+    }
+
+    #[test]
+    fn an_instance_that_joins_again_replaces_itself() {
+        let (coordinator, group) = (Arc::new(Coordinator::default()), GroupName::new("g").unwrap());
+        let topics = BTreeMap::from([(TopicId::new(1), 2)]);
+        let first = coordinator.join(&group, info(Some("a")), &topics);
+        first.sync();
+        let second = coordinator.join(&group, info(Some("a")), &topics);
+        assert!(first.sync().is_none() && first.is_replaced("a") && !second.is_replaced("a"));
+        assert_eq!(second.sync().unwrap().granted.len(), 2);
+        drop(first);
+        assert_eq!(coordinator.row(&group).unwrap().reader((TopicId::new(1), PartitionId::new(0))).as_deref(), Some("a"));
+    }
+}
