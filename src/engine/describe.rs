@@ -300,6 +300,9 @@ fn shown(show: &Show) -> Result<Shown> {
         Show::Queries => 3,
         Show::Nodes => 4,
         Show::Views => 5,
+        Show::Groups => {
+            return Err(SqlError::unsupported("SHOW CONSUMER GROUPS", "see millstream.sessions for who is connected"));
+        }
         Show::Functions | Show::All | Show::Setting(_) => {
             return Err(SqlError::internal("this SHOW has no view"));
         }

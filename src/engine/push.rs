@@ -14,12 +14,12 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{Name, Offset, RowCount, SqlState, Timestamp};
-use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{QueryOptions, Relation, SqlType};
+use millstream_sql::SqlError;
+use millstream_sql::bind::ddl::{GroupReset, PushOptions, bind_push_options};
 use millstream_sql::dialect::{Explain, Select};
 use millstream_sql::plan::{ContinuousPlan, describe_push, plan_continuous, plan_push};
 use millstream_sql::stream::{InputBatch, Pipeline, StepInput};
-use millstream_sql::{SqlError, bind};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -46,6 +46,14 @@ struct Subscription {
     is_done: bool,
 }
 
+/// The options of a subscription without a group.
+fn push_options(select: &Select) -> Result<PushOptions> {
+    let options = bind_push_options(select)?;
+    let Some(option) = select.options.find("group") else { return Ok(options) };
+    let hint = "subscribe without a group: every subscriber gets every event";
+    Err(SqlError::unsupported("a subscription in a consumer group", hint).at(option.position))
+}
+
 impl Session {
     async fn plan_push(&self, select: &Select, arguments: Arguments) -> Result<(ContinuousPlan, Pipeline)> {
         let select = select.clone();
@@ -58,7 +66,7 @@ impl Session {
         select: &Select,
         declared: &[Option<SqlType>],
     ) -> Result<(Vec<SqlType>, Vec<ResultColumn>)> {
-        bind::ddl::bind_push_options(select)?;
+        push_options(select)?;
         let context = self.plan_context();
         let (select, declared) = (select.clone(), declared.to_vec());
         self.engine.compute.run(async move { describe_push(&context, &select, &declared) }).await
@@ -85,10 +93,10 @@ impl Session {
 
     /// Begins a subscription.
     pub(crate) async fn subscribe(&mut self, select: &Select, arguments: Arguments) -> Result<Rows> {
-        let options = bind::ddl::bind_push_options(select)?;
+        let options = push_options(select)?;
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
         let earliest = match options.auto_offset_reset {
-            Some(reset) => reset == OffsetReset::Earliest,
+            Some(reset) => reset == GroupReset::Earliest,
             None => self.settings.starts_at_earliest(),
         };
         let mut readers = Vec::with_capacity(plan.sources.len());

@@ -374,6 +374,15 @@ impl Session {
                 }
                 if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }
             }
+            Statement::CommitOffsets(_)
+            | Statement::AlterGroup(_)
+            | Statement::DropGroups(_)
+            | Statement::DescribeGroup(_) => {
+                return Err(SqlError::unsupported("this statement of consumer groups", "subscribe without a group"));
+            }
+            Statement::Listen(_) | Statement::Unlisten(_) => {
+                return Err(SqlError::unsupported("LISTEN", "subscribe with SELECT … EMIT CHANGES"));
+            }
             _ => return Err(SqlError::internal("no executor for the statement")),
         };
         Ok(Outcome::Command { tag: tag.to_owned() })

@@ -50,7 +50,7 @@ const fn define(
     Definition { name, default, kind, is_reported, description }
 }
 
-const RESETS: &[&str] = &["latest", "earliest"];
+const RESETS: &[&str] = &["latest", "earliest", "none"];
 const UTC: &[&str] = &["UTC", "Etc/UTC", "GMT", "Z", "0", "+00", "+00:00"];
 const READ_COMMITTED: &[&str] = &["read committed", "read uncommitted"];
 
@@ -80,6 +80,13 @@ const SETTINGS: &[Definition] = &[
     define("extra_float_digits", "1", Kind::Number(1, 3), false, "floats are printed so that they read back exactly"),
     define("fetch_timeout", "0", Kind::Time, false, "how long a FETCH waits for rows; 0 waits until it is full"),
     define(
+        "group_instance_id",
+        "",
+        Kind::Text,
+        false,
+        "name under which a member of a consumer group comes back to its partitions",
+    ),
+    define(
         "implicit_flush",
         "off",
         Kind::Switch,
@@ -92,12 +99,20 @@ const SETTINGS: &[Definition] = &[
     define("is_superuser", "on", Kind::Fixed, true, "whether the user may do everything"),
     define("lock_timeout", "0", Kind::Time, false, "longest wait for rows that others change; 0 is no limit"),
     define("max_identifier_length", "63", Kind::Fixed, false, "bytes of a name"),
+    define(
+        "max_poll_interval",
+        "5min",
+        Kind::Time,
+        false,
+        "longest time a member of a consumer group may take before it asks for more rows; 0 is no limit",
+    ),
     define("producer_id", "", Kind::Producer, false, "name under which rows are numbered, to be written once"),
     define("search_path", "\"$user\", public", Kind::Names, false, "schemas searched for unqualified names"),
     define("server_encoding", "UTF8", Kind::Fixed, true, "encoding of stored text"),
     define("server_version", SERVER_VERSION, Kind::Fixed, true, "version"),
     define("server_version_num", "150000", Kind::Fixed, false, "version as a number"),
     define("session_authorization", "", Kind::Fixed, true, "user of the session"),
+    define("session_timeout", "45s", Kind::Time, false, "after how long a silent client counts as gone"),
     define("standard_conforming_strings", "on", Kind::Word(&["on", "true", "1", "yes"]), true, "always on"),
     define("statement_timeout", "0", Kind::Time, false, "longest time of a statement; 0 is no limit"),
     define("timezone", "UTC", Kind::Word(UTC), true, "time zone of output; always UTC"),
@@ -108,8 +123,8 @@ const SETTINGS: &[Definition] = &[
 /// Settings of the contract that nothing reads yet, and what to do instead.
 const LATER: &[(&str, &str)] = &[
     ("emit", "leave it out: changes of one key within a step are merged"),
-    ("group", "subscribe without a group: every subscriber gets every event"),
-    ("auto_commit", "leave it out: only groups commit offsets"),
+    ("group", "write EMIT CHANGES WITH (group = 'name')"),
+    ("auto_commit", "write EMIT CHANGES WITH (group = 'name', auto_commit = false)"),
     ("on_error", "leave it out: a query stops at an event that fails"),
     ("idle_timeout", "leave it out: it is 10 seconds"),
 ];
@@ -239,9 +254,6 @@ impl Definition {
                 _ => Err(invalid().hint("accepted: on; off")),
             },
             Kind::Names => names(value).map(|_| value.to_owned()).ok_or_else(|| invalid().hint("write name, name")),
-            Kind::Word(RESETS) if value.eq_ignore_ascii_case("none") => {
-                Err(SqlError::unsupported("auto_offset_reset = 'none'", "use 'earliest' or 'latest'"))
-            }
             Kind::Word(words) => {
                 let wanted = value.replace(' ', "").to_ascii_lowercase();
                 if words.iter().any(|word| word.replace(' ', "").to_ascii_lowercase() == wanted) {
@@ -382,6 +394,24 @@ impl Settings {
         parse_time(self.get("fetch_timeout")).filter(|span| *span > Span::ZERO)
     }
 
+    /// `group_instance_id`, `None` when empty.
+    #[allow(dead_code, reason = "for members of consumer groups")]
+    pub(crate) fn group_instance_id(&self) -> Option<String> {
+        Some(self.get("group_instance_id").to_owned()).filter(|id| !id.is_empty())
+    }
+
+    /// `session_timeout`, `None` when off.
+    #[allow(dead_code, reason = "for members of consumer groups")]
+    pub(crate) fn session_timeout(&self) -> Option<Span> {
+        parse_time(self.get("session_timeout")).filter(|span| *span > Span::ZERO)
+    }
+
+    /// `max_poll_interval`, `None` when off.
+    #[allow(dead_code, reason = "for members of consumer groups")]
+    pub(crate) fn max_poll_interval(&self) -> Option<Span> {
+        parse_time(self.get("max_poll_interval")).filter(|span| *span > Span::ZERO)
+    }
+
     /// When writes are acknowledged, if the session says so: else their topics do.
     pub(crate) fn durability(&self) -> Option<Durability> {
         self.changed.get("durability").and_then(|word| Durability::parse(word))
@@ -463,7 +493,10 @@ mod tests {
             ("search_path", "a,,b", "22023"),
             ("implicit.flush", "perhaps", "22023"),
             ("emit", "every_change", "0A000"),
-            ("auto_offset_reset", "none", "0A000"),
+            ("auto_offset_reset", "middle", "22023"),
+            ("session_timeout", "soon", "22023"),
+            ("max_poll_interval", "5 lightyears", "22023"),
+            ("group", "g", "0A000"),
         ] {
             let error = settings.set(name, value, SetScope::Session).unwrap_err();
             assert_eq!(error.sqlstate.code(), code, "{name}");
@@ -500,5 +533,23 @@ mod tests {
         let mut settings = Settings::default();
         settings.set("auto.offset.reset", "Earliest", SetScope::Session).unwrap();
         assert!(settings.starts_at_earliest());
+        settings.set("auto.offset.reset", "NONE", SetScope::Session).unwrap();
+        assert_eq!(settings.show("auto_offset_reset").unwrap(), "none");
+        assert!(!settings.starts_at_earliest());
+    }
+
+    #[test]
+    fn members_of_groups_have_settings_that_may_be_off() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.group_instance_id(), None);
+        assert_eq!(settings.session_timeout(), Some(Span::from_secs(45)));
+        assert_eq!(settings.max_poll_interval(), Some(Span::from_secs(300)));
+        for (name, value) in [("group_instance_id", "a b"), ("session_timeout", "0"), ("max_poll_interval", "0s")] {
+            settings.set(name, value, SetScope::Session).unwrap();
+        }
+        assert_eq!(settings.group_instance_id().as_deref(), Some("a b"));
+        assert_eq!((settings.session_timeout(), settings.max_poll_interval()), (None, None));
+        settings.set("session_timeout", "1500", SetScope::Session).unwrap();
+        assert_eq!(settings.session_timeout(), Some(Span::from_micros(1_500_000)));
     }
 }

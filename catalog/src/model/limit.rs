@@ -106,12 +106,12 @@ pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
 pub const CATALOG_ENTRIES_MAX: u64 = 512;
 /// Bytes of a producer's name: all of them are in memory, and in each manifest.
 pub const PRODUCER_NAME_BYTES_MAX: usize = 255;
+/// Bytes of a consumer group's name; Kafka's bound for names of topics, which its tools use for groups too.
+pub const GROUP_NAME_BYTES_MAX: usize = 249;
 /// Producers of a shard, one counted for each topic it writes to: they are in memory, and in each manifest.
 pub const PRODUCERS_MAX: usize = 100_000;
 /// How long a producer that writes nothing is remembered.
 pub const PRODUCER_EXPIRY: Span = Span::from_micros(7 * 86_400_000_000);
-/// Bytes of a consumer group's name; Kafka's bound for names.
-pub const GROUP_NAME_BYTES_MAX: usize = 249;
 /// Committed offsets of a shard, one for each group and partition: they are in memory, and in each manifest.
 pub const GROUP_OFFSETS_MAX: usize = 1_000_000;
 /// Bytes of the write-ahead log above which quiet shards are sealed too, so that it gives files back.

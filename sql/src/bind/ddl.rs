@@ -14,7 +14,9 @@ use sqlparser::ast::{Expr, Visit, Visitor};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-pub use super::options::{PushOptions, bind_push_options, changed_topic_option, check_materialized, grace_option};
+pub use super::options::{
+    GroupReset, PushOptions, bind_push_options, changed_topic_option, check_materialized, grace_option,
+};
 
 /// Names of pseudo-columns, which no column may have.
 const RESERVED: [&str; 9] =

@@ -5,8 +5,9 @@
 
 use crate::dialect::ast::{OptionValue, Position, Select, WithOption, WithOptions};
 use crate::dialect::duration;
+use crate::dialect::options::GROUP_HINT;
 use crate::error::SqlError;
-use millstream_catalog::model::{ByteSize, Durability, Span, SqlState, limit};
+use millstream_catalog::model::{ByteSize, Durability, GroupName, Span, SqlState, limit};
 use millstream_catalog::query::{EmitForms, OffsetReset, OnError};
 use millstream_catalog::{Cleanup, CleanupPolicy, Compression, QueryOptions, RelationKind, TopicOptions};
 
@@ -29,10 +30,31 @@ pub struct CreateAsOptions {
 }
 
 /// The options of a push query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Where it begins, if the query says so.
-    pub auto_offset_reset: Option<OffsetReset>,
+    /// Where it begins, if the query says so; of a group, where there is no committed offset.
+    pub auto_offset_reset: Option<GroupReset>,
+    /// The consumer group it joins.
+    pub group: Option<GroupName>,
+    /// Whether the group's offsets are committed as rows are delivered.
+    pub auto_commit: bool,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        Self { auto_offset_reset: None, group: None, auto_commit: true }
+    }
+}
+
+/// Where a push query begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupReset {
+    /// At the oldest stored event.
+    Earliest,
+    /// After the newest.
+    Latest,
+    /// Nowhere: without a committed offset it fails. Only groups have one.
+    None,
 }
 
 /// The options of a definition.
@@ -102,24 +124,66 @@ pub fn changed_topic_option<'o>(
 /// The options of a push query, after `EMIT`.
 ///
 /// # Errors
-/// `22023` for unknown names and values, `0A000` for groups.
+/// `22023` for unknown names and values, and for those of groups without a group; `0A000` for queues.
 pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
     let mut bound = PushOptions::default();
     for option in &select.options.0 {
         match option.name.as_str() {
             "grace" => drop(grace_of(option)?),
-            "group" => return Err(refused(option, "subscribe without a group: every subscriber gets every event")),
-            "auto_commit" => return Err(refused(option, "leave it out: only groups commit offsets")),
-            "auto_offset_reset" => {
-                if text(option)?.eq_ignore_ascii_case("none") {
-                    return Err(unsupported_value(option, "use 'earliest' or 'latest'"));
-                }
-                bound.auto_offset_reset = Some(offset_reset(option)?);
+            "group" => {
+                let name = GroupName::new(text(option)?);
+                bound.group = Some(name.map_err(|error| wrong(option).hint(error.to_string()))?);
             }
+            "mode" => check_mode(option)?,
+            "auto_commit" => bound.auto_commit = switch(option)?,
+            "auto_offset_reset" => bound.auto_offset_reset = Some(group_reset(option)?),
             _ => return Err(unrecognized(option)),
         }
     }
+    if bound.group.is_none() {
+        refuse_without_group(&select.options)?;
+    }
     Ok(bound)
+}
+
+/// `mode`: how the members of a group share its events.
+fn check_mode(option: &WithOption) -> Result<(), SqlError> {
+    match lower(option)?.as_str() {
+        "partition" => Ok(()),
+        "queue" => Err(unsupported_value(
+            option,
+            "use a group of mode 'partition', and create the topic WITH (partitions = n) for as many members",
+        )),
+        _ => Err(wrong(option).hint("the mode is partition")),
+    }
+}
+
+fn group_reset(option: &WithOption) -> Result<GroupReset, SqlError> {
+    match lower(option)?.as_str() {
+        "earliest" => Ok(GroupReset::Earliest),
+        "latest" => Ok(GroupReset::Latest),
+        "none" => Ok(GroupReset::None),
+        _ => Err(wrong(option).hint("values are earliest and latest, and with a group none")),
+    }
+}
+
+/// Refuses what only groups have: without one it would have no effect.
+fn refuse_without_group(options: &WithOptions) -> Result<(), SqlError> {
+    for option in &options.0 {
+        match option.name.as_str() {
+            "auto_commit" | "mode" => {
+                let message = format!("option \"{}\" has no effect without a group", option.name);
+                return Err(SqlError::new(SqlState::InvalidParameterValue, message)
+                    .hint("add group = 'name', or leave it out: only groups commit offsets and share events")
+                    .at(option.position));
+            }
+            "auto_offset_reset" if group_reset(option)? == GroupReset::None => {
+                return Err(wrong(option).hint("use 'earliest' or 'latest', or add group = 'name'"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// An option of topics; false if it is none.
@@ -275,7 +339,7 @@ pub(super) fn unrecognized(option: &WithOption) -> SqlError {
         "auto_offset_reset" | "emit" | "on_error" | "idle_timeout" | "grace" | "state_retention" => {
             error.hint("it is an option of CREATE … AS SELECT")
         }
-        "group" | "auto_commit" => error.hint("it is an option of SELECT … EMIT CHANGES"),
+        "group" | "auto_commit" | "mode" => error.hint(GROUP_HINT),
         "timestamp" | "partitions" | "compression" | "retention" | "retention_bytes" | "cleanup_policy"
         | "durability" => error.hint("it is an option of CREATE STREAM and CREATE TABLE"),
         _ => error,
@@ -308,6 +372,19 @@ fn text(option: &WithOption) -> Result<&str, SqlError> {
 
 fn lower(option: &WithOption) -> Result<String, SqlError> {
     text(option).map(str::to_ascii_lowercase)
+}
+
+/// `true`, `false`, `on` or `off`.
+fn switch(option: &WithOption) -> Result<bool, SqlError> {
+    match &option.value {
+        OptionValue::Number(_) => None,
+        OptionValue::Text(text) | OptionValue::Word(text) => match text.to_ascii_lowercase().as_str() {
+            "true" | "on" => Some(true),
+            "false" | "off" => Some(false),
+            _ => None,
+        },
+    }
+    .ok_or_else(|| wrong(option).hint("values are true and false"))
 }
 
 /// A whole number from 1 to `most`.

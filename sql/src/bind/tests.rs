@@ -1,9 +1,9 @@
 //! Definitions: what is bound, and what is refused with which code and where.
 
-use super::ddl::{bind_create_as, bind_push_options, bind_relation};
-use crate::dialect::{Statement, parse};
+use super::ddl::{GroupReset, PushOptions, bind_create_as, bind_push_options, bind_relation};
+use crate::dialect::{CopyDirection, Parsed, Select, Statement, parse};
 use crate::error::SqlError;
-use millstream_catalog::model::{ByteSize, Span, Timestamp, limit};
+use millstream_catalog::model::{ByteSize, GroupName, Span, Timestamp, limit};
 use millstream_catalog::query::OffsetReset;
 use millstream_catalog::{
     Cleanup, CleanupPolicy, Compression, QueryOptions, Relation, RelationKind, SqlType, TopicOptions,
@@ -120,7 +120,72 @@ fn options_of_queries_are_bound() {
     assert_eq!((bound.query, bound.topic.partitions), (query, 2));
     let text = "SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = earliest)";
     let Statement::Select(select) = parse(text).unwrap().remove(0).statement else { panic!() };
-    assert_eq!(bind_push_options(&select).unwrap().auto_offset_reset, Some(OffsetReset::Earliest));
+    assert_eq!(bind_push_options(&select).unwrap().auto_offset_reset, Some(GroupReset::Earliest));
+}
+
+fn push(options: &str) -> Result<PushOptions, SqlError> {
+    let text = format!("SELECT * FROM x EMIT CHANGES WITH ({options})");
+    let Statement::Select(select) = parse(&text).unwrap().remove(0).statement else { panic!() };
+    bind_push_options(&select)
+}
+
+#[test]
+fn options_of_groups_are_bound() {
+    let group = |name: &str| Some(GroupName::new(name).unwrap());
+    let alone = PushOptions { auto_offset_reset: None, group: None, auto_commit: true };
+    assert_eq!(PushOptions::default(), alone);
+    for (options, wanted) in [
+        ("grace = '1 s'", alone.clone()),
+        ("group = 'Billing-1'", PushOptions { group: group("Billing-1"), ..alone.clone() }),
+        ("group = Billing, mode = 'partition'", PushOptions { group: group("billing"), ..alone.clone() }),
+        ("auto_commit = off, group = 'g'", PushOptions { group: group("g"), auto_commit: false, ..alone.clone() }),
+        ("group = g, auto_commit = 'FALSE'", PushOptions { group: group("g"), auto_commit: false, ..alone.clone() }),
+        ("group = g, auto_commit = on", PushOptions { group: group("g"), ..alone.clone() }),
+        ("group = g, auto_commit = true, mode = PARTITION", PushOptions { group: group("g"), ..alone.clone() }),
+        (
+            "'auto.offset.reset' = None, group = g",
+            PushOptions { group: group("g"), auto_offset_reset: Some(GroupReset::None), ..alone.clone() },
+        ),
+        ("auto_offset_reset = latest", PushOptions { auto_offset_reset: Some(GroupReset::Latest), ..alone }),
+    ] {
+        assert_eq!(push(options).unwrap(), wanted, "{options}");
+    }
+    let name = "x".repeat(limit::GROUP_NAME_BYTES_MAX);
+    assert_eq!(push(&format!("group = '{name}'")).unwrap().group, group(&name));
+    let error = push(&format!("group = '{name}x'")).unwrap_err();
+    assert_eq!((error.sqlstate.code(), error.position), ("22023", Some(44)));
+}
+
+#[test]
+fn groups_are_bound_wherever_a_subscription_stands() {
+    for text in [
+        "COPY (SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = false)) TO STDOUT WITH (FORMAT csv)",
+        "DECLARE c NO SCROLL CURSOR WITH HOLD FOR SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = false)",
+        "PREPARE p AS SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = false) LIMIT 5",
+        "EXPLAIN SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = false)",
+        "SELECT * FROM x EMIT FINAL WITH (group = 'g', auto_commit = false)",
+    ] {
+        let select = match parse(text).unwrap().remove(0).statement {
+            Statement::Select(select) => select,
+            Statement::Declare(declare) => Box::new(declare.select),
+            Statement::Copy(copy) => match copy.direction {
+                CopyDirection::SelectToStdout(select) => select,
+                other => panic!("{other:?}"),
+            },
+            Statement::Prepare(prepare) => select_of(prepare.statement),
+            Statement::Explain(explain) => select_of(*explain.statement),
+            other => panic!("{other:?}"),
+        };
+        let bound = bind_push_options(&select).unwrap();
+        assert_eq!((bound.group.unwrap().as_str(), bound.auto_commit), ("g", false), "{text}");
+    }
+}
+
+fn select_of(parsed: Parsed) -> Box<Select> {
+    match parsed.statement {
+        Statement::Select(select) => select,
+        other => panic!("{other:?}"),
+    }
 }
 
 const REFUSED: &[(&str, &str, usize)] = &[
@@ -184,9 +249,19 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("CREATE STREAM s WITH (timestamp = 'a') AS SELECT * FROM x", "0A000", 23),
     ("CREATE STREAM s WITH (idle_timeout = '-1 second') AS SELECT * FROM x", "22023", 38),
     ("CREATE STREAM s WITH (auto_offset_reset = 'none') AS SELECT * FROM x", "22023", 43),
-    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g')", "0A000", 36),
-    ("SELECT * FROM x EMIT CHANGES WITH (auto_commit = true)", "0A000", 36),
-    ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'none')", "0A000", 56),
+    ("CREATE STREAM s WITH (group = 'g') AS SELECT * FROM x", "22023", 23),
+    ("CREATE STREAM s WITH (auto_commit = false) AS SELECT * FROM x", "22023", 23),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = '')", "22023", 44),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 7)", "22023", 44),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = E'a\\nb')", "22023", 44),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_commit = true)", "22023", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (mode = 'partition')", "22023", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', mode = 'queue')", "0A000", 56),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', mode = 'share')", "22023", 56),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = 1)", "22023", 63),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = perhaps)", "22023", 63),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'none')", "22023", 56),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'foo', group = 'g')", "22023", 56),
     ("SELECT * FROM x EMIT CHANGES WITH (auto_offset_reset = 'foo')", "22023", 56),
     ("SELECT * FROM x EMIT CHANGES WITH (foo = 'foo')", "22023", 36),
 ];

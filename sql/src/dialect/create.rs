@@ -16,7 +16,7 @@ use sqlparser::tokenizer::Token;
 /// What may stand after `CREATE` or `DROP` and is not supported, and the hint.
 const OBJECTS: &[(&[&str], &str)] = &[
     (&["recursive", "view"], "use CREATE VIEW … AS WITH RECURSIVE …"),
-    (&["consumer", "group"], "subscribe without a group"),
+    (&["consumer", "group"], "subscribe with SELECT … EMIT CHANGES WITH (group = 'name'): its first member makes it"),
     (&["connector"], "use INSERT or COPY to bring events in"),
     (&["source"], "use INSERT or COPY to bring events in"),
     (&["sink"], "use SELECT … EMIT CHANGES to take events out"),
@@ -194,6 +194,10 @@ pub(super) fn select_as(cursor: &mut Cursor<'_>) -> Result<super::ast::Select, S
     if select.limit.is_some() {
         let at = last(&place, "limit");
         return Err(SqlError::unsupported("LIMIT of a continuous query", "put LIMIT into a query that reads it").at(at));
+    }
+    if let Some(option) = select.options.0.iter().find(|option| options::is_of_group(&option.name)) {
+        let what = format!("option \"{}\" of a continuous query", option.name);
+        return Err(SqlError::unsupported(what, options::GROUP_HINT).at(option.position));
     }
     if let Some(option) = select.options.0.first() {
         return Err(SqlError::unsupported("WITH after EMIT in CREATE", "put WITH (…) before AS").at(option.position));

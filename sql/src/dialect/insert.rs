@@ -5,7 +5,7 @@
 
 use super::ast::{Ident, Insert, InsertQuery, InsertSource, SequenceValue, Statement};
 use super::cursor::Cursor;
-use super::{change, select, vet};
+use super::{change, options, select, vet};
 use crate::error::SqlError;
 use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::model::{Name, Sequence, SqlState};
@@ -28,7 +28,8 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let alias = if cursor.eat(&["as"]) { Some(cursor.ident()?) } else { None };
     let columns = if is_query(cursor) { None } else { cursor.columns()? };
     check_columns(columns.as_deref())?;
-    let options = query_options(cursor)?;
+    refuse_group(cursor)?;
+    let query = query_options(cursor)?;
     let mut sequence = self::sequence(cursor)?;
     if cursor.is(&["overriding"]) {
         return Err(cursor.unsupported("OVERRIDING", "leave it out: there are no identity columns"));
@@ -38,18 +39,19 @@ pub(super) fn insert(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     let source = source(cursor, end)?;
     let source = match source {
         InsertSource::Select(select) if select.emit.is_some() => {
+            refuse_group(cursor)?;
             if alias.is_some() || sequence.is_some() || cursor.at < cursor.lexemes.len() {
                 return Err(place.unsupported(
                     "an alias, ON CONFLICT, RETURNING or a sequence with EMIT CHANGES",
                     "write INSERT INTO name [(columns)] [WITH (query = '…')] SELECT … EMIT CHANGES",
                 ));
             }
-            let (query, on_error) = options.unwrap_or_default();
+            let (query, on_error) = query.unwrap_or_default();
             return Ok(Statement::InsertQuery(Box::new(InsertQuery { name, columns, query, on_error, select })));
         }
         source => source,
     };
-    if options.is_some() {
+    if query.is_some() {
         return Err(place.unsupported("options of a query without EMIT CHANGES", "add EMIT CHANGES, or leave WITH out"));
     }
     let conflict = change::on_conflict(cursor)?;
@@ -81,6 +83,18 @@ fn check_columns(columns: Option<&[Ident]>) -> Result<(), SqlError> {
         }
     }
     Ok(())
+}
+
+/// Refuses `WITH (group = …)`, if it is next: a statement that inserts is no member of a group.
+fn refuse_group(cursor: &Cursor<'_>) -> Result<(), SqlError> {
+    let mut place = cursor.clone();
+    place.at += 2;
+    match place.word() {
+        Some(name) if is_options(cursor) && options::is_of_group(name) => {
+            Err(place.unsupported(&format!("option \"{name}\" of INSERT"), options::GROUP_HINT))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `WITH (query = 'name', on_error = 'stop' | 'skip')`, if it is next.

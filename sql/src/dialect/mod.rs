@@ -13,12 +13,15 @@ mod cursors;
 pub(crate) mod duration;
 mod escapes;
 mod flink;
+mod group;
+#[cfg(test)]
+mod group_tests;
 mod insert;
 mod keywords;
 mod lexer;
 mod locate;
 mod nesting;
-mod options;
+pub(crate) mod options;
 mod postgres;
 mod refuse;
 pub mod render;

@@ -8,6 +8,15 @@ use crate::error::SqlError;
 use millstream_catalog::model::SqlState;
 use sqlparser::tokenizer::Token;
 
+/// Why a continuous query is in no consumer group.
+pub(crate) const GROUP_HINT: &str =
+    "it is an option of SELECT … EMIT CHANGES: a continuous query keeps its own position, and reads every partition";
+
+/// Whether an option of this name is one of consumer groups only.
+pub(super) fn is_of_group(name: &str) -> bool {
+    matches!(name, "group" | "auto_commit" | "mode")
+}
+
 /// Reads `WITH (…)` if it is next, and nothing otherwise.
 pub(super) fn with_options(cursor: &mut Cursor<'_>) -> Result<WithOptions, SqlError> {
     if !cursor.is(&["with"]) || cursor.peek_at(1) != Some(&Token::LParen) {

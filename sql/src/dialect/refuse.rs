@@ -8,11 +8,6 @@ use millstream_catalog::model::SqlState;
 
 /// First words, what to call the statement, and the hint.
 const STATEMENTS: &[(&[&str], &str, &str)] = &[
-    (
-        &["alter", "consumer"],
-        "ALTER CONSUMER GROUP",
-        "subscribe without a group, WITH (auto_offset_reset = 'earliest')",
-    ),
     (&["alter", "system"], "ALTER SYSTEM", "use SET, or the server's configuration file"),
     (&["alter", "role"], "ALTER ROLE", "every session may do everything until there are roles"),
     (&["alter", "user"], "ALTER USER", "every session may do everything until there are roles"),
@@ -24,9 +19,7 @@ const STATEMENTS: &[(&[&str], &str, &str)] = &[
     (&["grant"], "GRANT", "every session may do everything until there are roles"),
     (&["revoke"], "REVOKE", "every session may do everything until there are roles"),
     (&["print"], "PRINT", "use SELECT * FROM topic EMIT CHANGES"),
-    (&["listen"], "LISTEN", "subscribe with SELECT … EMIT CHANGES"),
-    (&["unlisten"], "UNLISTEN", "subscribe with SELECT … EMIT CHANGES"),
-    (&["notify"], "NOTIFY", "INSERT into a stream"),
+    (&["notify"], "NOTIFY", "INSERT into the topic: who listens to it is notified of new events"),
     (&["list"], "LIST", "use SHOW"),
     (&["comment"], "COMMENT", "keep the description in your own documents"),
     (&["lock"], "LOCK", "leave it out: readers and writers do not block each other"),

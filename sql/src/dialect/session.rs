@@ -125,8 +125,8 @@ fn time_zone(cursor: &mut Cursor<'_>) -> Result<SetValue, SqlError> {
 /// `SHOW …`.
 pub(super) fn show(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     cursor.expect(&["show"])?;
-    if cursor.is(&["consumer", "groups"]) {
-        return Err(cursor.unsupported("SHOW CONSUMER GROUPS", "see millstream.sessions for who is connected"));
+    if cursor.eat(&["consumer", "groups"]) {
+        return Ok(Statement::Show(Show::Groups));
     }
     if cursor.is(&["connectors"]) {
         return Err(cursor.unsupported("SHOW CONNECTORS", "use INSERT or COPY to bring events in"));

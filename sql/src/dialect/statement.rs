@@ -6,7 +6,7 @@
 use super::ast::{Describe, Explain, Parsed, QueryAction, QueryControl, Statement};
 use super::cursor::Cursor;
 use super::lexer::{self, Lexeme};
-use super::{alter, change, copy, create, cursors, insert, nesting, refuse, select, session, transaction};
+use super::{alter, change, copy, create, cursors, group, insert, nesting, refuse, select, session, transaction};
 use crate::error::SqlError;
 use sqlparser::tokenizer::Token;
 
@@ -57,8 +57,10 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         "delete" => change::delete(cursor),
         "copy" => copy::copy(cursor),
         "create" => create::create(cursor),
+        "drop" if cursor.is(&["drop", "consumer"]) => group::drop(cursor),
         "drop" => create::drop(cursor),
-        "alter" if !cursor.is(&["alter", "consumer"]) && !cursor.is(&["alter", "system"]) => alter::alter(cursor),
+        "alter" if cursor.is(&["alter", "consumer"]) => group::alter(cursor),
+        "alter" if !cursor.is(&["alter", "system"]) => alter::alter(cursor),
         "truncate" => alter::truncate(cursor),
         "explain" => explain(cursor),
         "describe" | "desc" => describe(cursor),
@@ -82,6 +84,8 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
         "prepare" => cursors::prepare(cursor),
         "execute" => cursors::execute(cursor),
         "deallocate" => cursors::deallocate(cursor),
+        "listen" => group::listen(cursor),
+        "unlisten" => group::unlisten(cursor),
         _ => Err(refuse::statement(cursor)),
     }
 }
@@ -172,7 +176,7 @@ pub(super) fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, SqlError> {
 fn describe(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
     cursor.at += 1;
     if cursor.is(&["consumer", "group"]) {
-        return Err(cursor.unsupported("DESCRIBE CONSUMER GROUP", "subscribe without a group"));
+        return group::describe(cursor);
     }
     if cursor.is(&["connector"]) && cursor.peek_at(1).is_some() {
         return Err(cursor.unsupported("DESCRIBE CONNECTOR", "use INSERT or COPY"));

@@ -4,6 +4,7 @@
 
 use super::ast::{Chain, Statement, TransactionAccess, TransactionModes};
 use super::cursor::Cursor;
+use super::group;
 use crate::error::SqlError;
 use sqlparser::tokenizer::Token;
 
@@ -21,9 +22,7 @@ pub(super) fn transaction(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError
             cursor.expect(&["transaction"])?;
             modes(cursor).map(Statement::Begin)
         }
-        "commit" if cursor.is(&["offsets"]) => {
-            Err(place.unsupported("COMMIT OFFSETS", "subscribe without a group, and keep your position yourself"))
-        }
+        "commit" if cursor.eat(&["offsets"]) => group::commit(cursor),
         "commit" | "rollback" if cursor.is(&["prepared"]) => Err(place.unsupported("two-phase commit", "use COMMIT")),
         "commit" | "end" => {
             let _ = noise(cursor);

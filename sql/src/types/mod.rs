@@ -45,7 +45,7 @@ pub use scalar::{scalar_binary, scalar_null, scalar_text};
 
 pub(crate) use assign::integer_literal;
 pub(crate) use canonical::{lengths_of, sort_key_of, sort_key_type, with_one_nan};
-pub(crate) use datetime::{DATE_END, DATE_FIRST, DAY};
+pub(crate) use datetime::{DATE_END, DATE_FIRST, DAY, parse_timestamptz};
 pub(crate) use error::quoted;
 pub(crate) use name::{check_type, type_named};
 pub(crate) use width::{filled_bytes, least_bytes};

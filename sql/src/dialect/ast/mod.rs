@@ -6,9 +6,11 @@
 //! Leaves out types and options checks (`bind`). Built by `dialect::parse`; a crash does nothing to it.
 
 mod change;
+mod group;
 mod session;
 
 pub use change::*;
+pub use group::*;
 pub use session::*;
 
 use millstream_catalog::RelationKind;
@@ -140,6 +142,18 @@ pub enum Statement {
     Execute(Execute),
     /// `DEALLOCATE name`; `None` is `DEALLOCATE ALL`
     Deallocate(Option<Ident>),
+    /// `COMMIT OFFSETS …`
+    CommitOffsets(CommitOffsets),
+    /// `ALTER CONSUMER GROUP …`
+    AlterGroup(AlterGroup),
+    /// `DROP CONSUMER GROUP …`
+    DropGroups(DropGroups),
+    /// `DESCRIBE CONSUMER GROUP name`
+    DescribeGroup(GroupRef),
+    /// `LISTEN topic`
+    Listen(Ident),
+    /// `UNLISTEN topic`; `None` is `UNLISTEN *`
+    Unlisten(Option<Ident>),
 }
 
 /// A name as used in a statement.

@@ -34,6 +34,8 @@ pub enum Show {
     Functions,
     /// `SHOW NODES`
     Nodes,
+    /// `SHOW CONSUMER GROUPS`
+    Groups,
     /// `SHOW ALL`: every setting
     All,
     /// `SHOW name`: one setting, in lower case
