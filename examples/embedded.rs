@@ -51,6 +51,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         seal_bytes: SEAL_BYTES,
         query_threads: 2,
         memory: Config::default().memory,
+        offsets_retention: Config::default().offsets_retention,
     };
     let engine = Engine::open(config, Arc::new(RealDisk), env::system_clock()).await?;
     let mut session = engine.session(SessionOptions { user: "embedded".to_owned(), ..SessionOptions::default() })?;

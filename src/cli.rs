@@ -93,6 +93,9 @@ pub struct StartArgs {
     /// state of tables and continuous queries, mapped files, and connections. At least 512MB.
     #[arg(long, value_name = "SIZE", env = "MILLSTREAM_MEMORY")]
     pub memory: Option<String>,
+    /// How long the offsets of a consumer group without members are kept, as 7d or 12h [default: 7d]
+    #[arg(long, value_name = "TIME", env = "MILLSTREAM_OFFSETS_RETENTION")]
+    pub offsets_retention: Option<String>,
     /// Listen on addresses other than loopback although no passwords are asked for
     #[arg(long, env = "MILLSTREAM_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: Option<bool>,

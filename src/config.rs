@@ -5,14 +5,17 @@
 
 use crate::cli::StartArgs;
 use crate::env;
-use millstream_catalog::model::ByteSize;
 use millstream_catalog::model::limit::{MEMORY_BYTES_MIN, SEAL_BYTES_MAX, SEAL_BYTES_MIN, SHARDS_MAX};
+use millstream_catalog::model::{ByteSize, Span};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Bytes kept in memory per shard before they become segments.
 pub const SEAL_BYTES: ByteSize = ByteSize::new(64 << 20);
+
+/// How long offsets of groups without members are kept; Kafka's default.
+const OFFSETS_RETENTION: Span = Span::from_micros(7 * 86_400_000_000);
 
 /// Memory of a node on a machine that does not tell how much it has.
 const MEMORY_BYTES: ByteSize = ByteSize::new(2 << 30);
@@ -32,6 +35,8 @@ pub struct Config {
     pub seal_bytes: ByteSize,
     /// Memory of the whole process.
     pub memory: ByteSize,
+    /// How long the committed offsets of a consumer group are kept that has no members.
+    pub offsets_retention: Span,
 }
 
 impl Default for Config {
@@ -43,6 +48,7 @@ impl Default for Config {
             shards: 1,
             seal_bytes: SEAL_BYTES,
             memory: half(env::memory_bytes()),
+            offsets_retention: OFFSETS_RETENTION,
         }
     }
 }
@@ -90,18 +96,20 @@ struct File {
     shards: Option<u32>,
     seal_bytes: Option<u64>,
     memory: Option<String>,
+    offsets_retention: Option<String>,
     insecure: Option<bool>,
 }
 
 /// Variables that are not options of `start`: the trace filter and the shell's history file.
 const OTHER_VARIABLES: [&str; 2] = ["MILLSTREAM_LOG", "MILLSTREAM_HISTORY"];
-const OPTION_VARIABLES: [&str; 8] = [
+const OPTION_VARIABLES: [&str; 9] = [
     "MILLSTREAM_DATA_DIR",
     "MILLSTREAM_LISTEN",
     "MILLSTREAM_ADMIN_LISTEN",
     "MILLSTREAM_SHARDS",
     "MILLSTREAM_SEAL_BYTES",
     "MILLSTREAM_MEMORY",
+    "MILLSTREAM_OFFSETS_RETENTION",
     "MILLSTREAM_INSECURE",
     "MILLSTREAM_CONFIG",
 ];
@@ -119,6 +127,8 @@ impl Config {
         };
         let defaults = Self::default();
         let memory = args.memory.as_ref().or(file.memory.as_ref()).map(|text| parse_memory(text)).transpose()?;
+        let retention = args.offsets_retention.as_ref().or(file.offsets_retention.as_ref());
+        let retention = retention.map(|text| parse_retention(text)).transpose()?;
         let config = Self {
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or(defaults.data_dir),
             listen: args.listen.or(file.listen).unwrap_or(defaults.listen),
@@ -126,6 +136,7 @@ impl Config {
             shards: args.shards.or(file.shards).unwrap_or(defaults.shards),
             seal_bytes: args.seal_bytes.or(file.seal_bytes).map_or(defaults.seal_bytes, ByteSize::new),
             memory: memory.unwrap_or(defaults.memory),
+            offsets_retention: retention.unwrap_or(defaults.offsets_retention),
         };
         let is_insecure = args.insecure.or(file.insecure).unwrap_or(false);
         config.check(is_insecure)?;
@@ -155,6 +166,23 @@ fn half(machine: Option<u64>) -> ByteSize {
 }
 
 /// A size as PostgreSQL writes it: a number, then B, kB, MB, GB or TB, each 1,024 times the one before.
+/// A number with `s`, `min`, `h` or `d`.
+fn parse_retention(text: &str) -> Result<Span, ConfigError> {
+    let digits = text.trim().find(|c: char| !c.is_ascii_digit()).unwrap_or(text.trim().len());
+    let (number, unit) = text.trim().split_at(digits);
+    let seconds: Option<i64> = match unit.trim() {
+        "s" => Some(1),
+        "min" => Some(60),
+        "h" => Some(3_600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let micros = seconds.and_then(|unit| number.parse::<i64>().ok()?.checked_mul(unit)?.checked_mul(1_000_000));
+    micros.filter(|micros| *micros > 0).map(Span::from_micros).ok_or_else(|| {
+        ConfigError::Value(format!("offsets_retention must be a time such as 7d, 12h or 30min, not \"{text}\""))
+    })
+}
+
 fn parse_memory(text: &str) -> Result<ByteSize, ConfigError> {
     let refused = |why: String| ConfigError::Value(format!("memory must be {why}, not \"{text}\""));
     let form = || refused("a size such as 2GB or 512MB".to_owned());
@@ -223,6 +251,19 @@ mod tests {
         assert!(Config::load(&args(ByteSize::ZERO)).is_err());
         assert_eq!(Config::load(&args(SEAL_BYTES_MIN)).unwrap().seal_bytes, SEAL_BYTES_MIN);
         assert!(Config::load(&args(SEAL_BYTES_MAX.plus(ByteSize::new(1)))).is_err());
+    }
+
+    #[test]
+    fn the_retention_of_offsets_is_a_time_with_its_unit() {
+        let load = |text: &str| {
+            let args = StartArgs { offsets_retention: Some(text.to_owned()), ..StartArgs::default() };
+            Config::load(&args).map(|config| config.offsets_retention)
+        };
+        assert_eq!(load("12h").unwrap(), Span::from_secs(12 * 3_600));
+        assert_eq!(load(" 3 s").unwrap(), Span::from_secs(3));
+        for wrong in ["", "7", "0d", "-1d", "1 week", "99999999999999999d"] {
+            load(wrong).unwrap_err();
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Node {
             seal_bytes: config.seal_bytes,
             query_threads: env::cores(),
             memory: config.memory,
+            offsets_retention: config.offsets_retention,
         };
         storage::set_maps_bytes_max(Budget::of(config.memory).map_bytes());
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);

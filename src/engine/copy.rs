@@ -4,6 +4,7 @@
 //! client leaves nothing behind.
 
 use crate::engine::bulk::Bulk;
+use crate::engine::group::Delivery;
 use crate::engine::prepare::Arguments;
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
@@ -141,9 +142,10 @@ impl Session {
             }
             CopyDirection::SelectToStdout(select) => {
                 let rows = match select.emit {
-                    Some(_) => self.subscribe(select, Arguments::default()).await?,
+                    Some(_) => self.subscribe(select, Arguments::default(), Delivery::Written).await?,
                     None => self.run_select(select, Arguments::default()).await?,
                 };
+                self.consume(rows.receipts.as_ref(), select.limit.is_some());
                 Ok(Outcome::CopyOut(CopyOut { rows, options: copy.options.clone() }))
             }
         }

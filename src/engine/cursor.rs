@@ -3,6 +3,7 @@
 //! A cursor over a subscription waits until a FETCH is full, because drivers take a short answer for the
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
+use crate::engine::group::Receipts;
 use crate::engine::{BatchStream, ResultColumn, Rows, RowsTag};
 use crate::env;
 use arrow::array::RecordBatch;
@@ -29,6 +30,8 @@ struct Cursor {
     /// `WITH HOLD`: outlives its transaction.
     life: Life,
     source: Arc<Mutex<Source>>,
+    /// Of a member of a consumer group.
+    receipts: Option<Receipts>,
 }
 
 /// What is left of a cursor's rows.
@@ -36,6 +39,7 @@ struct Source {
     stream: BatchStream,
     rest: Option<RecordBatch>,
     is_done: bool,
+    receipts: Option<Receipts>,
 }
 
 impl std::fmt::Debug for Source {
@@ -79,9 +83,10 @@ impl Cursors {
             return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open cursors")
                 .detail(format!("a session may have {PORTALS_MAX}")));
         }
-        let source = Source { stream: rows.stream, rest: None, is_done: false };
-        let cursor =
-            Cursor { columns: rows.columns, is_push: rows.is_push, life, source: Arc::new(Mutex::new(source)) };
+        let receipts = rows.receipts.clone();
+        let source = Source { stream: rows.stream, rest: None, is_done: false, receipts: rows.receipts };
+        let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
+        let cursor = Cursor { columns, is_push, life, source, receipts };
         self.open.insert(name.to_owned(), cursor);
         Ok(())
     }
@@ -113,13 +118,16 @@ impl Cursors {
             ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
             deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
         };
-        let source = Arc::clone(&cursor.source);
-        let stream = futures::stream::unfold((source, goal), |(source, mut goal)| async move {
-            let batch = source.lock().await.take(&mut goal).await?;
-            Some((batch, (source, goal)))
+        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, unfinished: cursor.receipts.clone() };
+        let stream = futures::stream::unfold(fetching, |mut fetching| async move {
+            let batch = fetching.source.lock().await.take(&mut fetching.goal).await;
+            if !matches!(batch, Some(Ok(_))) {
+                fetching.unfinished = None;
+            }
+            Some((batch?, fetching))
         });
         let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);
-        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream) })
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream), receipts: None })
     }
 
     fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
@@ -128,19 +136,45 @@ impl Cursors {
             .ok_or_else(|| SqlError::new(SqlState::InvalidCursorName, format!("cursor \"{name}\" does not exist")))
     }
 
-    /// `CLOSE name`.
+    /// Whom to tell of a cursor's rows, of a member of a consumer group.
     ///
     /// # Errors
     /// 34000 when there is no such cursor.
-    pub(crate) fn close(&mut self, name: &str) -> Result<(), SqlError> {
+    pub(crate) fn receipts(&self, name: &str) -> Result<Option<Receipts>, SqlError> {
+        Ok(self.find(name)?.receipts.clone())
+    }
+
+    /// The client asks for more rows of a member: it has taken those it was handed.
+    ///
+    /// # Errors
+    /// When that cannot be committed.
+    pub(crate) async fn ask(&self, name: &str) -> Result<(), SqlError> {
+        self.find(name)?.source.lock().await.ask().await
+    }
+
+    /// `CLOSE name`: the client has taken what it was handed.
+    ///
+    /// # Errors
+    /// 34000 when there is no such cursor; when that cannot be committed.
+    pub(crate) async fn close(&mut self, name: &str) -> Result<(), SqlError> {
         self.find(name)?;
-        self.open.remove(name);
-        Ok(())
+        match self.open.remove(name).and_then(|cursor| cursor.receipts) {
+            Some(receipts) => receipts.finish().await,
+            None => Ok(()),
+        }
     }
 
     /// `CLOSE ALL`.
-    pub(crate) fn close_all(&mut self) {
-        self.open.clear();
+    ///
+    /// # Errors
+    /// As [`Cursors::close`]; all are closed.
+    pub(crate) async fn close_all(&mut self) -> Result<(), SqlError> {
+        let receipts: Vec<Receipts> = self.open.drain().filter_map(|(_, cursor)| cursor.receipts).collect();
+        let mut result = Ok(());
+        for receipts in receipts {
+            result = result.and(receipts.finish().await);
+        }
+        result
     }
 
     /// The end of a transaction: cursors without hold end with it, and all it declared when it was rolled back.
@@ -154,7 +188,33 @@ impl Cursors {
     }
 }
 
+/// A FETCH under way. One that does not come to its end did not reach the client: its rows are fetched again.
+struct Fetching {
+    source: Arc<Mutex<Source>>,
+    goal: Goal,
+    unfinished: Option<Receipts>,
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        if let Some(receipts) = &self.unfinished {
+            receipts.consumer().take_back();
+        }
+    }
+}
+
 impl Source {
+    /// The client asks for more rows of a member.
+    async fn ask(&mut self) -> Result<(), SqlError> {
+        if let Some(receipts) = &mut self.receipts
+            && receipts.ask().await?
+        {
+            self.rest = None;
+            self.is_done = false;
+        }
+        Ok(())
+    }
+
     /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended.
     async fn take(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
         if goal.rows == 0 {
@@ -171,6 +231,9 @@ impl Source {
         }
         let batch = self.rest.take()?;
         let rows = RowCount::of(batch.num_rows()).value();
+        if let Some(receipts) = &self.receipts {
+            receipts.hand_over(batch.num_rows().min(usize::try_from(goal.rows).unwrap_or(usize::MAX)));
+        }
         if rows <= goal.rows {
             goal.rows -= rows;
             return Some(Ok(batch));

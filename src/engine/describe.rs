@@ -2,6 +2,7 @@
 //!
 //! Leaves out the system views they draw on (`system_view`). Reads only.
 
+use crate::engine::group::group_columns;
 use crate::engine::session::Session;
 use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag, read_error, system_view};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
@@ -24,7 +25,7 @@ pub(crate) fn fixed_rows(columns: Vec<ResultColumn>, arrays: Vec<ArrayRef>, tag:
     let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
         .map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))?;
     let stream = Box::pin(futures::stream::iter([Ok(batch)]));
-    Ok(Rows { columns: columns.into(), tag, is_push: false, stream })
+    Ok(Rows { columns: columns.into(), tag, is_push: false, stream, receipts: None })
 }
 
 fn column(name: &str, sql_type: SqlType) -> ResultColumn {
@@ -36,13 +37,14 @@ fn text(values: impl IntoIterator<Item = Option<String>>) -> ArrayRef {
 }
 
 /// Names of the views behind `SHOW …`, with the columns shown.
-const SHOWN: [(&str, &[&str]); 6] = [
+const SHOWN: [(&str, &[&str]); 7] = [
     ("streams", &["name", "topic", "partitions", "rows", "query"]),
     ("tables", &["name", "topic", "partitions", "primary_key", "query"]),
     ("topics", &["name", "kind", "partitions", "shard", "events", "bytes"]),
     ("queries", &["name", "state", "input_rows", "output_rows", "late_rows", "lag_rows", "watermark", "error"]),
     ("nodes", &["node", "state"]),
     ("views", &["name", "kind", "query", "sql"]),
+    ("consumer_groups", &["group_name", "state", "members", "partitions", "lag"]),
 ];
 
 impl Session {
@@ -51,6 +53,7 @@ impl Session {
         let columns = match statement {
             Statement::Show(show) => self.show_columns(show)?,
             Statement::Describe(describe) => describe_columns(describe.extended),
+            Statement::DescribeGroup(_) => group_columns(),
             Statement::Explain(_) => vec![column("QUERY PLAN", SqlType::Text)],
             Statement::ExplainQuery(_) => vec![column("QUERY PLAN", SqlType::Text)],
             Statement::Fetch(fetch) => match self.cursor_columns(fetch.cursor.as_str()) {
@@ -300,9 +303,7 @@ fn shown(show: &Show) -> Result<Shown> {
         Show::Queries => 3,
         Show::Nodes => 4,
         Show::Views => 5,
-        Show::Groups => {
-            return Err(SqlError::unsupported("SHOW CONSUMER GROUPS", "see millstream.sessions for who is connected"));
-        }
+        Show::Groups => 6,
         Show::Functions | Show::All | Show::Setting(_) => {
             return Err(SqlError::internal("this SHOW has no view"));
         }

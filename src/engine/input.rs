@@ -7,7 +7,7 @@
 use crate::engine::versions::{self, SharedVersions};
 use crate::engine::{Result, read_error};
 use crate::storage::batch::batch_bytes;
-use crate::storage::{PartitionView, Partitions, ScanRequest, StorageError, StoredBatch};
+use crate::storage::{Partition, PartitionView, Partitions, ScanRequest, StorageError, StoredBatch};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
@@ -15,7 +15,7 @@ use millstream_catalog::Relation;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::stream::InputBatch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -55,6 +55,8 @@ pub(crate) struct Reader {
     pub(crate) removed: Removed,
     /// Of a table without a key, what is known of the rows before these positions: only those that are there are given.
     pub(crate) first: Option<Arc<First>>,
+    /// The partitions that are read; `None` for all of them.
+    pub(crate) only: Option<Arc<BTreeSet<PartitionId>>>,
 }
 
 /// What a reader does whose next events were removed.
@@ -213,7 +215,10 @@ impl Reader {
     pub(super) fn views(&self) -> Views {
         // All there are now: they may have become more.
         let partitions = self.partitions.topic(self.relation.id);
-        partitions.iter().flat_map(|all| all.iter()).map(|partition| (partition.id(), partition.view())).collect()
+        let partitions = partitions.iter().flat_map(|all| all.iter());
+        let is_read =
+            |partition: &&Arc<Partition>| self.only.as_ref().is_none_or(|only| only.contains(&partition.id()));
+        partitions.filter(is_read).map(|partition| (partition.id(), partition.view())).collect()
     }
 
     fn read(&self, views: &Views, from: &Positions, to: Positions, bytes_max: ByteSize) -> Result<Input> {
@@ -401,6 +406,7 @@ mod tests {
             bytes_max: ByteSize::ZERO,
             removed: Removed::Skip,
             first: None,
+            only: None,
         };
         for bytes in (1..200).chain([250, 400, 1000, 100_000]) {
             reader.bytes_max = ByteSize::new(bytes);

@@ -276,7 +276,7 @@ impl Session {
         }
         let columns: Arc<[ResultColumn]> = returning.iter().map(|r| r.column.clone()).collect();
         let stream = Box::pin(futures::stream::iter(batches.into_iter().map(Ok)));
-        Ok(Outcome::Rows(Rows { columns, tag: RowsTag::Counted("INSERT 0"), is_push: false, stream }))
+        Ok(Outcome::Rows(Rows { columns, tag: RowsTag::Counted("INSERT 0"), is_push: false, stream, receipts: None }))
     }
 
     /// Appends and gives the offset of each part's first row; within a transaction holds back, and gives none.

@@ -15,11 +15,13 @@ mod cursor;
 mod ddl;
 mod describe;
 mod fold;
+mod group;
 mod held;
 mod input;
 mod inputs;
 mod insert;
 mod insert_query;
+mod member;
 mod outcome;
 mod pin;
 mod prepare;
@@ -47,6 +49,7 @@ mod write;
 
 pub use budget::Budget;
 pub use copy::{CopyIn, CopyOut};
+pub use group::Receipts;
 pub use insert::Commit;
 pub use millstream_catalog::model::{ShardId, SqlState};
 pub use millstream_catalog::{Column, SqlType};
@@ -71,8 +74,9 @@ use crate::storage::{Disk, StorageError};
 use arrow::datatypes::SchemaRef;
 use budget::Share;
 use compute::Compute;
+use group::Coordinator;
 pub(crate) use held::{Held, HoldingRoom};
-use millstream_catalog::model::{ByteSize, NodeId, PartitionId};
+use millstream_catalog::model::{ByteSize, NodeId, PartitionId, Span};
 use millstream_catalog::{Relation, Snapshot};
 use parking_lot::Mutex;
 use query::Supervisor;
@@ -99,6 +103,8 @@ pub struct EngineConfig {
     pub query_threads: usize,
     /// Memory of the whole process, which [`Budget`] divides.
     pub memory: ByteSize,
+    /// How long the committed offsets of a consumer group are kept that has no members.
+    pub offsets_retention: Span,
 }
 
 /// A node's engine: one per data directory, shared by all its sessions.
@@ -115,6 +121,7 @@ pub struct Engine {
     row_locks: Arc<RowLocks>,
     compute: Compute,
     queries: Supervisor,
+    groups: Arc<Coordinator>,
     upkeep: Mutex<Option<Upkeep>>,
     shutdown: CancellationToken,
 }
@@ -164,6 +171,7 @@ impl Engine {
             state_room,
             row_locks: Arc::default(),
             queries: Supervisor::default(),
+            groups: Arc::default(),
             upkeep: Mutex::default(),
             shutdown: CancellationToken::new(),
         });
@@ -176,6 +184,8 @@ impl Engine {
             engine.shutdown().await;
             return Err(error);
         }
+        let (groups, shutdown) = (Arc::clone(&engine.groups), engine.shutdown.clone());
+        let _task = crate::env::spawn("groups", shutdown.run_until_cancelled_owned(groups.watch()));
         *engine.upkeep.lock() = Some(Upkeep::start(&engine));
         Ok(engine)
     }
@@ -240,6 +250,10 @@ impl Engine {
 
     pub(crate) fn catalog(&self) -> Snapshot {
         self.replication.catalog().snapshot()
+    }
+
+    pub(crate) fn groups(&self) -> &Arc<Coordinator> {
+        &self.groups
     }
 
     pub(crate) fn budget(&self) -> Budget {

@@ -3,6 +3,7 @@
 //! Owns the shapes only. Leaves out how they are sent: the server and embedding programs poll them.
 
 use crate::engine::copy::{CopyIn, CopyOut};
+use crate::engine::group::Receipts;
 use millstream_sql::SqlError;
 use millstream_sql::exec::BatchStream;
 use millstream_sql::plan::ResultColumn;
@@ -59,6 +60,8 @@ pub struct Rows {
     pub is_push: bool,
     /// The batches.
     pub stream: BatchStream,
+    /// Of a member of a consumer group, whom to tell what became of the rows.
+    pub receipts: Option<Receipts>,
 }
 
 impl fmt::Debug for Rows {

@@ -428,6 +428,7 @@ mod tests {
             seal_bytes: ByteSize::new(64 << 20),
             query_threads: 1,
             memory: ByteSize::new(1 << 30),
+            offsets_retention: millstream_catalog::model::Span::from_secs(86_400),
         };
         let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
         let clock = Arc::<SetClock>::default();

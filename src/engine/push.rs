@@ -4,8 +4,10 @@
 //! batch. New rows are computed where they are sent, a backlog on the query threads, so that it holds up nobody else.
 //! Leaves out delivery (server) and operators (sql). Reads only; a crash ends the subscription.
 
+use crate::engine::group::{Consumer, Delivery, Joining, MemberInfo, Receipts, Reset};
 use crate::engine::input::{First, Positions, Reader, Removed};
 use crate::engine::inputs::{Inputs, SourcePositions};
+use crate::engine::member::MemberSubscription;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
@@ -13,19 +15,20 @@ use crate::storage::batch::batch_bytes;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
 use millstream_catalog::model::limit::BATCH_ROWS_MAX;
-use millstream_catalog::model::{Name, Offset, RowCount, SqlState, Timestamp};
+use millstream_catalog::model::{GroupName, Name, Offset, RowCount, Span, SqlState, Timestamp};
 use millstream_catalog::{QueryOptions, Relation, SqlType};
 use millstream_sql::SqlError;
-use millstream_sql::bind::ddl::{GroupReset, PushOptions, bind_push_options};
+use millstream_sql::bind::ddl::{GroupReset, bind_push_options};
 use millstream_sql::dialect::{Explain, Select};
 use millstream_sql::plan::{ContinuousPlan, describe_push, plan_continuous, plan_push};
 use millstream_sql::stream::{InputBatch, Pipeline, StepInput};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// More rows than these are computed on the query threads. A hand-over costs as much as some hundred rows.
-const ROWS_INLINE_MAX: usize = 1_024;
+pub(super) const ROWS_INLINE_MAX: usize = 1_024;
 /// Bytes that rows may keep beside their own.
 const SPARE_BYTES_MAX: usize = 64 << 10;
 
@@ -46,14 +49,6 @@ struct Subscription {
     is_done: bool,
 }
 
-/// The options of a subscription without a group.
-fn push_options(select: &Select) -> Result<PushOptions> {
-    let options = bind_push_options(select)?;
-    let Some(option) = select.options.find("group") else { return Ok(options) };
-    let hint = "subscribe without a group: every subscriber gets every event";
-    Err(SqlError::unsupported("a subscription in a consumer group", hint).at(option.position))
-}
-
 impl Session {
     async fn plan_push(&self, select: &Select, arguments: Arguments) -> Result<(ContinuousPlan, Pipeline)> {
         let select = select.clone();
@@ -66,7 +61,7 @@ impl Session {
         select: &Select,
         declared: &[Option<SqlType>],
     ) -> Result<(Vec<SqlType>, Vec<ResultColumn>)> {
-        push_options(select)?;
+        bind_push_options(select)?;
         let context = self.plan_context();
         let (select, declared) = (select.clone(), declared.to_vec());
         self.engine.compute.run(async move { describe_push(&context, &select, &declared) }).await
@@ -80,7 +75,11 @@ impl Session {
                 "send it by itself: the writes commit at the end, which it does not reach",
             ));
         }
-        let rows = self.subscribe(select, arguments).await?;
+        let delivery = if via == Via::Portal { Delivery::Asked } else { Delivery::Written };
+        let rows = self.subscribe(select, arguments, delivery).await?;
+        // What has no end is no part of a text that ends.
+        let ends = select.limit.is_some() || via == Via::Portal;
+        self.consume(rows.receipts.as_ref(), ends);
         if via != Via::Portal && select.limit.is_none() {
             let hint = match self.settings.show("application_name")?.as_str() {
                 "psql" => "psql shows rows as they come with \\set FETCH_COUNT 1",
@@ -92,13 +91,21 @@ impl Session {
     }
 
     /// Begins a subscription.
-    pub(crate) async fn subscribe(&mut self, select: &Select, arguments: Arguments) -> Result<Rows> {
-        let options = push_options(select)?;
+    pub(crate) async fn subscribe(
+        &mut self,
+        select: &Select,
+        arguments: Arguments,
+        delivery: Delivery,
+    ) -> Result<Rows> {
+        let options = bind_push_options(select)?;
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
-        let earliest = match options.auto_offset_reset {
-            Some(reset) => reset == GroupReset::Earliest,
-            None => self.settings.starts_at_earliest(),
+        let reset = match options.auto_offset_reset {
+            Some(GroupReset::Earliest) => Reset::Earliest,
+            Some(GroupReset::Latest) => Reset::Latest,
+            Some(GroupReset::None) => Reset::None,
+            None => self.settings.offset_reset(),
         };
+        let earliest = reset == Reset::Earliest;
         let mut readers = Vec::with_capacity(plan.sources.len());
         for (number, source) in plan.sources.iter().enumerate() {
             readers.push(Reader {
@@ -109,9 +116,21 @@ impl Session {
                 schema: source.topic_schema(),
                 rows_max: BATCH_ROWS_MAX,
                 bytes_max: self.engine.budget().subscription_bytes(),
-                removed: if earliest { Removed::Skip } else { Removed::Refuse },
+                removed: if earliest || options.group.is_some() { Removed::Skip } else { Removed::Refuse },
                 first: None,
+                only: None,
             });
+        }
+        if let Some(group) = options.group {
+            let member = Membership { group, reset, auto_commit: options.auto_commit, delivery, limit: select.limit };
+            return self.subscribe_as(member, (plan, pipeline), readers).await;
+        }
+        if reset == Reset::None {
+            return Err(SqlError::new(
+                SqlState::InvalidParameterValue,
+                "auto_offset_reset = 'none' is for consumer groups",
+            )
+            .hint("say WITH (group = '…'), or SET auto_offset_reset = 'latest'"));
         }
         let begun = match readers.as_mut_slice() {
             [reader] if earliest || !pipeline.keeps_rows_of(0) => self.begin_one(reader, earliest).await?,
@@ -141,7 +160,50 @@ impl Session {
             let batch = subscription.next().await?;
             Some((batch, subscription))
         });
-        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream: Box::pin(stream) })
+        let tag = RowsTag::Counted("SELECT");
+        Ok(Rows { columns, tag, is_push: true, stream: Box::pin(stream), receipts: None })
+    }
+
+    /// Begins a subscription as a member of a consumer group.
+    async fn subscribe_as(
+        &mut self,
+        member: Membership,
+        (plan, pipeline): (ContinuousPlan, Pipeline),
+        readers: Vec<Reader>,
+    ) -> Result<Rows> {
+        if !pipeline.is_shareable() {
+            let hint = "make a table of the query with CREATE TABLE … AS SELECT, and subscribe to that";
+            return Err(SqlError::unsupported("a query that keeps state in a consumer group", hint));
+        }
+        let mut topics: Vec<Arc<Relation>> = Vec::new();
+        for (_, source) in plan.sources.iter().enumerate().filter(|(source, _)| !pipeline.keeps_rows_of(*source)) {
+            if topics.iter().any(|topic| topic.id == source.id) {
+                let what = format!("reading \"{}\" twice in one query of a consumer group", source.name);
+                return Err(SqlError::unsupported(what, "read it once, or in two groups"));
+            }
+            topics.push(Arc::clone(source));
+        }
+        let session = self.entry.row();
+        let span = |span: Span| u64::try_from(span.micros()).ok().map(Duration::from_micros);
+        let info = MemberInfo {
+            pid: session.pid,
+            user: session.user,
+            application_name: session.application_name,
+            client: session.client,
+            instance: self.settings.group_instance_id(),
+            joined_at: self.engine.clock().now(),
+            max_poll_interval: self.settings.max_poll_interval().and_then(span),
+            session_timeout: self.settings.session_timeout().and_then(span).unwrap_or(Duration::MAX / 2),
+        };
+        let Membership { group, reset, auto_commit, delivery, limit } = member;
+        let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
+        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, info };
+        let consumer = Consumer::join(&self.engine, joining).await?;
+        let columns: Arc<[ResultColumn]> = plan.columns.clone().into();
+        let subscription = MemberSubscription::new(&self.engine, &consumer, (plan, pipeline), readers, limit);
+        let stream = Box::pin(subscription.into_stream());
+        let receipts = Some(Receipts::new(consumer));
+        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream, receipts })
     }
 
     /// Where a subscription to one relation begins.
@@ -266,6 +328,15 @@ impl Session {
     }
 }
 
+/// How a subscription is a member of a group.
+struct Membership {
+    group: GroupName,
+    reset: Reset,
+    auto_commit: bool,
+    delivery: Delivery,
+    limit: Option<RowCount>,
+}
+
 /// Where a subscription begins.
 struct Begun {
     positions: SourcePositions,
@@ -320,18 +391,10 @@ impl Subscription {
                 let catalog = self.engine.catalog();
                 let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
                 if let Some(reader) = self.inputs.readers().iter().find(is_gone) {
-                    return Err(SqlError::new(
-                        SqlState::UndefinedTable,
-                        format!("relation \"{}\" was dropped", reader.relation.name),
-                    ));
+                    return Err(dropped(&reader.relation));
                 }
             }
-            () = self.engine.shutdown_token().cancelled() => {
-                return Err(SqlError::new(
-                    SqlState::AdminShutdown,
-                    "terminating connection due to administrator command",
-                ));
-            }
+            () = self.engine.shutdown_token().cancelled() => return Err(shutting_down()),
         }
         Ok(None)
     }
@@ -347,22 +410,35 @@ impl Subscription {
             compute(pipeline, source, now)?
         };
         self.pipeline = Some(computed.pipeline);
-        // What was read may be a change of a row: the plan is of a time when rows did not change.
-        let catalog = self.engine.catalog();
-        let is_old = |reader: &&Reader| {
-            let relation = &reader.relation;
-            let can_change_now = || catalog.relation_by_id(relation.id).is_some_and(|now| now.row_ids.is_some());
-            relation.lacks_key() && relation.row_ids.is_none() && can_change_now()
-        };
-        if let Some(reader) = self.inputs.readers().iter().find(is_old) {
-            let fact = format!("rows of table \"{}\" can change from now on", reader.relation.name);
-            return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, fact).hint("subscribe again"));
-        }
+        check_rows_stay(&self.engine, self.inputs.readers())?;
         if let Some(positions) = computed.positions {
             self.positions = positions;
         }
         Ok(computed.rows)
     }
+}
+
+/// What was read may be a change of a row: the plan is of a time when rows did not change.
+pub(super) fn check_rows_stay(engine: &Engine, readers: &[Reader]) -> Result<()> {
+    let catalog = engine.catalog();
+    let is_old = |reader: &&Reader| {
+        let relation = &reader.relation;
+        let can_change_now = || catalog.relation_by_id(relation.id).is_some_and(|now| now.row_ids.is_some());
+        relation.lacks_key() && relation.row_ids.is_none() && can_change_now()
+    };
+    let Some(reader) = readers.iter().find(is_old) else { return Ok(()) };
+    let fact = format!("rows of table \"{}\" can change from now on", reader.relation.name);
+    Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, fact).hint("subscribe again"))
+}
+
+/// 42P01
+pub(super) fn dropped(relation: &Relation) -> SqlError {
+    SqlError::new(SqlState::UndefinedTable, format!("relation \"{}\" was dropped", relation.name))
+}
+
+/// 57P01
+pub(super) fn shutting_down() -> SqlError {
+    SqlError::new(SqlState::AdminShutdown, "terminating connection due to administrator command")
 }
 
 /// Where a computation's rows come from.
@@ -396,7 +472,7 @@ fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Com
 
 /// Rows that keep no more in memory than themselves, for as long as a client does not read them: they may be a few of a
 /// large batch, which else would stay after it became part of a segment.
-fn alone(rows: RecordBatch) -> Result<RecordBatch> {
+pub(super) fn alone(rows: RecordBatch) -> Result<RecordBatch> {
     let own = batch_bytes(&rows).as_usize();
     if rows.get_array_memory_size() <= SPARE_BYTES_MAX + 2 * own {
         return Ok(rows);

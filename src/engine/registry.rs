@@ -117,6 +117,19 @@ impl SessionEntry {
         self.activity.lock().is_running = false;
     }
 
+    /// A copy for others.
+    pub(crate) fn row(&self) -> SessionRow {
+        let activity = self.activity.lock();
+        SessionRow {
+            pid: self.id.pid,
+            user: self.user.clone(),
+            application_name: activity.application_name.clone(),
+            client: self.client.clone(),
+            started_at: self.started_at,
+            statement: activity.is_running.then(|| activity.statement.clone()),
+        }
+    }
+
     /// Remembers `application_name` for the system view.
     pub(crate) fn rename(&self, application_name: &str) {
         application_name.clone_into(&mut self.activity.lock().application_name);
@@ -195,20 +208,7 @@ impl Registry {
     /// Every session, by pid.
     pub(crate) fn rows(&self) -> Vec<SessionRow> {
         let sessions = self.sessions.lock();
-        let mut rows: Vec<SessionRow> = sessions
-            .values()
-            .map(|entry| {
-                let activity = entry.activity.lock();
-                SessionRow {
-                    pid: entry.id.pid,
-                    user: entry.user.clone(),
-                    application_name: activity.application_name.clone(),
-                    client: entry.client.clone(),
-                    started_at: entry.started_at,
-                    statement: activity.is_running.then(|| activity.statement.clone()),
-                }
-            })
-            .collect();
+        let mut rows: Vec<SessionRow> = sessions.values().map(|entry| entry.row()).collect();
         rows.sort_by_key(|row| row.pid);
         rows
     }

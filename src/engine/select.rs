@@ -4,6 +4,7 @@
 //! query threads. Reads only.
 
 use crate::engine::cursor::Life;
+use crate::engine::group::Delivery;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
@@ -107,7 +108,7 @@ impl Session {
         let stop = context.settings.interrupts.stop_on_drop();
         let stream = self.engine.compute.run(async move { exec::execute(&context, &planned, params).await }).await?;
         let stream = self.engine.compute.drive(stream, stop);
-        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream })
+        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream, receipts: None })
     }
 
     /// Plans and runs a pull query with these parameters and no others.
@@ -132,7 +133,7 @@ impl Session {
             .hint("write BEGIN before, or WITH HOLD"));
         }
         let rows = match declare.select.emit {
-            Some(_) => self.subscribe(&declare.select, arguments).await?,
+            Some(_) => self.subscribe(&declare.select, arguments, Delivery::Asked).await?,
             None => self.run_select(&declare.select, arguments).await?,
         };
         let life = match (declare.hold, self.transaction.is_open()) {
@@ -145,14 +146,20 @@ impl Session {
     }
 
     /// `FETCH`
-    pub(crate) fn fetch(&self, fetch: &Fetch) -> Result<Rows> {
+    pub(crate) async fn fetch(&mut self, fetch: &Fetch) -> Result<Rows> {
         let timeout = fetch.timeout.or_else(|| self.fetch_timeout());
+        let receipts = self.cursors.receipts(fetch.cursor.as_str())?;
+        // What was fetched before the transaction was taken before it.
+        if receipts.is_some() {
+            self.cursors.ask(fetch.cursor.as_str()).await?;
+            self.consume(receipts.as_ref(), true);
+        }
         self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, "FETCH")
     }
 
     /// `MOVE`: fetches and forgets.
-    pub(crate) async fn move_cursor(&self, fetch: &Fetch) -> Result<Outcome> {
-        let mut rows = self.fetch(fetch)?;
+    pub(crate) async fn move_cursor(&mut self, fetch: &Fetch) -> Result<Outcome> {
+        let mut rows = self.fetch(fetch).await?;
         let mut moved = 0;
         while let Some(batch) = rows.stream.next().await {
             moved += batch?.num_rows();

@@ -13,16 +13,16 @@ use crate::engine::settings::{Ending, SetScope, Settings, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
-use crate::replication::{Append, Cuts, Staging};
+use crate::replication::{Append, Cuts, GroupCommit, Staging};
 use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
-use millstream_catalog::model::{Span, SqlState};
+use millstream_catalog::model::{ShardId, Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
     self, Chain, Discard, Parsed, QualifiedName, Statement, TransactionAccess, TransactionModes,
 };
 use millstream_sql::plan::PlanSettings;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -307,13 +307,17 @@ impl Session {
             Statement::Refresh(name) => self.refresh(name).await,
             Statement::Explain(explain) => self.explain(explain, prepared.arguments(&params)?).await,
             Statement::ExplainQuery(name) => self.explain_query(name).await,
+            Statement::CommitOffsets(commit) => self.commit_offsets(commit).await,
+            Statement::AlterGroup(alter) => self.alter_group(alter).await,
+            Statement::DropGroups(drop) => self.drop_groups(drop).await,
+            Statement::DescribeGroup(group) => self.describe_group(group),
             Statement::Show(show) => self.show(show),
             Statement::Describe(describe) => self.describe(describe),
             Statement::Declare(declare) => {
                 let arguments = prepared.arguments(&params)?;
                 self.declare(declare, arguments).await
             }
-            Statement::Fetch(fetch) => self.fetch(fetch).map(Outcome::Rows),
+            Statement::Fetch(fetch) => self.fetch(fetch).await.map(Outcome::Rows),
             Statement::Move(fetch) => self.move_cursor(fetch).await,
             Statement::Prepare(prepare) => self.prepare_named(prepare).await,
             Statement::Execute(execute) => Box::pin(self.execute_named(execute, via)).await,
@@ -326,7 +330,7 @@ impl Session {
         let tag = match statement {
             Statement::Set(set) => self.set(set)?,
             Statement::Reset(name) => self.reset(name.as_deref())?,
-            Statement::Discard(what) => self.discard(*what)?,
+            Statement::Discard(what) => self.discard(*what).await?,
             Statement::Begin(modes) => self.begin(*modes),
             Statement::Commit(chain) => return self.commit_block(*chain).await,
             Statement::Rollback(chain) => self.rollback_block(*chain)?,
@@ -359,8 +363,8 @@ impl Session {
             }
             Statement::Close(name) => {
                 match name {
-                    Some(name) => self.cursors.close(name.as_str())?,
-                    None => self.cursors.close_all(),
+                    Some(name) => self.cursors.close(name.as_str()).await?,
+                    None => self.cursors.close_all().await?,
                 }
                 if name.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" }
             }
@@ -373,12 +377,6 @@ impl Session {
                     None => self.statements.clear(),
                 }
                 if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }
-            }
-            Statement::CommitOffsets(_)
-            | Statement::AlterGroup(_)
-            | Statement::DropGroups(_)
-            | Statement::DescribeGroup(_) => {
-                return Err(SqlError::unsupported("this statement of consumer groups", "subscribe without a group"));
             }
             Statement::Listen(_) | Statement::Unlisten(_) => {
                 return Err(SqlError::unsupported("LISTEN", "subscribe with SELECT … EMIT CHANGES"));
@@ -438,7 +436,7 @@ impl Session {
         }
     }
 
-    fn discard(&mut self, what: Discard) -> Result<&'static str> {
+    async fn discard(&mut self, what: Discard) -> Result<&'static str> {
         Ok(match what {
             Discard::All => {
                 if self.transaction.is_explicit() {
@@ -447,7 +445,7 @@ impl Session {
                         "DISCARD ALL cannot run inside a transaction block",
                     ));
                 }
-                self.cursors.close_all();
+                self.cursors.close_all().await?;
                 self.statements.clear();
                 self.reset(None)?;
                 "DISCARD ALL"
@@ -525,9 +523,43 @@ impl Session {
     }
 
     /// As [`Session::commit`], with what the session said of it before the transaction's settings ended.
-    async fn commit_as(&mut self, pending: Pending, ending: Ending) -> Result<()> {
-        let now = self.engine.clock().now();
-        let catalog = self.engine.catalog();
+    async fn commit_as(&mut self, mut pending: Pending, ending: Ending) -> Result<()> {
+        // Given back with the rest when anything fails: what was fetched is read again.
+        let fetched = std::mem::take(&mut pending.fetched);
+        let commits = fetched.commits()?;
+        let mut appends = self.appends(&pending, &commits, ending)?;
+        if pending.locks.is_none() {
+            for (_, append) in &appends {
+                self.pass_barriers(append).await;
+            }
+        }
+        let has_written = appends.iter().any(|(_, append)| append.brings_rows());
+        // Dropped with its rows when that fails, which gives up what is not committed.
+        match (appends.pop(), appends.is_empty()) {
+            (Some((shard, append)), true) => {
+                self.append_to(shard, append).await.map(drop).inspect_err(|error| fetched.doubt(error))?;
+            }
+            (None, _) => {}
+            (Some(last), false) => {
+                appends.push(last);
+                self.append_across(appends).await.inspect_err(|error| fetched.doubt(error))?;
+            }
+        }
+        fetched.committed(&commits);
+        for staging in pending.shares.into_values().filter_map(|share| share.staging) {
+            staging.committed();
+        }
+        if has_written && ending.flushes { self.flush_written().await } else { Ok(()) }
+    }
+
+    /// What a transaction appends, by shard: rows, and how far groups have come with it.
+    fn appends(
+        &self,
+        pending: &Pending,
+        commits: &BTreeMap<ShardId, Vec<GroupCommit>>,
+        ending: Ending,
+    ) -> Result<Vec<(ShardId, Append)>> {
+        let (now, catalog) = (self.engine.clock().now(), self.engine.catalog());
         let mut appends = Vec::new();
         for (shard, share) in &pending.shares {
             let append = Append {
@@ -542,25 +574,13 @@ impl Session {
                 appends.push((*shard, append));
             }
         }
-        if pending.locks.is_none() {
-            for (_, append) in &appends {
-                self.pass_barriers(append).await;
+        for (shard, commits) in commits.iter().filter(|(_, commits)| !commits.is_empty()) {
+            match appends.iter_mut().find(|(of, _)| of == shard) {
+                Some((_, append)) => append.commits.clone_from(commits),
+                None => appends.push((*shard, Append { commits: commits.clone(), now, ..Append::default() })),
             }
         }
-        let has_written = !appends.is_empty();
-        // Dropped with its rows when that fails, which gives up what is not committed.
-        match (appends.pop(), appends.is_empty()) {
-            (Some((shard, append)), true) => drop(self.append_to(shard, append).await?),
-            (None, _) => {}
-            (Some(last), false) => {
-                appends.push(last);
-                self.append_across(appends).await?;
-            }
-        }
-        for staging in pending.shares.into_values().filter_map(|share| share.staging) {
-            staging.committed();
-        }
-        if has_written && ending.flushes { self.flush_written().await } else { Ok(()) }
+        Ok(appends)
     }
 
     /// Waits until the continuous queries have taken in what was just written; that can be cancelled.

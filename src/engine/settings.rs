@@ -3,6 +3,7 @@
 //! A value without an effect is refused rather than remembered. Leaves out where settings are read: the
 //! session passes typed values to planning and execution. A crash forgets them, as a lost connection does.
 
+use crate::engine::group::Reset;
 use millstream_catalog::model::{Durability, ProducerId, ProducerIdError, Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
@@ -439,8 +440,12 @@ impl Settings {
     }
 
     /// Whether an anonymous push query begins at the oldest event.
-    pub(crate) fn starts_at_earliest(&self) -> bool {
-        self.get("auto_offset_reset") == "earliest"
+    pub(crate) fn offset_reset(&self) -> Reset {
+        match self.get("auto_offset_reset") {
+            "earliest" => Reset::Earliest,
+            "none" => Reset::None,
+            _ => Reset::Latest,
+        }
     }
 }
 
@@ -532,10 +537,10 @@ mod tests {
     fn kafka_style_names_are_synonyms() {
         let mut settings = Settings::default();
         settings.set("auto.offset.reset", "Earliest", SetScope::Session).unwrap();
-        assert!(settings.starts_at_earliest());
+        assert_eq!(settings.offset_reset(), Reset::Earliest);
         settings.set("auto.offset.reset", "NONE", SetScope::Session).unwrap();
         assert_eq!(settings.show("auto_offset_reset").unwrap(), "none");
-        assert!(!settings.starts_at_earliest());
+        assert_eq!(settings.offset_reset(), Reset::None);
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! and metrics (server). Reads only.
 
 use crate::engine::budget::{self, ShareUse};
+use crate::engine::group::GroupStatus;
 use crate::engine::settings::Settings;
 use crate::engine::{Engine, Result};
 use crate::storage::{PartitionView, Segment};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema, SchemaRef};
-use millstream_catalog::model::{PartitionId, SqlState, Timestamp};
+use millstream_catalog::model::{GroupName, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Compression, QueryState, Relation, RelationKind, SqlType};
 use millstream_sql::SqlError;
 use std::sync::Arc;
@@ -141,6 +142,48 @@ const VIEWS: &[View] = &[
             ("created_at", 'z'),
         ],
         rows: |engine, _| query_rows(engine),
+    },
+    View {
+        name: "consumer_groups",
+        columns: &[
+            ("group_name", 't'),
+            ("state", 't'),
+            ("members", 'i'),
+            ("partitions", 'i'),
+            ("generation", 'b'),
+            ("lag", 'b'),
+            ("used_at", 'z'),
+        ],
+        rows: |engine, _| group_rows(engine),
+    },
+    View {
+        name: "consumer_group_members",
+        columns: &[
+            ("group_name", 't'),
+            ("member", 't'),
+            ("instance_id", 't'),
+            ("pid", 'i'),
+            ("user_name", 't'),
+            ("application_name", 't'),
+            ("client", 't'),
+            ("state", 't'),
+            ("partitions", 'i'),
+            ("joined_at", 'z'),
+        ],
+        rows: |engine, _| member_rows(engine),
+    },
+    View {
+        name: "consumer_group_offsets",
+        columns: &[
+            ("group_name", 't'),
+            ("topic", 't'),
+            ("partition", 'i'),
+            ("committed_offset", 'b'),
+            ("end_offset", 'b'),
+            ("lag", 'b'),
+            ("member", 't'),
+        ],
+        rows: |engine, _| offset_rows(engine),
     },
     View {
         name: "sessions",
@@ -429,6 +472,63 @@ fn query_rows(engine: &Engine) -> Vec<Vec<Cell>> {
         ]
     };
     catalog.queries().map(row).collect()
+}
+
+fn group_rows(engine: &Engine) -> Vec<Vec<Cell>> {
+    let row = |(name, status): (GroupName, GroupStatus)| {
+        let rows = engine.offset_rows(&status);
+        let lag = rows.iter().fold(RowCount::ZERO, |sum, row| sum.plus(row.lag()));
+        vec![
+            text(&name),
+            text(status.state()),
+            Integer(status.members.present() as i64),
+            Integer(rows.len() as i64),
+            long(status.members.generation),
+            long(lag.value()),
+            Time(status.used_at),
+        ]
+    };
+    engine.group_statuses().into_iter().map(row).collect()
+}
+
+fn member_rows(engine: &Engine) -> Vec<Vec<Cell>> {
+    let mut rows = Vec::new();
+    for (name, status) in engine.group_statuses() {
+        for member in &status.members.members {
+            let info = &member.info;
+            rows.push(vec![
+                text(&name),
+                text(member.name()),
+                Text(info.instance.clone()),
+                Integer(i64::from(info.pid)),
+                text(&info.user),
+                text(&info.application_name),
+                text(&info.client),
+                text(if member.is_present { "present" } else { "absent" }),
+                Integer(member.partitions.len() as i64),
+                Time(Some(info.joined_at)),
+            ]);
+        }
+    }
+    rows
+}
+
+fn offset_rows(engine: &Engine) -> Vec<Vec<Cell>> {
+    let mut rows = Vec::new();
+    for (name, status) in engine.group_statuses() {
+        for row in engine.offset_rows(&status) {
+            rows.push(vec![
+                text(&name),
+                text(&row.topic.name),
+                Integer(i64::from(row.partition.value())),
+                long(row.committed.value()),
+                long(row.end.value()),
+                long(row.lag().value()),
+                Text(row.member.clone()),
+            ]);
+        }
+    }
+    rows
 }
 
 fn session_rows(engine: &Engine) -> Vec<Vec<Cell>> {

@@ -38,7 +38,14 @@ pub(super) async fn open(disk: &FaultDisk, clock: Arc<SetClock>) -> Result<Arc<E
 
 async fn open_with(disk: &FaultDisk, clock: Arc<SetClock>, shards: u32) -> Result<Arc<Engine>, SqlError> {
     let (data_dir, seal_bytes) = (PathBuf::from("/data"), ByteSize::new(1 << 10));
-    let config = EngineConfig { data_dir, shards, seal_bytes, query_threads: 1, memory: ByteSize::new(1 << 30) };
+    let config = EngineConfig {
+        data_dir,
+        shards,
+        seal_bytes,
+        query_threads: 1,
+        memory: ByteSize::new(1 << 30),
+        offsets_retention: millstream_catalog::model::Span::from_secs(86_400),
+    };
     let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
     Engine::open_on(config, Arc::new(disk.clone()), clock, log).await
 }

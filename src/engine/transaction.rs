@@ -4,10 +4,11 @@
 //! them, as it must.
 
 use crate::engine::change::OwnRows;
+use crate::engine::group::{Consumer, Fetched, FetchedMark};
 use crate::engine::held::{Held, HoldingRoom};
 use crate::engine::row_lock::{LockMark, LockOwner, RowLocks};
 use crate::engine::{TransactionStatus, replication_error};
-use crate::replication::{PartitionWrite, ProducerClaim, Staging};
+use crate::replication::{GroupCommit, PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
 use millstream_catalog::Relation;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_MIN, STATEMENT_ROWS_BYTES_MAX};
@@ -40,6 +41,7 @@ pub(crate) struct Transaction {
     savepoints: Vec<Savepoint>,
     writes: Vec<(ShardId, PartitionWrite)>,
     claims: Vec<(ShardId, ProducerClaim)>,
+    fetched: Fetched,
     /// Rows before `writes` that are in the log already, and their topics.
     staging: BTreeMap<ShardId, Staging>,
     staged: BTreeSet<TopicId>,
@@ -56,6 +58,7 @@ struct Savepoint {
     name: String,
     writes: usize,
     claims: usize,
+    fetched: FetchedMark,
     bytes: ByteSize,
     locks: LockMark,
 }
@@ -81,6 +84,8 @@ pub(crate) enum Leaving {
 pub(crate) struct Pending {
     /// What, by shard.
     pub(crate) shares: BTreeMap<ShardId, Share>,
+    /// What was fetched for consumer groups.
+    pub(crate) fetched: Fetched,
     /// Their bytes, until they are appended.
     _held: Option<Held>,
     /// The rows they change, until they are appended.
@@ -179,6 +184,16 @@ impl Transaction {
         !self.writes.is_empty() || !self.staging.is_empty()
     }
 
+    /// Rows of a member are fetched in it: they are committed with it.
+    pub(crate) fn consume(&mut self, consumer: &Arc<Consumer>) {
+        self.fetched.add(consumer);
+    }
+
+    /// Commits an offset with it.
+    pub(crate) fn hold_commit(&mut self, shard: ShardId, commit: GroupCommit) {
+        self.fetched.hold(shard, commit);
+    }
+
     /// `BEGIN`. False when a block was open already.
     pub(crate) fn begin(&mut self, is_read_only: bool) -> bool {
         let was_explicit = self.is_explicit();
@@ -233,7 +248,10 @@ impl Transaction {
 
     /// Forgets what came after a savepoint.
     fn cut_back(&mut self, savepoint: usize) {
-        let Some(Savepoint { writes, claims, bytes, locks, .. }) = self.savepoints.get(savepoint) else { return };
+        let Some(Savepoint { writes, claims, fetched, bytes, locks, .. }) = self.savepoints.get(savepoint) else {
+            return;
+        };
+        self.fetched.back_to(fetched);
         self.locks.iter().for_each(|own| own.release_since(locks));
         self.writes.truncate(*writes);
         self.claims.truncate(*claims);
@@ -352,6 +370,7 @@ impl Transaction {
             name: name.to_owned(),
             writes: self.writes.len(),
             claims: self.claims.len(),
+            fetched: self.fetched.mark(),
             bytes: self.bytes,
             locks: self.locks.as_ref().map(|locks| locks.mark()).unwrap_or_default(),
         });
@@ -404,7 +423,9 @@ impl Transaction {
         self.own.clear();
         self.bytes = ByteSize::ZERO;
         let held = self.held.take();
-        (!shares.is_empty()).then_some(Pending { shares, _held: held, locks: self.locks.clone() })
+        let fetched = std::mem::take(&mut self.fetched);
+        let is_any = !shares.is_empty() || !fetched.is_empty();
+        is_any.then_some(Pending { shares, fetched, _held: held, locks: self.locks.clone() })
     }
 
     /// Ends the block; gives what is to be appended, nothing when it failed.

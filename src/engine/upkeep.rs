@@ -23,6 +23,8 @@ use tokio::task::JoinHandle;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks after which all partitions are looked at, whatever happened: tombstones may be due, a query may have moved on.
 const LOOKS_UNTIL_ALL: u32 = 60;
+/// Looks after which consumer groups are looked for that nobody uses.
+const LOOKS_UNTIL_GROUPS: u32 = 5;
 /// As many while a query holds something back: its checkpoints move every few seconds.
 const LOOKS_WHILE_HELD: u32 = 3;
 /// How long a partition rests whose files could not be written.
@@ -100,6 +102,15 @@ impl Keeper {
             }
             self.looks += 1;
             let engine = Arc::clone(&self.engine);
+            if self.looks.is_multiple_of(LOOKS_UNTIL_GROUPS) {
+                let now = engine.clock().now();
+                let oldest = now.minus(engine.config.offsets_retention);
+                if let Err(error) = engine.expire_groups(oldest, now).await
+                    && !shutdown.is_cancelled()
+                {
+                    tracing::warn!(%error, "consumer groups that nobody uses will be looked for again");
+                }
+            }
             for shard in engine.replication().shards().iter().filter(|shard| shard.damage().is_none()) {
                 if let Err(error) = self.look_after(shard).await
                     && !shutdown.is_cancelled()

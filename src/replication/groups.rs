@@ -80,7 +80,9 @@ impl Groups {
             let stored = match (part.taking, known) {
                 (Taking::Begin(_), Some(known)) => known,
                 (Taking::Begin(offset) | Taking::Set(offset), _) => GroupOffset { offset, epoch },
-                (Taking::Read, known) => GroupOffset { offset: known.map_or(Offset::ZERO, |known| known.offset), epoch },
+                (Taking::Read, known) => {
+                    GroupOffset { offset: known.map_or(Offset::ZERO, |known| known.offset), epoch }
+                }
             };
             group.offsets.insert(place, stored);
             taken.push(stored);

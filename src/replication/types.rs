@@ -126,6 +126,11 @@ pub struct Append {
 }
 
 impl Append {
+    /// Whether rows come with it.
+    pub(crate) fn brings_rows(&self) -> bool {
+        !self.parts.is_empty() || self.staged.is_some()
+    }
+
     /// Whether it may be refused for what was written before.
     pub(crate) fn is_conditional(&self) -> bool {
         !self.claims.is_empty() || !self.commits.is_empty() || self.parts.iter().any(|part| part.guard.is_some())

@@ -75,8 +75,8 @@ pub(crate) use operator::Operator;
 pub(crate) use over::Over;
 pub use part::StateStore;
 pub(crate) use partial::{Partial, state_fields};
-pub use pipeline::{RowOrigins, 
-    Again, InputBatch, OperatorShown, Output, Pipeline, SavedState, SkippedEvent, StepInput, StepOutput,
+pub use pipeline::{
+    Again, InputBatch, OperatorShown, Output, Pipeline, RowOrigins, SavedState, SkippedEvent, StepInput, StepOutput,
 };
 pub(crate) use pipeline::{Edge, Node, Parts, Steps};
 pub(crate) use ranked::Ranking;

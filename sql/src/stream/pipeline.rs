@@ -527,12 +527,7 @@ impl Pipeline {
     }
 
     /// What the sink is given.
-    fn made(
-        &mut self,
-        sources: &[Delta],
-        origin: &Arc<Origin>,
-        is_skipping: bool,
-    ) -> Result<Delta, Box<Failed>> {
+    fn made(&mut self, sources: &[Delta], origin: &Arc<Origin>, is_skipping: bool) -> Result<Delta, Box<Failed>> {
         let mut made: Vec<Made> = Vec::with_capacity(self.parts.nodes.len());
         let mut is_dirty = false;
         for (at, node) in self.parts.nodes.iter_mut().enumerate() {

@@ -342,6 +342,7 @@ fn outcome(keyword: &'static str, done: Done, returning: Option<&Returning>) -> 
             tag: RowsTag::Counted(keyword),
             is_push: false,
             stream: Box::pin(futures::stream::iter([Ok(rows)])),
+            receipts: None,
         }),
         _ => Outcome::Command { tag: format!("{keyword} {}", done.count) },
     }

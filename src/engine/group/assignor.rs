@@ -16,11 +16,7 @@ pub(super) type Assignment = BTreeMap<TopicPartition, MemberId>;
 pub(super) type Subscriptions<'a> = BTreeMap<MemberId, &'a BTreeSet<TopicId>>;
 
 /// Assigns the partitions of `topics`, starting from what members have.
-pub(super) fn assign(
-    members: &Subscriptions<'_>,
-    topics: &BTreeMap<TopicId, u32>,
-    current: &Assignment,
-) -> Assignment {
+pub(super) fn assign(members: &Subscriptions<'_>, topics: &BTreeMap<TopicId, u32>, current: &Assignment) -> Assignment {
     let mut readers: BTreeMap<TopicId, BTreeSet<MemberId>> = BTreeMap::new();
     for (member, subscribed) in members {
         for topic in subscribed.iter() {

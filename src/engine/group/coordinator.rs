@@ -10,6 +10,7 @@ use crate::env;
 use millstream_catalog::model::{GroupName, Timestamp, TopicId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,16 +46,27 @@ struct Signal {
     changed: Notify,
     /// The member is to look what changed.
     is_due: AtomicBool,
+    /// The member is none any more.
+    is_removed: AtomicBool,
     /// Since when it has rows and did not ask for more: microseconds after the coordinator began; 0 while it waits.
     busy_since: AtomicU64,
 }
 
-#[derive(Debug)]
+/// Gives up those of a member's partitions that it can give up now, while its client is at work; says which.
+pub(super) type LetGo = Box<dyn Fn(&[TopicPartition]) -> Vec<TopicPartition> + Send + Sync>;
+
 struct Seat {
     info: MemberInfo,
     signal: Arc<Signal>,
+    let_go: LetGo,
     /// Until when one that left may come back.
     absent_until: Option<Instant>,
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("info", &self.info).field("signal", &self.signal).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -64,8 +76,14 @@ struct Group {
 }
 
 impl Group {
-    /// Tells those who have something to do.
-    fn wake(&self) {
+    /// Moves what can move at once, and tells those who have something to do.
+    fn wake(&mut self) {
+        for (member, places) in self.machine.revoked() {
+            let let_go = self.seats.get(&member).map(|seat| (seat.let_go)(&places));
+            for place in let_go.into_iter().flatten() {
+                self.machine.release(member, place);
+            }
+        }
         for member in self.machine.concerned() {
             if let Some(seat) = self.seats.get(&member) {
                 seat.signal.is_due.store(true, Ordering::Release);
@@ -77,6 +95,7 @@ impl Group {
     /// Tells a member that it is none any more.
     fn remove(&mut self, member: MemberId) {
         if let Some(seat) = self.seats.remove(&member) {
+            seat.signal.is_removed.store(true, Ordering::Release);
             seat.signal.is_due.store(true, Ordering::Release);
             seat.signal.changed.notify_one();
         }
@@ -165,6 +184,7 @@ impl Coordinator {
         group: &GroupName,
         info: MemberInfo,
         topics: &BTreeMap<TopicId, u32>,
+        let_go: LetGo,
     ) -> Membership {
         let member = MemberId::new(self.members.fetch_add(1, Ordering::Relaxed) + 1);
         let signal = Arc::new(Signal { is_due: AtomicBool::new(true), ..Signal::default() });
@@ -173,7 +193,7 @@ impl Coordinator {
         if let Some(before) = joined.machine.join(member, info.instance.clone(), topics) {
             joined.remove(before);
         }
-        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), absent_until: None });
+        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), let_go, absent_until: None });
         joined.wake();
         drop(groups);
         self.watched.notify_one();
@@ -233,11 +253,6 @@ impl Coordinator {
         }
     }
 
-    /// A group for people; `None` when it has had no member.
-    pub(crate) fn row(&self, group: &GroupName) -> Option<GroupRow> {
-        self.groups.lock().get(group).map(Group::row)
-    }
-
     /// All of them.
     pub(crate) fn rows(&self) -> BTreeMap<GroupName, GroupRow> {
         self.groups.lock().iter().map(|(name, group)| (name.clone(), group.row())).collect()
@@ -285,8 +300,8 @@ impl Membership {
     }
 
     /// Whether it is still a member.
-    pub(crate) fn is_in(&self) -> bool {
-        self.coordinator.groups.lock().get(&self.group).is_some_and(|group| group.machine.has(self.member))
+    pub(crate) fn is_current(&self) -> bool {
+        !self.signal.is_removed.load(Ordering::Acquire)
     }
 
     /// Whether another member with the same instance is in the group.
@@ -339,6 +354,11 @@ mod tests {
     use super::*;
     use millstream_catalog::model::PartitionId;
 
+    /// A member that is at work on all it has.
+    fn keep() -> LetGo {
+        Box::new(|_| Vec::new())
+    }
+
     fn info(instance: Option<&str>) -> MemberInfo {
         MemberInfo {
             pid: 1,
@@ -356,43 +376,43 @@ mod tests {
     fn members_whose_time_is_over_are_removed() {
         let (coordinator, group) = (Arc::new(Coordinator::default()), GroupName::new("g").unwrap());
         let topics = BTreeMap::from([(TopicId::new(1), 2)]);
-        let first = coordinator.join(&group, info(None), &topics);
+        let first = coordinator.join(&group, info(None), &topics, keep());
         assert_eq!(first.sync().unwrap().granted.len(), 2);
         assert_eq!(first.sync().unwrap(), Moves::default());
-        let second = coordinator.join(&group, info(Some("b")), &topics);
+        let second = coordinator.join(&group, info(Some("b")), &topics, keep());
         let revoked = first.sync().unwrap().revoked;
         first.release(revoked.clone());
         assert_eq!(second.sync().unwrap().granted, revoked);
         let now = env::instant();
         // Who waits for rows may do so for ever.
         assert!(coordinator.expire(now + Duration::from_secs(1_000)));
-        assert!(first.is_in() && second.is_in());
+        assert!(first.is_current() && second.is_current());
         first.set_waiting(false);
         coordinator.expire(now + Duration::from_secs(200));
-        assert!(first.is_in());
+        assert!(first.is_current());
         coordinator.expire(now + Duration::from_secs(1_000));
-        assert!(!first.is_in() && first.sync().is_none());
+        assert!(!first.is_current() && first.sync().is_none());
         assert_eq!(second.sync().unwrap().granted.len(), 1);
         // An instance that left may come back for a while.
         drop(second);
         assert_eq!(coordinator.present(&group), 0);
         coordinator.expire(env::instant());
-        assert_eq!(coordinator.row(&group).unwrap().members.len(), 1);
+        assert_eq!(coordinator.rows()[&group].members.len(), 1);
         assert!(!coordinator.expire(env::instant() + Duration::from_secs(46)));
         coordinator.forget(&group);
-        assert!(coordinator.row(&group).is_none());
+        assert!(coordinator.rows().is_empty());
     }
 
     #[test]
     fn an_instance_that_joins_again_replaces_itself() {
         let (coordinator, group) = (Arc::new(Coordinator::default()), GroupName::new("g").unwrap());
         let topics = BTreeMap::from([(TopicId::new(1), 2)]);
-        let first = coordinator.join(&group, info(Some("a")), &topics);
+        let first = coordinator.join(&group, info(Some("a")), &topics, keep());
         first.sync();
-        let second = coordinator.join(&group, info(Some("a")), &topics);
+        let second = coordinator.join(&group, info(Some("a")), &topics, keep());
         assert!(first.sync().is_none() && first.is_replaced("a") && !second.is_replaced("a"));
         assert_eq!(second.sync().unwrap().granted.len(), 2);
         drop(first);
-        assert_eq!(coordinator.row(&group).unwrap().reader((TopicId::new(1), PartitionId::new(0))).as_deref(), Some("a"));
+        assert_eq!(coordinator.rows()[&group].reader((TopicId::new(1), PartitionId::new(0))).as_deref(), Some("a"));
     }
 }

@@ -9,12 +9,14 @@ mod admin;
 mod assignor;
 mod consumer;
 mod coordinator;
+mod fetched;
 mod machine;
 
+pub(crate) use admin::{GroupStatus, group_columns};
 pub use consumer::Receipts;
 pub(crate) use consumer::{Consumer, Delivery, Joining, Reset, Settled};
-pub(crate) use coordinator::{Coordinator, MemberInfo, MemberRow};
-pub(crate) use machine::MemberId;
+pub(crate) use coordinator::{Coordinator, MemberInfo};
+pub(crate) use fetched::{Fetched, FetchedMark};
 
 use millstream_catalog::model::{PartitionId, TopicId};
 

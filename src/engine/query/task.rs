@@ -121,6 +121,7 @@ impl QueryTask {
                 rows_max: STEP_ROWS_TARGET,
                 removed: Removed::Skip,
                 first: None,
+                only: None,
             })
         };
         let inputs = Inputs::new(query.sources.iter().enumerate().map(reader).collect::<Result<Vec<_>>>()?);

@@ -215,6 +215,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             }
         }
         if self.session.transaction_status() != TransactionStatus::Open {
+            if is_ok {
+                let open = self.portals.take_open();
+                match self.finish_portals(open).await {
+                    Ok(()) => {}
+                    Err(Stop::Statement(error)) => self.report(&error),
+                    Err(stop) => return Err(stop),
+                }
+            }
             self.portals.clear();
         }
         self.ready();
@@ -313,6 +321,7 @@ mod tests {
             seal_bytes: ByteSize::new(1 << 20),
             query_threads: 1,
             memory: ByteSize::new(1 << 30),
+            offsets_retention: millstream_catalog::model::Span::from_secs(86_400),
         };
         let log = WalOptions { file_bytes: ByteSize::new(64 << 10), ..WalOptions::default() };
         Engine::open_on(config, Arc::new(disk.clone()), env::system_clock(), log).await.unwrap()

@@ -59,7 +59,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     signals.check()?;
                 }
             }
+            source.sent(self.wire, &signals, batch.num_rows(), false).await?;
         }
+        source.finish(self.wire, &signals).await?;
         reply::copy_data(self.wire.out(), |out| encoder.finish(out));
         reply::bare(self.wire.out(), Bare::CopyDone);
         self.meters.rows_sent(sent);

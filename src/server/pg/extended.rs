@@ -166,13 +166,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 self.session.close_statement(name);
             }
             Target::Portal => {
-                if self.portals.take(name).is_none() && self.session.cursor_columns(name).is_some() {
+                let portal = self.portals.take(name);
+                let is_portal = portal.is_some();
+                self.finish_portals(portal).await?;
+                if !is_portal && self.session.cursor_columns(name).is_some() {
                     let signals = self.signals("");
                     self.run_text(&format!("CLOSE {}", quote(name)), &signals).await?;
                 }
             }
         }
         reply::bare(self.wire.out(), Bare::CloseComplete);
+        Ok(())
+    }
+
+    /// Of portals over members of consumer groups that end, the rows that were sent are taken.
+    pub(super) async fn finish_portals(&mut self, portals: impl IntoIterator<Item = Portal>) -> Result<(), Stop> {
+        for portal in portals {
+            if let State::Open(mut source) = portal.state {
+                let signals = self.signals("");
+                source.finish(self.wire, &signals).await?;
+            }
+        }
         Ok(())
     }
 

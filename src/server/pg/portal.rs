@@ -71,6 +71,11 @@ impl Portals {
         self.0.insert(name.to_owned(), portal);
     }
 
+    /// Takes those out whose rows are on their way.
+    pub(super) fn take_open(&mut self) -> Vec<Portal> {
+        self.0.extract_if(|_, portal| matches!(portal.state, State::Open(_))).map(|(_, portal)| portal).collect()
+    }
+
     /// Ends all of them.
     pub(super) fn clear(&mut self) {
         self.0.clear();

@@ -5,7 +5,7 @@
 //! own stream. Every wait ends on cancellation, shutdown, time-out and the client's end. Leaves out what a
 //! row looks like (`rows`) and who asked (`simple`, `extended`).
 
-use crate::engine::{BatchStream, ResultColumn, Rows, RowsTag};
+use crate::engine::{BatchStream, Receipts, ResultColumn, Rows, RowsTag};
 use crate::env;
 use crate::server::pg::cancel::{Signals, Stopping};
 use crate::server::pg::error::Stop;
@@ -15,6 +15,7 @@ use arrow::array::RecordBatch;
 use futures::StreamExt as _;
 use std::fmt;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +29,8 @@ pub(super) struct Source {
     /// A batch of which rows were sent up to this one.
     rest: Option<(RecordBatch, usize)>,
     is_ended: bool,
+    /// Of a member of a consumer group.
+    receipts: Option<Receipts>,
 }
 
 impl fmt::Debug for Source {
@@ -60,8 +63,8 @@ pub(super) enum Reached {
 impl Source {
     /// Takes over the rows of a statement.
     pub(super) fn new(rows: Rows) -> Self {
-        let Rows { columns, tag, is_push, stream } = rows;
-        Self { columns, tag, is_push, stream, rest: None, is_ended: false }
+        let Rows { columns, tag, is_push, stream, receipts } = rows;
+        Self { columns, tag, is_push, stream, rest: None, is_ended: false, receipts }
     }
 
     /// The signals that end a wait for these rows.
@@ -87,6 +90,53 @@ impl Source {
         Ok(next.transpose()?)
     }
 
+    /// The client asks for rows of a member of a consumer group: it has taken those before.
+    async fn ask<S>(&mut self, wire: &mut Wire<S>, signals: &Signals) -> Result<(), Stop>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if let Some(receipts) = &mut self.receipts
+            && wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await??
+        {
+            self.rest = None;
+            self.is_ended = false;
+        }
+        Ok(())
+    }
+
+    /// Rows of a member were encoded: of one whose client asks for none they are put on the socket.
+    pub(super) async fn sent<S>(
+        &mut self,
+        wire: &mut Wire<S>,
+        signals: &Signals,
+        rows: usize,
+        is_asked: bool,
+    ) -> Result<(), Stop>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        match &self.receipts {
+            Some(receipts) if is_asked => receipts.hand_over(rows),
+            Some(receipts) => {
+                wire.make_room(signals).await?;
+                receipts.written(rows);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The client has all rows of a member that it will take.
+    pub(super) async fn finish<S>(&mut self, wire: &mut Wire<S>, signals: &Signals) -> Result<(), Stop>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if let Some(receipts) = &self.receipts {
+            wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.finish())).await??;
+        }
+        Ok(())
+    }
+
     /// Sends rows until the goal is reached or they end; returns how many.
     ///
     /// # Errors
@@ -101,6 +151,9 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        if goal.rows_max.is_some() {
+            self.ask(wire, signals).await?;
+        }
         let mut sent = 0;
         loop {
             if let Some((batch, row)) = self.rest.take() {
@@ -111,6 +164,7 @@ impl Source {
                 let encoder = RowEncoder::new(&batch, &self.columns, formats)?;
                 send(wire, signals, &encoder, row..end).await?;
                 sent += (end - row) as u64;
+                self.sent(wire, signals, end - row, goal.rows_max.is_some()).await?;
                 if end < batch.num_rows() {
                     self.rest = Some((batch, end));
                 }
@@ -125,7 +179,12 @@ impl Source {
             };
             match next? {
                 Some(batch) => self.rest = Some((batch, 0)),
-                None => return Ok((sent, Reached::End)),
+                None => {
+                    if goal.rows_max.is_none() {
+                        self.finish(wire, signals).await?;
+                    }
+                    return Ok((sent, Reached::End));
+                }
             }
         }
     }
@@ -176,8 +235,13 @@ mod tests {
     fn source(is_push: bool) -> (Sender, Source) {
         let (sender, receiver) = mpsc::channel(16);
         let column = ResultColumn { name: "n".to_owned(), sql_type: SqlType::Integer, source: None };
-        let rows =
-            Rows { columns: [column].into(), tag: RowsTag::Counted("SELECT"), is_push, stream: Box::pin(receiver) };
+        let rows = Rows {
+            columns: [column].into(),
+            tag: RowsTag::Counted("SELECT"),
+            is_push,
+            stream: Box::pin(receiver),
+            receipts: None,
+        };
         (sender, Source::new(rows))
     }
 

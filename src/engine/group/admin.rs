@@ -1,0 +1,380 @@
+//! Statements and views of consumer groups.
+//!
+//! Leaves out parsing (sql), and what members do (`consumer`). What it shows is put together from the shards, which have
+//! the offsets, and the coordinator, which has the members.
+
+use super::coordinator::GroupRow;
+use super::{Receipts, TopicPartition};
+use crate::engine::describe::fixed_rows;
+use crate::engine::session::Session;
+use crate::engine::{Engine, Outcome, Result, ResultColumn, RowsTag, read_error, replication_error};
+use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, TakePartition, Taking};
+use crate::storage::{PartitionView, ScanRequest};
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray};
+use arrow::datatypes::TimestampMicrosecondType;
+use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp};
+use millstream_catalog::{Relation, SqlType};
+use millstream_sql::SqlError;
+use millstream_sql::dialect::{
+    AlterGroup, CommitOffsets, CommitPosition, DropGroups, GroupRef, Ident, QualifiedName, ResetTo,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A group as it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GroupStatus {
+    /// What is committed.
+    pub(crate) offsets: BTreeMap<TopicPartition, GroupOffset>,
+    /// When it last took or committed anything.
+    pub(crate) used_at: Option<Timestamp>,
+    /// Its members.
+    pub(crate) members: GroupRow,
+}
+
+impl GroupStatus {
+    /// What it is doing, in Kafka's words.
+    pub(crate) fn state(&self) -> &'static str {
+        match (self.members.present(), self.members.is_rebalancing) {
+            (0, _) => "empty",
+            (_, true) => "rebalancing",
+            (_, false) => "stable",
+        }
+    }
+}
+
+/// What one group has of one partition.
+#[derive(Debug, Clone)]
+pub(crate) struct OffsetRow {
+    pub(crate) topic: Arc<Relation>,
+    pub(crate) partition: PartitionId,
+    pub(crate) committed: Offset,
+    pub(crate) end: Offset,
+    pub(crate) member: Option<String>,
+}
+
+impl OffsetRow {
+    /// Events that are to be read.
+    pub(crate) fn lag(&self) -> RowCount {
+        self.end.since(self.committed)
+    }
+}
+
+impl Engine {
+    /// Every group that has members or committed offsets.
+    pub(crate) fn group_statuses(&self) -> BTreeMap<GroupName, GroupStatus> {
+        let mut all: BTreeMap<GroupName, GroupStatus> = BTreeMap::new();
+        for shard in self.replication().shards() {
+            for (name, committed) in shard.groups() {
+                let status = all.entry(name).or_default();
+                status.offsets.extend(committed.offsets);
+                status.used_at = status.used_at.max(Some(committed.used_at));
+            }
+        }
+        for (name, row) in self.groups().rows() {
+            if !row.members.is_empty() || all.contains_key(&name) {
+                all.entry(name).or_default().members = row;
+            }
+        }
+        all
+    }
+
+    /// The partitions of a group, those of dropped topics left out.
+    pub(crate) fn offset_rows(&self, status: &GroupStatus) -> Vec<OffsetRow> {
+        let catalog = self.catalog();
+        let row = |(place, stored): (&TopicPartition, &GroupOffset)| {
+            let topic = Arc::clone(catalog.relation_by_id(place.0)?);
+            let view = self.shard_of(&topic).ok()?.partitions().get(place.0, place.1)?.view();
+            let (partition, committed, end) = (place.1, stored.offset, view.offset_end());
+            Some(OffsetRow { topic, partition, committed, end, member: status.members.reader(*place) })
+        };
+        status.offsets.iter().filter_map(row).collect()
+    }
+
+    fn group(&self, group: &GroupRef) -> Result<GroupStatus> {
+        self.group_statuses().remove(&group.name).ok_or_else(|| {
+            let message = format!("consumer group \"{}\" does not exist", group.name);
+            SqlError::new(SqlState::UndefinedObject, message).at(group.position)
+        })
+    }
+
+    /// 55006 while a group has members.
+    fn check_empty(&self, group: &GroupRef) -> Result<()> {
+        match self.groups().present(&group.name) {
+            0 => Ok(()),
+            members => {
+                let message = format!("consumer group \"{}\" has members", group.name);
+                Err(SqlError::new(SqlState::ObjectInUse, message)
+                    .detail(format!("{members} read for it: see millstream.consumer_group_members"))
+                    .hint("end their subscriptions first")
+                    .at(group.position))
+            }
+        }
+    }
+
+    /// Forgets groups nobody has used since `oldest`, and keeps those that have members.
+    pub(crate) async fn expire_groups(&self, oldest: Timestamp, now: Timestamp) -> Result<()> {
+        for shard in self.replication().shards() {
+            let groups = shard.groups().into_iter();
+            let (used, unused): (Vec<_>, Vec<_>) = groups
+                .filter(|(_, committed)| committed.used_at < oldest)
+                .map(|(name, _)| name)
+                .partition(|name| self.groups().present(name) > 0);
+            for group in used {
+                let take = GroupTake { group, now, partitions: Vec::new() };
+                shard.take_partitions(take).await.map_err(replication_error)?;
+            }
+            if !unused.is_empty() {
+                tracing::info!(groups = ?unused, "consumer groups that nobody used are forgotten");
+                unused.iter().for_each(|group| self.groups().forget(group));
+                shard.drop_groups(unused, Some(oldest)).await.map_err(replication_error)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Columns of `DESCRIBE CONSUMER GROUP`.
+pub(crate) fn group_columns() -> Vec<ResultColumn> {
+    let column = |(name, sql_type): (&str, SqlType)| ResultColumn { name: name.to_owned(), sql_type, source: None };
+    let columns = [
+        ("member", SqlType::Text),
+        ("client", SqlType::Text),
+        ("topic", SqlType::Text),
+        ("partition", SqlType::Integer),
+        ("committed_offset", SqlType::BigInt),
+        ("end_offset", SqlType::BigInt),
+        ("lag", SqlType::BigInt),
+    ];
+    columns.into_iter().map(column).collect()
+}
+
+fn long(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Session {
+    /// `DESCRIBE CONSUMER GROUP`
+    pub(crate) fn describe_group(&self, group: &GroupRef) -> Result<Outcome> {
+        let status = self.engine.group(group)?;
+        let rows = self.engine.offset_rows(&status);
+        let client = |name: &str| {
+            let member = status.members.members.iter().find(|member| member.name() == name);
+            member.map(|member| member.info.client.clone())
+        };
+        let reads = |name: &String| rows.iter().any(|row| row.member.as_ref() == Some(name));
+        let idle: Vec<String> =
+            status.members.members.iter().map(|member| member.name()).filter(|name| !reads(name)).collect();
+        let none = idle.len();
+        let members: Vec<Option<String>> =
+            rows.iter().map(|row| row.member.clone()).chain(idle.into_iter().map(Some)).collect();
+        let clients = members.iter().map(|name| name.as_deref().and_then(client)).collect::<StringArray>();
+        let longs = |of: fn(&OffsetRow) -> u64| -> ArrayRef {
+            Arc::new(rows.iter().map(|row| Some(long(of(row)))).chain((0..none).map(|_| None)).collect::<Int64Array>())
+        };
+        let topics = rows.iter().map(|row| Some(row.topic.name.to_string())).chain((0..none).map(|_| None));
+        let partitions =
+            rows.iter().map(|row| i32::try_from(row.partition.value()).ok()).chain((0..none).map(|_| None));
+        let arrays: Vec<ArrayRef> = vec![
+            Arc::new(members.into_iter().collect::<StringArray>()),
+            Arc::new(clients),
+            Arc::new(topics.collect::<StringArray>()),
+            Arc::new(partitions.collect::<Int32Array>()),
+            longs(|row| row.committed.value()),
+            longs(|row| row.end.value()),
+            longs(|row| row.lag().value()),
+        ];
+        fixed_rows(group_columns(), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows)
+    }
+
+    /// `COMMIT OFFSETS`
+    pub(crate) async fn commit_offsets(&mut self, commit: &CommitOffsets) -> Result<Outcome> {
+        match commit {
+            CommitOffsets::Cursor(cursor) => self.commit_cursor(cursor).await?,
+            CommitOffsets::Position(position) => self.commit_position(position).await?,
+        }
+        Ok(Outcome::Command { tag: "COMMIT OFFSETS".to_owned() })
+    }
+
+    async fn commit_cursor(&mut self, cursor: &Ident) -> Result<()> {
+        let receipts = self.cursors.receipts(cursor.as_str()).map_err(|error| error.at(cursor.position))?;
+        let Some(receipts) = receipts else {
+            let message = format!("cursor \"{cursor}\" is not of a consumer group");
+            return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message)
+                .hint("declare it FOR SELECT … EMIT CHANGES WITH (group = '…')")
+                .at(cursor.position));
+        };
+        match self.transaction.is_open() {
+            true => self.consume(Some(&receipts), true),
+            false => receipts.consumer().commit_now(true).await?,
+        }
+        Ok(())
+    }
+
+    async fn commit_position(&mut self, commit: &CommitPosition) -> Result<()> {
+        let topic = self.target(&commit.topic)?;
+        let place = (topic.id, commit.partition);
+        let shard = Arc::clone(self.engine.shard_of(&topic)?);
+        let end = partition_of(&self.engine, &topic, commit.partition, &commit.topic)?.offset_end();
+        if commit.offset > end {
+            let message = format!("offset {} is above the end of \"{}\"", commit.offset, topic.name);
+            return Err(SqlError::new(SqlState::OffsetAboveLogEnd, message)
+                .detail(format!("partition {} ends at {end}", commit.partition))
+                .at(commit.position));
+        }
+        let group = commit.group.name.clone();
+        let mut commit = GroupCommit { group, topic: place.0, partition: place.1, epoch: None, offset: commit.offset };
+        if self.transaction.is_open() {
+            // Refused at the end if another member took the partition meanwhile.
+            let stored = shard.group(&commit.group).and_then(|group| group.offsets.get(&place).copied());
+            commit.epoch = stored.map(|stored| stored.epoch);
+            self.transaction.hold_commit(shard.id(), commit);
+            return Ok(());
+        }
+        let (now, durability) = (self.engine.clock().now(), Durability::Sync);
+        let append = Append { commits: vec![commit], now, durability, ..Append::default() };
+        shard.append(append).await.map_err(replication_error).map(drop)
+    }
+
+    /// `ALTER CONSUMER GROUP … RESET OFFSETS`
+    pub(crate) async fn alter_group(&mut self, alter: &AlterGroup) -> Result<Outcome> {
+        self.check_no_block("ALTER CONSUMER GROUP")?;
+        self.engine.check_empty(&alter.group)?;
+        let topics: Vec<Arc<Relation>> = match &alter.topic {
+            Some(name) => vec![self.target(name)?],
+            None => {
+                let status = self.engine.group(&alter.group)?;
+                let mut ids: Vec<_> = status.offsets.keys().map(|(topic, _)| *topic).collect();
+                ids.dedup();
+                let catalog = self.engine.catalog();
+                ids.into_iter().filter_map(|id| catalog.relation_by_id(id).cloned()).collect()
+            }
+        };
+        for topic in topics {
+            let ids: Vec<PartitionId> = match (alter.partition, &alter.topic) {
+                (Some(partition), Some(name)) => {
+                    partition_of(&self.engine, &topic, partition, name)?;
+                    vec![partition]
+                }
+                _ => topic.partitions().collect(),
+            };
+            self.reset_topic(&alter.group, &topic, ids, alter.to).await?;
+        }
+        Ok(Outcome::Command { tag: "ALTER CONSUMER GROUP".to_owned() })
+    }
+
+    async fn reset_topic(
+        &self,
+        group: &GroupRef,
+        topic: &Arc<Relation>,
+        ids: Vec<PartitionId>,
+        to: ResetTo,
+    ) -> Result<()> {
+        let shard = Arc::clone(self.engine.shard_of(topic)?);
+        let (partitions, relation) = (shard.partitions(), Arc::clone(topic));
+        let positions = self.engine.compute.run(async move {
+            let mut positions = Vec::with_capacity(ids.len());
+            for partition in ids {
+                let Some(found) = partitions.get(relation.id, partition) else { continue };
+                let view = found.view();
+                let offset = match to {
+                    ResetTo::Earliest => view.offset_start(),
+                    ResetTo::Latest => view.offset_end(),
+                    ResetTo::Offset(offset) => offset.max(view.offset_start()).min(view.offset_end()),
+                    ResetTo::Timestamp(time) => first_since(&relation, &view, time)?,
+                };
+                positions.push(TakePartition { topic: relation.id, partition, taking: Taking::Set(offset) });
+            }
+            Ok(positions)
+        });
+        let take =
+            GroupTake { group: group.name.clone(), now: self.engine.clock().now(), partitions: positions.await? };
+        shard.take_partitions(take).await.map_err(replication_error).map(drop)
+    }
+
+    /// `DROP CONSUMER GROUP`
+    pub(crate) async fn drop_groups(&mut self, drop: &DropGroups) -> Result<Outcome> {
+        self.check_no_block("DROP CONSUMER GROUP")?;
+        for group in &drop.groups {
+            match self.engine.group(group) {
+                Err(error) if !drop.if_exists => return Err(error),
+                Err(_) => {
+                    let message = format!("consumer group \"{}\" does not exist, skipping", group.name);
+                    self.notify("NOTICE", SqlState::SuccessfulCompletion, message);
+                }
+                Ok(_) => self.engine.check_empty(group)?,
+            }
+        }
+        let names: Vec<GroupName> = drop.groups.iter().map(|group| group.name.clone()).collect();
+        for shard in self.engine.replication().shards() {
+            if names.iter().any(|name| shard.group(name).is_some()) {
+                shard.drop_groups(names.clone(), None).await.map_err(replication_error)?;
+            }
+        }
+        names.iter().for_each(|name| self.engine.groups().forget(name));
+        Ok(Outcome::Command { tag: "DROP CONSUMER GROUP".to_owned() })
+    }
+
+    fn check_no_block(&self, word: &str) -> Result<()> {
+        match self.transaction.is_explicit() {
+            true => Err(SqlError::new(
+                SqlState::ActiveSqlTransaction,
+                format!("{word} cannot run inside a transaction block"),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Rows of a member are fetched: within a transaction they are committed with it. `ends` unless the statement goes on
+    /// for ever, and so cannot be part of a text or pipeline that commits at its end.
+    pub(crate) fn consume(&mut self, receipts: Option<&Receipts>, ends: bool) {
+        if let Some(receipts) = receipts
+            && (self.transaction.is_explicit() || (self.transaction.is_open() && ends))
+        {
+            self.transaction.consume(receipts.consumer());
+        }
+    }
+}
+
+fn partition_of(
+    engine: &Engine,
+    topic: &Relation,
+    partition: PartitionId,
+    name: &QualifiedName,
+) -> Result<Arc<PartitionView>> {
+    let found = engine.shard_of(topic)?.partitions().get(topic.id, partition);
+    found.map(|partition| partition.view()).ok_or_else(|| {
+        let message = format!("\"{}\" has no partition {partition}", topic.name);
+        let last = topic.options.partitions.saturating_sub(1);
+        SqlError::new(SqlState::InvalidParameterValue, message).detail(format!("it has 0 to {last}")).at(name.position)
+    })
+}
+
+/// The first event of `time` or later; the end when there is none.
+fn first_since(relation: &Relation, view: &PartitionView, time: Timestamp) -> Result<Offset> {
+    let is_before = |segment: &&Arc<crate::storage::Segment>| {
+        segment.damage().is_none() && segment.rowtime().is_some_and(|range| range.last < time)
+    };
+    let passed = view.segments().iter().take_while(is_before).last();
+    let from = passed.map_or(view.offset_start(), |segment| segment.offset_end());
+    let schema = relation.topic_schema();
+    let at = schema.index_of(millstream_catalog::schema::ROWTIME);
+    let at = at.map_err(|error| SqlError::internal(error.to_string()))?;
+    let request = ScanRequest {
+        offsets: from..view.offset_end(),
+        schema: Some(schema),
+        projection: Some(vec![at]),
+        ..ScanRequest::all()
+    };
+    for stored in view.scan(request) {
+        let stored = stored.map_err(|error| read_error(&relation.name, error))?;
+        let times = stored.batch.column(0).as_primitive::<TimestampMicrosecondType>();
+        if let Some(row) = times.values().iter().position(|at| *at >= time.micros()) {
+            return Ok(match &stored.offsets {
+                Some(offsets) => Offset::new(offsets.value(row) as u64),
+                None => stored.offset_start.plus(RowCount::of(row)),
+            });
+        }
+    }
+    Ok(view.offset_end())
+}

@@ -1,0 +1,443 @@
+//! A push query as a member of a consumer group: reads the partitions it is given, in their order.
+//!
+//! Owns which partition is read next, and the rows that were made and not yet taken. Leaves out how far the member is
+//! (`group::consumer`), and delivery (server). Partitions are read one after the other, each in large batches; joined with
+//! tables they are read together in the order of commits, so that each event finds the table as of its own.
+
+use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition};
+use crate::engine::input::{Positions, Reader, Split, Views};
+use crate::engine::inputs::{Inputs, SourcePositions};
+use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
+use crate::engine::{Engine, Result};
+use crate::env;
+use arrow::array::RecordBatch;
+use futures::Stream;
+use futures::future::{BoxFuture, select_all};
+use millstream_catalog::model::{Offset, PartitionId, RowCount, Timestamp};
+use millstream_sql::SqlError;
+use millstream_sql::plan::ContinuousPlan;
+use millstream_sql::stream::{InputBatch, Pipeline, RowOrigins, StepInput};
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// How often offsets are committed of rows that are on the socket.
+const WRITTEN_COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// How often offsets are committed of events that gave no row, while the client waits.
+const PASSED_COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// The subscription of a member.
+pub(crate) struct MemberSubscription {
+    engine: Arc<Engine>,
+    consumer: Arc<Consumer>,
+    plan: ContinuousPlan,
+    readers: Vec<Reader>,
+    /// Absent while it is on a query thread, and for good if it panics there.
+    pipeline: Option<Pipeline>,
+    /// Of tables that events are joined with, what the pipeline has of them; `None` without any.
+    tables: Option<SourcePositions>,
+    /// What the pipeline and `ready` were made under.
+    seen: (u64, u64),
+    /// Rows that were made and not taken.
+    ready: VecDeque<RecordBatch>,
+    limit: Option<RowCount>,
+    versions: watch::Receiver<u64>,
+    committing: Option<JoinHandle<Result<()>>>,
+}
+
+/// Events of one partition, and what comes before them of tables.
+struct Piece {
+    place: TopicPartition,
+    batches: Vec<InputBatch>,
+    /// The position after them.
+    after: Offset,
+}
+
+/// Rows of one partition.
+struct Made {
+    place: TopicPartition,
+    after: Offset,
+    rows: Option<RecordBatch>,
+    origins: RowOrigins,
+}
+
+impl MemberSubscription {
+    /// Of sources that `readers` read; tables among them that rows are kept of are read whole by each member.
+    pub(crate) fn new(
+        engine: &Arc<Engine>,
+        consumer: &Arc<Consumer>,
+        (plan, pipeline): (ContinuousPlan, Pipeline),
+        readers: Vec<Reader>,
+        limit: Option<RowCount>,
+    ) -> Self {
+        let joins_tables = (0..readers.len()).any(|source| pipeline.keeps_rows_of(source));
+        Self {
+            engine: Arc::clone(engine),
+            consumer: Arc::clone(consumer),
+            plan,
+            readers,
+            pipeline: Some(pipeline),
+            tables: joins_tables.then(Vec::new),
+            seen: (0, 0),
+            ready: VecDeque::new(),
+            limit,
+            versions: engine.replication().catalog().subscribe(),
+            committing: None,
+        }
+    }
+
+    /// The rows, which go on after an end that a rollback took back.
+    pub(crate) fn into_stream(self) -> MemberStream {
+        MemberStream { state: State::Idle(Box::new(self)) }
+    }
+
+    async fn next(&mut self) -> Option<Result<RecordBatch>> {
+        self.consumer.set_waiting(true);
+        let next = loop {
+            let left = self.limit.map_or(u64::MAX, |limit| limit.value().saturating_sub(self.rows_given()));
+            if left == 0 {
+                break None;
+            }
+            match self.advance(left).await {
+                Ok(Some(batch)) => break Some(Ok(batch)),
+                Ok(None) => {}
+                Err(error) => break Some(Err(error)),
+            }
+        };
+        self.consumer.set_waiting(false);
+        next
+    }
+
+    /// Rows that are the client's, or on their way to it.
+    fn rows_given(&self) -> u64 {
+        let ready: usize = self.ready.iter().map(RecordBatch::num_rows).sum();
+        self.consumer.rows_given() - ready as u64
+    }
+
+    /// Takes the next events, waiting for them; `None` when they gave no row. At most `left` rows.
+    async fn advance(&mut self, left: u64) -> Result<Option<RecordBatch>> {
+        if self.consumer.era() != self.seen.0 {
+            self.ready.clear();
+        }
+        if let Some(batch) = self.ready.pop_front() {
+            return Ok(Some(batch));
+        }
+        self.commit_soon().await?;
+        let settled = self.consumer.settle().await?;
+        if (settled.era, settled.taken) != self.seen {
+            self.seen = (settled.era, settled.taken);
+            self.ready.clear();
+            self.begin_again().await?;
+        }
+        let ends = self.ends(&settled);
+        let read = match self.tables.is_some() {
+            true => self.read_together(&settled, left).await?,
+            false => self.read_in_turn(&settled, left).await?,
+        };
+        self.consumer.rest();
+        if !read {
+            self.wait(ends).await?;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    /// Partitions are read from elsewhere than before: what was made of tables is of another time.
+    async fn begin_again(&mut self) -> Result<()> {
+        if let Some(tables) = &mut self.tables {
+            *tables = self.readers.iter().map(Reader::starts).collect();
+            let plan = self.plan.clone();
+            self.pipeline = Some(self.engine.compute.run(async move { Pipeline::plan(&plan) }).await?);
+        }
+        Ok(())
+    }
+
+    fn reader_of(&self, place: TopicPartition) -> Option<(usize, &Reader)> {
+        self.readers.iter().enumerate().find(|(_, reader)| reader.relation.id == place.0)
+    }
+
+    /// What grows when there is more to read.
+    fn ends(&self, settled: &Settled) -> Vec<watch::Receiver<Offset>> {
+        let of_place = |(place, _): &(TopicPartition, Offset)| {
+            self.reader_of(*place)?.1.partitions.get(place.0, place.1).map(|partition| partition.subscribe())
+        };
+        settled.places.iter().filter_map(of_place).collect()
+    }
+
+    /// Reads some events of the first partition that has any; false when none has.
+    async fn read_in_turn(&mut self, settled: &Settled, left: u64) -> Result<bool> {
+        for (place, from) in &settled.places {
+            let Some((_, reader)) = self.reader_of(*place) else { continue };
+            let Some(partition) = reader.partitions.get(place.0, place.1) else { continue };
+            let view = partition.view();
+            let from = self.consumer.in_log(*place, *from)?;
+            let end = view.offset_end();
+            if from >= end {
+                continue;
+            }
+            let to = end.min(from.plus(RowCount::of(reader.rows_max)));
+            let views = Views::from([(place.1, view)]);
+            let (from, to) = (Positions::from([(place.1, from)]), Positions::from([(place.1, to)]));
+            let (reader, place) = (reader.clone(), *place);
+            let rows = to.values().zip(from.values()).map(|(to, from)| to.since(*from).as_usize()).sum();
+            let read = move || {
+                let read = reader.pieces(&views, &from, to, Split::Batches(reader.bytes_max))?;
+                let after = read.positions.get(&place.1).copied().unwrap_or_default();
+                let batches = read.pieces.into_iter().map(|(_, batch)| batch).collect();
+                Ok(vec![Piece { place, batches, after }])
+            };
+            self.compute(rows, left, read).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Reads some events of all partitions, and changes of tables, in the order of commits; false when there are none.
+    async fn read_together(&mut self, settled: &Settled, left: u64) -> Result<bool> {
+        let mut positions = self.tables.clone().unwrap_or_default();
+        let mut readers = self.readers.clone();
+        let pipeline = self.pipeline.as_ref();
+        let is_table = |source: usize| pipeline.is_some_and(|pipeline| pipeline.keeps_rows_of(source));
+        for (source, reader) in readers.iter_mut().enumerate().filter(|(source, _)| !is_table(*source)) {
+            let own = settled.places.iter().filter(|(place, _)| place.0 == reader.relation.id);
+            let mut from = Positions::new();
+            for (place, offset) in own {
+                from.insert(place.1, self.consumer.in_log(*place, *offset)?);
+            }
+            reader.only = Some(Arc::new(from.keys().copied().collect::<BTreeSet<PartitionId>>()));
+            if let Some(positions) = positions.get_mut(source) {
+                *positions = from;
+            }
+        }
+        let topics: Vec<_> = readers.iter().map(|reader| reader.relation.id).collect();
+        let tables: Vec<bool> = (0..readers.len()).map(is_table).collect();
+        let inputs = Inputs::new(readers);
+        let behind = inputs.behind(&positions);
+        if behind == RowCount::ZERO {
+            return Ok(false);
+        }
+        let Some(input) =
+            self.engine.compute.run_if(behind.as_usize() > ROWS_INLINE_MAX, move || inputs.next(&positions)).await?
+        else {
+            return Ok(false);
+        };
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut before = Vec::new();
+        for batch in input.batches {
+            let place = (topics[batch.source], batch.partition);
+            if tables[batch.source] {
+                before.push(batch);
+                continue;
+            }
+            let after = match &batch.offsets {
+                Some(offsets) => offsets.values().last().map(|last| Offset::new(*last as u64 + 1)),
+                None => Some(batch.offset_start.plus(RowCount::of(batch.batch.num_rows()))),
+            };
+            let after = after.unwrap_or(batch.offset_start);
+            before.push(batch);
+            match pieces.last_mut() {
+                Some(last) if last.place == place => {
+                    last.after = after;
+                    last.batches.append(&mut before);
+                }
+                _ => pieces.push(Piece { place, batches: std::mem::take(&mut before), after }),
+            }
+        }
+        // Positions also pass what compaction has removed.
+        for piece in &mut pieces {
+            let source = topics.iter().position(|topic| *topic == piece.place.0);
+            let to = source.and_then(|source| input.positions.get(source)?.get(&piece.place.1));
+            piece.after = piece.after.min(to.copied().unwrap_or(piece.after));
+        }
+        if !before.is_empty() {
+            self.take_tables(before).await?;
+        }
+        let rows = input.rows.as_usize();
+        self.compute(rows, left, move || Ok(pieces)).await?;
+        self.tables = Some(input.positions);
+        Ok(true)
+    }
+
+    /// Changes of tables behind which no event came.
+    async fn take_tables(&mut self, batches: Vec<InputBatch>) -> Result<()> {
+        let now = self.engine.clock().now();
+        let mut pipeline = self.take_pipeline()?;
+        self.pipeline = Some(
+            self.engine
+                .compute
+                .run(async move {
+                    pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
+                    Ok(pipeline)
+                })
+                .await?,
+        );
+        Ok(())
+    }
+
+    fn take_pipeline(&mut self) -> Result<Pipeline> {
+        self.pipeline.take().ok_or_else(|| SqlError::internal("the subscription has ended"))
+    }
+
+    /// Runs the pipeline over what `read` gives, about `rows` events, and keeps at most `left` rows.
+    async fn compute(
+        &mut self,
+        rows: usize,
+        left: u64,
+        read: impl FnOnce() -> Result<Vec<Piece>> + Send + 'static,
+    ) -> Result<()> {
+        let now = self.engine.clock().now();
+        let mut pipeline = self.take_pipeline()?;
+        let work = move || {
+            let made =
+                read()?.into_iter().map(|piece| step(&mut pipeline, piece, now)).collect::<Result<Vec<Made>>>()?;
+            Ok((pipeline, made))
+        };
+        let (pipeline, made) = self.engine.compute.run_if(rows > ROWS_INLINE_MAX, work).await?;
+        self.pipeline = Some(pipeline);
+        check_rows_stay(&self.engine, &self.readers)?;
+        let mut left = usize::try_from(left).unwrap_or(usize::MAX);
+        for Made { place, after, rows, origins } in made {
+            let count = rows.as_ref().map_or(0, RecordBatch::num_rows);
+            if count > left {
+                // The last rows there will be: what gives the others is not read.
+                let after = origins.offset(left).unwrap_or(after);
+                self.consumer.give(place, after, left, origins);
+                self.ready.extend(rows.filter(|_| left > 0).map(|rows| rows.slice(0, left)));
+                return Ok(());
+            }
+            left -= count;
+            self.consumer.give(place, after, count, origins);
+            self.ready.extend(rows);
+        }
+        Ok(())
+    }
+
+    async fn wait(&mut self, mut ends: Vec<watch::Receiver<Offset>>) -> Result<()> {
+        if let Some(tables) = &self.tables {
+            // Those of tables need not be waited for: they give no rows.
+            debug_assert_eq!(tables.len(), self.readers.len());
+        }
+        let commit_at = self.commit_at();
+        let grown = async {
+            match ends.is_empty() {
+                true => std::future::pending().await,
+                false => {
+                    let (result, ..) = select_all(ends.iter_mut().map(|end| Box::pin(end.changed()))).await;
+                    if result.is_err() {
+                        // A dropped partition does not grow; the catalog tells of it.
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = grown => {}
+            () = self.consumer.changed() => {}
+            () = until(commit_at) => {}
+            changed = self.versions.changed() => {
+                let catalog = self.engine.catalog();
+                let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
+                if let Some(reader) = self.readers.iter().find(is_gone) {
+                    return Err(dropped(&reader.relation));
+                }
+                self.consumer.grow();
+            }
+            () = self.engine.shutdown_token().cancelled() => return Err(shutting_down()),
+        }
+        Ok(())
+    }
+
+    /// When offsets are to be committed though the client asks for nothing.
+    fn commit_at(&self) -> Option<Instant> {
+        let every = match self.consumer.delivery() {
+            Delivery::Written => WRITTEN_COMMIT_EVERY,
+            Delivery::Asked => PASSED_COMMIT_EVERY,
+        };
+        let last = self.consumer.due()?;
+        Some(last.map_or_else(env::instant, |last| last + every))
+    }
+
+    /// Commits offsets, if that is due, while the rows go on.
+    async fn commit_soon(&mut self) -> Result<()> {
+        if let Some(task) = self.committing.take_if(|task| task.is_finished()) {
+            task.await.unwrap_or(Ok(()))?;
+        }
+        if self.committing.is_none() && self.commit_at().is_some_and(|at| at <= env::instant()) {
+            let consumer = Arc::clone(&self.consumer);
+            self.committing = Some(env::spawn("commit-offsets", async move { consumer.commit().await }));
+        }
+        Ok(())
+    }
+}
+
+/// What is on the socket is committed, whoever ends the subscription; the member leaves after that.
+impl Drop for MemberSubscription {
+    fn drop(&mut self) {
+        if self.consumer.delivery() == Delivery::Written && self.consumer.due().is_some() {
+            let consumer = Arc::clone(&self.consumer);
+            let _task = env::spawn("commit-offsets", async move {
+                if let Err(error) = consumer.commit().await {
+                    tracing::debug!(%error, "offsets of rows that were sent are not committed");
+                }
+            });
+        }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn step(pipeline: &mut Pipeline, piece: Piece, now: Timestamp) -> Result<Made> {
+    let Piece { place, batches, after } = piece;
+    let (rows, origins) = pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
+    let rows = rows.filter(|rows| rows.num_rows() > 0);
+    let rows = rows.map(|rows| pipeline.output().client_rows(&rows).and_then(alone)).transpose()?;
+    Ok(Made { place, after, rows, origins })
+}
+
+/// The rows of a member as a stream that may end and go on: a rollback takes the end back too.
+pub(crate) struct MemberStream {
+    state: State,
+}
+
+type Next = (Box<MemberSubscription>, Option<Result<RecordBatch>>);
+
+enum State {
+    Idle(Box<MemberSubscription>),
+    Waiting(BoxFuture<'static, Next>),
+    Gone,
+}
+
+impl Stream for MemberStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut next = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Idle(mut subscription) => Box::pin(async move {
+                let next = subscription.next().await;
+                (subscription, next)
+            }),
+            State::Waiting(next) => next,
+            State::Gone => return Poll::Ready(None),
+        };
+        match next.as_mut().poll(cx) {
+            Poll::Pending => {
+                self.state = State::Waiting(next);
+                Poll::Pending
+            }
+            Poll::Ready((subscription, next)) => {
+                if !matches!(next, Some(Err(_))) {
+                    self.state = State::Idle(subscription);
+                }
+                Poll::Ready(next)
+            }
+        }
+    }
+}
