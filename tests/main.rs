@@ -3,7 +3,7 @@
 //! `across`: transactions over several shards. `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
 //! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
-//! their SELECT run once. `events`: large ones, by every way in. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
+//! their SELECT run once. `events`: large ones, by every way in. `listen`: notifications on the wire. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
 //! reads that do not. `rows`: changes of random rows against a model. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
 //! the order they arrive. `tidy`: the rules of the code that a machine can check. `views`: views and replaced queries over kills.
@@ -25,6 +25,7 @@ mod equivalence;
 mod events;
 mod failed_sync;
 mod limits;
+mod listen;
 mod pipelined;
 mod protocol;
 mod pruning;

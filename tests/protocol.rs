@@ -14,13 +14,13 @@ const STARTUP: &[u8] = b"\0\0\0\x15\0\x03\0\0user\0tester\0\0";
 /// A client that knows frames and nothing else.
 pub(crate) struct Raw {
     socket: TcpStream,
-    key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
 }
 
 /// A message of the server: its type, and its body with zeros shown as spaces.
 pub(crate) type Message = (char, String);
 
-fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![tag];
     bytes.extend_from_slice(&u32::try_from(body.len() + 4).unwrap().to_be_bytes());
     bytes.extend_from_slice(body);
@@ -75,7 +75,7 @@ impl Raw {
     }
 
     /// The next frame; `None` when the server has closed.
-    async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub(crate) async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let reading = async {
             let mut header = [0; 5];
             self.socket.read_exact(&mut header).await.ok()?;
@@ -87,13 +87,13 @@ impl Raw {
         timeout(DEADLINE, reading).await.expect("the server is silent")
     }
 
-    async fn message(&mut self) -> Message {
+    pub(crate) async fn message(&mut self) -> Message {
         let (tag, body) = self.frame().await.expect("the server closed");
         (char::from(tag), String::from_utf8_lossy(&body).replace('\0', " "))
     }
 
     /// Types of the messages up to ReadyForQuery, its status last: `CZI` after a simple command.
-    async fn tags(&mut self) -> String {
+    pub(crate) async fn tags(&mut self) -> String {
         self.messages().await.iter().map(|(tag, _)| *tag).collect()
     }
 
@@ -167,7 +167,7 @@ async fn eventually(raw: &mut Raw, sql: &str, expected: &str) {
     timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("{sql} never gave {expected}"));
 }
 
-async fn start() -> (Server, SocketAddr, Raw) {
+pub(crate) async fn start() -> (Server, SocketAddr, Raw) {
     let server = Server::start().await;
     let address = server.node.pg_address();
     let raw = Raw::connect(address).await;

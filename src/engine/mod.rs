@@ -21,6 +21,7 @@ mod input;
 mod inputs;
 mod insert;
 mod insert_query;
+mod listen;
 mod member;
 mod outcome;
 mod pin;

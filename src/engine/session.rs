@@ -7,6 +7,7 @@
 use crate::engine::change::settled;
 use crate::engine::compute;
 use crate::engine::cursor::Cursors;
+use crate::engine::listen::Listening;
 use crate::engine::pin::Pin;
 use crate::engine::registry::{Handed, SessionEntry, SessionId};
 use crate::engine::settings::{Ending, SetScope, Settings, quote_name};
@@ -49,6 +50,7 @@ pub struct Session {
     pub(crate) settings: Settings,
     pub(crate) transaction: Transaction,
     pub(crate) cursors: Cursors,
+    pub(crate) listening: Listening,
     statements: HashMap<String, Arc<Prepared>>,
     notices: Vec<Notice>,
     reported: Vec<(String, String)>,
@@ -84,6 +86,7 @@ impl Session {
             settings,
             transaction: Transaction::default(),
             cursors: Cursors::default(),
+            listening: Listening::default(),
             statements: HashMap::new(),
             notices: Vec::new(),
             reported: Vec::new(),
@@ -220,10 +223,14 @@ impl Session {
         let ending = self.settings.ending();
         self.cursors.end_transaction(is_ok);
         self.settings.end_transaction(is_ok);
-        match pending {
-            Some(pending) if is_ok => self.commit_as(pending, ending).await,
-            _ => Ok(()),
+        let listens = self.listening.end_transaction();
+        if is_ok {
+            if let Some(pending) = pending {
+                self.commit_as(pending, ending).await?;
+            }
+            self.listening.apply(listens);
         }
+        Ok(())
     }
 
     /// Prepares a statement; `param_types` are the client's own declarations, `None` where it leaves them open.
@@ -337,16 +344,19 @@ impl Session {
             Statement::Savepoint(name) => {
                 self.check_in_block("SAVEPOINT")?;
                 self.transaction.save(name.as_str())?;
+                self.listening.save(&name.name);
                 "SAVEPOINT"
             }
             Statement::Release(name) => {
                 self.check_in_block("RELEASE SAVEPOINT")?;
                 self.transaction.release(name.as_str())?;
+                self.listening.release(&name.name);
                 "RELEASE"
             }
             Statement::RollbackTo(name) => {
                 self.check_in_block("ROLLBACK TO SAVEPOINT")?;
                 self.transaction.rollback_to(name.as_str())?;
+                self.listening.roll_back_to(&name.name);
                 "ROLLBACK"
             }
             Statement::SetTransaction(modes) => {
@@ -378,9 +388,8 @@ impl Session {
                 }
                 if name.is_some() { "DEALLOCATE" } else { "DEALLOCATE ALL" }
             }
-            Statement::Listen(_) | Statement::Unlisten(_) => {
-                return Err(SqlError::unsupported("LISTEN", "subscribe with SELECT … EMIT CHANGES"));
-            }
+            Statement::Listen(channel) => self.listen(channel).await?,
+            Statement::Unlisten(channel) => self.unlisten(channel.as_ref())?,
             _ => return Err(SqlError::internal("no executor for the statement")),
         };
         Ok(Outcome::Command { tag: tag.to_owned() })
@@ -448,6 +457,7 @@ impl Session {
                 self.cursors.close_all().await?;
                 self.statements.clear();
                 self.reset(None)?;
+                self.unlisten(None)?;
                 "DISCARD ALL"
             }
             // Plans are not cached beyond prepared statements; sequences and temporary tables do not exist.
@@ -474,8 +484,12 @@ impl Session {
         let ending = self.settings.ending();
         self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
+        let listens = self.listening.end_transaction();
         if let Some(pending) = pending {
             self.commit_as(pending, ending).await?;
+        }
+        if !is_failed {
+            self.listening.apply(listens);
         }
         if chain == Chain::Yes {
             self.transaction.begin(is_read_only);
@@ -491,6 +505,7 @@ impl Session {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
         self.transaction = Transaction::default();
+        drop(self.listening.end_transaction());
         self.cursors.end_transaction(false);
         self.settings.end_transaction(false);
         self.reported.extend(self.settings.reported());

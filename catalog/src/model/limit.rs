@@ -100,6 +100,10 @@ pub const TYPE_NESTING_MAX: usize = 16;
 pub const TYPE_FIELDS_MAX: usize = COLUMNS_MAX;
 /// Rows that one step of a continuous join may make: they are in memory at once.
 pub const JOIN_ROWS_MAX: usize = 20_000_000;
+/// Topics that one session listens to: it follows each partition of them.
+pub const LISTEN_TOPICS_MAX: usize = 1_000;
+/// `LISTEN`, `UNLISTEN` and savepoints behind them in one transaction: they are kept until it commits.
+pub const LISTEN_STEPS_MAX: usize = 10_000;
 /// Steps of one query without a checkpoint: each is kept in memory and replayed after a restart.
 pub const STEPS_SINCE_CHECKPOINT_MAX: usize = 65_536;
 /// Entries of the catalog's shard after which its state is written and its log purged.

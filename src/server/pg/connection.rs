@@ -34,6 +34,8 @@ pub(super) struct Connection<'a, S> {
     pub(super) ahead: Ahead,
     /// After an error in the extended protocol nothing counts until Sync.
     is_skipping: bool,
+    /// ReadyForQuery was the last that was said, and nothing came since.
+    is_ready: bool,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
@@ -41,7 +43,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     pub(super) fn new(wire: &'a mut Wire<S>, session: Session, stopping: Stopping, meters: Arc<Meters>) -> Self {
         let (portals, statements_empty) = (Portals::default(), HashSet::new());
         let ahead = Ahead::default();
-        Self { wire, session, portals, statements_empty, stopping, meters, ahead, is_skipping: false }
+        let (is_skipping, is_ready) = (false, false);
+        Self { wire, session, portals, statements_empty, stopping, meters, ahead, is_skipping, is_ready }
     }
 
     /// Serves the client until it leaves.
@@ -96,17 +99,42 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         self.ready();
     }
 
-    /// The next frame, unless the server stops first.
+    /// The next frame, unless the server stops first. Until it comes, notifications are sent.
     async fn next_frame(&mut self) -> Result<Frame, Stop> {
         if self.wire.has_frame() && !self.stopping.is_gentle() {
             // Who is sent much has it done in parts: what was queued meanwhile goes on its way.
             tokio::task::coop::consume_budget().await;
             return Ok(self.wire.next_frame().await?);
         }
-        tokio::select! {
-            biased;
-            () = self.stopping.gently() => Err(Stop::Fatal(error::shutting_down())),
-            frame = self.wire.next_frame() => Ok(frame?),
+        loop {
+            let is_told = self.is_ready && self.session.is_listening() && self.is_idle();
+            if is_told {
+                // Another notification is made only once those before it were read.
+                tokio::select! {
+                    biased;
+                    () = self.stopping.gently() => return Err(Stop::Fatal(error::shutting_down())),
+                    flushed = self.wire.flush() => flushed?,
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.stopping.gently() => return Err(Stop::Fatal(error::shutting_down())),
+                frame = self.wire.next_frame() => return Ok(frame?),
+                () = self.session.notified(), if is_told => self.send_notifications(),
+            }
+        }
+    }
+
+    /// Whether the client is in no transaction block.
+    fn is_idle(&self) -> bool {
+        self.session.transaction_status() == TransactionStatus::Idle
+    }
+
+    /// Sends the notifications that are due.
+    fn send_notifications(&mut self) {
+        let pid = self.session.id().pid;
+        for channel in self.session.take_notifications() {
+            reply::notification(self.wire.out(), pid, channel.as_str());
         }
     }
 
@@ -120,6 +148,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frame::TooLarge { tag, bytes, bytes_max } => (tag, Err(Stop::Statement(too_large(tag, bytes, bytes_max)))),
             Frame::NoRoom { tag } => (tag, Err(Stop::Statement(no_room()))),
         };
+        self.is_ready = false;
         if self.is_skipping && !matches!(tag, b'S' | b'X') {
             return Ok(None);
         }
@@ -248,6 +277,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
 
     fn ready(&mut self) {
         self.send_messages();
+        if self.is_idle() {
+            self.send_notifications();
+        }
+        self.is_ready = true;
         let status = match self.session.transaction_status() {
             TransactionStatus::Idle => b'I',
             TransactionStatus::Open => b'T',
@@ -408,6 +441,52 @@ mod tests {
         };
         first.await.unwrap();
         said
+    }
+
+    /// Types of messages up to ReadyForQuery.
+    async fn tags(client: &mut DuplexStream) -> String {
+        let mut tags = String::new();
+        while !tags.ends_with('Z') {
+            tags.push(char::from(client.read_u8().await.unwrap()));
+            let mut body = vec![0; client.read_u32().await.unwrap() as usize - 4];
+            client.read_exact(&mut body).await.unwrap();
+        }
+        tags
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_that_does_not_read_is_sent_few_notifications() {
+        const EVENTS: usize = 300;
+        let engine = engine(&FaultDisk::new()).await;
+        let mut writer = session(&engine);
+        run(&mut writer, "CREATE STREAM s (v int)").await;
+        // Five notifications of twelve bytes fit in.
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut wire = Wire::new(server);
+        let connection = Connection::new(&mut wire, session(&engine), Stopping::default(), Arc::new(Meters::new()));
+        let serving = pin!(connection.run());
+        let talking = async {
+            tags(&mut client).await;
+            client.write_all(&query("LISTEN s")).await.unwrap();
+            assert_eq!(tags(&mut client).await, "CZ");
+            for v in 0..EVENTS {
+                run(&mut writer, &format!("INSERT INTO s VALUES ({v})")).await;
+                tokio::task::yield_now().await;
+            }
+            client.write_all(&query("SELECT 1")).await.unwrap();
+            let said = tags(&mut client).await;
+            let notified = said.matches('A').count();
+            assert!((1..10).contains(&notified), "{said}");
+            assert_eq!(said.replace('A', ""), "TDCZ");
+            run(&mut writer, "INSERT INTO s VALUES (0)").await;
+            assert_eq!(client.read_u8().await.unwrap(), b'A');
+        };
+        tokio::select! {
+            ended = serving => panic!("{ended:?}"),
+            done = timeout(DEADLINE, talking) => done.expect("it hangs"),
+        }
+        drop(writer);
+        engine.shutdown().await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
