@@ -54,7 +54,7 @@ async fn no_notification_comes_within_a_block() {
         assert_eq!(said(&mut writer, "INSERT INTO s VALUES (1)").await, "CZI");
         assert_eq!(said(&mut writer, "INSERT INTO s VALUES (2)").await, "CZI");
         if is_failing {
-            assert_eq!(said(&mut listener, "SELECT 1 / 0").await, "EZE");
+            assert_eq!(said(&mut listener, "SELECT nonsense").await, "EZE");
             assert_eq!(said(&mut listener, "SELECT 1").await, "EZE");
         } else {
             assert_eq!(said(&mut listener, "SELECT 1").await, "TDCZT");
