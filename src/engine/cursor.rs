@@ -30,8 +30,6 @@ struct Cursor {
     /// `WITH HOLD`: outlives its transaction.
     life: Life,
     source: Arc<Mutex<Source>>,
-    /// Of a member of a consumer group.
-    receipts: Option<Receipts>,
 }
 
 /// What is left of a cursor's rows.
@@ -39,7 +37,10 @@ struct Source {
     stream: BatchStream,
     rest: Option<RecordBatch>,
     is_done: bool,
+    /// Of a member of a consumer group.
     receipts: Option<Receipts>,
+    /// Why a member gives no more rows: it has left.
+    failure: Option<SqlError>,
 }
 
 impl std::fmt::Debug for Source {
@@ -83,10 +84,10 @@ impl Cursors {
             return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open cursors")
                 .detail(format!("a session may have {PORTALS_MAX}")));
         }
-        let receipts = rows.receipts.clone();
-        let source = Source { stream: rows.stream, rest: None, is_done: false, receipts: rows.receipts };
+        let Rows { stream, receipts, .. } = rows;
+        let source = Source { stream, rest: None, is_done: false, receipts, failure: None };
         let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
-        let cursor = Cursor { columns, is_push, life, source, receipts };
+        let cursor = Cursor { columns, is_push, life, source };
         self.open.insert(name.to_owned(), cursor);
         Ok(())
     }
@@ -105,6 +106,7 @@ impl Cursors {
         name: &str,
         count: FetchCount,
         timeout: Option<Span>,
+        receipts: Option<Receipts>,
         tag: &'static str,
     ) -> Result<Rows, SqlError> {
         let cursor = self.find(name)?;
@@ -118,12 +120,10 @@ impl Cursors {
             ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
             deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
         };
-        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, unfinished: cursor.receipts.clone() };
+        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, is_finished: false, receipts };
         let stream = futures::stream::unfold(fetching, |mut fetching| async move {
             let batch = fetching.source.lock().await.take(&mut fetching.goal).await;
-            if !matches!(batch, Some(Ok(_))) {
-                fetching.unfinished = None;
-            }
+            fetching.is_finished = !matches!(batch, Some(Ok(_)));
             Some((batch?, fetching))
         });
         let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);
@@ -139,9 +139,10 @@ impl Cursors {
     /// Whom to tell of a cursor's rows, of a member of a consumer group.
     ///
     /// # Errors
-    /// 34000 when there is no such cursor.
-    pub(crate) fn receipts(&self, name: &str) -> Result<Option<Receipts>, SqlError> {
-        Ok(self.find(name)?.receipts.clone())
+    /// 34000 when there is no such cursor; why it gives no more rows.
+    pub(crate) async fn receipts(&self, name: &str) -> Result<Option<Receipts>, SqlError> {
+        let source = self.find(name)?.source.lock().await;
+        source.failure.clone().map_or_else(|| Ok(source.receipts.clone()), Err)
     }
 
     /// The client asks for more rows of a member: it has taken those it was handed.
@@ -158,8 +159,8 @@ impl Cursors {
     /// 34000 when there is no such cursor; when that cannot be committed.
     pub(crate) async fn close(&mut self, name: &str) -> Result<(), SqlError> {
         self.find(name)?;
-        match self.open.remove(name).and_then(|cursor| cursor.receipts) {
-            Some(receipts) => receipts.finish().await,
+        match self.open.remove(name) {
+            Some(cursor) => cursor.close().await,
             None => Ok(()),
         }
     }
@@ -169,10 +170,9 @@ impl Cursors {
     /// # Errors
     /// As [`Cursors::close`]; all are closed.
     pub(crate) async fn close_all(&mut self) -> Result<(), SqlError> {
-        let receipts: Vec<Receipts> = self.open.drain().filter_map(|(_, cursor)| cursor.receipts).collect();
         let mut result = Ok(());
-        for receipts in receipts {
-            result = result.and(receipts.finish().await);
+        for cursor in std::mem::take(&mut self.open).into_values() {
+            result = result.and(cursor.close().await);
         }
         result
     }
@@ -188,16 +188,29 @@ impl Cursors {
     }
 }
 
+impl Cursor {
+    async fn close(self) -> Result<(), SqlError> {
+        let receipts = self.source.lock().await.receipts.take();
+        match receipts {
+            Some(receipts) => receipts.finish().await,
+            None => Ok(()),
+        }
+    }
+}
+
 /// A FETCH under way. One that does not come to its end did not reach the client: its rows are fetched again.
 struct Fetching {
     source: Arc<Mutex<Source>>,
     goal: Goal,
-    unfinished: Option<Receipts>,
+    is_finished: bool,
+    receipts: Option<Receipts>,
 }
 
 impl Drop for Fetching {
     fn drop(&mut self) {
-        if let Some(receipts) = &self.unfinished {
+        let Some(receipts) = &self.receipts else { return };
+        receipts.set_waiting(false);
+        if !self.is_finished {
             receipts.consumer().take_back();
         }
     }
@@ -206,13 +219,30 @@ impl Drop for Fetching {
 impl Source {
     /// The client asks for more rows of a member.
     async fn ask(&mut self) -> Result<(), SqlError> {
-        if let Some(receipts) = &mut self.receipts
-            && receipts.ask().await?
+        let Some(receipts) = &mut self.receipts else { return Ok(()) };
+        receipts.set_waiting(true);
+        let asked = receipts.ask().await;
+        if let Err(error) = &asked
+            && matches!(
+                error.sqlstate,
+                SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
+            )
         {
+            self.fail(error);
+        }
+        if asked? {
             self.rest = None;
             self.is_done = false;
         }
         Ok(())
+    }
+
+    /// A member that failed leaves: others read its partitions, and who fetches again is told why.
+    fn fail(&mut self, error: &SqlError) {
+        if self.receipts.take().is_some() {
+            self.stream = Box::pin(futures::stream::empty());
+            self.failure = Some(error.clone());
+        }
     }
 
     /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended.
@@ -225,6 +255,7 @@ impl Source {
                 Ok(batch) => self.rest = Some(batch),
                 Err(error) => {
                     self.is_done = true;
+                    self.fail(&error);
                     return Some(Err(error));
                 }
             }

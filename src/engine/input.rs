@@ -12,9 +12,10 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::future::select_all;
 use millstream_catalog::Relation;
+use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, SqlState};
 use millstream_sql::SqlError;
-use millstream_sql::stream::InputBatch;
+use millstream_sql::stream::{InputBatch, Pipeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -87,6 +88,28 @@ impl First {
 }
 
 impl Reader {
+    /// Of all partitions of a source, about `bytes_max` bytes at once; it goes on where events are removed.
+    pub(crate) fn of(
+        source: usize,
+        relation: &Arc<Relation>,
+        partitions: Arc<Partitions>,
+        pipeline: &Pipeline,
+        bytes_max: ByteSize,
+    ) -> Self {
+        Self {
+            source,
+            relation: Arc::clone(relation),
+            partitions,
+            projection: pipeline.projection(source).to_vec(),
+            schema: relation.topic_schema(),
+            rows_max: BATCH_ROWS_MAX,
+            bytes_max,
+            removed: Removed::Skip,
+            first: None,
+            only: None,
+        }
+    }
+
     /// The next events after `from`, about as many as the reader takes at once; `None` when there are none. Of several
     /// partitions, only rows are counted. Where the log starts later, because earlier events were removed, it goes on
     /// there, unless it must not; then there may be no rows, only new positions.

@@ -349,6 +349,9 @@ impl Session {
                 Err(ReplicationError::Changed(_)) if is_free(&append) && waits < PREPARED_WAITS_MAX => {
                     wait_for_prepared(&mut waits).await;
                 }
+                Err(ReplicationError::GroupHeld(_)) if waits < PREPARED_WAITS_MAX => {
+                    wait_for_prepared(&mut waits).await
+                }
                 Err(error) => self.mend(error).await?,
             }
         }
@@ -367,6 +370,9 @@ impl Session {
                 Ok(()) => return Ok(()),
                 Err(ReplicationError::Changed(_)) if is_free && waits < PREPARED_WAITS_MAX => {
                     wait_for_prepared(&mut waits).await;
+                }
+                Err(ReplicationError::GroupHeld(_)) if waits < PREPARED_WAITS_MAX => {
+                    wait_for_prepared(&mut waits).await
                 }
                 Err(error) => self.mend(error).await?,
             }

@@ -4,12 +4,13 @@
 //! (`group::consumer`), and delivery (server). Partitions are read one after the other, each in large batches; joined with
 //! tables they are read together in the order of commits, so that each event finds the table as of its own.
 
-use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition};
+use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition, position_of};
 use crate::engine::input::{Positions, Reader, Split, Views};
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
 use crate::engine::{Engine, Result};
 use crate::env;
+use crate::replication::GroupPosition;
 use arrow::array::RecordBatch;
 use futures::Stream;
 use futures::future::{BoxFuture, select_all};
@@ -53,6 +54,8 @@ pub(crate) struct MemberSubscription {
 struct Piece {
     place: TopicPartition,
     batches: Vec<InputBatch>,
+    /// Rows of the event at this offset that the group has taken before.
+    taken: GroupPosition,
     /// The position after them.
     after: Offset,
 }
@@ -60,6 +63,8 @@ struct Piece {
 /// Rows of one partition.
 struct Made {
     place: TopicPartition,
+    /// Rows that the group has taken before.
+    start: usize,
     after: Offset,
     rows: Option<RecordBatch>,
     origins: RowOrigins,
@@ -96,7 +101,11 @@ impl MemberSubscription {
     }
 
     async fn next(&mut self) -> Option<Result<RecordBatch>> {
-        self.consumer.set_waiting(true);
+        // Who asks for rows says so; others wait until they have some.
+        let is_written = self.consumer.delivery() == Delivery::Written;
+        if is_written {
+            self.consumer.set_waiting(true);
+        }
         let next = loop {
             let left = self.limit.map_or(u64::MAX, |limit| limit.value().saturating_sub(self.rows_given()));
             if left == 0 {
@@ -108,7 +117,9 @@ impl MemberSubscription {
                 Err(error) => break Some(Err(error)),
             }
         };
-        self.consumer.set_waiting(false);
+        if is_written {
+            self.consumer.set_waiting(false);
+        }
         next
     }
 
@@ -161,7 +172,7 @@ impl MemberSubscription {
 
     /// What grows when there is more to read.
     fn ends(&self, settled: &Settled) -> Vec<watch::Receiver<Offset>> {
-        let of_place = |(place, _): &(TopicPartition, Offset)| {
+        let of_place = |(place, _): &(TopicPartition, GroupPosition)| {
             self.reader_of(*place)?.1.partitions.get(place.0, place.1).map(|partition| partition.subscribe())
         };
         settled.places.iter().filter_map(of_place).collect()
@@ -169,11 +180,11 @@ impl MemberSubscription {
 
     /// Reads some events of the first partition that has any; false when none has.
     async fn read_in_turn(&mut self, settled: &Settled, left: u64) -> Result<bool> {
-        for (place, from) in &settled.places {
+        for (place, taken) in &settled.places {
             let Some((_, reader)) = self.reader_of(*place) else { continue };
             let Some(partition) = reader.partitions.get(place.0, place.1) else { continue };
             let view = partition.view();
-            let from = self.consumer.in_log(*place, *from)?;
+            let (from, taken) = (self.consumer.in_log(*place, taken.offset)?, *taken);
             let end = view.offset_end();
             if from >= end {
                 continue;
@@ -187,7 +198,7 @@ impl MemberSubscription {
                 let read = reader.pieces(&views, &from, to, Split::Batches(reader.bytes_max))?;
                 let after = read.positions.get(&place.1).copied().unwrap_or_default();
                 let batches = read.pieces.into_iter().map(|(_, batch)| batch).collect();
-                Ok(vec![Piece { place, batches, after }])
+                Ok(vec![Piece { place, batches, taken, after }])
             };
             self.compute(rows, left, read).await?;
             return Ok(true);
@@ -204,8 +215,8 @@ impl MemberSubscription {
         for (source, reader) in readers.iter_mut().enumerate().filter(|(source, _)| !is_table(*source)) {
             let own = settled.places.iter().filter(|(place, _)| place.0 == reader.relation.id);
             let mut from = Positions::new();
-            for (place, offset) in own {
-                from.insert(place.1, self.consumer.in_log(*place, *offset)?);
+            for (place, taken) in own {
+                from.insert(place.1, self.consumer.in_log(*place, taken.offset)?);
             }
             reader.only = Some(Arc::new(from.keys().copied().collect::<BTreeSet<PartitionId>>()));
             if let Some(positions) = positions.get_mut(source) {
@@ -243,7 +254,11 @@ impl MemberSubscription {
                     last.after = after;
                     last.batches.append(&mut before);
                 }
-                _ => pieces.push(Piece { place, batches: std::mem::take(&mut before), after }),
+                _ => {
+                    let taken = settled.places.iter().find(|(of, _)| *of == place).map(|(_, taken)| *taken);
+                    let (batches, taken) = (std::mem::take(&mut before), taken.unwrap_or_default());
+                    pieces.push(Piece { place, batches, taken, after });
+                }
             }
         }
         // Positions also pass what compaction has removed.
@@ -299,18 +314,20 @@ impl MemberSubscription {
         self.pipeline = Some(pipeline);
         check_rows_stay(&self.engine, &self.readers)?;
         let mut left = usize::try_from(left).unwrap_or(usize::MAX);
-        for Made { place, after, rows, origins } in made {
-            let count = rows.as_ref().map_or(0, RecordBatch::num_rows);
-            if count > left {
-                // The last rows there will be: what gives the others is not read.
-                let after = origins.offset(left).unwrap_or(after);
-                self.consumer.give(place, after, left, origins);
-                self.ready.extend(rows.filter(|_| left > 0).map(|rows| rows.slice(0, left)));
-                return Ok(());
+        for Made { place, start, after, rows, origins } in made {
+            let count = rows.as_ref().map_or(0, RecordBatch::num_rows) - start;
+            let given = count.min(left);
+            // Of the last rows there will be: what gives the others is not read.
+            let cut = if given < count { position_of(&origins, start + given) } else { None };
+            let after = cut.unwrap_or_else(|| after.into());
+            if !self.consumer.give(self.seen.0, (place, after), start..start + given, origins) {
+                break;
             }
-            left -= count;
-            self.consumer.give(place, after, count, origins);
-            self.ready.extend(rows);
+            self.ready.extend(rows.filter(|_| given > 0).map(|rows| rows.slice(start, given)));
+            left -= given;
+            if given < count {
+                break;
+            }
         }
         Ok(())
     }
@@ -395,11 +412,13 @@ async fn until(moment: Option<Instant>) {
 }
 
 fn step(pipeline: &mut Pipeline, piece: Piece, now: Timestamp) -> Result<Made> {
-    let Piece { place, batches, after } = piece;
+    let Piece { place, batches, taken, after } = piece;
     let (rows, origins) = pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
     let rows = rows.filter(|rows| rows.num_rows() > 0);
     let rows = rows.map(|rows| pipeline.output().client_rows(&rows).and_then(alone)).transpose()?;
-    Ok(Made { place, after, rows, origins })
+    let count = rows.as_ref().map_or(0, RecordBatch::num_rows).min(taken.rows as usize);
+    let start = (0..count).take_while(|row| origins.offset(*row) == Some(taken.offset)).count();
+    Ok(Made { place, start, after, rows, origins })
 }
 
 /// The rows of a member as a stream that may end and go on: a rollback takes the end back too.

@@ -14,7 +14,6 @@ use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
-use millstream_catalog::model::limit::BATCH_ROWS_MAX;
 use millstream_catalog::model::{GroupName, Name, Offset, RowCount, Span, SqlState, Timestamp};
 use millstream_catalog::{QueryOptions, Relation, SqlType};
 use millstream_sql::SqlError;
@@ -99,28 +98,16 @@ impl Session {
     ) -> Result<Rows> {
         let options = bind_push_options(select)?;
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
-        let reset = match options.auto_offset_reset {
-            Some(GroupReset::Earliest) => Reset::Earliest,
-            Some(GroupReset::Latest) => Reset::Latest,
-            Some(GroupReset::None) => Reset::None,
-            None => self.settings.offset_reset(),
-        };
+        let reset = self.reset_of(options.auto_offset_reset);
         let earliest = reset == Reset::Earliest;
-        let mut readers = Vec::with_capacity(plan.sources.len());
-        for (number, source) in plan.sources.iter().enumerate() {
-            readers.push(Reader {
-                source: number,
-                relation: Arc::clone(source),
-                partitions: self.engine.shard_of_all(&plan.sources)?.partitions(),
-                projection: pipeline.projection(number).to_vec(),
-                schema: source.topic_schema(),
-                rows_max: BATCH_ROWS_MAX,
-                bytes_max: self.engine.budget().subscription_bytes(),
-                removed: if earliest || options.group.is_some() { Removed::Skip } else { Removed::Refuse },
-                first: None,
-                only: None,
-            });
-        }
+        let partitions = self.engine.shard_of_all(&plan.sources)?.partitions();
+        let bytes_max = self.engine.budget().subscription_bytes();
+        let removed = if earliest || options.group.is_some() { Removed::Skip } else { Removed::Refuse };
+        let reader = |(number, source): (usize, &Arc<Relation>)| Reader {
+            removed,
+            ..Reader::of(number, source, Arc::clone(&partitions), &pipeline, bytes_max)
+        };
+        let mut readers: Vec<Reader> = plan.sources.iter().enumerate().map(reader).collect();
         if let Some(group) = options.group {
             let member = Membership { group, reset, auto_commit: options.auto_commit, delivery, limit: select.limit };
             return self.subscribe_as(member, (plan, pipeline), readers).await;
@@ -164,6 +151,15 @@ impl Session {
         Ok(Rows { columns, tag, is_push: true, stream: Box::pin(stream), receipts: None })
     }
 
+    fn reset_of(&self, option: Option<GroupReset>) -> Reset {
+        match option {
+            Some(GroupReset::Earliest) => Reset::Earliest,
+            Some(GroupReset::Latest) => Reset::Latest,
+            Some(GroupReset::None) => Reset::None,
+            None => self.settings.offset_reset(),
+        }
+    }
+
     /// Begins a subscription as a member of a consumer group.
     async fn subscribe_as(
         &mut self,
@@ -171,7 +167,8 @@ impl Session {
         (plan, pipeline): (ContinuousPlan, Pipeline),
         readers: Vec<Reader>,
     ) -> Result<Rows> {
-        if !pipeline.is_shareable() {
+        let is_shared = (0..plan.sources.len()).any(|source| !pipeline.keeps_rows_of(source));
+        if !pipeline.is_shareable() || !is_shared {
             let hint = "make a table of the query with CREATE TABLE … AS SELECT, and subscribe to that";
             return Err(SqlError::unsupported("a query that keeps state in a consumer group", hint));
         }

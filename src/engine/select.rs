@@ -148,13 +148,13 @@ impl Session {
     /// `FETCH`
     pub(crate) async fn fetch(&mut self, fetch: &Fetch) -> Result<Rows> {
         let timeout = fetch.timeout.or_else(|| self.fetch_timeout());
-        let receipts = self.cursors.receipts(fetch.cursor.as_str())?;
+        let receipts = self.cursors.receipts(fetch.cursor.as_str()).await?;
         // What was fetched before the transaction was taken before it.
         if receipts.is_some() {
             self.cursors.ask(fetch.cursor.as_str()).await?;
             self.consume(receipts.as_ref(), true);
         }
-        self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, "FETCH")
+        self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, receipts, "FETCH")
     }
 
     /// `MOVE`: fetches and forgets.

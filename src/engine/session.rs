@@ -127,6 +127,11 @@ impl Session {
         self.settings.statement_timeout()
     }
 
+    /// `session_timeout`, after which a silent client counts as gone; `None` is never.
+    pub fn session_timeout(&self) -> Option<Span> {
+        self.settings.session_timeout()
+    }
+
     /// `fetch_timeout`: a row-limited Execute of a push query may come short after it, but never empty.
     pub fn fetch_timeout(&self) -> Option<Span> {
         self.settings.fetch_timeout()

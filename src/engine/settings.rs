@@ -396,19 +396,16 @@ impl Settings {
     }
 
     /// `group_instance_id`, `None` when empty.
-    #[allow(dead_code, reason = "for members of consumer groups")]
     pub(crate) fn group_instance_id(&self) -> Option<String> {
         Some(self.get("group_instance_id").to_owned()).filter(|id| !id.is_empty())
     }
 
     /// `session_timeout`, `None` when off.
-    #[allow(dead_code, reason = "for members of consumer groups")]
     pub(crate) fn session_timeout(&self) -> Option<Span> {
         parse_time(self.get("session_timeout")).filter(|span| *span > Span::ZERO)
     }
 
     /// `max_poll_interval`, `None` when off.
-    #[allow(dead_code, reason = "for members of consumer groups")]
     pub(crate) fn max_poll_interval(&self) -> Option<Span> {
         parse_time(self.get("max_poll_interval")).filter(|span| *span > Span::ZERO)
     }

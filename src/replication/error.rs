@@ -235,7 +235,9 @@ impl ReplicationError {
             Self::SchemaMismatch { .. } | Self::Encode(_) => SqlState::InternalError,
             Self::TooLarge { .. } | Self::CheckpointOverdue { .. } | Self::StagesFull => SqlState::ProgramLimitExceeded,
             Self::NoQuery(_) => SqlState::UndefinedObject,
-            Self::StaleStep { .. } | Self::StaleCheckpoint { .. } | Self::Changed(_) => SqlState::SerializationFailure,
+            Self::StaleStep { .. } | Self::StaleCheckpoint { .. } | Self::Changed(_) | Self::GroupHeld(_) => {
+                SqlState::SerializationFailure
+            }
             Self::EventsNeeded { .. } => SqlState::ObjectInUse,
             Self::Catalog(error) => catalog_sqlstate(error),
             Self::SequenceGap { .. } => SqlState::ObjectNotInPrerequisiteState,
@@ -244,7 +246,6 @@ impl ReplicationError {
             Self::Fenced { .. } => SqlState::GroupMemberFenced,
             Self::NoOffset { .. } => SqlState::NoCommittedOffset,
             Self::AboveEnd { .. } => SqlState::OffsetAboveLogEnd,
-            Self::GroupHeld(_) => SqlState::ObjectInUse,
             Self::NoLeader(_) => SqlState::NoLeader,
             Self::DiskFull => SqlState::DiskFull,
             Self::Stopped { .. } | Self::Start { .. } => SqlState::IoError,

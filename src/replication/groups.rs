@@ -12,7 +12,7 @@ use super::error::{Refused, ReplicationError};
 use super::flow::Request;
 use super::raft::Reply;
 use super::shard::{CHANGE_BYTES, Shard};
-use super::types::{GroupCommit, GroupOffset, GroupTake, Taking};
+use super::types::{GroupCommit, GroupOffset, GroupPosition, GroupTake, Taking};
 use millstream_catalog::model::limit::GROUP_OFFSETS_MAX;
 use millstream_catalog::model::{GroupEpoch, GroupName, Offset, PartitionId, Timestamp, TopicId};
 use std::collections::BTreeMap;
@@ -79,9 +79,9 @@ impl Groups {
             self.count += usize::from(known.is_none());
             let stored = match (part.taking, known) {
                 (Taking::Begin(_), Some(known)) => known,
-                (Taking::Begin(offset) | Taking::Set(offset), _) => GroupOffset { offset, epoch },
+                (Taking::Begin(offset) | Taking::Set(offset), _) => GroupOffset { position: offset.into(), epoch },
                 (Taking::Read, known) => {
-                    GroupOffset { offset: known.map_or(Offset::ZERO, |known| known.offset), epoch }
+                    GroupOffset { position: known.map_or_else(Default::default, |known| known.position), epoch }
                 }
             };
             group.offsets.insert(place, stored);
@@ -111,8 +111,9 @@ impl Groups {
                 return Err(Refused::Fenced { group: commit.group.clone(), topic, partition });
             }
             let end = end(topic, partition).ok_or(Refused::NoPartition(topic, partition))?;
-            if commit.offset > end {
-                return Err(Refused::AboveEnd { topic, partition, offset: commit.offset, end });
+            if commit.position.offset > end {
+                let offset = commit.position.offset;
+                return Err(Refused::AboveEnd { topic, partition, offset, end });
             }
         }
         Ok(())
@@ -129,8 +130,8 @@ impl Groups {
             }
             let group = self.by_name.entry(commit.group.clone()).or_default();
             group.used_at = group.used_at.max(now);
-            let begin = GroupOffset { offset: commit.offset, epoch: self.epoch };
-            group.offsets.entry(place).or_insert(begin).offset = commit.offset;
+            let begin = GroupOffset { position: commit.position, epoch: self.epoch };
+            group.offsets.entry(place).or_insert(begin).position = commit.position;
         }
     }
 
@@ -154,7 +155,7 @@ impl Groups {
     }
 
     /// `epoch u64, count u32` groups of `name bytes, used at i64, count u32` offsets of `topic u64, partition u32, offset
-    /// u64, epoch u64`.
+    /// u64, rows u32, epoch u64`.
     pub(crate) fn encode(&self, encoder: &mut Encoder) {
         encoder.u64(self.epoch.value());
         encoder.count(self.by_name.len());
@@ -163,7 +164,8 @@ impl Groups {
             encoder.i64(group.used_at.micros());
             encoder.count(group.offsets.len());
             for ((topic, partition), stored) in &group.offsets {
-                encoder.position(*topic, *partition, stored.offset);
+                encoder.position(*topic, *partition, stored.position.offset);
+                encoder.u32(stored.position.rows);
                 encoder.u64(stored.epoch.value());
             }
         }
@@ -175,10 +177,11 @@ impl Groups {
         for _ in 0..decoder.count(20)? {
             let name = decode_group(decoder)?;
             let mut group = Committed { used_at: Timestamp::from_micros(decoder.i64()?), ..Committed::default() };
-            for _ in 0..decoder.count(28)? {
+            for _ in 0..decoder.count(32)? {
                 let (topic, partition, offset) = decoder.position()?;
+                let position = GroupPosition { offset, rows: decoder.u32()? };
                 let epoch = GroupEpoch::new(decoder.u64()?);
-                group.offsets.insert((topic, partition), GroupOffset { offset, epoch });
+                group.offsets.insert((topic, partition), GroupOffset { position, epoch });
             }
             groups.count += group.offsets.len();
             groups.by_name.insert(name, group);
@@ -247,8 +250,8 @@ mod tests {
     }
 
     fn commit(epoch: Option<GroupEpoch>, offset: u64) -> [GroupCommit; 1] {
-        let (partition, offset) = (PartitionId::new(0), Offset::new(offset));
-        [GroupCommit { group: group(), topic: TOPIC, partition, epoch, offset }]
+        let (partition, position) = (PartitionId::new(0), GroupPosition { offset: Offset::new(offset), rows: 3 });
+        [GroupCommit { group: group(), topic: TOPIC, partition, epoch, position }]
     }
 
     fn write(groups: &mut Groups, commits: &[GroupCommit]) -> Result<(), Refused> {
@@ -263,17 +266,17 @@ mod tests {
         groups.take(&take(Taking::Read)).expect_err("it begins nowhere");
         let first = groups.take(&take(Taking::Begin(Offset::new(3)))).unwrap()[0];
         assert_eq!(groups.take(&take(Taking::Begin(Offset::new(9)))), Ok(vec![first]));
-        assert_eq!(first.offset, Offset::new(3));
+        assert_eq!(first.position.offset, Offset::new(3));
         write(&mut groups, &commit(Some(first.epoch), 10)).unwrap();
         let second = groups.take(&take(Taking::Read)).unwrap()[0];
-        assert_eq!(second.offset, Offset::new(10));
+        assert_eq!(second.position.offset, Offset::new(10));
         write(&mut groups, &commit(Some(first.epoch), 20)).expect_err("another took it");
         write(&mut groups, &commit(Some(second.epoch), 101)).expect_err("above the end");
         write(&mut groups, &commit(Some(second.epoch), 30)).unwrap();
         write(&mut groups, &commit(None, 40)).unwrap();
         write(&mut groups, &commit(Some(second.epoch), 41)).unwrap();
         let reset = groups.take(&take(Taking::Set(Offset::ZERO))).unwrap()[0];
-        assert_eq!(reset.offset, Offset::ZERO);
+        assert_eq!(reset.position.offset, Offset::ZERO);
         write(&mut groups, &commit(Some(second.epoch), 50)).expect_err("reset since");
         groups.drop_groups(&[group()], Some(Timestamp::from_micros(7)));
         assert!(groups.get(&group()).is_some());
@@ -308,7 +311,7 @@ mod tests {
                     }
                     _ => {
                         let taken = groups.take(&take(Taking::Read)).unwrap()[0];
-                        prop_assert_eq!(taken.offset.value(), committed);
+                        prop_assert_eq!(taken.position.offset.value(), committed);
                         readers[reader] = Some((taken, committed));
                     }
                 }

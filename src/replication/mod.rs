@@ -45,6 +45,6 @@ pub use node::{Replication, ReplicationConfig};
 pub use shard::{CatalogShard, Shard};
 pub use staging::Staging;
 pub use types::{
-    Append, Appended, Checkpoint, GroupCommit, GroupOffset, GroupTake, Guard, PartitionPosition, PartitionWrite,
-    ProducerClaim, QueryProgress, ShardStatus, Step, StepRecord, TakePartition, Taking,
+    Append, Appended, Checkpoint, GroupCommit, GroupOffset, GroupPosition, GroupTake, Guard, PartitionPosition,
+    PartitionWrite, ProducerClaim, QueryProgress, ShardStatus, Step, StepRecord, TakePartition, Taking,
 };

@@ -198,6 +198,13 @@ impl Stages {
         commits.into_iter().any(|commit| commit.group == *group)
     }
 
+    /// Whether a prepared transaction commits the group's offset in this partition.
+    pub(crate) fn holds_offset(&self, group: &GroupName, topic: TopicId, partition: PartitionId) -> bool {
+        let commits = self.open.values().filter_map(|staged| staged.prepared.as_ref()).flat_map(|it| &it.commits);
+        let is_of = |commit: &GroupCommit| (commit.topic, commit.partition) == (topic, partition);
+        commits.into_iter().any(|commit| is_of(commit) && commit.group == *group)
+    }
+
     /// Records that a transaction commits.
     pub(crate) fn decide(&mut self, transaction: TransactionId) {
         self.decisions.insert(transaction);

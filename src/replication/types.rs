@@ -50,11 +50,27 @@ pub struct ProducerClaim {
     pub rows: RowCount,
 }
 
+/// How far a consumer group is in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct GroupPosition {
+    /// The next event to read.
+    pub offset: Offset,
+    /// Rows of that event that were taken, of a query that gives several for one.
+    #[serde(default)]
+    pub rows: u32,
+}
+
+impl From<Offset> for GroupPosition {
+    fn from(offset: Offset) -> Self {
+        Self { offset, rows: 0 }
+    }
+}
+
 /// Where a consumer group goes on in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupOffset {
-    /// The next event to read.
-    pub offset: Offset,
+    /// What to read next.
+    pub position: GroupPosition,
     /// Since when it is read by whom it is read now: a commit carries it.
     pub epoch: GroupEpoch,
 }
@@ -70,8 +86,8 @@ pub struct GroupCommit {
     pub partition: PartitionId,
     /// The epoch in which it was read; `None` commits whoever reads it.
     pub epoch: Option<GroupEpoch>,
-    /// The next event to read.
-    pub offset: Offset,
+    /// What to read next.
+    pub position: GroupPosition,
 }
 
 /// Partitions that a new reader takes for a consumer group, or that are set to other offsets: from then on nobody commits

@@ -141,6 +141,11 @@ impl Operator for Normalize {
         Ok(self.keys.encode(&columns)?.hashes(delta.len()))
     }
 
+    /// Its source is a table, which is read whole wherever its rows are kept.
+    fn is_shareable(&self) -> bool {
+        true
+    }
+
     fn is_stateful(&self) -> bool {
         true
     }

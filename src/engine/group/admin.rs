@@ -85,7 +85,7 @@ impl Engine {
         let row = |(place, stored): (&TopicPartition, &GroupOffset)| {
             let topic = Arc::clone(catalog.relation_by_id(place.0)?);
             let view = self.shard_of(&topic).ok()?.partitions().get(place.0, place.1)?.view();
-            let (partition, committed, end) = (place.1, stored.offset, view.offset_end());
+            let (partition, committed, end) = (place.1, stored.position.offset, view.offset_end());
             Some(OffsetRow { topic, partition, committed, end, member: status.members.reader(*place) })
         };
         status.offsets.iter().filter_map(row).collect()
@@ -197,7 +197,7 @@ impl Session {
     }
 
     async fn commit_cursor(&mut self, cursor: &Ident) -> Result<()> {
-        let receipts = self.cursors.receipts(cursor.as_str()).map_err(|error| error.at(cursor.position))?;
+        let receipts = self.cursors.receipts(cursor.as_str()).await.map_err(|error| error.at(cursor.position))?;
         let Some(receipts) = receipts else {
             let message = format!("cursor \"{cursor}\" is not of a consumer group");
             return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message)
@@ -223,7 +223,8 @@ impl Session {
                 .at(commit.position));
         }
         let group = commit.group.name.clone();
-        let mut commit = GroupCommit { group, topic: place.0, partition: place.1, epoch: None, offset: commit.offset };
+        let position = commit.offset.into();
+        let mut commit = GroupCommit { group, topic: place.0, partition: place.1, epoch: None, position };
         if self.transaction.is_open() {
             // Refused at the end if another member took the partition meanwhile.
             let stored = shard.group(&commit.group).and_then(|group| group.offsets.get(&place).copied());

@@ -7,15 +7,19 @@
 
 use super::TopicPartition;
 use super::coordinator::{Coordinator, LetGo, MemberInfo, Membership};
+use super::progress::{Begun, ConsumerMark, Held, Mark, Progress};
+use crate::engine::push::dropped;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
-use crate::replication::{Append, GroupCommit, GroupTake, ReplicationError, Shard, TakePartition, Taking};
+use crate::replication::{
+    Append, GroupCommit, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
+};
 use millstream_catalog::Relation;
-use millstream_catalog::model::{Durability, GroupEpoch, GroupName, Offset, PartitionId, ShardId, SqlState};
+use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, ShardId, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::stream::RowOrigins;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,64 +58,11 @@ pub(crate) struct Joining {
     pub(crate) info: MemberInfo,
 }
 
-/// How far the member is in a partition. `committed <= asked <= handed <= read`, but for a commit by others.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    epoch: GroupEpoch,
-    /// The next event to read.
-    read: Offset,
-    /// Up to here rows were handed over.
-    handed: Offset,
-    /// Up to here the client has taken them.
-    asked: Offset,
-    /// Up to here that is in the log.
-    committed: Offset,
-    /// It is to be given up.
-    is_revoked: bool,
-}
-
-/// Rows that were given to whoever delivers them, all of one partition.
-struct Mark {
-    place: TopicPartition,
-    rows: usize,
-    /// The position after all of them.
-    after: Offset,
-    origins: RowOrigins,
-}
-
-/// Where a transaction began that rows were fetched in.
-struct Begun {
-    handed: BTreeMap<TopicPartition, Offset>,
-    rows: u64,
-}
-
-#[derive(Default)]
-struct Progress {
-    held: BTreeMap<TopicPartition, Held>,
-    marks: VecDeque<Mark>,
-    /// Rows of the first mark that were handed over.
-    of_first: usize,
-    /// Rows handed over in total.
-    rows: u64,
-    begun: Option<Begun>,
-    /// Whether the subscription reads what it was last told.
-    is_reading: bool,
-    /// Counts how often rows that were given became void.
-    era: u64,
-    /// Counts how often partitions were taken.
-    taken: u64,
-    /// Rows handed over when the client last asked.
-    rows_asked: u64,
-    /// Where reading goes on next, for each partition in turn.
-    turn: Option<TopicPartition>,
-    committed_at: Option<Instant>,
-}
-
 /// What a member reads next.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settled {
     /// Partitions and positions, the one whose turn it is first.
-    pub(crate) places: Vec<(TopicPartition, Offset)>,
+    pub(crate) places: Vec<(TopicPartition, GroupPosition)>,
     /// Counts how often what was read became void: state made of it must be made anew.
     pub(crate) era: u64,
     /// Counts how often partitions were taken, which may be read from before what was read of others.
@@ -133,115 +84,6 @@ pub(crate) struct Consumer {
 impl std::fmt::Debug for Consumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Consumer").field("group", &self.joining.group).finish_non_exhaustive()
-    }
-}
-
-impl Progress {
-    /// Rows were handed over.
-    fn hand_over(&mut self, mut rows: usize, is_taken: bool) {
-        self.rows += rows as u64;
-        while let Some(first) = self.marks.front() {
-            let left = first.rows - self.of_first;
-            if rows < left {
-                self.of_first += rows;
-                let (place, next) = (first.place, first.origins.offset(self.of_first));
-                if let Some(next) = next {
-                    self.advance(place, next, is_taken);
-                }
-                return;
-            }
-            rows -= left;
-            let (place, after) = (first.place, first.after);
-            self.of_first = 0;
-            self.marks.pop_front();
-            self.advance(place, after, is_taken);
-        }
-    }
-
-    fn advance(&mut self, place: TopicPartition, to: Offset, is_taken: bool) {
-        let in_transaction = self.begun.is_some();
-        if let Some(held) = self.held.get_mut(&place) {
-            held.handed = held.handed.max(to);
-            if is_taken && !in_transaction {
-                held.asked = held.handed;
-            }
-        }
-    }
-
-    /// Takes back what was given and not handed over: it is read again.
-    fn void(&mut self) {
-        self.marks.clear();
-        self.of_first = 0;
-        self.era += 1;
-        self.held.values_mut().for_each(|held| held.read = held.handed);
-    }
-
-    /// Takes back what was handed over in a transaction too.
-    fn rewind(&mut self) {
-        let Some(begun) = self.begun.take() else { return };
-        for (place, held) in &mut self.held {
-            let to = begun.handed.get(place).copied().unwrap_or(held.committed);
-            (held.handed, held.asked) = (to, held.asked.min(to));
-        }
-        self.rows = begun.rows;
-        self.void();
-    }
-
-    /// What the client has taken, or was handed over if `is_all`, and is not committed.
-    fn commits(&self, group: &GroupName, is_all: bool) -> Vec<GroupCommit> {
-        let commit = |((topic, partition), held): (&TopicPartition, &Held)| {
-            let offset = if is_all { held.handed } else { held.asked };
-            let (group, epoch) = (group.clone(), Some(held.epoch));
-            (offset != held.committed).then_some(GroupCommit {
-                group,
-                topic: *topic,
-                partition: *partition,
-                epoch,
-                offset,
-            })
-        };
-        self.held.iter().filter_map(commit).collect()
-    }
-
-    /// Commits are in the log.
-    fn committed(&mut self, commits: &[GroupCommit]) {
-        for commit in commits {
-            if let Some(held) = self.held.get_mut(&(commit.topic, commit.partition))
-                && Some(held.epoch) == commit.epoch
-            {
-                held.committed = commit.offset;
-                held.asked = held.asked.max(commit.offset);
-            }
-        }
-    }
-
-    /// Partitions are to be given up; those that can be now, unless just now some is read.
-    fn let_go(&mut self, places: &[TopicPartition], auto_commit: bool) -> Vec<TopicPartition> {
-        for place in places {
-            if let Some(held) = self.held.get_mut(place) {
-                held.is_revoked = true;
-            }
-        }
-        if self.is_reading { Vec::new() } else { self.released(auto_commit) }
-    }
-
-    /// Partitions that can be given up now.
-    fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
-        if self.begun.is_some() {
-            return Vec::new();
-        }
-        let is_free = |held: &Held| {
-            held.is_revoked
-                && held.read == held.handed
-                && held.handed == held.asked
-                && (held.asked == held.committed || !auto_commit)
-        };
-        let free: Vec<TopicPartition> =
-            self.held.iter().filter(|(_, held)| is_free(held)).map(|(place, _)| *place).collect();
-        for place in &free {
-            self.held.remove(place);
-        }
-        free
     }
 }
 
@@ -320,6 +162,12 @@ impl Consumer {
         loop {
             match self.joining.shard.take_partitions(take.clone()).await {
                 Err(ReplicationError::GroupHeld(_)) => tokio::time::sleep(HELD_WAIT).await,
+                Err(ReplicationError::NoTopic(id) | ReplicationError::NoPartition(id, _)) => {
+                    let topic = self.joining.topics.iter().find(|topic| topic.id == id);
+                    return Err(
+                        topic.map_or_else(|| replication_error(ReplicationError::NoTopic(id)), |topic| dropped(topic))
+                    );
+                }
                 taken => return taken.map_err(replication_error),
             }
         }
@@ -345,7 +193,7 @@ impl Consumer {
     ///
     /// # Errors
     /// SE004 when another took its place, SE003, and when the log cannot be written.
-    pub(crate) async fn settle(&self) -> Result<Settled> {
+    pub(crate) async fn settle(self: &Arc<Self>) -> Result<Settled> {
         self.rejoin().await?;
         let Some(seat) = self.seat() else { return Ok(Settled::default()) };
         if !self.hear(&seat).await? {
@@ -353,7 +201,9 @@ impl Consumer {
             return Ok(Settled { era: self.era(), ..Settled::default() });
         }
         if self.is_releasing() {
-            self.commit().await?;
+            // By itself: nobody may be there to carry it on, and others wait for it.
+            let consumer = Arc::clone(self);
+            env::spawn("commit-offsets", async move { consumer.commit().await }).await.unwrap_or(Ok(()))?;
             self.release(&seat);
         }
         Ok(self.next_places())
@@ -387,8 +237,11 @@ impl Consumer {
     fn next_places(&self) -> Settled {
         let mut progress = self.progress.lock();
         progress.is_reading = true;
-        let of = |(place, held): (&TopicPartition, &Held)| (!held.is_revoked).then_some((*place, held.read));
-        let mut places: Vec<(TopicPartition, Offset)> = progress.held.iter().filter_map(of).collect();
+        let of = |(place, held): (&TopicPartition, &Held)| {
+            let rows = if held.read == held.handed.offset { held.handed.rows } else { 0 };
+            (!held.is_revoked).then_some((*place, GroupPosition { offset: held.read, rows }))
+        };
+        let mut places: Vec<(TopicPartition, GroupPosition)> = progress.held.iter().filter_map(of).collect();
         if let Some(turn) = progress.turn {
             let first = places.partition_point(|(place, _)| *place <= turn);
             places.rotate_left(first);
@@ -439,20 +292,18 @@ impl Consumer {
                 return Err(error);
             }
         };
-        self.progress.lock().taken += 1;
         for (place, taken) in granted.iter().zip(taken) {
-            let read = self.in_log(*place, taken.offset)?;
+            let read = self.in_log(*place, taken.position.offset)?;
             // What is committed is what the log says: the jump is committed with the next rows.
-            let held = Held {
-                epoch: taken.epoch,
-                read,
-                handed: read,
-                asked: read,
-                committed: taken.offset,
-                is_revoked: false,
-            };
+            let is_there = read == taken.position.offset;
+            let handed = if is_there { taken.position } else { read.into() };
+            let (epoch, committed) = (taken.epoch, taken.position);
+            let held = Held { epoch, read, handed, asked: handed, committed, is_revoked: false };
             self.progress.lock().held.insert(*place, held);
         }
+        let mut progress = self.progress.lock();
+        progress.taken += 1;
+        progress.stirred.notify_one();
         Ok(())
     }
 
@@ -488,20 +339,31 @@ impl Consumer {
         self.progress.lock().is_reading = false;
     }
 
-    /// Events up to `after` were read, and gave so many rows.
-    pub(crate) fn give(&self, place: TopicPartition, after: Offset, rows: usize, origins: RowOrigins) {
+    /// Events up to `after` were read under `era`, and gave the rows from `start` on of those that `origins` knows. False
+    /// when they are void by now.
+    pub(crate) fn give(
+        &self,
+        era: u64,
+        (place, after): (TopicPartition, GroupPosition),
+        rows: Range<usize>,
+        origins: RowOrigins,
+    ) -> bool {
         let mut progress = self.progress.lock();
+        if progress.era != era {
+            return false;
+        }
         progress.turn = Some(place);
         if let Some(held) = progress.held.get_mut(&place) {
-            held.read = held.read.max(after);
+            held.read = held.read.max(after.offset);
         }
-        progress.marks.push_back(Mark { place, rows, after, origins });
+        progress.marks.push_back(Mark { place, start: rows.start, rows: rows.len(), after, origins });
         // Events that gave no row are behind the client at once, unless it has rows before them to take.
         let has_taken = |held: &Held| held.handed == held.asked;
         let is_taken = progress.held.get(&place).is_some_and(has_taken);
         if progress.marks.iter().all(|mark| mark.rows == 0) {
             progress.hand_over(0, is_taken);
         }
+        true
     }
 
     /// What was handed over and what comes next go in a transaction of the client's: until that ends nothing is committed.
@@ -610,6 +472,10 @@ impl Consumer {
                 }
                 Err(ReplicationError::Fenced { topic, partition, .. }) => self.lose((topic, partition)),
                 Err(ReplicationError::GroupHeld(_)) => tokio::time::sleep(HELD_WAIT).await,
+                // Dropped: the subscription says so.
+                Err(ReplicationError::NoTopic(topic) | ReplicationError::NoPartition(topic, _)) => {
+                    self.progress.lock().held.retain(|(of, _), _| *of != topic);
+                }
                 Err(error) => return Err(replication_error(error)),
             }
         }
@@ -647,6 +513,11 @@ impl Consumer {
         self.joining.delivery
     }
 
+    /// Rows were handed over; the client has taken them, or will ask for more when it has.
+    pub(super) fn hand_over(&self, rows: usize, is_taken: bool) {
+        self.progress.lock().hand_over(rows, is_taken);
+    }
+
     /// Whether a transaction of the client's goes on that rows were fetched in.
     pub(crate) fn is_in_transaction(&self) -> bool {
         self.progress.lock().begun.is_some()
@@ -659,11 +530,19 @@ impl Consumer {
         }
     }
 
-    /// Completes when something changed in the group for this member.
+    /// Completes when something changed in the group for this member, or what it is to read did.
     pub(crate) async fn changed(&self) {
-        match self.seat() {
-            Some(seat) => seat.changed().await,
-            None => std::future::pending().await,
+        let stirred = Arc::clone(&self.progress.lock().stirred);
+        let seat = self.seat();
+        let heard = async {
+            match &seat {
+                Some(seat) => seat.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stirred.notified() => {}
+            () = heard => {}
         }
     }
 
@@ -674,66 +553,9 @@ impl Consumer {
             seat.grow(topic.id, self.partitions_of(topic).len() as u32);
         }
     }
-}
 
-/// Where a member was when a savepoint was set.
-#[derive(Debug, Clone)]
-pub(crate) struct ConsumerMark {
-    handed: BTreeMap<TopicPartition, Offset>,
-    rows: u64,
-}
-
-/// What whoever delivers the rows of a member tells it.
-#[derive(Debug, Clone)]
-pub struct Receipts {
-    consumer: Arc<Consumer>,
-    era: u64,
-}
-
-impl Receipts {
-    pub(crate) fn new(consumer: Arc<Consumer>) -> Self {
-        let era = consumer.era();
-        Self { consumer, era }
-    }
-
-    pub(crate) fn consumer(&self) -> &Arc<Consumer> {
-        &self.consumer
-    }
-
-    /// The client asks for rows: it has taken those it was handed. True when rows that were given and not handed over are
-    /// void: they are to be forgotten, the stream gives them again where they are still this member's.
-    ///
-    /// # Errors
-    /// When that cannot be committed.
-    pub async fn ask(&mut self) -> Result<bool> {
-        self.consumer.ask().await?;
-        let era = self.consumer.era();
-        Ok(std::mem::replace(&mut self.era, era) != era)
-    }
-
-    /// Rows were handed over to the client, who will ask for more when it has taken them.
-    pub fn hand_over(&self, rows: usize) {
-        self.consumer.progress.lock().hand_over(rows, false);
-    }
-
-    /// Rows are on the socket: nothing more is heard of them.
-    pub fn written(&self, rows: usize) {
-        self.consumer.progress.lock().hand_over(rows, true);
-    }
-
-    /// The client has all rows it will take.
-    ///
-    /// # Errors
-    /// When that cannot be committed.
-    pub async fn finish(&self) -> Result<()> {
-        self.consumer.take_handed();
-        self.consumer.commit().await
-    }
-}
-
-impl Consumer {
     /// What was handed over was taken, unless in a transaction.
-    fn take_handed(&self) {
+    pub(super) fn take_handed(&self) {
         let mut progress = self.progress.lock();
         if progress.begun.is_none() {
             progress.held.values_mut().for_each(|held| held.asked = held.handed);
@@ -754,8 +576,7 @@ impl Consumer {
     }
 
     /// The client asks for the next rows.
-    async fn ask(&self) -> Result<()> {
-        self.set_waiting(true);
+    pub(super) async fn ask(&self) -> Result<()> {
         self.take_handed();
         self.commit().await?;
         // Rows of a partition that is to be given up go back; those of others with them, which are read again.

@@ -263,10 +263,10 @@ impl Coordinator {
         self.groups.lock().get(group).map_or(0, |group| group.machine.present())
     }
 
-    /// Forgets a group without members, whose offsets are gone.
+    /// Forgets a group whose offsets are gone, unless it has members; those that may come back are none.
     pub(crate) fn forget(&self, group: &GroupName) {
         let mut groups = self.groups.lock();
-        if groups.get(group).is_some_and(|group| group.machine.is_empty()) {
+        if groups.get(group).is_some_and(|group| group.machine.present() == 0) {
             groups.remove(group);
         }
     }

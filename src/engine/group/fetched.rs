@@ -2,7 +2,8 @@
 //!
 //! Owns giving back what is not committed, however the transaction ends. Leaves out when it ends (`transaction`).
 
-use super::consumer::{Consumer, ConsumerMark};
+use super::consumer::Consumer;
+use super::progress::ConsumerMark;
 use crate::engine::Result;
 use crate::replication::GroupCommit;
 use millstream_catalog::model::{ShardId, SqlState};

@@ -72,11 +72,6 @@ impl Machine {
         self.members.values().filter(|member| !member.is_absent).count()
     }
 
-    /// Whether nobody is in it, nor may come back.
-    pub(super) fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
     /// Whether the member is in the group.
     pub(super) fn has(&self, member: MemberId) -> bool {
         self.members.get(&member).is_some_and(|member| !member.is_absent)
@@ -243,7 +238,7 @@ mod tests {
         assert_eq!(group.sync(id(2)).granted.len(), 3);
         assert!(!group.is_rebalancing());
         group.leave(id(2));
-        assert!(group.is_empty());
+        assert_eq!(group.present(), 0);
     }
 
     #[test]

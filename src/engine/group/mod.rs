@@ -11,12 +11,15 @@ mod consumer;
 mod coordinator;
 mod fetched;
 mod machine;
+mod progress;
+mod receipts;
 
 pub(crate) use admin::{GroupStatus, group_columns};
-pub use consumer::Receipts;
 pub(crate) use consumer::{Consumer, Delivery, Joining, Reset, Settled};
 pub(crate) use coordinator::{Coordinator, MemberInfo};
 pub(crate) use fetched::{Fetched, FetchedMark};
+pub(crate) use progress::position_of;
+pub use receipts::Receipts;
 
 use millstream_catalog::model::{PartitionId, TopicId};
 

@@ -8,7 +8,7 @@ use super::replay::{History, Skipped};
 use super::state::QueryFiles;
 use super::{Status, errors};
 use crate::engine::held::Held;
-use crate::engine::input::{Reader, Removed};
+use crate::engine::input::Reader;
 use crate::engine::inputs::{Inputs, SourcePositions, StepEvents};
 use crate::engine::insert_query::{Target, plan_into};
 use crate::engine::write::route_stored;
@@ -111,18 +111,9 @@ impl QueryTask {
         let progress = shard.progress(query.id).ok_or_else(|| missing("progress"))?;
         let reader = |(number, id): (usize, &TopicId)| {
             let source = catalog.relation_by_id(*id).ok_or_else(|| missing("source"))?;
-            Ok(Reader {
-                source: number,
-                bytes_max: step_bytes(source, false),
-                relation: Arc::clone(source),
-                partitions: shard.partitions(),
-                projection: pipeline.projection(number).to_vec(),
-                schema: source.topic_schema(),
-                rows_max: STEP_ROWS_TARGET,
-                removed: Removed::Skip,
-                first: None,
-                only: None,
-            })
+            let bytes = step_bytes(source, false);
+            let reader = Reader::of(number, source, shard.partitions(), &pipeline, bytes);
+            Ok(Reader { rows_max: STEP_ROWS_TARGET, ..reader })
         };
         let inputs = Inputs::new(query.sources.iter().enumerate().map(reader).collect::<Result<Vec<_>>>()?);
         let mut task = Self {

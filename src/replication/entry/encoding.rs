@@ -31,7 +31,7 @@
 //! u32, offset u64`; idle is the same without offsets; claims are `count u32` of `producer bytes, topic u64, sequence
 //! u64, rows u64`; guards are `count u32`, 0 or that of the parts, and for each part `count u32` of key columns and, unless
 //! it is 0, `column u32` each and `position u64`; commits are `count u32` of `group bytes, topic u64, partition u32, offset
-//! u64, epoch u64`, the epoch being 0 for none; takes are `count u32` of `topic u64, partition u32, mode u8, offset
+//! u64, rows u32, epoch u64`, the epoch being 0 for none; takes are `count u32` of `topic u64, partition u32, mode u8, offset
 //! u64` (mode 0 reads, 1 begins, 2 sets); a stage is 0 for none, or a new one; `bytes` are `length u64` and the bytes.
 //!
 //! Change: `kind u8` (1 create topic, 2 drop topic, 3 create query, 4 drop query, 5 catalog command, 6 seal, 30 move
@@ -43,7 +43,8 @@ use super::super::groups::decode_group;
 use super::super::ipc::encode_batch;
 use super::super::raft::{Membership, Payload};
 use super::super::types::{
-    Checkpoint, Decider, GroupCommit, GroupTake, Guard, PartitionPosition, ProducerClaim, TakePartition, Taking,
+    Checkpoint, Decider, GroupCommit, GroupPosition, GroupTake, Guard, PartitionPosition, ProducerClaim, TakePartition,
+    Taking,
 };
 use super::super::upkeep::{decode_rewrites, encode_rewrites};
 use super::{AppendWrite, Change, EntryData, Operations, Part, StepWrite, Write, WriteBatch, WriteRows, Writes};
@@ -250,18 +251,20 @@ fn encode_commits(encoder: &mut Encoder, commits: &[GroupCommit]) {
     encoder.count(commits.len());
     for commit in commits {
         encoder.bytes(commit.group.as_str().as_bytes());
-        encoder.position(commit.topic, commit.partition, commit.offset);
+        encoder.position(commit.topic, commit.partition, commit.position.offset);
+        encoder.u32(commit.position.rows);
         encoder.u64(commit.epoch.map_or(0, |epoch| epoch.value()));
     }
 }
 
 fn decode_commits(decoder: &mut Decoder) -> Result<Vec<GroupCommit>, DecodeError> {
-    let count = decoder.count(36)?;
+    let count = decoder.count(40)?;
     let commit = |decoder: &mut Decoder| {
         let group = decode_group(decoder)?;
         let (topic, partition, offset) = decoder.position()?;
+        let position = GroupPosition { offset, rows: decoder.u32()? };
         let epoch = Some(decoder.u64()?).filter(|epoch| *epoch > 0).map(GroupEpoch::new);
-        Ok(GroupCommit { group, topic, partition, epoch, offset })
+        Ok(GroupCommit { group, topic, partition, epoch, position })
     };
     (0..count).map(|_| commit(decoder)).collect()
 }

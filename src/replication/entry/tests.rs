@@ -3,7 +3,7 @@
 use super::encoding::*;
 use super::*;
 use crate::replication::raft::Membership;
-use crate::replication::types::{TakePartition, Taking};
+use crate::replication::types::{GroupPosition, TakePartition, Taking};
 use crate::storage::CompactionPlan;
 use arrow::array::{BooleanArray, Int64Array, ListArray, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
@@ -72,7 +72,8 @@ fn writes() -> Writes {
     let group = GroupName::new("g").expect("a name");
     let (topic, partition, offset) = position;
     let epoch = Some(GroupEpoch::new(7));
-    let commit = GroupCommit { group: group.clone(), topic, partition, epoch, offset };
+    let position = GroupPosition { offset, rows: 5 };
+    let commit = GroupCommit { group: group.clone(), topic, partition, epoch, position };
     let unfenced = GroupCommit { epoch: None, ..commit.clone() };
     let take = |taking| TakePartition { topic, partition, taking };
     let takes = vec![take(Taking::Read), take(Taking::Begin(offset)), take(Taking::Set(offset))];

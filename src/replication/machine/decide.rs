@@ -6,7 +6,7 @@ use crate::replication::entry::{AppendWrite, Part, StepWrite, Write, Writes};
 use crate::replication::error::Refused;
 use crate::replication::guard::{self, GuardError};
 use crate::replication::producers::{Novelty, Verdict};
-use crate::replication::types::{GroupCommit, GroupOffset, GroupTake};
+use crate::replication::types::{GroupCommit, GroupOffset, GroupTake, TakePartition};
 use crate::replication::{progress, stages};
 use millstream_catalog::model::limit::STAGED_PARTS_MAX;
 use millstream_catalog::model::{EntryIndex, RowCount};
@@ -82,7 +82,8 @@ impl Machine {
                 return Err(Refused::NoPartition(part.topic, part.partition));
             }
         }
-        if self.stages.holds_group(&take.group) {
+        let is_held = |part: &TakePartition| self.stages.holds_offset(&take.group, part.topic, part.partition);
+        if take.partitions.iter().any(is_held) {
             return Err(Refused::GroupHeld(take.group.clone()));
         }
         self.read.groups.write().take(take)
@@ -93,7 +94,8 @@ impl Machine {
         if commits.is_empty() {
             return Ok(());
         }
-        if let Some(held) = commits.iter().find(|commit| self.stages.holds_group(&commit.group)) {
+        let is_held = |commit: &&GroupCommit| self.stages.holds_offset(&commit.group, commit.topic, commit.partition);
+        if let Some(held) = commits.iter().find(is_held) {
             return Err(Refused::GroupHeld(held.group.clone()));
         }
         self.read.groups.read().check(commits, |topic, partition| self.store.offset_end(topic, partition))

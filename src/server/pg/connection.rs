@@ -8,12 +8,14 @@ use crate::engine::{Session, SqlError, SqlState, TransactionStatus};
 use crate::env;
 use crate::server::admin::metrics::Meters;
 use crate::server::pg::ahead::Ahead;
+use crate::server::pg::alive::Peer;
 use crate::server::pg::cancel::{Interrupt, Signals, Stopping};
 use crate::server::pg::error::{self, Severity, Stop};
 use crate::server::pg::message::{self, Frontend};
 use crate::server::pg::portal::Portals;
 use crate::server::pg::reply;
 use crate::server::pg::wire::{Flushing, Frame, Orphan, Wire, WireError};
+use millstream_catalog::model::Span;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
@@ -32,21 +34,15 @@ pub(super) struct Connection<'a, S> {
     pub(super) meters: Arc<Meters>,
     /// INSERTs that are queued and not committed.
     pub(super) ahead: Ahead,
+    /// The `session_timeout` that the kernel knows.
+    patience: Option<Option<Span>>,
     /// After an error in the extended protocol nothing counts until Sync.
     is_skipping: bool,
     /// ReadyForQuery was the last that was said, and nothing came since.
     is_ready: bool,
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
-    /// A connection whose client was let in.
-    pub(super) fn new(wire: &'a mut Wire<S>, session: Session, stopping: Stopping, meters: Arc<Meters>) -> Self {
-        let (portals, statements_empty) = (Portals::default(), HashSet::new());
-        let ahead = Ahead::default();
-        let (is_skipping, is_ready) = (false, false);
-        Self { wire, session, portals, statements_empty, stopping, meters, ahead, is_skipping, is_ready }
-    }
-
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + Peer> Connection<'_, S> {
     /// Serves the client until it leaves.
     ///
     /// # Errors
@@ -63,6 +59,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     async fn serve(&mut self) -> Result<(), Stop> {
         self.welcome();
         loop {
+            self.keep_patience();
             if !self.ahead.is_empty() && !self.wire.has_frame() {
                 // What has arrived meanwhile may join.
                 if self.wire.read_arrived().await.is_err() || !self.wire.has_frame() {
@@ -86,6 +83,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
                 self.wire.make_room(&signals).await?;
             }
         }
+    }
+
+    /// Has the kernel look for a silent client as `session_timeout` says.
+    fn keep_patience(&mut self) {
+        let wanted = self.session.session_timeout();
+        if self.patience != Some(wanted) {
+            self.patience = Some(wanted);
+            let micros = wanted.and_then(|span| u64::try_from(span.micros()).ok());
+            self.wire.socket().set_patience(micros.map(Duration::from_micros));
+        }
+    }
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
+    /// A connection whose client was let in.
+    pub(super) fn new(wire: &'a mut Wire<S>, session: Session, stopping: Stopping, meters: Arc<Meters>) -> Self {
+        let (portals, statements_empty) = (Portals::default(), HashSet::new());
+        let ahead = Ahead::default();
+        let (is_skipping, is_ready) = (false, false);
+        let patience = None;
+        Self { wire, session, portals, statements_empty, stopping, meters, ahead, patience, is_skipping, is_ready }
     }
 
     fn welcome(&mut self) {

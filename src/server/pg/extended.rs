@@ -298,6 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let micros = timeout.and_then(|span| u64::try_from(span.micros()).ok());
         let goal = Goal { rows_max, short_after: micros.map(|micros| env::instant() + Duration::from_micros(micros)) };
         let (sent, reached) = source.pump(self.wire, &signals, formats, goal).await?;
+        source.pause();
         self.meters.rows_sent(sent);
         self.send_messages();
         match reached {

@@ -5,6 +5,7 @@
 //! The node starts and stops it. A crash loses connections and nothing else.
 
 mod ahead;
+mod alive;
 mod cancel;
 mod connection;
 mod copy;
@@ -23,6 +24,7 @@ use crate::engine::{Engine, SqlError, SqlState};
 use crate::env;
 use crate::server::admin::metrics::Meters;
 use crate::server::limits;
+use alive::Peer;
 use cancel::Stopping;
 use connection::Connection;
 use error::{Severity, Stop};
@@ -129,7 +131,7 @@ impl Acceptor {
     /// Serves one connection to its end.
     async fn serve<S>(self, socket: S, client: &str, permit: OwnedSemaphorePermit)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send + Peer,
     {
         let mut wire = Wire::new(socket);
         let opening = tokio::select! {

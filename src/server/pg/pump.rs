@@ -95,13 +95,20 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if let Some(receipts) = &mut self.receipts
-            && wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await??
-        {
+        let Some(receipts) = &mut self.receipts else { return Ok(()) };
+        receipts.set_waiting(true);
+        if wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await?? {
             self.rest = None;
             self.is_ended = false;
         }
         Ok(())
+    }
+
+    /// The client of a member has what it asked for, and is at work on that.
+    pub(super) fn pause(&self) {
+        if let Some(receipts) = &self.receipts {
+            receipts.set_waiting(false);
+        }
     }
 
     /// Rows of a member were encoded: of one whose client asks for none they are put on the socket.

@@ -137,6 +137,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.room.as_mut().is_none_or(|room| room.set(ByteSize::of(bytes)).is_ok())
     }
 
+    /// The socket, for its options.
+    pub(super) fn socket(&self) -> &S {
+        &self.socket
+    }
+
     /// The socket alone, to close it.
     pub(super) fn into_socket(self) -> S {
         self.socket

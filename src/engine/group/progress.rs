@@ -1,0 +1,188 @@
+//! A member's progress, as pure state: by partition what was read, handed over, taken by the client, and committed.
+//!
+//! Owns the order of these, what a transaction takes back, and when a partition can be given up. Leaves out the log, the
+//! coordinator, and who asks (`consumer`).
+
+use super::TopicPartition;
+use crate::replication::{GroupCommit, GroupPosition};
+use millstream_catalog::model::{GroupEpoch, GroupName, Offset};
+use millstream_sql::stream::RowOrigins;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// How far the member is in a partition. `committed <= asked <= handed <= read`, but for a commit by others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    pub(super) epoch: GroupEpoch,
+    /// The next event to read.
+    pub(super) read: Offset,
+    /// Up to here rows were handed over.
+    pub(super) handed: GroupPosition,
+    /// Up to here the client has taken them.
+    pub(super) asked: GroupPosition,
+    /// Up to here that is in the log.
+    pub(super) committed: GroupPosition,
+    /// It is to be given up.
+    pub(super) is_revoked: bool,
+}
+
+/// Rows that were given to whoever delivers them, all of one partition.
+pub(super) struct Mark {
+    pub(super) place: TopicPartition,
+    /// The first of them among those of `origins`.
+    pub(super) start: usize,
+    pub(super) rows: usize,
+    /// The position after all of them.
+    pub(super) after: GroupPosition,
+    pub(super) origins: RowOrigins,
+}
+
+/// Where `row` begins: its event, and how many rows that has before it.
+pub(crate) fn position_of(origins: &RowOrigins, row: usize) -> Option<GroupPosition> {
+    let offset = origins.offset(row)?;
+    let rows = (0..row).rev().take_while(|before| origins.offset(*before) == Some(offset)).count();
+    Some(GroupPosition { offset, rows: u32::try_from(rows).unwrap_or(u32::MAX) })
+}
+
+/// Where a transaction began that rows were fetched in.
+pub(super) struct Begun {
+    pub(super) handed: BTreeMap<TopicPartition, GroupPosition>,
+    pub(super) rows: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Progress {
+    pub(super) held: BTreeMap<TopicPartition, Held>,
+    pub(super) marks: VecDeque<Mark>,
+    /// Rows of the first mark that were handed over.
+    pub(super) of_first: usize,
+    /// Rows handed over in total.
+    pub(super) rows: u64,
+    pub(super) begun: Option<Begun>,
+    /// Whether the subscription reads what it was last told.
+    pub(super) is_reading: bool,
+    /// Counts how often rows that were given became void.
+    pub(super) era: u64,
+    /// Counts how often partitions were taken.
+    pub(super) taken: u64,
+    /// Rows handed over when the client last asked.
+    pub(super) rows_asked: u64,
+    /// Where reading goes on next, for each partition in turn.
+    pub(super) turn: Option<TopicPartition>,
+    pub(super) committed_at: Option<Instant>,
+    /// Told when what is to be read changed.
+    pub(super) stirred: Arc<Notify>,
+}
+
+impl Progress {
+    /// Rows were handed over.
+    pub(super) fn hand_over(&mut self, mut rows: usize, is_taken: bool) {
+        self.rows += rows as u64;
+        while let Some(first) = self.marks.front() {
+            let left = first.rows - self.of_first;
+            if rows < left {
+                self.of_first += rows;
+                let (place, next) = (first.place, position_of(&first.origins, first.start + self.of_first));
+                if let Some(next) = next {
+                    self.advance(place, next, is_taken);
+                }
+                return;
+            }
+            rows -= left;
+            let (place, after) = (first.place, first.after);
+            self.of_first = 0;
+            self.marks.pop_front();
+            self.advance(place, after, is_taken);
+        }
+    }
+
+    pub(super) fn advance(&mut self, place: TopicPartition, to: GroupPosition, is_taken: bool) {
+        let in_transaction = self.begun.is_some();
+        if let Some(held) = self.held.get_mut(&place) {
+            held.handed = held.handed.max(to);
+            if is_taken && !in_transaction {
+                held.asked = held.handed;
+            }
+        }
+    }
+
+    /// Takes back what was given and not handed over: it is read again.
+    pub(super) fn void(&mut self) {
+        self.marks.clear();
+        self.of_first = 0;
+        self.era += 1;
+        self.held.values_mut().for_each(|held| held.read = held.handed.offset);
+        self.stirred.notify_one();
+    }
+
+    /// Takes back what was handed over in a transaction too.
+    pub(super) fn rewind(&mut self) {
+        let Some(begun) = self.begun.take() else { return };
+        for (place, held) in &mut self.held {
+            let to = begun.handed.get(place).copied().unwrap_or(held.committed);
+            (held.handed, held.asked) = (to, held.asked.min(to));
+        }
+        self.rows = begun.rows;
+        self.void();
+    }
+
+    /// What the client has taken, or was handed over if `is_all`, and is not committed.
+    pub(super) fn commits(&self, group: &GroupName, is_all: bool) -> Vec<GroupCommit> {
+        let commit = |((topic, partition), held): (&TopicPartition, &Held)| {
+            let position = if is_all { held.handed } else { held.asked };
+            let (group, topic, partition, epoch) = (group.clone(), *topic, *partition, Some(held.epoch));
+            (position != held.committed).then_some(GroupCommit { group, topic, partition, epoch, position })
+        };
+        self.held.iter().filter_map(commit).collect()
+    }
+
+    /// Commits are in the log.
+    pub(super) fn committed(&mut self, commits: &[GroupCommit]) {
+        for commit in commits {
+            if let Some(held) = self.held.get_mut(&(commit.topic, commit.partition))
+                && Some(held.epoch) == commit.epoch
+            {
+                held.committed = commit.position;
+                held.asked = held.asked.max(commit.position);
+            }
+        }
+    }
+
+    /// Partitions are to be given up; those that can be now, unless just now some is read.
+    pub(super) fn let_go(&mut self, places: &[TopicPartition], auto_commit: bool) -> Vec<TopicPartition> {
+        for place in places {
+            if let Some(held) = self.held.get_mut(place) {
+                held.is_revoked = true;
+            }
+        }
+        if self.is_reading { Vec::new() } else { self.released(auto_commit) }
+    }
+
+    /// Partitions that can be given up now.
+    pub(super) fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
+        if self.begun.is_some() {
+            return Vec::new();
+        }
+        let is_free = |held: &Held| {
+            held.is_revoked
+                && GroupPosition::from(held.read) == held.handed
+                && held.handed == held.asked
+                && (held.asked == held.committed || !auto_commit)
+        };
+        let free: Vec<TopicPartition> =
+            self.held.iter().filter(|(_, held)| is_free(held)).map(|(place, _)| *place).collect();
+        for place in &free {
+            self.held.remove(place);
+        }
+        free
+    }
+}
+
+/// Where a member was when a savepoint was set.
+#[derive(Debug, Clone)]
+pub(crate) struct ConsumerMark {
+    pub(super) handed: BTreeMap<TopicPartition, GroupPosition>,
+    pub(super) rows: u64,
+}

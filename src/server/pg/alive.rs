@@ -1,0 +1,63 @@
+//! Whether a silent client is there still: the kernel asks it, and closes the connection when nothing comes back.
+//!
+//! Owns the socket options behind `session_timeout`: probes while nothing is sent, and a bound on how long what was sent
+//! may go without an answer. A client that is at work, or stopped, answers; one whose machine or network is gone does not.
+//! Leaves out what ends with the connection.
+
+use socket2::{SockRef, TcpKeepalive};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Probes that go without an answer before the connection is closed.
+const PROBES: u32 = 4;
+
+/// A connection whose other end may vanish without a word.
+pub(super) trait Peer {
+    /// After how long a silent other end counts as gone; `None` for never.
+    fn set_patience(&self, timeout: Option<Duration>);
+}
+
+impl Peer for TcpStream {
+    fn set_patience(&self, timeout: Option<Duration>) {
+        let socket = SockRef::from(self);
+        let set = match timeout {
+            None => socket.set_keepalive(false).and_then(|()| socket.set_tcp_user_timeout(None)),
+            Some(timeout) => {
+                // A third of the time without a word, then the probes; the kernel counts in seconds.
+                let second = Duration::from_secs(1);
+                let (idle, interval) = ((timeout / 3).max(second), (timeout / (2 * PROBES)).max(second));
+                let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES);
+                let keepalive = socket.set_tcp_keepalive(&keepalive);
+                keepalive.and_then(|()| socket.set_tcp_user_timeout(Some(timeout)))
+            }
+        };
+        if let Err(error) = set {
+            tracing::debug!(%error, "a socket refused its time-outs");
+        }
+    }
+}
+
+#[cfg(test)]
+impl Peer for tokio::io::DuplexStream {
+    fn set_patience(&self, _: Option<Duration>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_kernel_is_told_how_long_to_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        socket.set_patience(Some(Duration::from_secs(45)));
+        let of = SockRef::from(&socket);
+        assert!(of.keepalive().unwrap());
+        assert_eq!(of.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
+        assert_eq!(of.tcp_user_timeout().unwrap(), Some(Duration::from_secs(45)));
+        socket.set_patience(None);
+        assert!(!of.keepalive().unwrap());
+        assert_eq!(of.tcp_user_timeout().unwrap(), None);
+    }
+}
