@@ -3,13 +3,13 @@
 //! A cursor over a subscription waits until a FETCH is full, because drivers take a short answer for the
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
-use crate::engine::group::Receipts;
+use crate::engine::group::{Asked, Receipts};
 use crate::engine::{BatchStream, ResultColumn, Rows, RowsTag};
 use crate::env;
 use arrow::array::RecordBatch;
 use futures::{FutureExt, StreamExt};
 use millstream_catalog::model::limit::PORTALS_MAX;
-use millstream_catalog::model::{RowCount, Span, SqlState};
+use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::FetchCount;
 use std::collections::HashMap;
@@ -39,6 +39,8 @@ struct Source {
     is_done: bool,
     /// Of a member of a consumer group.
     receipts: Option<Receipts>,
+    /// The commit of what was fetched before, which a FETCH ends with.
+    asked: Asked,
     /// Why a member gives no more rows: it has left.
     failure: Option<SqlError>,
 }
@@ -85,7 +87,7 @@ impl Cursors {
                 .detail(format!("a session may have {PORTALS_MAX}")));
         }
         let Rows { stream, receipts, .. } = rows;
-        let source = Source { stream, rest: None, is_done: false, receipts, failure: None };
+        let source = Source { stream, rest: None, is_done: false, receipts, asked: Asked::default(), failure: None };
         let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
         let cursor = Cursor { columns, is_push, life, source };
         self.open.insert(name.to_owned(), cursor);
@@ -219,20 +221,21 @@ impl Drop for Fetching {
 impl Source {
     /// The client asks for more rows of a member.
     async fn ask(&mut self) -> Result<(), SqlError> {
-        let Some(receipts) = &mut self.receipts else { return Ok(()) };
-        receipts.set_waiting(true);
-        let asked = receipts.ask().await;
-        if let Err(error) = &asked
-            && matches!(
-                error.sqlstate,
-                SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
-            )
-        {
-            self.fail(error);
-        }
-        if asked? {
-            self.rest = None;
-            self.is_done = false;
+        let Some(receipts) = &self.receipts else { return Ok(()) };
+        // A rollback takes an end back too.
+        self.is_done = false;
+        match receipts.ask().await {
+            Ok(asked) => self.asked = asked,
+            Err(error) => {
+                let is_final = matches!(
+                    error.sqlstate,
+                    SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
+                );
+                if is_final {
+                    self.fail(&error);
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -245,34 +248,42 @@ impl Source {
         }
     }
 
-    /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended.
+    /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended, and what was fetched before is
+    /// committed.
     async fn take(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
-        if goal.rows == 0 {
-            return None;
+        let next = self.rows(goal).await;
+        if next.is_none()
+            && let Err(error) = std::mem::take(&mut self.asked).done().await
+        {
+            return Some(Err(error));
         }
-        if self.rest.is_none() && !self.is_done {
-            match self.wait(goal).await? {
-                Ok(batch) => self.rest = Some(batch),
-                Err(error) => {
-                    self.is_done = true;
-                    self.fail(&error);
-                    return Some(Err(error));
+        next
+    }
+
+    async fn rows(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
+        while goal.rows > 0 {
+            if self.rest.is_none() && !self.is_done {
+                match self.wait(goal).await? {
+                    Ok(batch) => self.rest = Some(batch),
+                    Err(error) => {
+                        self.is_done = true;
+                        self.fail(&error);
+                        return Some(Err(error));
+                    }
                 }
             }
+            let batch = self.rest.take()?;
+            let wanted = batch.num_rows().min(usize::try_from(goal.rows).unwrap_or(usize::MAX));
+            if self.receipts.as_ref().is_some_and(|receipts| !receipts.hand_over(wanted)) {
+                continue;
+            }
+            goal.rows -= wanted as u64;
+            if wanted < batch.num_rows() {
+                self.rest = Some(batch.slice(wanted, batch.num_rows() - wanted));
+            }
+            return Some(Ok(batch.slice(0, wanted)));
         }
-        let batch = self.rest.take()?;
-        let rows = RowCount::of(batch.num_rows()).value();
-        if let Some(receipts) = &self.receipts {
-            receipts.hand_over(batch.num_rows().min(usize::try_from(goal.rows).unwrap_or(usize::MAX)));
-        }
-        if rows <= goal.rows {
-            goal.rows -= rows;
-            return Some(Ok(batch));
-        }
-        let wanted = goal.rows as usize;
-        self.rest = Some(batch.slice(wanted, batch.num_rows() - wanted));
-        goal.rows = 0;
-        Some(Ok(batch.slice(0, wanted)))
+        None
     }
 
     async fn wait(&mut self, goal: &Goal) -> Option<Result<RecordBatch, SqlError>> {

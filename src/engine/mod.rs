@@ -50,7 +50,7 @@ mod write;
 
 pub use budget::Budget;
 pub use copy::{CopyIn, CopyOut};
-pub use group::Receipts;
+pub use group::{Asked, Receipts};
 pub use insert::Commit;
 pub use millstream_catalog::model::{ShardId, SqlState};
 pub use millstream_catalog::{Column, SqlType};

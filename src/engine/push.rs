@@ -169,17 +169,12 @@ impl Session {
     ) -> Result<Rows> {
         let is_shared = (0..plan.sources.len()).any(|source| !pipeline.keeps_rows_of(source));
         if !pipeline.is_shareable() || !is_shared {
-            let hint = "make a table of the query with CREATE TABLE … AS SELECT, and subscribe to that";
-            return Err(SqlError::unsupported("a query that keeps state in a consumer group", hint));
+            let hint = "make a stream or table of the query with CREATE … AS SELECT, and subscribe to that";
+            let what = "a query that keeps state, or reads a stream twice, in a consumer group";
+            return Err(SqlError::unsupported(what, hint));
         }
-        let mut topics: Vec<Arc<Relation>> = Vec::new();
-        for (_, source) in plan.sources.iter().enumerate().filter(|(source, _)| !pipeline.keeps_rows_of(*source)) {
-            if topics.iter().any(|topic| topic.id == source.id) {
-                let what = format!("reading \"{}\" twice in one query of a consumer group", source.name);
-                return Err(SqlError::unsupported(what, "read it once, or in two groups"));
-            }
-            topics.push(Arc::clone(source));
-        }
+        let sources = plan.sources.iter().enumerate().filter(|(source, _)| !pipeline.keeps_rows_of(*source));
+        let topics: Vec<Arc<Relation>> = sources.map(|(_, source)| Arc::clone(source)).collect();
         let session = self.entry.row();
         let span = |span: Span| u64::try_from(span.micros()).ok().map(Duration::from_micros);
         let info = MemberInfo {

@@ -398,9 +398,15 @@ impl Pipeline {
     }
 
     /// Whether members of a consumer group may share the work: what comes of an event depends on no other event, but for
-    /// rows of tables.
+    /// rows of tables, and its rows stand together, in the order of events.
     pub fn is_shareable(&self) -> bool {
-        self.operators().all(Operator::is_shareable) && !self.parts.sink.merges()
+        let edges = || self.parts.nodes.iter().flat_map(|node| &node.inputs).chain([&self.parts.root]);
+        let reads =
+            |of: usize| edges().filter(|edge| matches!(edge, Edge::Source { source, .. } if *source == of)).count();
+        let is_once = |source: usize| self.keeps_rows_of(source) || reads(source) == 1;
+        (0..self.parts.sources.len()).all(is_once)
+            && self.operators().all(Operator::is_shareable)
+            && !self.parts.sink.merges()
     }
 
     /// True when a new pipeline gives a row in a step without events, so that such a step is worth taking.

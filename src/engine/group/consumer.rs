@@ -177,7 +177,7 @@ impl Consumer {
         self.membership.lock().clone()
     }
 
-    /// Whether rows given under `era` are void.
+    /// Counts how often rows that were given became void.
     pub(crate) fn era(&self) -> u64 {
         self.progress.lock().era
     }
@@ -194,6 +194,7 @@ impl Consumer {
     /// # Errors
     /// SE004 when another took its place, SE003, and when the log cannot be written.
     pub(crate) async fn settle(self: &Arc<Self>) -> Result<Settled> {
+        self.rest();
         self.rejoin().await?;
         let Some(seat) = self.seat() else { return Ok(Settled::default()) };
         if !self.hear(&seat).await? {
@@ -349,7 +350,7 @@ impl Consumer {
         origins: RowOrigins,
     ) -> bool {
         let mut progress = self.progress.lock();
-        if progress.era != era {
+        if progress.era != era || !progress.held.contains_key(&place) {
             return false;
         }
         progress.turn = Some(place);
@@ -513,9 +514,9 @@ impl Consumer {
         self.joining.delivery
     }
 
-    /// Rows were handed over; the client has taken them, or will ask for more when it has.
-    pub(super) fn hand_over(&self, rows: usize, is_taken: bool) {
-        self.progress.lock().hand_over(rows, is_taken);
+    /// Rows go to the client, who takes them later; false when they are void.
+    pub(super) fn hand_over(&self, rows: usize) -> bool {
+        self.progress.lock().hand_over(rows, false)
     }
 
     /// Whether a transaction of the client's goes on that rows were fetched in.
@@ -575,10 +576,8 @@ impl Consumer {
         progress.void();
     }
 
-    /// The client asks for the next rows.
+    /// The client asks for the next rows, and has taken those before: moves what the coordinator says.
     pub(super) async fn ask(&self) -> Result<()> {
-        self.take_handed();
-        self.commit().await?;
         // Rows of a partition that is to be given up go back; those of others with them, which are read again.
         let is_in = match self.seat() {
             Some(seat) => seat.is_current() && self.hear(&seat).await?,

@@ -19,7 +19,7 @@ pub(crate) use consumer::{Consumer, Delivery, Joining, Reset, Settled};
 pub(crate) use coordinator::{Coordinator, MemberInfo};
 pub(crate) use fetched::{Fetched, FetchedMark};
 pub(crate) use progress::position_of;
-pub use receipts::Receipts;
+pub use receipts::{Asked, Receipts};
 
 use millstream_catalog::model::{PartitionId, TopicId};
 

@@ -77,8 +77,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Rows were handed over.
-    pub(super) fn hand_over(&mut self, mut rows: usize, is_taken: bool) {
+    /// Rows go to the client; false when there are not as many, as those that were given are void.
+    pub(super) fn hand_over(&mut self, mut rows: usize, is_taken: bool) -> bool {
+        let given: usize = self.marks.iter().map(|mark| mark.rows).sum();
+        if given - self.of_first < rows {
+            return false;
+        }
         self.rows += rows as u64;
         while let Some(first) = self.marks.front() {
             let left = first.rows - self.of_first;
@@ -88,7 +92,7 @@ impl Progress {
                 if let Some(next) = next {
                     self.advance(place, next, is_taken);
                 }
-                return;
+                return true;
             }
             rows -= left;
             let (place, after) = (first.place, first.after);
@@ -96,6 +100,7 @@ impl Progress {
             self.marks.pop_front();
             self.advance(place, after, is_taken);
         }
+        true
     }
 
     pub(super) fn advance(&mut self, place: TopicPartition, to: GroupPosition, is_taken: bool) {
@@ -157,12 +162,13 @@ impl Progress {
                 held.is_revoked = true;
             }
         }
-        if self.is_reading { Vec::new() } else { self.released(auto_commit) }
+        self.released(auto_commit)
     }
 
     /// Partitions that can be given up now.
     pub(super) fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
-        if self.begun.is_some() {
+        // What is read just now would be given by two.
+        if self.begun.is_some() || self.is_reading {
             return Vec::new();
         }
         let is_free = |held: &Held| {

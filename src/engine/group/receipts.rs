@@ -4,34 +4,58 @@
 
 use super::consumer::Consumer;
 use crate::engine::Result;
+use crate::env;
 use std::sync::Arc;
+use tokio::task::JoinHandle;
 
-/// What whoever delivers the rows of a member tells it.
+/// Whom to tell of the rows of a member of a consumer group.
 #[derive(Debug, Clone)]
 pub struct Receipts {
     consumer: Arc<Consumer>,
-    era: u64,
+}
+
+/// The commit of rows that the client has taken, while the next ones are on their way.
+#[derive(Debug, Default)]
+pub struct Asked {
+    commit: Option<JoinHandle<Result<()>>>,
+}
+
+impl Asked {
+    /// Waits until the rows before are committed.
+    ///
+    /// # Errors
+    /// When they cannot be.
+    pub async fn done(self) -> Result<()> {
+        match self.commit {
+            Some(commit) => commit.await.unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Receipts {
     pub(crate) fn new(consumer: Arc<Consumer>) -> Self {
-        let era = consumer.era();
-        Self { consumer, era }
+        Self { consumer }
     }
 
     pub(crate) fn consumer(&self) -> &Arc<Consumer> {
         &self.consumer
     }
 
-    /// The client asks for rows: it has taken those it was handed. True when rows that were given and not handed over are
-    /// void: they are to be forgotten, the stream gives them again where they are still this member's.
+    /// The client asks for rows: it has taken those it was handed. They are committed while the next are read; the answer
+    /// is complete once that is done.
     ///
     /// # Errors
-    /// When that cannot be committed.
-    pub async fn ask(&mut self) -> Result<bool> {
+    /// When the member cannot go on.
+    pub async fn ask(&self) -> Result<Asked> {
+        self.consumer.set_waiting(true);
+        self.consumer.take_handed();
+        let commit = self.consumer.due().map(|_| {
+            let consumer = Arc::clone(&self.consumer);
+            env::spawn("commit-offsets", async move { consumer.commit().await })
+        });
         self.consumer.ask().await?;
-        let era = self.consumer.era();
-        Ok(std::mem::replace(&mut self.era, era) != era)
+        Ok(Asked { commit })
     }
 
     /// The client waits for rows, or has what it asked for and is at work on that.
@@ -39,14 +63,16 @@ impl Receipts {
         self.consumer.set_waiting(is_waiting);
     }
 
-    /// Rows were handed over to the client, who will ask for more when it has taken them.
-    pub fn hand_over(&self, rows: usize) {
-        self.consumer.hand_over(rows, false);
+    /// So many rows go to the client now. False when they are void, because the member reads from elsewhere since they were
+    /// given: they are to be forgotten, the stream gives them again where they are still this member's.
+    #[must_use]
+    pub fn hand_over(&self, rows: usize) -> bool {
+        self.consumer.hand_over(rows)
     }
 
-    /// Rows are on the socket: nothing more is heard of them.
-    pub fn written(&self, rows: usize) {
-        self.consumer.hand_over(rows, true);
+    /// What was handed over is on the socket: nothing more is heard of it.
+    pub fn written(&self) {
+        self.consumer.take_handed();
     }
 
     /// The client has all rows it will take.

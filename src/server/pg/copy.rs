@@ -51,6 +51,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let mut sent = 0_u64;
         while let Some(batch) = source.next_batch(self.wire, &signals).await? {
             signals.check()?;
+            if !source.hand_over(batch.num_rows()) {
+                continue;
+            }
             encoder.begin(&batch)?;
             sent += batch.num_rows() as u64;
             while reply::copy_data(self.wire.out(), |out| encoder.next(out)) {
@@ -59,7 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     signals.check()?;
                 }
             }
-            source.sent(self.wire, &signals, batch.num_rows(), false).await?;
+            source.put(self.wire, &signals).await?;
         }
         source.finish(self.wire, &signals).await?;
         reply::copy_data(self.wire.out(), |out| encoder.finish(out));

@@ -5,7 +5,7 @@
 //! own stream. Every wait ends on cancellation, shutdown, time-out and the client's end. Leaves out what a
 //! row looks like (`rows`) and who asked (`simple`, `extended`).
 
-use crate::engine::{BatchStream, Receipts, ResultColumn, Rows, RowsTag};
+use crate::engine::{Asked, BatchStream, Receipts, ResultColumn, Rows, RowsTag};
 use crate::env;
 use crate::server::pg::cancel::{Signals, Stopping};
 use crate::server::pg::error::Stop;
@@ -31,6 +31,8 @@ pub(super) struct Source {
     is_ended: bool,
     /// Of a member of a consumer group.
     receipts: Option<Receipts>,
+    /// The commit of what its client took before.
+    asked: Asked,
 }
 
 impl fmt::Debug for Source {
@@ -64,7 +66,7 @@ impl Source {
     /// Takes over the rows of a statement.
     pub(super) fn new(rows: Rows) -> Self {
         let Rows { columns, tag, is_push, stream, receipts } = rows;
-        Self { columns, tag, is_push, stream, rest: None, is_ended: false, receipts }
+        Self { columns, tag, is_push, stream, rest: None, is_ended: false, receipts, asked: Asked::default() }
     }
 
     /// The signals that end a wait for these rows.
@@ -95,12 +97,10 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Some(receipts) = &mut self.receipts else { return Ok(()) };
-        receipts.set_waiting(true);
-        if wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await?? {
-            self.rest = None;
-            self.is_ended = false;
-        }
+        let Some(receipts) = &self.receipts else { return Ok(()) };
+        self.asked = wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await??;
+        // A rollback takes an end back too.
+        self.is_ended = false;
         Ok(())
     }
 
@@ -111,26 +111,30 @@ impl Source {
         }
     }
 
-    /// Rows of a member were encoded: of one whose client asks for none they are put on the socket.
-    pub(super) async fn sent<S>(
-        &mut self,
-        wire: &mut Wire<S>,
-        signals: &Signals,
-        rows: usize,
-        is_asked: bool,
-    ) -> Result<(), Stop>
+    /// Rows of a member go to the client now; false when they are void.
+    pub(super) fn hand_over(&self, rows: usize) -> bool {
+        self.receipts.as_ref().is_none_or(|receipts| receipts.hand_over(rows))
+    }
+
+    /// Rows of a member whose client asks for none were encoded: puts them on the socket.
+    pub(super) async fn put<S>(&mut self, wire: &mut Wire<S>, signals: &Signals) -> Result<(), Stop>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match &self.receipts {
-            Some(receipts) if is_asked => receipts.hand_over(rows),
-            Some(receipts) => {
-                wire.make_room(signals).await?;
-                receipts.written(rows);
-            }
-            None => {}
+        if let Some(receipts) = &self.receipts {
+            wire.make_room(signals).await?;
+            receipts.written();
         }
         Ok(())
+    }
+
+    /// What a member's client took before is committed before it is told that it has what it asked for.
+    async fn answered<S>(&mut self, wire: &mut Wire<S>, signals: &Signals) -> Result<(), Stop>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let asked = std::mem::take(&mut self.asked);
+        Ok(wire.during(signals, Flushing::Now, Orphan::Stop, pin!(asked.done())).await??)
     }
 
     /// The client has all rows of a member that it will take.
@@ -168,27 +172,35 @@ impl Source {
                 let end = usize::try_from(wanted)
                     .map_or(batch.num_rows(), |wanted| batch.num_rows().min(row.saturating_add(wanted)));
                 signals.check()?;
+                if !self.hand_over(end - row) {
+                    continue;
+                }
                 let encoder = RowEncoder::new(&batch, &self.columns, formats)?;
                 send(wire, signals, &encoder, row..end).await?;
                 sent += (end - row) as u64;
-                self.sent(wire, signals, end - row, goal.rows_max.is_some()).await?;
+                if goal.rows_max.is_none() {
+                    self.put(wire, signals).await?;
+                }
                 if end < batch.num_rows() {
                     self.rest = Some((batch, end));
                 }
             }
             let is_short = sent > 0 && goal.short_after.is_some_and(|moment| moment <= env::instant());
             if goal.rows_max == Some(sent) || is_short {
+                self.answered(wire, signals).await?;
                 return Ok((sent, Reached::Goal));
             }
             let patience = goal.short_after.filter(|_| sent > 0);
             let Some(next) = before(patience, self.next_batch(wire, signals)).await else {
+                self.answered(wire, signals).await?;
                 return Ok((sent, Reached::Goal));
             };
             match next? {
                 Some(batch) => self.rest = Some((batch, 0)),
                 None => {
-                    if goal.rows_max.is_none() {
-                        self.finish(wire, signals).await?;
+                    match goal.rows_max {
+                        None => self.finish(wire, signals).await?,
+                        Some(_) => self.answered(wire, signals).await?,
                     }
                     return Ok((sent, Reached::End));
                 }
