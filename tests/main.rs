@@ -16,6 +16,7 @@ mod alter;
 mod backup;
 mod bulk;
 mod changes;
+mod churn;
 mod clients;
 mod common;
 mod copy;
