@@ -68,9 +68,7 @@ fn parse(messages: &[SimpleQueryMessage]) -> Vec<(Place, i64)> {
 }
 
 pub(crate) async fn ask(client: &Client, sql: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
-    tokio::time::timeout(2 * DEADLINE, client.simple_query(sql))
-        .await
-        .unwrap_or_else(|_| panic!("no answer to {sql}"))
+    tokio::time::timeout(2 * DEADLINE, client.simple_query(sql)).await.unwrap_or_else(|_| panic!("no answer to {sql}"))
 }
 
 /// First column of the first row.
@@ -224,7 +222,8 @@ async fn by_limit(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
         _ => {
             let copy = client.copy_out(&format!("COPY ({query}) TO STDOUT WITH (FORMAT csv)")).await.unwrap();
             let pieces = futures::StreamExt::collect::<Vec<_>>(copy);
-            let pieces = tokio::time::timeout(2 * DEADLINE, pieces).await.unwrap_or_else(|_| panic!("no end of {query}"));
+            let pieces =
+                tokio::time::timeout(2 * DEADLINE, pieces).await.unwrap_or_else(|_| panic!("no end of {query}"));
             let bytes: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.unwrap().to_vec()).collect();
             let row = |line: &str| {
                 let fields: Vec<&str> = line.split(',').collect();
@@ -354,7 +353,8 @@ fn check_order(fetched: &[Fetched]) {
                 }
                 for left_out in *next..*offset {
                     let by = &seen_by.get(&(topic.clone(), *partition, left_out));
-                    let is_sent = by.is_some_and(|by| by.iter().any(|(life, at)| *life != one.life && *at < one.answered));
+                    let is_sent =
+                        by.is_some_and(|by| by.iter().any(|(life, at)| *life != one.life && *at < one.answered));
                     assert!(is_sent, "{key:?}: {left_out} is left out before {offset}");
                 }
             }

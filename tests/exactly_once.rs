@@ -131,8 +131,7 @@ async fn worker(address: SocketAddr, worker: u64, round: u64, done: Arc<Done>) {
 
 async fn feed(client: &Client, first: u64) {
     for from in (first..first + EVENTS_A_ROUND).step_by(500) {
-        let insert =
-            format!("INSERT INTO input SELECT n, n FROM generate_series({from}, {}) AS n", from + 499);
+        let insert = format!("INSERT INTO input SELECT n, n FROM generate_series({from}, {}) AS n", from + 499);
         ask(client, &insert).await.unwrap();
     }
 }

@@ -184,12 +184,14 @@ async fn a_dropped_topic_ends_the_subscriptions_of_its_groups() {
     let select = "SELECT n FROM t EMIT CHANGES WITH (group = 'g', auto_offset_reset = 'earliest')";
     let (waiting, plain, copying) = (server.client().await, server.client().await, server.client().await);
     run(&waiting, &declare("g", "t", "earliest")).await;
-    let copy = copying.copy_out(&format!("COPY ({select}) TO STDOUT")).await.unwrap();
+    let copy = format!("COPY ({select}) TO STDOUT");
+    let copy = tokio::time::timeout(DEADLINE, copying.copy_out(&copy)).await.expect("COPY begins").unwrap();
     let copied = futures::StreamExt::collect::<Vec<_>>(copy);
     let dropping = async {
         until_it_is(&client, &members("g"), "4").await;
         run(&client, "DROP STREAM t").await;
     };
+    let copied = async { tokio::time::timeout(2 * DEADLINE, copied).await.expect("the end of COPY") };
     let (waited, plain, copied, ()) =
         tokio::join!(ask(&waiting, "FETCH 1000 FROM c"), ask(&plain, select), copied, dropping);
     let codes = [waited.unwrap_err(), plain.unwrap_err(), copied.into_iter().find_map(Result::err).unwrap()];
@@ -212,7 +214,8 @@ async fn groups_are_reset_and_dropped_while_nobody_reads() {
     let server = Server::start().await;
     let (client, member) = (server.client().await, server.client().await);
     run(&client, "CREATE STREAM t (n bigint, at timestamptz) WITH (timestamp = 'at')").await;
-    let series = "SELECT n, timestamptz '2026-01-01 00:00:00Z' + n * interval '1 minute' FROM generate_series(0, 99) AS n";
+    let series =
+        "SELECT n, timestamptz '2026-01-01 00:00:00Z' + n * interval '1 minute' FROM generate_series(0, 99) AS n";
     run(&client, &format!("INSERT INTO t {series}")).await;
     assert_eq!(code(&client, "ALTER CONSUMER GROUP g RESET OFFSETS TO EARLIEST").await, "42704");
     assert_eq!(code(&client, "DROP CONSUMER GROUP g").await, "42704");

@@ -29,6 +29,7 @@ mod failed_sync;
 mod groups;
 mod limits;
 mod listen;
+mod once;
 mod pipelined;
 mod protocol;
 mod pruning;
