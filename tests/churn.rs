@@ -221,10 +221,10 @@ async fn by_limit(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
         0 => (parse(&ask(&client, &query).await.unwrap()), "plain"),
         _ => {
             let copy = client.copy_out(&format!("COPY ({query}) TO STDOUT WITH (FORMAT csv)")).await.unwrap();
-            let pieces = futures::StreamExt::collect::<Vec<_>>(copy);
+            let pieces = futures::TryStreamExt::try_collect::<Vec<_>>(copy);
             let pieces =
                 tokio::time::timeout(2 * DEADLINE, pieces).await.unwrap_or_else(|_| panic!("no end of {query}"));
-            let bytes: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.unwrap().to_vec()).collect();
+            let bytes: Vec<u8> = pieces.unwrap().into_iter().flat_map(|piece| piece.to_vec()).collect();
             let row = |line: &str| {
                 let fields: Vec<&str> = line.split(',').collect();
                 let place = (fields[0].to_owned(), fields[2].parse().unwrap(), fields[3].parse().unwrap());

@@ -186,7 +186,7 @@ async fn a_dropped_topic_ends_the_subscriptions_of_its_groups() {
     run(&waiting, &declare("g", "t", "earliest")).await;
     let copy = format!("COPY ({select}) TO STDOUT");
     let copy = tokio::time::timeout(DEADLINE, copying.copy_out(&copy)).await.expect("COPY begins").unwrap();
-    let copied = futures::StreamExt::collect::<Vec<_>>(copy);
+    let copied = futures::TryStreamExt::try_collect::<Vec<_>>(copy);
     let dropping = async {
         until_it_is(&client, &members("g"), "4").await;
         run(&client, "DROP STREAM t").await;
@@ -194,7 +194,7 @@ async fn a_dropped_topic_ends_the_subscriptions_of_its_groups() {
     let copied = async { tokio::time::timeout(2 * DEADLINE, copied).await.expect("the end of COPY") };
     let (waited, plain, copied, ()) =
         tokio::join!(ask(&waiting, "FETCH 1000 FROM c"), ask(&plain, select), copied, dropping);
-    let codes = [waited.unwrap_err(), plain.unwrap_err(), copied.into_iter().find_map(Result::err).unwrap()];
+    let codes = [waited.unwrap_err(), plain.unwrap_err(), copied.unwrap_err()];
     for error in codes {
         assert_eq!(error.code().unwrap().code(), "42P01", "{}", words(&error));
     }
