@@ -11,6 +11,10 @@ import java.util.Random;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicIntegerArray;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.concurrent.locks.LockSupport;
 import org.apache.kafka.clients.admin.Admin;
@@ -25,8 +29,8 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 /**
- * The load of `cargo bench --bench ingest` on Kafka, by Kafka's own client: one command a line, one answer a line.
- * Everything but what is named here is the client's default; one partition, acks=all.
+ * The load of `cargo bench --bench ingest` and `--bench consume` on Kafka, by Kafka's own client: one command a line, one
+ * answer a line. Everything but what is named here is the client's default; acks=all.
  */
 public final class Load {
     private static final byte[] LETTERS =
@@ -62,11 +66,15 @@ public final class Load {
     private String carryOut(String[] words) throws Exception {
         return switch (words[0]) {
             case "ready" -> "";
-            case "create" -> create(words[1], words[2]);
+            case "create" -> create(words[1], words[2], number(words[3]));
             case "write" -> write(words[1], number(words[2]), number(words[3]), number(words[4]));
             case "bulk" -> bulk(words[1], number(words[2]), number(words[3]));
             case "replay" -> replay(words[1], number(words[2]));
             case "latency" -> latency(words[1], number(words[2]), number(words[3]), number(words[4]));
+            case "fill" -> fill(words[1], number(words[2]), number(words[3]), number(words[4]));
+            case "consume" -> consume(words[1], number(words[2]), number(words[3]), words[4]);
+            case "group-latency" -> groupLatency(
+                words[1], number(words[2]), number(words[3]), number(words[4]), number(words[5]), number(words[6]));
             default -> throw new IllegalArgumentException("no such command");
         };
     }
@@ -75,10 +83,10 @@ public final class Load {
         return Integer.parseInt(text);
     }
 
-    /** create TOPIC FLUSH: FLUSH is flush.messages, or "default". */
-    private String create(String topic, String flush) throws Exception {
+    /** create TOPIC FLUSH PARTITIONS: FLUSH is flush.messages, or "default". */
+    private String create(String topic, String flush, int partitions) throws Exception {
         try (Admin admin = Admin.create(Map.of("bootstrap.servers", address))) {
-            NewTopic made = new NewTopic(topic, 1, (short) 1);
+            NewTopic made = new NewTopic(topic, partitions, (short) 1);
             if (!flush.equals("default")) {
                 made.configs(Map.of("flush.messages", flush));
             }
@@ -245,5 +253,148 @@ public final class Load {
             long[] counted = Arrays.copyOfRange(times, count / 5, count);
             return quantile(counted, 0.5) + " " + quantile(counted, 0.99) + " " + missing;
         }
+    }
+
+    /** fill TOPIC COUNT BYTES PARTITIONS: the same number to each partition. */
+    private String fill(String topic, int count, int bytes, int partitions) throws Exception {
+        if (bulk == null) {
+            bulk = producer(Map.of());
+        }
+        byte[][] events = events(bytes);
+        for (int at = 0; at < count; at++) {
+            bulk.send(new ProducerRecord<>(topic, at / 64 % partitions, null, events[at % EVENTS]));
+        }
+        bulk.flush();
+        return "";
+    }
+
+    /** Takes what one poll of a member gave. */
+    private interface Taker {
+        void take(ConsumerRecords<byte[], byte[]> records);
+    }
+
+    /** Members of a group, each with a thread of its own; offsets are committed as the client does by itself. */
+    private final class Members {
+        private final AtomicBoolean isOver = new AtomicBoolean();
+        private final AtomicIntegerArray assigned;
+        private final List<Future<?>> running = new ArrayList<>();
+
+        Members(int members, String group, String topic, Taker taker) {
+            assigned = new AtomicIntegerArray(members);
+            Map<String, Object> config =
+                Map.of("bootstrap.servers", address, "group.id", group, "auto.offset.reset", "earliest");
+            for (int at = 0; at < members; at++) {
+                int member = at;
+                running.add(threads.submit(() -> {
+                    try (KafkaConsumer<byte[], byte[]> consumer =
+                             new KafkaConsumer<>(config, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+                        consumer.subscribe(List.of(topic));
+                        while (!isOver.get()) {
+                            ConsumerRecords<byte[], byte[]> records = consumer.poll(Duration.ofMillis(100));
+                            assigned.set(member, consumer.assignment().size());
+                            if (!records.isEmpty()) {
+                                taker.take(records);
+                            }
+                        }
+                    }
+                }));
+            }
+        }
+
+        boolean hasAll(int partitions) {
+            int sum = 0;
+            for (int at = 0; at < assigned.length(); at++) {
+                sum += assigned.get(at);
+            }
+            return sum == partitions;
+        }
+
+        void end() throws Exception {
+            isOver.set(true);
+            for (Future<?> member : running) {
+                member.get();
+            }
+        }
+    }
+
+    /**
+     * consume TOPIC COUNT MEMBERS GROUP: a new group reads so many from the beginning. Answers: seconds from the first
+     * that any member has until the last; bytes.
+     */
+    private String consume(String topic, int count, int members, String group) throws Exception {
+        AtomicLong seen = new AtomicLong();
+        AtomicLong bytes = new AtomicLong();
+        AtomicLong begin = new AtomicLong();
+        AtomicLong end = new AtomicLong();
+        Members reading = new Members(members, group, topic, records -> {
+            begin.compareAndSet(0, System.nanoTime());
+            long some = 0;
+            for (ConsumerRecord<byte[], byte[]> record : records) {
+                some += record.value().length;
+            }
+            bytes.addAndGet(some);
+            if (seen.addAndGet(records.count()) >= count) {
+                end.compareAndSet(0, System.nanoTime());
+            }
+        });
+        long deadline = System.nanoTime() + 300_000_000_000L;
+        while (end.get() == 0 && System.nanoTime() < deadline) {
+            Thread.sleep(10);
+        }
+        reading.end();
+        if (end.get() == 0) {
+            throw new IllegalStateException(seen.get() + " events came");
+        }
+        return (end.get() - begin.get()) / 1e9 + " " + bytes.get();
+    }
+
+    /**
+     * group-latency TOPIC RATE MILLIS BYTES MEMBERS PARTITIONS: RATE events a second, to each partition in turn;
+     * linger.ms=0. Answers: p50, p99 and the most in ms from when an event was due until a member has it, the first fifth
+     * left out; and how many did not come.
+     */
+    private String groupLatency(String topic, int rate, int millis, int bytes, int members, int partitions)
+            throws Exception {
+        int count = (int) ((long) rate * millis / 1000);
+        byte[][] events = events(bytes);
+        long[] due = new long[count];
+        long[] times = new long[count];
+        AtomicInteger missing = new AtomicInteger(count);
+        Members reading = new Members(members, topic, topic, records -> {
+            long now = System.nanoTime();
+            for (ConsumerRecord<byte[], byte[]> record : records) {
+                int at = Integer.parseInt(new String(record.value(), 0, 20, StandardCharsets.US_ASCII));
+                times[at] = now - due[at];
+            }
+            missing.addAndGet(-records.count());
+        });
+        long deadline = System.nanoTime() + 30_000_000_000L;
+        while (!reading.hasAll(partitions) && System.nanoTime() < deadline) {
+            Thread.sleep(10);
+        }
+        try (KafkaProducer<byte[], byte[]> producer = producer(Map.of("linger.ms", 0))) {
+            producer.partitionsFor(topic);
+            long begin = System.nanoTime() + 1_000_000;
+            for (int at = 0; at < count; at++) {
+                due[at] = begin + at * 1000L / rate * 1_000_000L;
+            }
+            for (int at = 0; at < count; at++) {
+                while (System.nanoTime() < due[at]) {
+                    LockSupport.parkNanos(due[at] - System.nanoTime());
+                }
+                byte[] event = events[at % EVENTS].clone();
+                byte[] digits = String.format("%020d", at).getBytes(StandardCharsets.US_ASCII);
+                System.arraycopy(digits, 0, event, 0, digits.length);
+                producer.send(new ProducerRecord<>(topic, at % partitions, null, event));
+            }
+            producer.flush();
+            deadline = System.nanoTime() + 20_000_000_000L;
+            while (missing.get() > 0 && System.nanoTime() < deadline) {
+                Thread.sleep(10);
+            }
+        }
+        reading.end();
+        long[] counted = Arrays.copyOfRange(times, count / 5, count);
+        return quantile(counted, 0.5) + " " + quantile(counted, 0.99) + " " + quantile(counted, 1) + " " + missing.get();
     }
 }

@@ -112,6 +112,35 @@ pub(crate) fn mapped_mebibytes(process: u32) -> anyhow::Result<f64> {
     memory_mebibytes(process, "RssFile:")
 }
 
+/// Lets this process, and those it starts, have so many open files.
+///
+/// # Errors
+/// When the system does not let it: says what would.
+pub(crate) fn raise_open_files(needed: usize) -> anyhow::Result<()> {
+    let (soft, hard) = open_files()?;
+    if soft >= needed {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        hard >= needed,
+        "{needed} open files are needed, and the system allows {hard}: begin with `ulimit -Hn {needed}` as root"
+    );
+    // Of util-linux; a call of the system by itself would be unsafe code.
+    let (limit, process) = (format!("--nofile={needed}:{hard}"), std::process::id().to_string());
+    let done = Command::new("prlimit").args([limit.as_str(), "--pid", process.as_str()]).status();
+    let is_raised = done.is_ok_and(|status| status.success()) && open_files()?.0 >= needed;
+    anyhow::ensure!(is_raised, "{needed} open files are needed, and {soft} allowed: begin with `ulimit -Sn {needed}`");
+    Ok(())
+}
+
+/// How many files this process may open, and how far that may be raised.
+fn open_files() -> anyhow::Result<(usize, usize)> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit of open files")?;
+    let mut words = line.split_whitespace().map(|word| word.parse().unwrap_or(usize::MAX));
+    Ok((words.next().context("no soft limit")?, words.next().context("no hard limit")?))
+}
+
 fn memory_mebibytes(process: u32, field: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;

@@ -39,6 +39,10 @@ pub(crate) enum Unit {
     PerSecond(&'static str),
     /// Mebibytes.
     Mebibytes,
+    /// Kibibytes.
+    Kibibytes,
+    /// Seconds of one core's time.
+    CoreSeconds,
     /// Of one core.
     Percent,
     /// A multiple of what is named.
@@ -54,7 +58,7 @@ pub(crate) enum Unit {
 impl Unit {
     /// Whether a smaller figure is the better one.
     pub(crate) fn is_better_when_less(self) -> bool {
-        matches!(self, Self::Millis | Self::Mebibytes | Self::Percent | Self::CoreSecondsPerMillion(_))
+        !matches!(self, Self::PerSecond(_) | Self::MegabytesPerSecond | Self::Times(_) | Self::Count(_))
     }
 
     fn show(self, figure: f64) -> String {
@@ -62,6 +66,8 @@ impl Unit {
             Self::Millis => format!("{figure:.3} ms"),
             Self::PerSecond(what) => format!("{} {what}/s", thousands(figure)),
             Self::Mebibytes => format!("{figure:.0} MiB"),
+            Self::Kibibytes => format!("{figure:.1} KiB"),
+            Self::CoreSeconds => format!("{figure:.2} s of a core"),
             Self::Percent => format!("{figure:.2} %"),
             Self::Times(what) => format!("{figure:.2} × {what}").trim_end().to_owned(),
             Self::MegabytesPerSecond => format!("{figure:.1} MB/s"),

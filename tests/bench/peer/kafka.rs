@@ -76,13 +76,18 @@ impl Kafka {
         Ok(kafka)
     }
 
-    /// Makes a topic.
+    /// Makes a topic of one partition.
     pub(crate) fn create(&mut self, topic: &str, flush: Flush) -> anyhow::Result<()> {
+        self.create_partitioned(topic, flush, 1)
+    }
+
+    /// Makes a topic.
+    pub(crate) fn create_partitioned(&mut self, topic: &str, flush: Flush, partitions: usize) -> anyhow::Result<()> {
         let messages = match flush {
             Flush::Default => "default",
             Flush::Always => "1",
         };
-        self.ask(&format!("create {topic} {messages}")).map(drop)
+        self.ask(&format!("create {topic} {messages} {partitions}")).map(drop)
     }
 
     /// Has the client carry out a command of `Load.java`; the numbers it answers.

@@ -1,7 +1,10 @@
 //! The peers, as far as they are installed; each is a process of its own on the disk the server uses.
 
+#![allow(dead_code, reason = "each bench uses its own part of it")]
+
 pub(crate) mod kafka;
 pub(crate) mod nats;
+pub(crate) mod nats_pull;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod sql;

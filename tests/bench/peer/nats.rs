@@ -76,6 +76,11 @@ impl Nats {
         self.sync == SyncInterval::Always
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A client that publishes to the stream of this name, which is made if it is not there.
     pub(crate) async fn client(&self, stream: &str) -> anyhow::Result<NatsClient> {
         let connection = TcpStream::connect(self.address).await?;
@@ -133,6 +138,17 @@ impl NatsClient {
         let answer = String::from_utf8(self.messages.next(&mut self.writer).await?.payload)?;
         anyhow::ensure!(!answer.contains("\"error\""), "{answer}");
         Ok(())
+    }
+
+    /// Makes a durable consumer of the stream that others pull from; they acknowledge all up to a message.
+    pub(crate) async fn create_consumer(&mut self, name: &str, pending_max: usize) -> anyhow::Result<()> {
+        let config = format!(
+            "{{\"stream_name\":\"{0}\",\"config\":{{\"durable_name\":\"{name}\",\"deliver_policy\":\"all\",\
+             \"ack_policy\":\"all\",\"replay_policy\":\"instant\",\"max_ack_pending\":{pending_max}}}}}",
+            self.stream
+        );
+        let subject = format!("CONSUMER.DURABLE.CREATE.{}.{name}", self.stream);
+        self.api(&subject, &config).await
     }
 
     /// Has everything delivered to this client, from the first message stored.

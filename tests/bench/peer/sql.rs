@@ -13,6 +13,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 const PROTOCOL: u32 = 196_608;
 /// Tag and length of a message.
 const HEAD_BYTES: usize = 5;
+/// Room for what is read at once of many rows.
+const READ_BYTES: usize = 64 << 10;
 
 /// A connection, perhaps with a statement.
 #[derive(Debug)]
@@ -33,6 +35,15 @@ pub(crate) struct SqlReader {
 pub(crate) struct SqlWriter {
     connection: OwnedWriteHalf,
     outbox: Vec<u8>,
+}
+
+/// What came of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Came {
+    /// Rows.
+    pub(crate) rows: usize,
+    /// How often the server was ready for the next statement.
+    pub(crate) readies: usize,
 }
 
 impl SqlPipe {
@@ -105,6 +116,21 @@ impl SqlWriter {
         Ok(())
     }
 
+    /// Sends a statement, or several.
+    pub(crate) async fn simple(&mut self, statement: &str) -> anyhow::Result<()> {
+        self.add(b'Q', &[statement.as_bytes(), b"\0"])?;
+        self.flush().await
+    }
+
+    /// Sends a statement without parameters by the extended protocol, for all its rows, as texts.
+    pub(crate) async fn extended(&mut self, statement: &str) -> anyhow::Result<()> {
+        self.add(b'P', &[b"\0", statement.as_bytes(), b"\0\0\0"])?;
+        self.add(b'B', &[b"\0\0\0\0\0\0\0\0"])?;
+        self.add(b'E', &[b"\0\0\0\0\0"])?;
+        self.add(b'S', &[])?;
+        self.flush().await
+    }
+
     async fn flush(&mut self) -> anyhow::Result<()> {
         self.connection.write_all(&self.outbox).await?;
         self.outbox.clear();
@@ -158,6 +184,56 @@ impl SqlReader {
             }
         }
         Ok(())
+    }
+
+    /// Waits until a query, or a COPY of one, has begun.
+    pub(crate) async fn begun(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.message()? {
+                Some((b'T' | b'H', _)) => return Ok(()),
+                Some(_) => {}
+                None => self.read().await?,
+            }
+        }
+    }
+
+    /// Shows `each` the first column of each row that is here, or each line of a COPY as text, where it lies; what came, at
+    /// least one row or ReadyForQuery.
+    pub(crate) async fn values(&mut self, mut each: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<Came> {
+        loop {
+            let mut came = Came::default();
+            let mut rest: &[u8] = &self.inbox;
+            while let Some([tag, length @ ..]) = rest.first_chunk::<HEAD_BYTES>().copied() {
+                let end = u32::from_be_bytes(length) as usize + 1;
+                let Some(body) = rest.get(HEAD_BYTES..end) else { break };
+                rest = &rest[end..];
+                match tag {
+                    b'D' => {
+                        // The number of columns; the length of the first.
+                        let length = body.get(2..6).and_then(|length| length.try_into().ok()).context("no column")?;
+                        let length = usize::try_from(i32::from_be_bytes(length)).context("a null")?;
+                        each(body.get(6..6 + length).context("a short row")?)?;
+                        came.rows += 1;
+                    }
+                    b'd' => {
+                        for line in body.split_inclusive(|byte| *byte == b'\n') {
+                            each(line.strip_suffix(b"\n").context("a part of a row")?)?;
+                            came.rows += 1;
+                        }
+                    }
+                    b'Z' => came.readies += 1,
+                    b'E' => bail!("{}", String::from_utf8_lossy(body).replace('\0', " ")),
+                    _ => {}
+                }
+            }
+            let taken = self.inbox.len() - rest.len();
+            self.inbox.advance(taken);
+            if came.rows + came.readies > 0 {
+                return Ok(came);
+            }
+            self.inbox.reserve(READ_BYTES);
+            self.read().await?;
+        }
     }
 
     /// The first columns, texts, of the rows that are here, and what notifications say; at least one.

@@ -1,0 +1,142 @@
+//! Events that are sent at a steady rate, each when it is due, and the times until those who read them have them.
+//!
+//! The times count from when an event was due, so that a producer that is held back hides nothing.
+
+use crate::kit::events::Events;
+use crate::kit::report::quantile;
+use crate::members::{Member, SIZE};
+use crate::peer::nats::NatsClient;
+use crate::peer::nats_pull::NatsPuller;
+use crate::peer::sql::SqlWriter;
+use anyhow::Context as _;
+use futures::future::try_join_all;
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+
+pub(crate) const EVENTS_PER_SECOND: usize = 1_000;
+const TICK: Duration = Duration::from_millis(1);
+/// Part of the events, at the beginning, whose times are not counted.
+const WARM_UP_PART: usize = 5;
+/// After the last event was sent.
+const RECEIVE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Who sends.
+pub(crate) enum Producer {
+    Sql(SqlWriter),
+    Nats(NatsClient),
+}
+
+impl Producer {
+    async fn send(&mut self, event: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Sql(writer) => writer.send(&[event]).await,
+            Self::Nats(client) => client.publish(&[event]).await,
+        }
+    }
+}
+
+/// Who receives.
+pub(crate) enum Receiver {
+    Ours(Member),
+    Nats(NatsPuller),
+}
+
+impl Receiver {
+    async fn values(&mut self, each: impl FnMut(&[u8]) -> anyhow::Result<()>) -> anyhow::Result<usize> {
+        match self {
+            Self::Ours(member) => member.values(each).await,
+            Self::Nats(puller) => puller.values(each).await,
+        }
+    }
+}
+
+/// Times in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) most: f64,
+}
+
+/// What receivers share.
+struct Arrivals {
+    due: RefCell<Vec<Instant>>,
+    /// How often each event came.
+    came: RefCell<Vec<u32>>,
+    times: RefCell<Vec<Duration>>,
+    missing: Cell<usize>,
+    done: Notify,
+}
+
+impl Arrivals {
+    fn take(&self, value: &[u8], warm_up: usize) -> anyhow::Result<()> {
+        let number: usize = std::str::from_utf8(value.get(..20).context("no number")?)?.parse()?;
+        let due = *self.due.borrow().get(number).context("an event before it was sent")?;
+        if let Some(came) = self.came.borrow_mut().get_mut(number) {
+            *came += 1;
+        }
+        if number >= warm_up {
+            self.times.borrow_mut().push(due.elapsed());
+        }
+        self.missing.set(self.missing.get().saturating_sub(1));
+        if self.missing.get() == 0 {
+            self.done.notify_one();
+        }
+        Ok(())
+    }
+}
+
+/// Sends for `time`, and receives each event `copies` times in all.
+pub(crate) async fn measure(
+    producer: Producer,
+    receivers: Vec<Receiver>,
+    copies: usize,
+    time: Duration,
+) -> anyhow::Result<Turn> {
+    let count = (time.as_secs_f64() * EVENTS_PER_SECOND as f64) as usize;
+    let arrivals = &Arrivals {
+        due: RefCell::new(Vec::with_capacity(count)),
+        came: RefCell::new(vec![0; count]),
+        times: RefCell::new(Vec::with_capacity(count * copies)),
+        missing: Cell::new(count * copies),
+        done: Notify::new(),
+    };
+    let warm_up = count / WARM_UP_PART;
+    let receiving = try_join_all(receivers.into_iter().map(|receiver| receive(receiver, arrivals, warm_up)));
+    let sending = async {
+        produce(producer, &arrivals.due, count).await?;
+        tokio::time::sleep(RECEIVE_TIME_MAX).await;
+        anyhow::bail!("it does not keep up: {} of {} rows did not come", arrivals.missing.get(), count * copies)
+    };
+    tokio::select! {
+        biased;
+        () = arrivals.done.notified() => {}
+        failed = sending => failed?,
+        failed = receiving => drop(failed?),
+    }
+    let is_right = arrivals.came.borrow().iter().all(|came| *came as usize == copies);
+    anyhow::ensure!(is_right, "some events came too often");
+    let mut times = arrivals.times.borrow_mut();
+    Ok(Turn { p50: quantile(&mut times, 0.5), p99: quantile(&mut times, 0.99), most: quantile(&mut times, 1.0) })
+}
+
+/// Takes events for as long as they come.
+async fn receive(mut receiver: Receiver, arrivals: &Arrivals, warm_up: usize) -> anyhow::Result<()> {
+    loop {
+        receiver.values(|value| arrivals.take(value, warm_up)).await?;
+    }
+}
+
+async fn produce(mut producer: Producer, due: &RefCell<Vec<Instant>>, count: usize) -> anyhow::Result<Producer> {
+    let texts = Events::new(1_000, SIZE);
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for number in 0..count {
+        let time = ticks.tick().await.into_std();
+        due.borrow_mut().push(time);
+        producer.send(&format!("{number:020}{}", &texts.get(number)[20..])).await?;
+    }
+    Ok(producer)
+}
