@@ -88,10 +88,10 @@ impl Scale {
         let seconds = Duration::from_secs;
         match options.quick {
             true => {
-                Self { throughput: (4_000_000, 2_000_000, 400_000), rounds: 1, latency: seconds(5), idle: seconds(10) }
+                Self { throughput: (8_000_000, 4_000_000, 800_000), rounds: 1, latency: seconds(5), idle: seconds(10) }
             }
             false => Self {
-                throughput: (16_000_000, 6_000_000, 1_500_000),
+                throughput: (24_000_000, 12_000_000, 2_000_000),
                 rounds: 3,
                 latency: seconds(15),
                 idle: seconds(10),

@@ -25,7 +25,8 @@ pub(crate) async fn run(report: &mut Report, scale: Scale, members: &[usize], pe
     let server = Server::start(dir.path())?;
     for count in members {
         let mut lines: Vec<Line> = Vec::new();
-        for round in 0..scale.rounds {
+        // The first round is not counted: servers and clients are cold in it.
+        for round in 0..=scale.rounds {
             for contender in contenders(peers) {
                 let (name, is_durable, is_ours) = contender.name(peers);
                 let topic = format!("latency_{count}_{round}");
@@ -37,6 +38,7 @@ pub(crate) async fn run(report: &mut Report, scale: Scale, members: &[usize], pe
                     }
                 };
                 match lines.iter_mut().find(|line| line.name == name) {
+                    _ if round == 0 => {}
                     Some(line) => line.turns.push(turn),
                     None => lines.push(Line { name, is_durable, is_ours, turns: vec![turn] }),
                 }

@@ -106,7 +106,8 @@ pub(crate) async fn measure(
     let warm_up = count / WARM_UP_PART;
     let receiving = try_join_all(receivers.into_iter().map(|receiver| receive(receiver, arrivals, warm_up)));
     let sending = async {
-        produce(producer, &arrivals.due, count).await?;
+        // Its connection must not end before the last event has come.
+        let _producer = produce(producer, &arrivals.due, count).await?;
         tokio::time::sleep(RECEIVE_TIME_MAX).await;
         anyhow::bail!("it does not keep up: {} of {} rows did not come", arrivals.missing.get(), count * copies)
     };
