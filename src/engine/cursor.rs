@@ -125,7 +125,7 @@ impl Cursors {
         let fetching = Fetching { source: Arc::clone(&cursor.source), goal, is_finished: false, receipts };
         let stream = futures::stream::unfold(fetching, |mut fetching| async move {
             let batch = fetching.source.lock().await.take(&mut fetching.goal).await;
-            fetching.is_finished = !matches!(batch, Some(Ok(_)));
+            fetching.is_finished = batch.is_none();
             Some((batch?, fetching))
         });
         let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);

@@ -107,6 +107,9 @@ impl MemberSubscription {
             self.consumer.set_waiting(true);
         }
         let next = loop {
+            if self.consumer.era() != self.seen.0 {
+                self.ready.clear();
+            }
             let left = self.limit.map_or(u64::MAX, |limit| limit.value().saturating_sub(self.rows_given()));
             if left == 0 {
                 break None;
@@ -126,14 +129,11 @@ impl MemberSubscription {
     /// Rows that are the client's, or on their way to it.
     fn rows_given(&self) -> u64 {
         let ready: usize = self.ready.iter().map(RecordBatch::num_rows).sum();
-        self.consumer.rows_given() - ready as u64
+        self.consumer.rows_given().saturating_sub(ready as u64)
     }
 
     /// Takes the next events, waiting for them; `None` when they gave no row. At most `left` rows.
     async fn advance(&mut self, left: u64) -> Result<Option<RecordBatch>> {
-        if self.consumer.era() != self.seen.0 {
-            self.ready.clear();
-        }
         if let Some(batch) = self.ready.pop_front() {
             return Ok(Some(batch));
         }

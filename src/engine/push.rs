@@ -185,7 +185,7 @@ impl Session {
             instance: self.settings.group_instance_id(),
             joined_at: self.engine.clock().now(),
             max_poll_interval: self.settings.max_poll_interval().and_then(span),
-            session_timeout: self.settings.session_timeout().and_then(span).unwrap_or(Duration::MAX / 2),
+            session_timeout: self.settings.session_timeout().and_then(span),
         };
         let Membership { group, reset, auto_commit, delivery, limit } = member;
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);

@@ -69,6 +69,20 @@ pub(crate) struct Settled {
     pub(crate) taken: u64,
 }
 
+/// Partitions that are on their way to a member: if they do not arrive, they go back.
+struct Returning {
+    seat: Option<Arc<Membership>>,
+    places: Vec<TopicPartition>,
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        if let Some(seat) = self.seat.take().filter(|_| !self.places.is_empty()) {
+            seat.release(std::mem::take(&mut self.places));
+        }
+    }
+}
+
 /// A member of a group.
 pub(crate) struct Consumer {
     joining: Joining,
@@ -103,6 +117,8 @@ impl Consumer {
         };
         consumer.begin_topics().await?;
         *consumer.membership.lock() = Some(Arc::new(consumer.take_seat()));
+        // Until it asks for rows it is not known to be alive.
+        consumer.set_waiting(false);
         Ok(Arc::new(consumer))
     }
 
@@ -275,24 +291,17 @@ impl Consumer {
         Ok(())
     }
 
-    /// Begins to read partitions, where the group is.
+    /// Begins to read partitions, where the group is. Those that it does not come to, because it fails or nobody carries it
+    /// on, are given back.
     async fn take_over(&self, granted: &[TopicPartition]) -> Result<()> {
+        let mut returning = Returning { seat: self.seat(), places: granted.to_vec() };
         self.begin_topics().await?;
         let of = |(topic, partition): &TopicPartition| TakePartition {
             topic: *topic,
             partition: *partition,
             taking: Taking::Read,
         };
-        let taken = match self.take(granted.iter().map(of).collect()).await {
-            Ok(taken) => taken,
-            Err(error) => {
-                // Whoever asks next tries again.
-                if let Some(seat) = self.seat() {
-                    seat.release(granted.iter().copied());
-                }
-                return Err(error);
-            }
-        };
+        let taken = self.take(granted.iter().map(of).collect()).await?;
         for (place, taken) in granted.iter().zip(taken) {
             let read = self.in_log(*place, taken.position.offset)?;
             // What is committed is what the log says: the jump is committed with the next rows.
@@ -305,6 +314,7 @@ impl Consumer {
         let mut progress = self.progress.lock();
         progress.taken += 1;
         progress.stirred.notify_one();
+        returning.places.clear();
         Ok(())
     }
 

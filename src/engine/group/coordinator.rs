@@ -36,8 +36,8 @@ pub(crate) struct MemberInfo {
     pub(crate) joined_at: Timestamp,
     /// How long it may take before it asks for more; `None` for ever.
     pub(crate) max_poll_interval: Option<Duration>,
-    /// How long one with an instance may stay away.
-    pub(crate) session_timeout: Duration,
+    /// How long one with an instance may stay away; `None` for ever.
+    pub(crate) session_timeout: Option<Duration>,
 }
 
 /// What the coordinator and a member tell each other without a lock.
@@ -59,9 +59,12 @@ struct Seat {
     info: MemberInfo,
     signal: Arc<Signal>,
     let_go: LetGo,
-    /// Until when one that left may come back.
-    absent_until: Option<Instant>,
+    /// Of one that left and may come back.
+    absent: Option<Absence>,
 }
+
+/// Until when one that left may come back; `None` for ever.
+type Absence = Option<Instant>;
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,7 +196,7 @@ impl Coordinator {
         if let Some(before) = joined.machine.join(member, info.instance.clone(), topics) {
             joined.remove(before);
         }
-        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), let_go, absent_until: None });
+        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), let_go, absent: None });
         joined.wake();
         drop(groups);
         self.watched.notify_one();
@@ -206,7 +209,8 @@ impl Coordinator {
         left.machine.leave(member);
         match left.seats.get_mut(&member) {
             Some(seat) if left.machine.is_absent(member) => {
-                seat.absent_until = Some(env::instant() + seat.info.session_timeout);
+                let until = seat.info.session_timeout.and_then(|timeout| env::instant().checked_add(timeout));
+                seat.absent = Some(until);
             }
             _ => drop(left.seats.remove(&member)),
         }
@@ -219,8 +223,8 @@ impl Coordinator {
     fn expire(&self, now: Instant) -> bool {
         let mut is_watching = false;
         for group in self.groups.lock().values_mut() {
-            let is_over = |seat: &Seat| match (seat.absent_until, seat.info.max_poll_interval) {
-                (Some(until), _) => until <= now,
+            let is_over = |seat: &Seat| match (seat.absent, seat.info.max_poll_interval) {
+                (Some(until), _) => until.is_some_and(|until| until <= now),
                 (None, Some(interval)) => self.busy_until(seat, interval).is_some_and(|until| until <= now),
                 (None, None) => false,
             };
@@ -240,7 +244,8 @@ impl Coordinator {
 
     fn busy_until(&self, seat: &Seat, interval: Duration) -> Option<Instant> {
         let since = seat.signal.busy_since.load(Ordering::Relaxed);
-        (since > 0).then(|| self.begun + Duration::from_micros(since) + interval)
+        let since = self.begun.checked_add(Duration::from_micros(since)).filter(|_| since > 0);
+        since.and_then(|since| since.checked_add(interval))
     }
 
     /// Removes members whose time is over, for as long as the node runs.
@@ -277,7 +282,7 @@ impl Group {
         let member = |(member, seat): (&MemberId, &Seat)| MemberRow {
             member: *member,
             info: seat.info.clone(),
-            is_present: seat.absent_until.is_none(),
+            is_present: seat.absent.is_none(),
             partitions: self.machine.owned(*member).collect(),
         };
         GroupRow {
@@ -368,7 +373,7 @@ mod tests {
             instance: instance.map(str::to_owned),
             joined_at: Timestamp::default(),
             max_poll_interval: Some(Duration::from_secs(300)),
-            session_timeout: Duration::from_secs(45),
+            session_timeout: Some(Duration::from_secs(45)),
         }
     }
 

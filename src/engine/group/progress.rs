@@ -171,14 +171,19 @@ impl Progress {
         if self.begun.is_some() || self.is_reading {
             return Vec::new();
         }
+        let has_rows = |place: &TopicPartition| self.marks.iter().any(|mark| mark.place == *place);
         let is_free = |held: &Held| {
             held.is_revoked
-                && GroupPosition::from(held.read) == held.handed
+                && held.read == held.handed.offset
                 && held.handed == held.asked
                 && (held.asked == held.committed || !auto_commit)
         };
-        let free: Vec<TopicPartition> =
-            self.held.iter().filter(|(_, held)| is_free(held)).map(|(place, _)| *place).collect();
+        let free: Vec<TopicPartition> = self
+            .held
+            .iter()
+            .filter(|(place, held)| is_free(held) && !has_rows(place))
+            .map(|(place, _)| *place)
+            .collect();
         for place in &free {
             self.held.remove(place);
         }

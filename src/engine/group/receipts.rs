@@ -33,6 +33,20 @@ impl Asked {
     }
 }
 
+/// A client that asks. One that gets no answer does not wait.
+struct Asking<'a> {
+    consumer: &'a Consumer,
+    is_done: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.consumer.set_waiting(false);
+        }
+    }
+}
+
 impl Receipts {
     pub(crate) fn new(consumer: Arc<Consumer>) -> Self {
         Self { consumer }
@@ -54,7 +68,9 @@ impl Receipts {
             let consumer = Arc::clone(&self.consumer);
             env::spawn("commit-offsets", async move { consumer.commit().await })
         });
+        let mut asking = Asking { consumer: &self.consumer, is_done: false };
         self.consumer.ask().await?;
+        asking.is_done = true;
         Ok(Asked { commit })
     }
 
