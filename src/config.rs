@@ -165,7 +165,6 @@ fn half(machine: Option<u64>) -> ByteSize {
     machine.map_or(MEMORY_BYTES, |bytes| ByteSize::new(bytes / 2)).max(MEMORY_BYTES_MIN)
 }
 
-/// A size as PostgreSQL writes it: a number, then B, kB, MB, GB or TB, each 1,024 times the one before.
 /// A number with `s`, `min`, `h` or `d`.
 fn parse_retention(text: &str) -> Result<Span, ConfigError> {
     let digits = text.trim().find(|c: char| !c.is_ascii_digit()).unwrap_or(text.trim().len());
@@ -183,6 +182,7 @@ fn parse_retention(text: &str) -> Result<Span, ConfigError> {
     })
 }
 
+/// A size as PostgreSQL writes it: a number, then B, kB, MB, GB or TB, each 1,024 times the one before.
 fn parse_memory(text: &str) -> Result<ByteSize, ConfigError> {
     let refused = |why: String| ConfigError::Value(format!("memory must be {why}, not \"{text}\""));
     let form = || refused("a size such as 2GB or 512MB".to_owned());

@@ -14,6 +14,7 @@ use millstream_sql::SqlError;
 use millstream_sql::dialect::FetchCount;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -122,14 +123,18 @@ impl Cursors {
             ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
             deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
         };
-        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, is_finished: false, receipts };
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let told = receipts.as_ref().map(|_| Receipts::of_fetch(Arc::clone(&is_sent)));
+        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, is_sent, receipts };
         let stream = futures::stream::unfold(fetching, |mut fetching| async move {
             let batch = fetching.source.lock().await.take(&mut fetching.goal).await;
-            fetching.is_finished = batch.is_none();
+            if batch.is_none() {
+                fetching.is_sent.store(true, Ordering::Release);
+            }
             Some((batch?, fetching))
         });
         let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);
-        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream), receipts: None })
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream), receipts: told })
     }
 
     fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
@@ -204,16 +209,18 @@ impl Cursor {
 struct Fetching {
     source: Arc<Mutex<Source>>,
     goal: Goal,
-    is_finished: bool,
+    /// All that was wanted of its rows went to the client.
+    is_sent: Arc<AtomicBool>,
     receipts: Option<Receipts>,
 }
 
 impl Drop for Fetching {
     fn drop(&mut self) {
-        let Some(receipts) = &self.receipts else { return };
-        receipts.set_waiting(false);
-        if !self.is_finished {
-            receipts.consumer().take_back();
+        let consumer = self.receipts.as_ref().and_then(Receipts::consumer);
+        let Some(consumer) = consumer else { return };
+        consumer.set_waiting(false);
+        if !self.is_sent.load(Ordering::Acquire) {
+            consumer.take_back();
         }
     }
 }
@@ -224,13 +231,17 @@ impl Source {
         let Some(receipts) = &self.receipts else { return Ok(()) };
         // A rollback takes an end back too.
         self.is_done = false;
+        // Of a FETCH that nobody read to its end.
+        std::mem::take(&mut self.asked).done().await?;
         match receipts.ask().await {
             Ok(asked) => self.asked = asked,
             Err(error) => {
-                let is_final = matches!(
-                    error.sqlstate,
-                    SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
-                );
+                let is_in_block = receipts.consumer().is_some_and(|consumer| consumer.is_in_transaction());
+                let is_final = !is_in_block
+                    && matches!(
+                        error.sqlstate,
+                        SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
+                    );
                 if is_final {
                     self.fail(&error);
                 }

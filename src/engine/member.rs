@@ -14,7 +14,7 @@ use crate::replication::GroupPosition;
 use arrow::array::RecordBatch;
 use futures::Stream;
 use futures::future::{BoxFuture, select_all};
-use millstream_catalog::model::{Offset, PartitionId, RowCount, Timestamp};
+use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, Timestamp};
 use millstream_sql::SqlError;
 use millstream_sql::plan::ContinuousPlan;
 use millstream_sql::stream::{InputBatch, Pipeline, RowOrigins, StepInput};
@@ -47,6 +47,8 @@ pub(crate) struct MemberSubscription {
     ready: VecDeque<RecordBatch>,
     limit: Option<RowCount>,
     versions: watch::Receiver<u64>,
+    /// A topic may have partitions that the shard does not have yet.
+    is_growing: bool,
     committing: Option<JoinHandle<Result<()>>>,
 }
 
@@ -91,6 +93,7 @@ impl MemberSubscription {
             ready: VecDeque::new(),
             limit,
             versions: engine.replication().catalog().subscribe(),
+            is_growing: true,
             committing: None,
         }
     }
@@ -140,9 +143,11 @@ impl MemberSubscription {
         self.commit_soon().await?;
         let settled = self.consumer.settle().await?;
         if (settled.era, settled.taken) != self.seen {
+            self.consumer.rest();
             self.seen = (settled.era, settled.taken);
             self.ready.clear();
             self.begin_again().await?;
+            return Ok(None);
         }
         let ends = self.ends(&settled);
         let read = match self.tables.is_some() {
@@ -333,10 +338,7 @@ impl MemberSubscription {
     }
 
     async fn wait(&mut self, mut ends: Vec<watch::Receiver<Offset>>) -> Result<()> {
-        if let Some(tables) = &self.tables {
-            // Those of tables need not be waited for: they give no rows.
-            debug_assert_eq!(tables.len(), self.readers.len());
-        }
+        let mut applied = self.growing();
         let commit_at = self.commit_at();
         let grown = async {
             match ends.is_empty() {
@@ -354,17 +356,34 @@ impl MemberSubscription {
             () = grown => {}
             () = self.consumer.changed() => {}
             () = until(commit_at) => {}
+            () = next_entry(&mut applied) => {}
             changed = self.versions.changed() => {
                 let catalog = self.engine.catalog();
                 let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
                 if let Some(reader) = self.readers.iter().find(is_gone) {
                     return Err(dropped(&reader.relation));
                 }
-                self.consumer.grow();
+                self.is_growing = true;
             }
             () = self.engine.shutdown_token().cancelled() => return Err(shutting_down()),
         }
         Ok(())
+    }
+
+    /// Tells the group of partitions that were added. While the shard does not have them yet, what to wait for.
+    fn growing(&mut self) -> Option<watch::Receiver<EntryIndex>> {
+        if !self.is_growing {
+            return None;
+        }
+        let applied = self.readers.first().map(|reader| reader.partitions.subscribe_applied());
+        let catalog = self.engine.catalog();
+        let is_behind = |reader: &Reader| {
+            let now = catalog.relation_by_id(reader.relation.id);
+            now.is_some_and(|now| now.options.partitions as usize > reader.ids().len())
+        };
+        self.is_growing = self.readers.iter().any(is_behind);
+        self.consumer.grow();
+        applied.filter(|_| self.is_growing)
     }
 
     /// When offsets are to be committed though the client asks for nothing.
@@ -401,6 +420,14 @@ impl Drop for MemberSubscription {
                 }
             });
         }
+    }
+}
+
+async fn next_entry(applied: &mut Option<watch::Receiver<EntryIndex>>) {
+    let Some(applied) = applied else { return std::future::pending().await };
+    if applied.changed().await.is_err() {
+        // A shard that ended applies nothing more.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Session {
     statements: HashMap<String, Arc<Prepared>>,
     notices: Vec<Notice>,
     reported: Vec<(String, String)>,
+    /// Transaction blocks that ended.
+    blocks_ended: u64,
     /// How far back the statement at hand reads.
     pin: Option<Pin>,
     /// What the statement at hand reads; of one shard, what there is when it asks.
@@ -90,6 +92,7 @@ impl Session {
             statements: HashMap::new(),
             notices: Vec::new(),
             reported: Vec::new(),
+            blocks_ended: 0,
             pin: None,
             cuts: None,
         })
@@ -148,6 +151,11 @@ impl Session {
     /// The transaction, as ReadyForQuery reports it.
     pub fn transaction_status(&self) -> TransactionStatus {
         self.transaction.status()
+    }
+
+    /// Counts the transaction blocks that ended: portals end with theirs, also where another follows at once.
+    pub fn blocks_ended(&self) -> u64 {
+        self.blocks_ended
     }
 
     /// Notices since the last call, oldest first.
@@ -485,6 +493,7 @@ impl Session {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
         let (is_failed, is_read_only) = (self.transaction.is_failed(), self.transaction.is_read_only());
+        self.blocks_ended += 1;
         let pending = self.transaction.end();
         let ending = self.settings.ending();
         self.cursors.end_transaction(!is_failed);
@@ -509,6 +518,7 @@ impl Session {
         if !self.transaction.is_explicit() {
             self.notify("WARNING", SqlState::NoActiveSqlTransaction, "there is no transaction in progress");
         }
+        self.blocks_ended += 1;
         self.transaction = Transaction::default();
         drop(self.listening.end_transaction());
         self.cursors.end_transaction(false);
@@ -557,12 +567,12 @@ impl Session {
         // Dropped with its rows when that fails, which gives up what is not committed.
         match (appends.pop(), appends.is_empty()) {
             (Some((shard, append)), true) => {
-                self.append_to(shard, append).await.map(drop).inspect_err(|error| fetched.doubt(error))?;
+                self.append_to(shard, append).await.map(drop).inspect_err(|_| fetched.doubt())?;
             }
             (None, _) => {}
             (Some(last), false) => {
                 appends.push(last);
-                self.append_across(appends).await.inspect_err(|error| fetched.doubt(error))?;
+                self.append_across(appends).await.inspect_err(|_| fetched.doubt())?;
             }
         }
         fetched.committed(&commits);

@@ -436,7 +436,7 @@ impl Settings {
         path.into_iter().filter(|schema| SCHEMAS.contains(&schema.as_str())).collect()
     }
 
-    /// Whether an anonymous push query begins at the oldest event.
+    /// Where a push query begins that does not say.
     pub(crate) fn offset_reset(&self) -> Reset {
         match self.get("auto_offset_reset") {
             "earliest" => Reset::Earliest,

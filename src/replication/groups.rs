@@ -65,7 +65,7 @@ impl Groups {
             }
             new += usize::from(!is_known);
         }
-        if self.count + new > GROUP_OFFSETS_MAX {
+        if new > 0 && self.count + new > GROUP_OFFSETS_MAX {
             return Err(Refused::GroupsFull);
         }
         self.epoch = self.epoch.next();
@@ -99,13 +99,19 @@ impl Groups {
         commits: &[GroupCommit],
         end: impl Fn(TopicId, PartitionId) -> Option<Offset>,
     ) -> Result<(), Refused> {
+        let mut new = 0;
         for commit in commits {
             let (topic, partition) = (commit.topic, commit.partition);
             let stored = self.by_name.get(&commit.group).and_then(|group| group.offsets.get(&(topic, partition)));
             let is_own = match commit.epoch {
                 Some(epoch) => stored.is_some_and(|stored| stored.epoch == epoch),
-                None if stored.is_none() && self.count >= GROUP_OFFSETS_MAX => return Err(Refused::GroupsFull),
-                None => true,
+                None => {
+                    new += usize::from(stored.is_none());
+                    if stored.is_none() && self.count + new > GROUP_OFFSETS_MAX {
+                        return Err(Refused::GroupsFull);
+                    }
+                    true
+                }
             };
             if !is_own {
                 return Err(Refused::Fenced { group: commit.group.clone(), topic, partition });

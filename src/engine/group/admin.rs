@@ -120,14 +120,18 @@ impl Engine {
                 .filter(|(_, committed)| committed.used_at < oldest)
                 .map(|(name, _)| name)
                 .partition(|name| self.groups().present(name) > 0);
-            for group in used {
-                let take = GroupTake { group, now, partitions: Vec::new() };
-                shard.take_partitions(take).await.map_err(replication_error)?;
-            }
             if !unused.is_empty() {
                 tracing::info!(groups = ?unused, "consumer groups that nobody used are forgotten");
                 unused.iter().for_each(|group| self.groups().forget(group));
-                shard.drop_groups(unused, Some(oldest)).await.map_err(replication_error)?;
+            }
+            for group in unused {
+                if let Err(error) = shard.drop_groups(vec![group], Some(oldest)).await {
+                    tracing::warn!(%error, "a consumer group is forgotten later");
+                }
+            }
+            for group in used {
+                let take = GroupTake { group, now, partitions: Vec::new() };
+                shard.take_partitions(take).await.map_err(replication_error)?;
             }
         }
         Ok(())
@@ -206,7 +210,11 @@ impl Session {
         };
         match self.transaction.is_open() {
             true => self.consume(Some(&receipts), true),
-            false => receipts.consumer().commit_now(true).await?,
+            false => {
+                if let Some(consumer) = receipts.consumer() {
+                    consumer.commit_now(true).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -330,9 +338,10 @@ impl Session {
     /// for ever, and so cannot be part of a text or pipeline that commits at its end.
     pub(crate) fn consume(&mut self, receipts: Option<&Receipts>, ends: bool) {
         if let Some(receipts) = receipts
+            && let Some(consumer) = receipts.consumer()
             && (self.transaction.is_explicit() || (self.transaction.is_open() && ends))
         {
-            self.transaction.consume(receipts.consumer());
+            self.transaction.consume(consumer);
         }
     }
 }

@@ -211,12 +211,15 @@ impl Consumer {
     /// SE004 when another took its place, SE003, and when the log cannot be written.
     pub(crate) async fn settle(self: &Arc<Self>) -> Result<Settled> {
         self.rest();
-        self.rejoin().await?;
-        let Some(seat) = self.seat() else { return Ok(Settled::default()) };
-        if !self.hear(&seat).await? {
-            // Removed just now.
-            return Ok(Settled { era: self.era(), ..Settled::default() });
-        }
+        // Removed meanwhile, it joins again.
+        let seat = loop {
+            self.rejoin().await?;
+            match self.seat() {
+                Some(seat) if self.hear(&seat).await? && seat.is_current() => break seat,
+                Some(_) => {}
+                None => return Ok(Settled::default()),
+            }
+        };
         if self.is_releasing() {
             // By itself: nobody may be there to carry it on, and others wait for it.
             let consumer = Arc::clone(self);
@@ -309,8 +312,16 @@ impl Consumer {
             let handed = if is_there { taken.position } else { read.into() };
             let (epoch, committed) = (taken.epoch, taken.position);
             let held = Held { epoch, read, handed, asked: handed, committed, is_revoked: false };
-            self.progress.lock().held.insert(*place, held);
+            let mut progress = self.progress.lock();
+            // Removed meanwhile, it may not read what others read.
+            if !returning.seat.as_ref().is_some_and(|seat| seat.is_current()) {
+                return Ok(());
+            }
+            progress.forget(*place);
+            progress.held.insert(*place, held);
         }
+        // What was revoked meanwhile was not there to be given up.
+        returning.seat.iter().for_each(|seat| seat.look_again());
         let mut progress = self.progress.lock();
         progress.taken += 1;
         progress.stirred.notify_one();
@@ -390,7 +401,7 @@ impl Consumer {
     pub(crate) fn mark(&self) -> ConsumerMark {
         let progress = self.progress.lock();
         ConsumerMark {
-            handed: progress.held.iter().map(|(place, held)| (*place, held.handed)).collect(),
+            handed: progress.held.iter().map(|(place, held)| (*place, (held.epoch, held.handed))).collect(),
             rows: progress.rows,
         }
     }
@@ -399,7 +410,8 @@ impl Consumer {
     pub(crate) fn back_to(&self, mark: &ConsumerMark) {
         let mut progress = self.progress.lock();
         for (place, held) in &mut progress.held {
-            held.handed = mark.handed.get(place).copied().unwrap_or(held.committed);
+            let of = mark.handed.get(place).filter(|(epoch, _)| *epoch == held.epoch);
+            held.handed = of.map_or(held.committed, |(_, handed)| *handed);
         }
         progress.rows = mark.rows;
         progress.void();
@@ -479,6 +491,9 @@ impl Consumer {
             match self.joining.shard.append(append).await {
                 Ok(_) => {
                     self.progress.lock().committed(&commits);
+                    if let Some(seat) = self.seat() {
+                        self.release(&seat);
+                    }
                     return Ok(());
                 }
                 Err(ReplicationError::Fenced { topic, partition, .. }) => self.lose((topic, partition)),
@@ -496,6 +511,7 @@ impl Consumer {
     fn lose(&self, place: TopicPartition) {
         let mut progress = self.progress.lock();
         progress.held.remove(&place);
+        progress.forget(place);
         progress.void();
         drop(progress);
         if let Some(seat) = self.seat() {
@@ -507,6 +523,7 @@ impl Consumer {
     pub(crate) fn give_up(&self) {
         let mut progress = self.progress.lock();
         let held = std::mem::take(&mut progress.held);
+        held.keys().for_each(|place| progress.forget(*place));
         progress.void();
         drop(progress);
         if let Some(seat) = self.seat() {
@@ -588,6 +605,9 @@ impl Consumer {
 
     /// The client asks for the next rows, and has taken those before: moves what the coordinator says.
     pub(super) async fn ask(&self) -> Result<()> {
+        if self.is_in_transaction() && self.seat().is_some_and(|seat| !seat.is_current()) {
+            return Err(self.removed());
+        }
         // Rows of a partition that is to be given up go back; those of others with them, which are read again.
         let is_in = match self.seat() {
             Some(seat) => seat.is_current() && self.hear(&seat).await?,

@@ -337,6 +337,12 @@ impl Membership {
         }
     }
 
+    /// Has the member look what changed, though it heard of all.
+    pub(crate) fn look_again(&self) {
+        self.signal.is_due.store(true, Ordering::Release);
+        self.signal.changed.notify_one();
+    }
+
     /// Completes when something changed for the member.
     pub(crate) async fn changed(&self) {
         while !self.signal.is_due.load(Ordering::Acquire) {

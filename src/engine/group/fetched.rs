@@ -6,8 +6,7 @@ use super::consumer::Consumer;
 use super::progress::ConsumerMark;
 use crate::engine::Result;
 use crate::replication::GroupCommit;
-use millstream_catalog::model::{ShardId, SqlState};
-use millstream_sql::SqlError;
+use millstream_catalog::model::ShardId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -87,10 +86,8 @@ impl Fetched {
         }
     }
 
-    /// The commit failed: where somebody else took a partition, all are taken anew.
-    pub(crate) fn doubt(&self, error: &SqlError) {
-        if error.sqlstate == SqlState::GroupMemberFenced {
-            self.consumers.iter().for_each(|consumer| consumer.give_up());
-        }
+    /// The commit failed, or it is not known whether: the log says where the groups are.
+    pub(crate) fn doubt(&self) {
+        self.consumers.iter().for_each(|consumer| consumer.give_up());
     }
 }

@@ -28,6 +28,13 @@ pub(super) struct Held {
     pub(super) is_revoked: bool,
 }
 
+impl Held {
+    /// Whether the client has taken all rows it was handed, and that is committed if it is to be.
+    fn is_taken(&self, auto_commit: bool) -> bool {
+        self.handed == self.asked && (self.asked == self.committed || !auto_commit)
+    }
+}
+
 /// Rows that were given to whoever delivers them, all of one partition.
 pub(super) struct Mark {
     pub(super) place: TopicPartition,
@@ -113,6 +120,13 @@ impl Progress {
         }
     }
 
+    /// A partition is read by others, or from elsewhere: where it was when a transaction began says nothing.
+    pub(super) fn forget(&mut self, place: TopicPartition) {
+        if let Some(begun) = &mut self.begun {
+            begun.handed.remove(&place);
+        }
+    }
+
     /// Takes back what was given and not handed over: it is read again.
     pub(super) fn void(&mut self) {
         self.marks.clear();
@@ -162,6 +176,14 @@ impl Progress {
                 held.is_revoked = true;
             }
         }
+        // Rows that the client has not seen are read again, by whoever reads then.
+        let is_unseen = |mark: &Mark| {
+            let held = self.held.get(&mark.place);
+            held.is_some_and(|held| held.is_revoked && held.is_taken(auto_commit))
+        };
+        if !self.is_reading && self.begun.is_none() && self.marks.iter().any(is_unseen) {
+            self.void();
+        }
         self.released(auto_commit)
     }
 
@@ -172,12 +194,7 @@ impl Progress {
             return Vec::new();
         }
         let has_rows = |place: &TopicPartition| self.marks.iter().any(|mark| mark.place == *place);
-        let is_free = |held: &Held| {
-            held.is_revoked
-                && held.read == held.handed.offset
-                && held.handed == held.asked
-                && (held.asked == held.committed || !auto_commit)
-        };
+        let is_free = |held: &Held| held.is_revoked && held.read == held.handed.offset && held.is_taken(auto_commit);
         let free: Vec<TopicPartition> = self
             .held
             .iter()
@@ -194,6 +211,6 @@ impl Progress {
 /// Where a member was when a savepoint was set.
 #[derive(Debug, Clone)]
 pub(crate) struct ConsumerMark {
-    pub(super) handed: BTreeMap<TopicPartition, GroupPosition>,
+    pub(super) handed: BTreeMap<TopicPartition, (GroupEpoch, GroupPosition)>,
     pub(super) rows: u64,
 }

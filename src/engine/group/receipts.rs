@@ -6,12 +6,21 @@ use super::consumer::Consumer;
 use crate::engine::Result;
 use crate::env;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::JoinHandle;
 
 /// Whom to tell of the rows of a member of a consumer group.
 #[derive(Debug, Clone)]
 pub struct Receipts {
-    consumer: Arc<Consumer>,
+    of: Of,
+}
+
+#[derive(Debug, Clone)]
+enum Of {
+    /// The member's own rows.
+    Member(Arc<Consumer>),
+    /// Rows that a FETCH took of them: whether all that was wanted is sent.
+    Fetch(Arc<AtomicBool>),
 }
 
 /// The commit of rows that the client has taken, while the next ones are on their way.
@@ -49,11 +58,19 @@ impl Drop for Asking<'_> {
 
 impl Receipts {
     pub(crate) fn new(consumer: Arc<Consumer>) -> Self {
-        Self { consumer }
+        Self { of: Of::Member(consumer) }
     }
 
-    pub(crate) fn consumer(&self) -> &Arc<Consumer> {
-        &self.consumer
+    /// Of a FETCH, which is told by `is_sent` that its rows are sent.
+    pub(crate) fn of_fetch(is_sent: Arc<AtomicBool>) -> Self {
+        Self { of: Of::Fetch(is_sent) }
+    }
+
+    pub(crate) fn consumer(&self) -> Option<&Arc<Consumer>> {
+        match &self.of {
+            Of::Member(consumer) => Some(consumer),
+            Of::Fetch(_) => None,
+        }
     }
 
     /// The client asks for rows: it has taken those it was handed. They are committed while the next are read; the answer
@@ -62,33 +79,42 @@ impl Receipts {
     /// # Errors
     /// When the member cannot go on.
     pub async fn ask(&self) -> Result<Asked> {
-        self.consumer.set_waiting(true);
-        self.consumer.take_handed();
-        let commit = self.consumer.due().map(|_| {
-            let consumer = Arc::clone(&self.consumer);
+        let Some(consumer) = self.consumer() else { return Ok(Asked::default()) };
+        consumer.set_waiting(true);
+        consumer.take_handed();
+        let commit = consumer.due().map(|_| {
+            let consumer = Arc::clone(consumer);
             env::spawn("commit-offsets", async move { consumer.commit().await })
         });
-        let mut asking = Asking { consumer: &self.consumer, is_done: false };
-        self.consumer.ask().await?;
+        let mut asking = Asking { consumer, is_done: false };
+        consumer.ask().await?;
         asking.is_done = true;
         Ok(Asked { commit })
     }
 
-    /// The client waits for rows, or has what it asked for and is at work on that.
-    pub fn set_waiting(&self, is_waiting: bool) {
-        self.consumer.set_waiting(is_waiting);
+    /// The client has what it asked for, and is at work on that.
+    pub fn pause(&self) {
+        match &self.of {
+            Of::Member(consumer) => consumer.set_waiting(false),
+            Of::Fetch(is_sent) => is_sent.store(true, Ordering::Release),
+        }
     }
 
     /// So many rows go to the client now. False when they are void, because the member reads from elsewhere since they were
     /// given: they are to be forgotten, the stream gives them again where they are still this member's.
     #[must_use]
     pub fn hand_over(&self, rows: usize) -> bool {
-        self.consumer.hand_over(rows)
+        self.consumer().is_none_or(|consumer| consumer.hand_over(rows))
+    }
+
+    /// Whether rows count as taken once they are on the socket.
+    pub fn is_written(&self) -> bool {
+        self.consumer().is_some()
     }
 
     /// What was handed over is on the socket: nothing more is heard of it.
     pub fn written(&self) {
-        self.consumer.take_handed();
+        self.consumer().into_iter().for_each(|consumer| consumer.take_handed());
     }
 
     /// The client has all rows it will take.
@@ -96,7 +122,15 @@ impl Receipts {
     /// # Errors
     /// When that cannot be committed.
     pub async fn finish(&self) -> Result<()> {
-        self.consumer.take_handed();
-        self.consumer.commit().await
+        match &self.of {
+            Of::Member(consumer) => {
+                consumer.take_handed();
+                consumer.commit().await
+            }
+            Of::Fetch(_) => {
+                self.pause();
+                Ok(())
+            }
+        }
     }
 }

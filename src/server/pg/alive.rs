@@ -8,6 +8,8 @@ use socket2::{SockRef, TcpKeepalive};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
+/// The most that Linux takes.
+const SECONDS_MAX: Duration = Duration::from_secs(32_767);
 /// Probes that go without an answer before the connection is closed.
 const PROBES: u32 = 4;
 
@@ -24,8 +26,8 @@ impl Peer for TcpStream {
             None => socket.set_keepalive(false).and_then(|()| socket.set_tcp_user_timeout(None)),
             Some(timeout) => {
                 // A third of the time without a word, then the probes; the kernel counts in seconds.
-                let second = Duration::from_secs(1);
-                let (idle, interval) = ((timeout / 3).max(second), (timeout / (2 * PROBES)).max(second));
+                let seconds = |time: Duration| time.clamp(Duration::from_secs(1), SECONDS_MAX);
+                let (idle, interval) = (seconds(timeout / 3), seconds(timeout / (2 * PROBES)));
                 let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES);
                 let keepalive = socket.set_tcp_keepalive(&keepalive);
                 keepalive.and_then(|()| socket.set_tcp_user_timeout(Some(timeout)))

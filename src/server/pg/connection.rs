@@ -198,7 +198,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frontend::FunctionCall => b'F',
             _ => b'P',
         };
-        let was_in_block = self.session.transaction_status() != TransactionStatus::Idle;
+        let blocks_ended = self.session.blocks_ended();
         let result = match message {
             // Boxed: an idle connection need not hold what they need.
             Frontend::Query(sql) => Box::pin(self.simple_query(&sql)).await,
@@ -214,7 +214,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             }
             Frontend::Terminate | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
         };
-        if was_in_block && self.session.transaction_status() == TransactionStatus::Idle {
+        if self.session.blocks_ended() != blocks_ended {
             self.portals.clear();
         }
         match result {

@@ -107,7 +107,7 @@ impl Source {
     /// The client of a member has what it asked for, and is at work on that.
     pub(super) fn pause(&self) {
         if let Some(receipts) = &self.receipts {
-            receipts.set_waiting(false);
+            receipts.pause();
         }
     }
 
@@ -121,7 +121,7 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if let Some(receipts) = &self.receipts {
+        if let Some(receipts) = self.receipts.as_ref().filter(|receipts| receipts.is_written()) {
             wire.make_room(signals).await?;
             receipts.written();
         }
