@@ -148,8 +148,8 @@ const VIEWS: &[View] = &[
         columns: &[
             ("group_name", 't'),
             ("state", 't'),
-            ("members", 'i'),
-            ("partitions", 'i'),
+            ("members", 'b'),
+            ("partitions", 'b'),
             ("generation", 'b'),
             ("lag", 'b'),
             ("used_at", 'z'),

@@ -28,6 +28,8 @@ const VIEWS: &[(&str, &[&str])] = &[
     ("topics", &["name"]),
     ("partitions", &["topic", "partition"]),
     ("queries", &["name"]),
+    ("consumer_groups", &["group_name"]),
+    ("consumer_group_offsets", &["group_name", "topic", "partition"]),
     ("shards", &["shard"]),
     ("memory", &["share"]),
 ];
