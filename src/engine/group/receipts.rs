@@ -92,6 +92,11 @@ impl Receipts {
         Ok(Asked { commit })
     }
 
+    /// The client takes rows as they come.
+    pub fn wait(&self) {
+        self.consumer().into_iter().for_each(|consumer| consumer.set_waiting(true));
+    }
+
     /// The client has what it asked for, and is at work on that.
     pub fn pause(&self) {
         match &self.of {

@@ -162,8 +162,9 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if goal.rows_max.is_some() {
-            self.ask(wire, signals).await?;
+        match goal.rows_max {
+            Some(_) => self.ask(wire, signals).await?,
+            None => self.receipts.iter().for_each(Receipts::wait),
         }
         let mut sent = 0;
         loop {
