@@ -61,12 +61,20 @@ pub(super) struct Preparer {
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Sequence and bytes of the file to prepare, and how few will do on a full disk.
-    wanted: Option<(u64, u64, u64)>,
+/// A file to prepare.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    sequence: u64,
+    bytes: u64,
+    /// How few will do on a full disk.
+    least: u64,
     /// Whether to try (again).
     is_due: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: Option<Wanted>,
     /// Finished attempts.
     attempts: u64,
     ready: Option<Arc<WalFile>>,
@@ -95,7 +103,19 @@ struct State {
 
 impl State {
     fn has_work(&self) -> bool {
-        (!self.retired.is_empty() && !self.is_stuck) || (self.is_due && self.wanted.is_some())
+        (!self.retired.is_empty() && !self.is_stuck) || self.is_due()
+    }
+
+    /// Whether a file is to be made.
+    fn is_due(&self) -> bool {
+        self.wanted.is_some_and(|wanted| wanted.is_due)
+    }
+
+    /// Has the file that is wanted, if one is, tried (again).
+    fn try_again(&mut self) {
+        if let Some(wanted) = &mut self.wanted {
+            wanted.is_due = true;
+        }
     }
 }
 
@@ -136,7 +156,9 @@ impl Preparer {
             while !must_fill && !state.has_work() && !state.is_closing {
                 if state.failure.is_some() && state.wanted.is_some() {
                     // There may be space again.
-                    state.is_due |= self.changed.wait_for(&mut state, RETRY).timed_out();
+                    if self.changed.wait_for(&mut state, RETRY).timed_out() {
+                        state.try_again();
+                    }
                 } else if state.filled.is_none() {
                     self.changed.wait(&mut state);
                 } else {
@@ -167,8 +189,8 @@ impl Preparer {
     pub(super) fn request(&self, sequence: u64) {
         let mut state = self.state.lock();
         if state.ready.is_none() {
-            state.wanted = Some((sequence, self.file_bytes, self.file_bytes / SMALLER_MAX));
-            state.is_due = true;
+            let (bytes, least) = (self.file_bytes, self.file_bytes / SMALLER_MAX);
+            state.wanted = Some(Wanted { sequence, bytes, least, is_due: true });
             self.wake(state);
         }
     }
@@ -176,8 +198,8 @@ impl Preparer {
     /// Tries again if the last attempt failed.
     pub(super) fn retry(&self) {
         let mut state = self.state.lock();
-        if state.failure.is_some() && !state.is_due {
-            state.is_due = true;
+        if state.failure.is_some() && !state.is_due() {
+            state.try_again();
             self.wake(state);
         }
     }
@@ -193,12 +215,11 @@ impl Preparer {
         match &state.ready {
             Some(file) if file.bytes >= self.file_bytes || file.bytes >= needed => Ok(()),
             Some(file) => {
-                let wanted = (file.sequence, needed.max(self.file_bytes), needed);
+                let (sequence, bytes) = (file.sequence, needed.max(self.file_bytes));
                 // Said before the attempt: until it is over there is no next file.
                 let refused = state.failure.get_or_insert(StorageError::DiskFull).clone();
-                if !state.is_due {
-                    state.wanted = Some(wanted);
-                    state.is_due = true;
+                if !state.is_due() {
+                    state.wanted = Some(Wanted { sequence, bytes, least: needed, is_due: true });
                     self.wake(state);
                 }
                 Err(refused)
@@ -244,9 +265,9 @@ impl Preparer {
                 return Err(failure.clone());
             }
             state.is_awaited = state.is_filling;
-            if !state.is_due && !state.is_filling {
-                state.wanted = Some((sequence, bytes.max(self.file_bytes), bytes.max(self.file_bytes / SMALLER_MAX)));
-                state.is_due = true;
+            if !state.is_due() && !state.is_filling {
+                let least = bytes.max(self.file_bytes / SMALLER_MAX);
+                state.wanted = Some(Wanted { sequence, bytes: bytes.max(self.file_bytes), least, is_due: true });
             }
             match self.mode {
                 Mode::Threaded => {
@@ -268,7 +289,9 @@ impl Preparer {
         state.retired.extend(files);
         state.is_stuck = false;
         // Space comes back, so a failed allocation may succeed now.
-        state.is_due |= state.failure.is_some();
+        if state.failure.is_some() {
+            state.try_again();
+        }
         self.wake(state);
     }
 
@@ -367,7 +390,7 @@ impl Preparer {
             }
             return;
         }
-        let Some((sequence, bytes, least)) = state.wanted.filter(|_| state.is_due) else { return };
+        let Some(Wanted { sequence, bytes, least, .. }) = state.wanted.filter(|wanted| wanted.is_due) else { return };
         let spare = if bytes == self.file_bytes { state.spares.pop() } else { None };
         let was_full = matches!(state.failure, Some(StorageError::DiskFull));
         // It has the same name: nobody may write to it while a larger one takes its place.
@@ -381,7 +404,9 @@ impl Preparer {
         };
         let mut state = self.state.lock();
         state.attempts += 1;
-        state.is_due = false;
+        if let Some(wanted) = &mut state.wanted {
+            wanted.is_due = false;
+        }
         match made {
             Ok((file, must_fill)) => {
                 state.is_short = file.bytes < self.file_bytes;
@@ -474,6 +499,33 @@ mod tests {
         assert!(file.bytes >= BYTES / 4 && disk.bytes_used() == file.bytes);
         preparer.request(2);
         preparer.check_room(10 * BYTES).unwrap();
+    }
+
+    #[test]
+    fn a_small_file_taken_before_its_larger_one_is_tried_leaves_nothing_to_wait_for() {
+        const BYTES: u64 = 1 << 16;
+        let disk = Arc::new(FaultDisk::new());
+        let dir = PathBuf::from("wal");
+        disk.create_dir_all(&dir).unwrap();
+        disk.set_capacity(Some(9_000));
+        let preparer = Arc::new(Preparer::new(disk.clone(), dir, BYTES, Mode::Threaded, (None, Vec::new())));
+        preparer.request(1);
+        preparer.work(preparer.state.lock());
+        assert_eq!(preparer.held()[0], (1, BYTES / 8));
+        assert!(matches!(preparer.check_room(BYTES / 4), Err(StorageError::DiskFull)));
+        // The helper did not get to it.
+        preparer.take(1, BYTES / 4).unwrap();
+        disk.set_capacity(None);
+        let helper = Arc::clone(&preparer);
+        let helper = env::thread("wal-prepare", move || helper.run()).unwrap();
+        let (send, taken) = std::sync::mpsc::channel();
+        let taker = Arc::clone(&preparer);
+        let taker = env::thread("taker", move || send.send(taker.take(2, BYTES / 4)).unwrap()).unwrap();
+        let file = taken.recv_timeout(Duration::from_secs(20)).expect("the next file is made").unwrap();
+        assert!(file.bytes >= BYTES / 4);
+        taker.join().unwrap();
+        preparer.close();
+        helper.join().unwrap();
     }
 
     #[test]
