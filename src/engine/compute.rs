@@ -4,12 +4,12 @@
 //! for long without waiting keeps its thread, but another takes its place in the pool, so that all statements go on and
 //! the system shares the processors among them. Leaves out what runs. A crash does nothing to it.
 
-use crate::engine::{BatchStream, Result};
+use crate::engine::{Result, RowBatch, RowStream};
 use crate::env;
 use futures::StreamExt;
 use millstream_catalog::model::SqlState;
 use millstream_sql::SqlError;
-use millstream_sql::exec::{Interrupts, StopOnDrop};
+use millstream_sql::exec::{BatchStream, Interrupts, StopOnDrop};
 use parking_lot::Mutex;
 use std::cell::Cell;
 use std::future::Future;
@@ -86,7 +86,7 @@ impl Compute {
         is_much: bool,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        if is_much { self.run(async move { work() }).await } else { work() }
+        if is_much { Box::pin(self.run(async move { work() })).await } else { work() }
     }
 
     /// Starts `work` there; aborting the handle stops it.
@@ -96,11 +96,11 @@ impl Compute {
 
     /// Moves the work behind `stream` there, at most [`BATCHES_AHEAD`] batches before its reader, and holds `stop` until
     /// that is dropped.
-    pub(crate) fn drive(&self, mut stream: BatchStream, stop: StopOnDrop) -> BatchStream {
+    pub(crate) fn drive(&self, mut stream: BatchStream, stop: StopOnDrop) -> RowStream {
         let (send, receive) = mpsc::channel(BATCHES_AHEAD);
         let task = AbortOnDropHandle::new(self.handle.spawn(async move {
             while let Some(batch) = stream.next().await {
-                if send.send(batch).await.is_err() {
+                if send.send(batch.map(RowBatch::from)).await.is_err() {
                     return;
                 }
             }

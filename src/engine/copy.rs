@@ -9,11 +9,11 @@ use crate::engine::prepare::Arguments;
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::write;
-use crate::engine::{Engine, Outcome, Result, Rows};
+use crate::engine::{Engine, Form, Outcome, Result, Rows};
 use millstream_catalog::model::SqlState;
 use millstream_catalog::{Column, Relation};
 use millstream_sql::copy::{CopyDecoder, CopyEncoder};
-use millstream_sql::dialect::{Copy, CopyDirection, CopyOptions, Ident, QualifiedName, Select};
+use millstream_sql::dialect::{Copy, CopyDirection, CopyFormat, CopyOptions, Ident, QualifiedName, Select};
 use millstream_sql::plan::eval_constant;
 use millstream_sql::{SqlError, dialect};
 use sqlparser::ast;
@@ -51,6 +51,12 @@ impl CopyOut {
     /// When an option names a column that is not among the rows'.
     pub fn encoder(&self) -> Result<CopyEncoder> {
         CopyEncoder::new(&self.options, &self.rows.columns)
+    }
+
+    /// The form of the rows, where it does not depend on those before.
+    pub fn form(&self) -> Option<Form> {
+        let is_lines = matches!(self.options.format, CopyFormat::Text | CopyFormat::Csv | CopyFormat::Json);
+        is_lines.then(|| Form::CopyData(self.options.clone()))
     }
 }
 

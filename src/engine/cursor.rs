@@ -4,9 +4,8 @@
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
 use crate::engine::group::{Asked, Receipts};
-use crate::engine::{BatchStream, ResultColumn, Rows, RowsTag};
+use crate::engine::{ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
-use arrow::array::RecordBatch;
 use futures::{FutureExt, StreamExt};
 use millstream_catalog::model::limit::PORTALS_MAX;
 use millstream_catalog::model::{Span, SqlState};
@@ -35,8 +34,8 @@ struct Cursor {
 
 /// What is left of a cursor's rows.
 struct Source {
-    stream: BatchStream,
-    rest: Option<RecordBatch>,
+    stream: RowStream,
+    rest: Option<RowBatch>,
     is_done: bool,
     /// Of a member of a consumer group.
     receipts: Option<Receipts>,
@@ -261,7 +260,7 @@ impl Source {
 
     /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended, and what was fetched before is
     /// committed.
-    async fn take(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
+    async fn take(&mut self, goal: &mut Goal) -> Option<Result<RowBatch, SqlError>> {
         let next = self.rows(goal).await;
         if next.is_none()
             && let Err(error) = std::mem::take(&mut self.asked).done().await
@@ -271,7 +270,7 @@ impl Source {
         next
     }
 
-    async fn rows(&mut self, goal: &mut Goal) -> Option<Result<RecordBatch, SqlError>> {
+    async fn rows(&mut self, goal: &mut Goal) -> Option<Result<RowBatch, SqlError>> {
         while goal.rows > 0 {
             if self.rest.is_none() && !self.is_done {
                 match self.wait(goal).await? {
@@ -297,7 +296,7 @@ impl Source {
         None
     }
 
-    async fn wait(&mut self, goal: &Goal) -> Option<Result<RecordBatch, SqlError>> {
+    async fn wait(&mut self, goal: &Goal) -> Option<Result<RowBatch, SqlError>> {
         let next = match (goal.ready_only, goal.deadline) {
             (true, _) => self.stream.next().now_or_never()?,
             (false, Some(deadline)) => tokio::time::timeout_at(deadline.into(), self.stream.next()).await.ok()?,

@@ -24,7 +24,7 @@ pub(crate) fn fixed_rows(columns: Vec<ResultColumn>, arrays: Vec<ArrayRef>, tag:
     let options = RecordBatchOptions::new().with_row_count(Some(count));
     let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
         .map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))?;
-    let stream = Box::pin(futures::stream::iter([Ok(batch)]));
+    let stream = Box::pin(futures::stream::iter([Ok(batch.into())]));
     Ok(Rows { columns: columns.into(), tag, is_push: false, stream, receipts: None })
 }
 

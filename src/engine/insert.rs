@@ -275,7 +275,7 @@ impl Session {
             batches.extend(returned_rows(routed, returning, &own)?);
         }
         let columns: Arc<[ResultColumn]> = returning.iter().map(|r| r.column.clone()).collect();
-        let stream = Box::pin(futures::stream::iter(batches.into_iter().map(Ok)));
+        let stream = Box::pin(futures::stream::iter(batches.into_iter().map(|batch| Ok(batch.into()))));
         Ok(Outcome::Rows(Rows { columns, tag: RowsTag::Counted("INSERT 0"), is_push: false, stream, receipts: None }))
     }
 

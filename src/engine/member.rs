@@ -8,7 +8,8 @@ use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition, position
 use crate::engine::input::{Positions, Reader, Split, Views};
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
-use crate::engine::{Engine, Result};
+use crate::engine::shared::SharedQuery;
+use crate::engine::{Engine, Result, RowBatch};
 use crate::env;
 use crate::replication::GroupPosition;
 use arrow::array::RecordBatch;
@@ -16,7 +17,6 @@ use futures::Stream;
 use futures::future::{BoxFuture, select_all};
 use millstream_catalog::model::{EntryIndex, Offset, PartitionId, RowCount, Timestamp};
 use millstream_sql::SqlError;
-use millstream_sql::plan::ContinuousPlan;
 use millstream_sql::stream::{InputBatch, Pipeline, RowOrigins, StepInput};
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -35,12 +35,9 @@ const PASSED_COMMIT_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct MemberSubscription {
     engine: Arc<Engine>,
     consumer: Arc<Consumer>,
-    plan: ContinuousPlan,
-    readers: Vec<Reader>,
-    /// Absent while it is on a query thread, and for good if it panics there.
-    pipeline: Option<Pipeline>,
-    /// Of tables that events are joined with, what the pipeline has of them; `None` without any.
-    tables: Option<SourcePositions>,
+    query: Arc<SharedQuery>,
+    /// Of tables that events are joined with; `None` without any.
+    tables: Option<Tables>,
     /// What the pipeline and `ready` were made under.
     seen: (u64, u64),
     /// Rows that were made and not taken.
@@ -50,6 +47,16 @@ pub(crate) struct MemberSubscription {
     /// A topic may have partitions that the shard does not have yet.
     is_growing: bool,
     committing: Option<JoinHandle<Result<()>>>,
+}
+
+/// The tables that a member has to itself.
+struct Tables {
+    /// Absent while it is on a query thread, and for good if it panics there.
+    pipeline: Option<Pipeline>,
+    /// What the pipeline has of them.
+    positions: SourcePositions,
+    /// Which sources they are.
+    are_tables: Vec<bool>,
 }
 
 /// Events of one partition, and what comes before them of tables.
@@ -73,22 +80,20 @@ struct Made {
 }
 
 impl MemberSubscription {
-    /// Of sources that `readers` read; tables among them that rows are kept of are read whole by each member.
+    /// Of the sources of `query`; those `are_tables` that rows are kept of, which each member reads whole.
     pub(crate) fn new(
         engine: &Arc<Engine>,
         consumer: &Arc<Consumer>,
-        (plan, pipeline): (ContinuousPlan, Pipeline),
-        readers: Vec<Reader>,
+        query: Arc<SharedQuery>,
+        are_tables: Vec<bool>,
         limit: Option<RowCount>,
     ) -> Self {
-        let joins_tables = (0..readers.len()).any(|source| pipeline.keeps_rows_of(source));
+        let joins_tables = are_tables.contains(&true);
         Self {
             engine: Arc::clone(engine),
             consumer: Arc::clone(consumer),
-            plan,
-            readers,
-            pipeline: Some(pipeline),
-            tables: joins_tables.then(Vec::new),
+            query,
+            tables: joins_tables.then(|| Tables { pipeline: None, positions: Vec::new(), are_tables }),
             seen: (0, 0),
             ready: VecDeque::new(),
             limit,
@@ -164,21 +169,25 @@ impl MemberSubscription {
     /// Partitions are read from elsewhere than before: what was made of tables is of another time.
     async fn begin_again(&mut self) -> Result<()> {
         if let Some(tables) = &mut self.tables {
-            *tables = self.readers.iter().map(Reader::starts).collect();
-            let plan = self.plan.clone();
-            self.pipeline = Some(self.engine.compute.run(async move { Pipeline::plan(&plan) }).await?);
+            tables.positions = self.query.inputs().readers().iter().map(Reader::starts).collect();
+            let query = Arc::clone(&self.query);
+            tables.pipeline = Some(self.engine.compute.run(async move { query.pipeline() }).await?);
         }
         Ok(())
     }
 
-    fn reader_of(&self, place: TopicPartition) -> Option<(usize, &Reader)> {
-        self.readers.iter().enumerate().find(|(_, reader)| reader.relation.id == place.0)
+    fn readers(&self) -> &[Reader] {
+        self.query.inputs().readers()
+    }
+
+    fn reader_of(&self, place: TopicPartition) -> Option<&Reader> {
+        self.readers().iter().find(|reader| reader.relation.id == place.0)
     }
 
     /// What grows when there is more to read.
     fn ends(&self, settled: &Settled) -> Vec<watch::Receiver<Offset>> {
         let of_place = |(place, _): &(TopicPartition, GroupPosition)| {
-            self.reader_of(*place)?.1.partitions.get(place.0, place.1).map(|partition| partition.subscribe())
+            self.reader_of(*place)?.partitions.get(place.0, place.1).map(|partition| partition.subscribe())
         };
         settled.places.iter().filter_map(of_place).collect()
     }
@@ -186,7 +195,7 @@ impl MemberSubscription {
     /// Reads some events of the first partition that has any; false when none has.
     async fn read_in_turn(&mut self, settled: &Settled, left: u64) -> Result<bool> {
         for (place, taken) in &settled.places {
-            let Some((_, reader)) = self.reader_of(*place) else { continue };
+            let Some(reader) = self.reader_of(*place) else { continue };
             let Some(partition) = reader.partitions.get(place.0, place.1) else { continue };
             let view = partition.view();
             let (from, taken) = (self.consumer.in_log(*place, taken.offset)?, *taken);
@@ -213,11 +222,10 @@ impl MemberSubscription {
 
     /// Reads some events of all partitions, and changes of tables, in the order of commits; false when there are none.
     async fn read_together(&mut self, settled: &Settled, left: u64) -> Result<bool> {
-        let mut positions = self.tables.clone().unwrap_or_default();
-        let mut readers = self.readers.clone();
-        let pipeline = self.pipeline.as_ref();
-        let is_table = |source: usize| pipeline.is_some_and(|pipeline| pipeline.keeps_rows_of(source));
-        for (source, reader) in readers.iter_mut().enumerate().filter(|(source, _)| !is_table(*source)) {
+        let Some(tables) = &self.tables else { return Ok(false) };
+        let (mut positions, are_tables) = (tables.positions.clone(), tables.are_tables.clone());
+        let mut readers = self.readers().to_vec();
+        for (source, reader) in readers.iter_mut().enumerate().filter(|(source, _)| !are_tables[*source]) {
             let own = settled.places.iter().filter(|(place, _)| place.0 == reader.relation.id);
             let mut from = Positions::new();
             for (place, taken) in own {
@@ -229,7 +237,6 @@ impl MemberSubscription {
             }
         }
         let topics: Vec<_> = readers.iter().map(|reader| reader.relation.id).collect();
-        let tables: Vec<bool> = (0..readers.len()).map(is_table).collect();
         let inputs = Inputs::new(readers);
         let behind = inputs.behind(&positions);
         if behind == RowCount::ZERO {
@@ -244,7 +251,7 @@ impl MemberSubscription {
         let mut before = Vec::new();
         for batch in input.batches {
             let place = (topics[batch.source], batch.partition);
-            if tables[batch.source] {
+            if are_tables[batch.source] {
                 before.push(batch);
                 continue;
             }
@@ -277,7 +284,7 @@ impl MemberSubscription {
         }
         let rows = input.rows.as_usize();
         self.compute(rows, left, move || Ok(pieces)).await?;
-        self.tables = Some(input.positions);
+        self.tables.iter_mut().for_each(|tables| tables.positions.clone_from(&input.positions));
         Ok(true)
     }
 
@@ -285,20 +292,27 @@ impl MemberSubscription {
     async fn take_tables(&mut self, batches: Vec<InputBatch>) -> Result<()> {
         let now = self.engine.clock().now();
         let mut pipeline = self.take_pipeline()?;
-        self.pipeline = Some(
-            self.engine
-                .compute
-                .run(async move {
-                    pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
-                    Ok(pipeline)
-                })
-                .await?,
-        );
+        let work = async move {
+            pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
+            Ok(pipeline)
+        };
+        let pipeline = self.engine.compute.run(work).await?;
+        self.give_back(pipeline);
         Ok(())
     }
 
     fn take_pipeline(&mut self) -> Result<Pipeline> {
-        self.pipeline.take().ok_or_else(|| SqlError::internal("the subscription has ended"))
+        match &mut self.tables {
+            Some(tables) => tables.pipeline.take().ok_or_else(|| SqlError::internal("the subscription has ended")),
+            None => self.query.pipeline(),
+        }
+    }
+
+    fn give_back(&mut self, pipeline: Pipeline) {
+        match &mut self.tables {
+            Some(tables) => tables.pipeline = Some(pipeline),
+            None => self.query.give_back(pipeline),
+        }
     }
 
     /// Runs the pipeline over what `read` gives, about `rows` events, and keeps at most `left` rows.
@@ -316,8 +330,8 @@ impl MemberSubscription {
             Ok((pipeline, made))
         };
         let (pipeline, made) = self.engine.compute.run_if(rows > ROWS_INLINE_MAX, work).await?;
-        self.pipeline = Some(pipeline);
-        check_rows_stay(&self.engine, &self.readers)?;
+        self.give_back(pipeline);
+        check_rows_stay(&self.engine, self.readers())?;
         let mut left = usize::try_from(left).unwrap_or(usize::MAX);
         for Made { place, start, after, rows, origins } in made {
             let count = rows.as_ref().map_or(0, RecordBatch::num_rows) - start;
@@ -360,7 +374,7 @@ impl MemberSubscription {
             changed = self.versions.changed() => {
                 let catalog = self.engine.catalog();
                 let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
-                if let Some(reader) = self.readers.iter().find(is_gone) {
+                if let Some(reader) = self.readers().iter().find(is_gone) {
                     return Err(dropped(&reader.relation));
                 }
                 self.is_growing = true;
@@ -375,13 +389,13 @@ impl MemberSubscription {
         if !self.is_growing {
             return None;
         }
-        let applied = self.readers.first().map(|reader| reader.partitions.subscribe_applied());
+        let applied = self.readers().first().map(|reader| reader.partitions.subscribe_applied());
         let catalog = self.engine.catalog();
         let is_behind = |reader: &Reader| {
             let now = catalog.relation_by_id(reader.relation.id);
             now.is_some_and(|now| now.options.partitions as usize > reader.ids().len())
         };
-        self.is_growing = self.readers.iter().any(is_behind);
+        self.is_growing = self.readers().iter().any(is_behind);
         self.consumer.grow();
         applied.filter(|_| self.is_growing)
     }
@@ -462,7 +476,7 @@ enum State {
 }
 
 impl Stream for MemberStream {
-    type Item = Result<RecordBatch>;
+    type Item = Result<RowBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut next = match std::mem::replace(&mut self.state, State::Gone) {
@@ -482,7 +496,7 @@ impl Stream for MemberStream {
                 if !matches!(next, Some(Err(_))) {
                     self.state = State::Idle(subscription);
                 }
-                Poll::Ready(next)
+                Poll::Ready(next.map(|next| next.map(RowBatch::from)))
             }
         }
     }

@@ -36,6 +36,7 @@ mod row_lock;
 mod select;
 mod session;
 mod settings;
+mod shared;
 mod skip;
 mod system_view;
 mod table;
@@ -57,12 +58,11 @@ pub use millstream_catalog::{Column, SqlType};
 pub use millstream_sql::SqlError;
 pub use millstream_sql::bind::insert::Param;
 pub use millstream_sql::dialect::{Parsed, Statement};
-pub use millstream_sql::exec::BatchStream;
 use millstream_sql::exec::QueryMemory;
 pub use millstream_sql::plan::ResultColumn;
 /// Formats of values on the wire and in copy data.
 pub use millstream_sql::{copy as formats, types};
-pub use outcome::{Notice, Outcome, Result, Rows, RowsTag, TransactionStatus, Via};
+pub use outcome::{Form, Forms, Notice, Outcome, Result, RowBatch, RowStream, Rows, RowsTag, TransactionStatus, Via};
 pub use prepare::Prepared;
 pub use registry::{Handed, SessionId, SessionRow};
 pub use session::{Session, SessionOptions};
@@ -83,6 +83,7 @@ use parking_lot::Mutex;
 use query::Supervisor;
 use registry::Registry;
 use row_lock::RowLocks;
+use shared::SharedQueries;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,6 +124,7 @@ pub struct Engine {
     compute: Compute,
     queries: Supervisor,
     groups: Arc<Coordinator>,
+    shared: SharedQueries,
     upkeep: Mutex<Option<Upkeep>>,
     shutdown: CancellationToken,
 }
@@ -173,6 +175,7 @@ impl Engine {
             row_locks: Arc::default(),
             queries: Supervisor::default(),
             groups: Arc::default(),
+            shared: SharedQueries::default(),
             upkeep: Mutex::default(),
             shutdown: CancellationToken::new(),
         });
@@ -255,6 +258,10 @@ impl Engine {
 
     pub(crate) fn groups(&self) -> &Arc<Coordinator> {
         &self.groups
+    }
+
+    pub(crate) fn shared(&self) -> &SharedQueries {
+        &self.shared
     }
 
     pub(crate) fn budget(&self) -> Budget {

@@ -1,13 +1,20 @@
 //! What a statement gives back: rows, a command tag, or a COPY in one direction.
 //!
-//! Owns the shapes only. Leaves out how they are sent: the server and embedding programs poll them.
+//! Owns the shapes only, and the encoded forms of rows that many get. Leaves out how they are sent: the server and
+//! embedding programs poll them.
 
 use crate::engine::copy::{CopyIn, CopyOut};
 use crate::engine::group::Receipts;
+use crate::storage::batch::batch_bytes;
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use millstream_sql::SqlError;
-use millstream_sql::exec::BatchStream;
+use millstream_sql::dialect::CopyOptions;
 use millstream_sql::plan::ResultColumn;
+use parking_lot::Mutex;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// The result of one statement.
@@ -59,7 +66,7 @@ pub struct Rows {
     /// True for a subscription: the stream does not end by itself, and a row-limited read waits to be full.
     pub is_push: bool,
     /// The batches.
-    pub stream: BatchStream,
+    pub stream: RowStream,
     /// Of a member of a consumer group, whom to tell what became of the rows.
     pub receipts: Option<Receipts>,
 }
@@ -67,6 +74,88 @@ pub struct Rows {
 impl fmt::Debug for Rows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rows").field("columns", &self.columns).field("is_push", &self.is_push).finish_non_exhaustive()
+    }
+}
+
+/// Batches of rows.
+pub type RowStream = BoxStream<'static, Result<RowBatch>>;
+
+/// Rows of a result.
+#[derive(Debug, Clone)]
+pub struct RowBatch {
+    rows: RecordBatch,
+    forms: Option<Arc<Forms>>,
+}
+
+impl From<RecordBatch> for RowBatch {
+    fn from(rows: RecordBatch) -> Self {
+        Self { rows, forms: None }
+    }
+}
+
+impl Deref for RowBatch {
+    type Target = RecordBatch;
+
+    fn deref(&self) -> &RecordBatch {
+        &self.rows
+    }
+}
+
+impl RowBatch {
+    /// Rows that several get, who may have them encoded once for all.
+    pub(crate) fn shared(rows: RecordBatch) -> Self {
+        let is_small = batch_bytes(&rows).as_usize() <= FORM_BYTES_MAX;
+        Self { rows, forms: is_small.then(Arc::default) }
+    }
+
+    /// Some of the rows, one after the other.
+    pub(crate) fn slice(&self, from: usize, count: usize) -> Self {
+        match (from, count) {
+            (0, count) if count == self.rows.num_rows() => self.clone(),
+            _ => self.rows.slice(from, count).into(),
+        }
+    }
+
+    /// Where all of them are encoded once for several readers, if they are such rows.
+    pub fn forms(&self) -> Option<&Forms> {
+        self.forms.as_deref()
+    }
+}
+
+/// Bytes of rows that are encoded at once.
+const FORM_BYTES_MAX: usize = 256 << 10;
+
+/// How rows are encoded.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Form {
+    /// As DataRow messages; whether each column is binary, or all if it is one.
+    DataRows(Vec<bool>),
+    /// As CopyData messages in a format of lines.
+    CopyData(CopyOptions),
+}
+
+/// The encoded forms of some rows.
+#[derive(Debug, Default)]
+pub struct Forms(Mutex<Vec<(Form, Bytes)>>);
+
+impl Forms {
+    /// The rows in a form, encoded by who asks first.
+    ///
+    /// # Errors
+    /// Of `encode`.
+    pub fn get<E>(
+        &self,
+        form: &Form,
+        encode: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
+    ) -> std::result::Result<Bytes, E> {
+        // Locked meanwhile: who comes now would encode them too.
+        let mut forms = self.0.lock();
+        if let Some((_, bytes)) = forms.iter().find(|(known, _)| known == form) {
+            return Ok(bytes.clone());
+        }
+        let bytes = Bytes::from(encode()?);
+        forms.push((form.clone(), bytes.clone()));
+        Ok(bytes)
     }
 }
 

@@ -10,7 +10,8 @@ use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::member::MemberSubscription;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
-use crate::engine::{Engine, Outcome, Result, ResultColumn, Rows, RowsTag, Via};
+use crate::engine::shared::{Next, Seat};
+use crate::engine::{Engine, Outcome, Result, ResultColumn, RowBatch, Rows, RowsTag, Via};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -34,18 +35,40 @@ const SPARE_BYTES_MAX: usize = 64 << 10;
 /// A subscription's state between rows.
 struct Subscription {
     engine: Arc<Engine>,
+    work: Work,
+    /// Rows until `LIMIT`.
+    left: u64,
+    versions: watch::Receiver<u64>,
+    is_done: bool,
+}
+
+/// Who computes the rows.
+enum Work {
+    /// The subscription itself.
+    Own(Box<Own>),
+    /// All that run the same query.
+    Shared(Seat),
+}
+
+impl Work {
+    fn inputs(&self) -> &Inputs {
+        match self {
+            Self::Own(own) => &own.inputs,
+            Self::Shared(seat) => seat.query().inputs(),
+        }
+    }
+}
+
+/// What a subscription has to itself whose rows depend on where it began.
+struct Own {
     inputs: Inputs,
     /// Absent while it is on a query thread, and for good if it panics there.
     pipeline: Option<Pipeline>,
     positions: SourcePositions,
     /// Rows that stand before the first change: a table's rows as they are.
     first: VecDeque<InputBatch>,
-    /// Rows until `LIMIT`.
-    left: u64,
-    versions: watch::Receiver<u64>,
     /// There is a row to give before the first event.
     is_new: bool,
-    is_done: bool,
 }
 
 impl Session {
@@ -123,24 +146,31 @@ impl Session {
             [reader] if earliest || !pipeline.keeps_rows_of(0) => self.begin_one(reader, earliest).await?,
             _ => Begun { positions: Vec::new(), first: VecDeque::new() },
         };
-        let inputs = Inputs::new(readers);
-        let (positions, first, pipeline) = match begun.positions.is_empty() {
-            false => (begun.positions, begun.first, pipeline),
-            true => {
-                let (positions, pipeline) = self.begin_many(&inputs, pipeline, earliest).await?;
-                (positions, VecDeque::new(), pipeline)
-            }
+        let is_plain = readers.iter().all(|reader| reader.first.is_none() && !pipeline.keeps_rows_of(reader.source))
+            && begun.first.is_empty()
+            && !begun.positions.is_empty()
+            && pipeline.is_shareable();
+        let (columns, work) = if is_plain {
+            let query = self.engine.shared().get(plan, pipeline, readers);
+            (Arc::clone(query.columns()), Work::Shared(Seat::new(&query, begun.positions)))
+        } else {
+            let inputs = Inputs::new(readers);
+            let (positions, first, pipeline) = match begun.positions.is_empty() {
+                false => (begun.positions, begun.first, pipeline),
+                true => {
+                    let (positions, pipeline) = Box::pin(self.begin_many(&inputs, pipeline, earliest)).await?;
+                    (positions, VecDeque::new(), pipeline)
+                }
+            };
+            let is_new = pipeline.begins_with_row();
+            let own = Own { inputs, pipeline: Some(pipeline), positions, first, is_new };
+            (plan.columns.into(), Work::Own(Box::new(own)))
         };
-        let columns: Arc<[ResultColumn]> = plan.columns.into();
         let subscription = Subscription {
             engine: Arc::clone(&self.engine),
+            work,
             versions: self.engine.replication().catalog().subscribe(),
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
-            is_new: pipeline.begins_with_row(),
-            inputs,
-            pipeline: Some(pipeline),
-            positions,
-            first,
             is_done: false,
         };
         let stream = futures::stream::unfold(subscription, |mut subscription| async move {
@@ -191,8 +221,10 @@ impl Session {
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
         let joining = Joining { group, topics, shard, reset, delivery, auto_commit, info };
         let consumer = Consumer::join(&self.engine, joining).await?;
-        let columns: Arc<[ResultColumn]> = plan.columns.clone().into();
-        let subscription = MemberSubscription::new(&self.engine, &consumer, (plan, pipeline), readers, limit);
+        let are_tables = readers.iter().map(|reader| pipeline.keeps_rows_of(reader.source)).collect();
+        let query = self.engine.shared().get(plan, pipeline, readers);
+        let columns = Arc::clone(query.columns());
+        let subscription = MemberSubscription::new(&self.engine, &consumer, query, are_tables, limit);
         let stream = Box::pin(subscription.into_stream());
         let receipts = Some(Receipts::new(consumer));
         Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream, receipts })
@@ -337,7 +369,7 @@ struct Begun {
 }
 
 impl Subscription {
-    async fn next(&mut self) -> Option<Result<RecordBatch>> {
+    async fn next(&mut self) -> Option<Result<RowBatch>> {
         while !self.is_done && self.left > 0 {
             match self.advance().await {
                 Ok(Some(batch)) => return Some(Ok(self.limit(batch))),
@@ -351,7 +383,7 @@ impl Subscription {
         None
     }
 
-    fn limit(&mut self, batch: RecordBatch) -> RecordBatch {
+    fn limit(&mut self, batch: RowBatch) -> RowBatch {
         let rows = batch.num_rows() as u64;
         if rows <= self.left {
             self.left -= rows;
@@ -363,26 +395,28 @@ impl Subscription {
     }
 
     /// Takes the next input, waiting for it; `None` when it gave no row.
-    async fn advance(&mut self) -> Result<Option<RecordBatch>> {
-        if let Some(batch) = self.first.pop_front() {
-            return self.compute(batch.batch.num_rows(), Source::Batches(vec![batch])).await;
-        }
-        let mut waiting = self.inputs.waiting();
-        self.inputs.check_removed(&self.positions)?;
-        let behind = self.inputs.behind(&self.positions);
-        if behind > RowCount::ZERO {
-            let source = Source::Log { inputs: self.inputs.clone(), from: self.positions.clone() };
-            return self.compute(behind.as_usize(), source).await;
-        }
-        if self.is_new {
-            return self.compute(0, Source::Batches(Vec::new())).await;
+    async fn advance(&mut self) -> Result<Option<RowBatch>> {
+        // One that is behind others takes what they made: it has nothing to wait for.
+        let taken = match &mut self.work {
+            Work::Shared(seat) => seat.take(),
+            Work::Own(_) => None,
+        };
+        let mut waiting = self.work.inputs().waiting();
+        let next = match (taken, &mut self.work) {
+            (Some(rows), _) => Next::Passed(rows),
+            (None, Work::Shared(seat)) => seat.next(&self.engine.compute, self.engine.clock().now()).await?,
+            (None, Work::Own(own)) => own.next(&self.engine).await?,
+        };
+        if let Next::Passed(rows) = next {
+            check_rows_stay(&self.engine, self.work.inputs().readers())?;
+            return Ok(rows);
         }
         tokio::select! {
             () = waiting.changed() => {}
             changed = self.versions.changed() => {
                 let catalog = self.engine.catalog();
                 let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
-                if let Some(reader) = self.inputs.readers().iter().find(is_gone) {
+                if let Some(reader) = self.work.inputs().readers().iter().find(is_gone) {
                     return Err(dropped(&reader.relation));
                 }
             }
@@ -390,23 +424,38 @@ impl Subscription {
         }
         Ok(None)
     }
+}
+
+impl Own {
+    /// Goes on by some events.
+    async fn next(&mut self, engine: &Engine) -> Result<Next> {
+        if let Some(batch) = self.first.pop_front() {
+            return self.compute(engine, batch.batch.num_rows(), Source::Batches(vec![batch])).await;
+        }
+        self.inputs.check_removed(&self.positions)?;
+        let behind = self.inputs.behind(&self.positions);
+        if behind > RowCount::ZERO {
+            let source = Source::Log { inputs: self.inputs.clone(), from: self.positions.clone() };
+            return self.compute(engine, behind.as_usize(), source).await;
+        }
+        match self.is_new {
+            true => self.compute(engine, 0, Source::Batches(Vec::new())).await,
+            false => Ok(Next::AtEnd),
+        }
+    }
 
     /// Runs the pipeline over `rows` rows of `source`: here, or on the query threads if they are many.
-    async fn compute(&mut self, rows: usize, source: Source) -> Result<Option<RecordBatch>> {
+    async fn compute(&mut self, engine: &Engine, rows: usize, source: Source) -> Result<Next> {
         self.is_new = false;
-        let now = self.engine.clock().now();
+        let now = engine.clock().now();
         let pipeline = self.pipeline.take().ok_or_else(|| SqlError::internal("the subscription has ended"))?;
-        let computed = if rows > ROWS_INLINE_MAX {
-            self.engine.compute.run(async move { compute(pipeline, source, now) }).await?
-        } else {
-            compute(pipeline, source, now)?
-        };
+        let work = move || compute(pipeline, source, now);
+        let computed = engine.compute.run_if(rows > ROWS_INLINE_MAX, work).await?;
         self.pipeline = Some(computed.pipeline);
-        check_rows_stay(&self.engine, self.inputs.readers())?;
         if let Some(positions) = computed.positions {
             self.positions = positions;
         }
-        Ok(computed.rows)
+        Ok(Next::Passed(computed.rows.map(RowBatch::from)))
     }
 }
 

@@ -4,6 +4,7 @@
 mod durability;
 mod exactly_once;
 mod interrupts;
+mod shared;
 
 use super::{Engine, EngineConfig, Outcome, Session, SessionOptions, Via};
 use crate::env::Clock;

@@ -341,7 +341,7 @@ fn outcome(keyword: &'static str, done: Done, returning: Option<&Returning>) -> 
             columns: Arc::clone(&returning.columns),
             tag: RowsTag::Counted(keyword),
             is_push: false,
-            stream: Box::pin(futures::stream::iter([Ok(rows)])),
+            stream: Box::pin(futures::stream::iter([Ok(rows.into())])),
             receipts: None,
         }),
         _ => Outcome::Command { tag: format!("{keyword} {}", done.count) },

@@ -47,7 +47,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Peer> Connection<'_, S> {
     ///
     /// # Errors
     /// Why the connection ends otherwise.
-    pub(super) async fn run(mut self) -> Result<(), Stop> {
+    pub(super) async fn run(&mut self) -> Result<(), Stop> {
         let ended = self.serve().await;
         if let Err(Stop::Fatal(_)) = &ended {
             // The client hears of what it sent before.
@@ -205,9 +205,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frontend::Parse { name, sql, param_oids } => Box::pin(self.parse(&name, &sql, &param_oids)).await,
             Frontend::Bind(bind) => self.bind(bind),
             Frontend::Describe { target, name } => self.describe(target, &name),
-            Frontend::Execute { portal, rows_max } => self.execute_portal(&portal, rows_max).await,
+            Frontend::Execute { portal, rows_max } => Box::pin(self.execute_portal(&portal, rows_max)).await,
             Frontend::Close { target, name } => Box::pin(self.close(target, &name)).await,
-            Frontend::Flush => self.flush().await,
+            Frontend::Flush => Box::pin(self.flush()).await,
             Frontend::Sync => return self.sync().await,
             Frontend::FunctionCall => {
                 Err(SqlError::unsupported("the function call message", "use SELECT function(…)").into())
@@ -264,7 +264,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         if self.session.transaction_status() != TransactionStatus::Open {
             if is_ok {
                 let open = self.portals.take_open();
-                match self.finish_portals(open).await {
+                match Box::pin(self.finish_portals(open)).await {
                     Ok(()) => {}
                     Err(Stop::Statement(error)) => self.report(&error),
                     Err(stop) => return Err(stop),
@@ -426,7 +426,7 @@ mod tests {
         let session_of_client = session(engine);
         let (id, handed): (SessionId, _) = (session_of_client.id(), session_of_client.handed());
         let meters = Arc::new(Meters::new());
-        let connection = Connection::new(&mut wire, session_of_client, Stopping::default(), meters);
+        let mut connection = Connection::new(&mut wire, session_of_client, Stopping::default(), meters);
         let mut serving = pin!(connection.run());
         // The welcome ends as an answer does.
         for text in ["", before] {
@@ -481,7 +481,7 @@ mod tests {
         // Five notifications of twelve bytes fit in.
         let (mut client, server) = tokio::io::duplex(64);
         let mut wire = Wire::new(server);
-        let connection = Connection::new(&mut wire, session(&engine), Stopping::default(), Arc::new(Meters::new()));
+        let mut connection = Connection::new(&mut wire, session(&engine), Stopping::default(), Arc::new(Meters::new()));
         let serving = pin!(connection.run());
         let talking = async {
             tags(&mut client).await;

@@ -42,6 +42,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Of the rows, and of whatever interrupted a wait.
     pub(super) async fn copy_out(&mut self, copy: CopyOut, signals: &Signals) -> Result<String, Stop> {
         let mut encoder = copy.encoder()?;
+        let form = copy.form();
         self.send_messages();
         let mut source = Source::new(copy.rows);
         let format = if encoder.is_binary() { Format::Binary } else { Format::Text };
@@ -54,13 +55,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             if !source.hand_over(batch.num_rows()) {
                 continue;
             }
-            encoder.begin(&batch)?;
             sent += batch.num_rows() as u64;
-            while reply::copy_data(self.wire.out(), |out| encoder.next(out)) {
-                if self.wire.is_full() {
-                    self.wire.make_room(&signals).await?;
-                    signals.check()?;
+            match batch.forms().zip(form.as_ref()) {
+                Some((forms, form)) => {
+                    let encoded = forms.get(form, || {
+                        let mut bytes = Vec::new();
+                        encoder.begin(&batch)?;
+                        while reply::copy_data(&mut bytes, |out| encoder.next(out)) {}
+                        Ok::<_, SqlError>(bytes)
+                    })?;
+                    self.wire.out().extend_from_slice(&encoded);
                 }
+                None => {
+                    encoder.begin(&batch)?;
+                    while reply::copy_data(self.wire.out(), |out| encoder.next(out)) {
+                        if self.wire.is_full() {
+                            self.wire.make_room(&signals).await?;
+                            signals.check()?;
+                        }
+                    }
+                }
+            }
+            if self.wire.is_full() {
+                self.wire.make_room(&signals).await?;
             }
             source.put(self.wire, &signals).await?;
         }

@@ -168,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Target::Portal => {
                 let portal = self.portals.take(name);
                 let is_portal = portal.is_some();
-                self.finish_portals(portal).await?;
+                Box::pin(self.finish_portals(portal)).await?;
                 if !is_portal && self.session.cursor_columns(name).is_some() {
                     let signals = self.signals("");
                     self.run_text(&format!("CLOSE {}", quote(name)), &signals).await?;
@@ -224,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                         signals = self.settled(signals, prepared.text()).await?;
                     }
                     let queued =
-                        step(self.wire, &signals, pin!(self.session.insert_ahead(&prepared, params))).await??;
+                        step(self.wire, &signals, Box::pin(self.session.insert_ahead(&prepared, params))).await??;
                     self.run_ahead(shard, queued, timer);
                     let portal =
                         Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done, _held: None };
@@ -237,7 +237,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     self.session.begin_pipeline();
                 }
                 let via = if rows_max == 0 { Via::Extended } else { Via::Portal };
-                let outcome = step(self.wire, &signals, pin!(self.session.execute(&prepared, params, via))).await??;
+                // Boxed: a subscription need not hold what it needed to begin.
+                let execution = Box::pin(self.session.execute(&prepared, params, via));
+                let outcome = step(self.wire, &signals, execution).await??;
                 (self.begin(outcome, &signals).await?, true)
             }
         };

@@ -151,8 +151,9 @@ impl Acceptor {
                 Ok(session) => {
                     let _open = self.meters.session();
                     wire.set_room(self.engine.room());
-                    let connection =
-                        Connection::new(&mut wire, session, self.stopping.clone(), Arc::clone(&self.meters));
+                    let stopping = self.stopping.clone();
+                    let mut connection =
+                        Box::new(Connection::new(&mut wire, session, stopping, Arc::clone(&self.meters)));
                     Box::pin(connection.run()).await
                 }
                 Err(error) => Err(Stop::Fatal(error)),

@@ -5,13 +5,12 @@
 //! own stream. Every wait ends on cancellation, shutdown, time-out and the client's end. Leaves out what a
 //! row looks like (`rows`) and who asked (`simple`, `extended`).
 
-use crate::engine::{Asked, BatchStream, Receipts, ResultColumn, Rows, RowsTag};
+use crate::engine::{Asked, Receipts, ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
 use crate::server::pg::cancel::{Signals, Stopping};
 use crate::server::pg::error::Stop;
-use crate::server::pg::rows::{Formats, RowEncoder};
+use crate::server::pg::rows::{self, Formats, RowEncoder};
 use crate::server::pg::wire::{Flushing, Orphan, Wire};
-use arrow::array::RecordBatch;
 use futures::StreamExt as _;
 use std::fmt;
 use std::ops::Range;
@@ -25,9 +24,9 @@ pub(super) struct Source {
     pub(super) columns: Arc<[ResultColumn]>,
     pub(super) tag: RowsTag,
     pub(super) is_push: bool,
-    stream: BatchStream,
+    stream: RowStream,
     /// A batch of which rows were sent up to this one.
-    rest: Option<(RecordBatch, usize)>,
+    rest: Option<(RowBatch, usize)>,
     is_ended: bool,
     /// Of a member of a consumer group.
     receipts: Option<Receipts>,
@@ -79,7 +78,7 @@ impl Source {
         &mut self,
         wire: &mut Wire<S>,
         signals: &Signals,
-    ) -> Result<Option<RecordBatch>, Stop>
+    ) -> Result<Option<RowBatch>, Stop>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -98,7 +97,7 @@ impl Source {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let Some(receipts) = &self.receipts else { return Ok(()) };
-        self.asked = wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.ask())).await??;
+        self.asked = wire.during(signals, Flushing::Now, Orphan::Stop, Box::pin(receipts.ask())).await??;
         // A rollback takes an end back too.
         self.is_ended = false;
         Ok(())
@@ -143,7 +142,7 @@ impl Source {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         if let Some(receipts) = &self.receipts {
-            wire.during(signals, Flushing::Now, Orphan::Stop, pin!(receipts.finish())).await??;
+            wire.during(signals, Flushing::Now, Orphan::Stop, Box::pin(receipts.finish())).await??;
         }
         Ok(())
     }
@@ -176,8 +175,13 @@ impl Source {
                 if !self.hand_over(end - row) {
                     continue;
                 }
-                let encoder = RowEncoder::new(&batch, &self.columns, formats)?;
-                send(wire, signals, &encoder, row..end).await?;
+                let rows = row..end;
+                if !rows::put_shared(&batch, &rows, &self.columns, formats, wire.out()) {
+                    let encoder = RowEncoder::new(&batch, &self.columns, formats)?;
+                    send(wire, signals, &encoder, rows).await?;
+                } else if wire.is_full() {
+                    wire.make_room(signals).await?;
+                }
                 sent += (end - row) as u64;
                 if goal.rows_max.is_none() {
                     self.put(wire, signals).await?;
@@ -238,18 +242,18 @@ async fn before<F: Future>(moment: Option<Instant>, future: F) -> Option<F::Outp
 mod tests {
     use super::*;
     use crate::engine::{SqlError, SqlState, SqlType};
-    use arrow::array::Int32Array;
+    use arrow::array::{Int32Array, RecordBatch};
     use futures::channel::mpsc;
     use tokio::io::{AsyncReadExt as _, DuplexStream};
     use tokio_util::sync::CancellationToken;
 
     const ROW_BYTES: usize = 5 + 2 + 4 + 1;
 
-    type Sender = mpsc::Sender<Result<RecordBatch, SqlError>>;
+    type Sender = mpsc::Sender<Result<RowBatch, SqlError>>;
 
-    fn batch(values: std::ops::Range<i32>) -> RecordBatch {
+    fn batch(values: std::ops::Range<i32>) -> RowBatch {
         let values = Int32Array::from_iter_values(values.map(|value| value % 10));
-        RecordBatch::try_from_iter([("n", Arc::new(values) as _)]).unwrap()
+        RecordBatch::try_from_iter([("n", Arc::new(values) as _)]).unwrap().into()
     }
 
     fn source(is_push: bool) -> (Sender, Source) {

@@ -5,10 +5,11 @@
 //! (`engine::types`) and pacing (`pump`). No state outlives a batch.
 
 use crate::engine::types::{self, ColumnEncoder};
-use crate::engine::{ResultColumn, SqlError, SqlState};
+use crate::engine::{Form, ResultColumn, RowBatch, SqlError, SqlState};
 use crate::server::pg::message::Format;
 use crate::server::pg::reply::{self, Field, patch_length};
 use arrow::array::RecordBatch;
+use std::ops::Range;
 
 /// Bytes of one DataRow, as PostgreSQL has it.
 const ROW_BYTES_MAX: usize = (1 << 30) - 1;
@@ -48,6 +49,29 @@ pub(super) fn describe(out: &mut Vec<u8>, columns: &[ResultColumn], formats: &Fo
         format: formats.of(index),
     });
     reply::row_description(out, fields);
+}
+
+/// Appends `rows` if they are a whole batch that several get, encoded once for all; false when that cannot be.
+pub(super) fn put_shared(
+    batch: &RowBatch,
+    rows: &Range<usize>,
+    columns: &[ResultColumn],
+    formats: &Formats,
+    out: &mut Vec<u8>,
+) -> bool {
+    let Some(forms) = batch.forms().filter(|_| *rows == (0..batch.num_rows())) else { return false };
+    let form = Form::DataRows(formats.0.iter().map(|format| *format == Format::Binary).collect());
+    let encoded = forms.get(&form, || {
+        let encoder = RowEncoder::new(batch, columns, formats)?;
+        let mut bytes = Vec::new();
+        rows.clone().try_for_each(|row| encoder.encode(row, &mut bytes))?;
+        Ok::<_, SqlError>(bytes)
+    });
+    // What cannot be encoded fails where it is sent alone, behind the rows before it.
+    encoded.is_ok_and(|encoded| {
+        out.extend_from_slice(&encoded);
+        true
+    })
 }
 
 /// Writes rows of one batch.

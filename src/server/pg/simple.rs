@@ -33,7 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let is_several = statements.len() > 1;
         if is_several || self.session.is_implicit() || !self.is_followed(false) {
             self.settle().await?;
-        } else if self.run_one_ahead(&mut statements).await? {
+        } else if Box::pin(self.run_one_ahead(&mut statements)).await? {
             return Ok(());
         }
         let result = self.run_all(statements, is_several).await;
@@ -103,17 +103,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
-        let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed, &[]))).await??;
+        // Boxed, and the statement forgotten once it began: a subscription need not hold what it needed to begin.
+        let prepared = step(self.wire, &signals, Box::pin(self.session.prepare(parsed, &[]))).await??;
         if !prepared.params().is_empty() {
             return Err(SqlError::new(SqlState::UndefinedParameter, "there is no parameter $1").into());
         }
         let outcome =
-            step(self.wire, &signals, pin!(self.session.execute(&prepared, Vec::new(), Via::Simple))).await??;
+            step(self.wire, &signals, Box::pin(self.session.execute(&prepared, Vec::new(), Via::Simple))).await??;
+        drop(prepared);
         let tag = match outcome {
             Outcome::Rows(rows) => self.send_rows(rows, &signals).await?,
             Outcome::Command { tag } => tag,
-            Outcome::CopyIn(copy) => self.copy_in(copy, &signals).await?,
-            Outcome::CopyOut(copy) => self.copy_out(copy, &signals).await?,
+            Outcome::CopyIn(copy) => Box::pin(self.copy_in(copy, &signals)).await?,
+            Outcome::CopyOut(copy) => Box::pin(self.copy_out(copy, &signals)).await?,
             Outcome::Empty => return Ok(None),
         };
         Ok(Some(tag))

@@ -15,10 +15,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use millstream_catalog::model::{ByteSize, limit};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// Output is written once it holds this much, so that memory stays constant however long a result is.
@@ -400,11 +401,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(())
     }
 
+    /// A read of what may never come: a client that says nothing has no buffer.
+    fn poll_read_first(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut bytes = [MaybeUninit::uninit(); READ_BYTES_FIRST];
+        let mut bytes = ReadBuf::uninit(&mut bytes);
+        if Pin::new(&mut self.socket).poll_read(cx, &mut bytes)?.is_pending() {
+            self.input = BytesMut::new();
+            return Poll::Pending;
+        }
+        self.input.extend_from_slice(bytes.filled());
+        Poll::Ready(Ok(bytes.filled().len()))
+    }
+
     /// One read. The buffer grows with what comes, not with what a header promises.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        self.input.reserve(self.read_size);
-        let before = self.input.len();
-        let read = pin!(self.socket.read_buf(&mut self.input)).poll(cx);
+        let read = match self.input.is_empty() && self.read_size == READ_BYTES_FIRST {
+            true => self.poll_read_first(cx),
+            false => {
+                self.input.reserve(self.read_size);
+                pin!(self.socket.read_buf(&mut self.input)).poll(cx)
+            }
+        };
         match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(_)) => Poll::Ready(Err(WireError::Gone)),
@@ -413,7 +430,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Ok(count)) => {
-                debug_assert_eq!(self.input.len(), before + count);
                 self.read_size =
                     if count >= self.read_size { (count * 2).min(READ_BYTES_MAX) } else { READ_BYTES_FIRST };
                 Poll::Ready(Ok(()))

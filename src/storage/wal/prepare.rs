@@ -518,7 +518,7 @@ mod tests {
         disk.set_capacity(None);
         let helper = Arc::clone(&preparer);
         let helper = env::thread("wal-prepare", move || helper.run()).unwrap();
-        let (send, taken) = std::sync::mpsc::channel();
+        let (send, taken) = std::sync::mpsc::sync_channel(1);
         let taker = Arc::clone(&preparer);
         let taker = env::thread("taker", move || send.send(taker.take(2, BYTES / 4)).unwrap()).unwrap();
         let file = taken.recv_timeout(Duration::from_secs(20)).expect("the next file is made").unwrap();

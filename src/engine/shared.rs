@@ -1,0 +1,417 @@
+//! Push queries that many clients run at once: their plan is held once, each event is read and computed once, and its
+//! rows are encoded once, however many get them.
+//!
+//! Of a query that computes each event by itself, what comes next does not depend on who asks. The results of the last
+//! steps stand in a chain; who is behind takes them from there, and who has them all makes the next for everybody. Who
+//! falls far behind reads for itself until it has caught up. A result goes when the last one has taken it, so that idle
+//! subscribers keep none. Leaves out waiting and limits (`push`), and delivery (server). A crash forgets all of it.
+
+use crate::engine::compute::Compute;
+use crate::engine::input::Reader;
+use crate::engine::inputs::{Inputs, SourcePositions};
+use crate::engine::outcome::RowBatch;
+use crate::engine::push::{ROWS_INLINE_MAX, alone};
+use crate::engine::{Result, ResultColumn};
+use arrow::array::RecordBatch;
+use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
+use millstream_sql::SqlError;
+use millstream_sql::plan::ContinuousPlan;
+use millstream_sql::stream::{Pipeline, StepInput};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
+
+/// Pipelines that are kept for the next step.
+const SPARE_MAX: usize = 2;
+/// Bytes that a link of the chain takes beside its rows.
+const LINK_BYTES: usize = 512;
+
+/// The shared queries of a node.
+#[derive(Default)]
+pub(crate) struct SharedQueries {
+    queries: Mutex<Queries>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Queries {
+    by_hash: HashMap<u64, Vec<Weak<SharedQuery>>>,
+    /// When there are so many, those that ended are forgotten.
+    purge_at: usize,
+}
+
+/// A push query that computes each event by itself.
+pub(crate) struct SharedQuery {
+    plan: ContinuousPlan,
+    columns: Arc<[ResultColumn]>,
+    inputs: Inputs,
+    bytes_max: ByteSize,
+    spare: Mutex<Vec<Pipeline>>,
+    chain: Mutex<Chain>,
+    /// Told when a link that took a while is there, or is not to come.
+    made: Notify,
+}
+
+/// The results of the last steps.
+#[derive(Default)]
+struct Chain {
+    links: VecDeque<Link>,
+    /// The number of the first of `links`.
+    base: u64,
+    /// The positions after the last.
+    head: Arc<SourcePositions>,
+    /// Seats that are on it.
+    seats: usize,
+    bytes: usize,
+    /// The next link is made on a query thread.
+    is_making: bool,
+    /// Why the next link cannot be made.
+    failure: Option<SqlError>,
+}
+
+/// Rows of some events, if they gave any, and the positions after them.
+type Step = (Option<RecordBatch>, SourcePositions);
+
+/// The result of one step.
+struct Link {
+    /// `None` when its events gave no row.
+    rows: Option<RowBatch>,
+    /// After its events.
+    positions: Arc<SourcePositions>,
+    bytes: usize,
+    /// Seats that have not taken it.
+    left: usize,
+}
+
+impl Chain {
+    fn end(&self) -> u64 {
+        self.base + self.links.len() as u64
+    }
+
+    fn join(&mut self) -> u64 {
+        self.seats += 1;
+        self.end()
+    }
+
+    /// One seat has no need of the links from `at` on.
+    fn let_go(&mut self, at: u64, count: usize) {
+        let from = at.saturating_sub(self.base) as usize;
+        self.links.iter_mut().skip(from).take(count).for_each(|link| link.left -= 1);
+        while let Some(link) = self.links.pop_front_if(|link| link.left == 0) {
+            self.base += 1;
+            self.bytes -= link.bytes;
+        }
+    }
+
+    fn leave(&mut self, at: u64) {
+        self.seats -= 1;
+        self.let_go(at, usize::MAX);
+    }
+
+    fn push(&mut self, rows: Option<RowBatch>, positions: SourcePositions, bytes_max: ByteSize) {
+        let bytes = rows.as_ref().map_or(0, |rows| rows.get_array_memory_size()) + LINK_BYTES;
+        self.head = Arc::new(positions);
+        self.links.push_back(Link { rows, positions: Arc::clone(&self.head), bytes, left: self.seats });
+        self.bytes += bytes;
+        while self.links.len() > 1 && self.bytes as u64 > bytes_max.value() {
+            self.bytes -= self.links.pop_front().map_or(0, |link| link.bytes);
+            self.base += 1;
+        }
+    }
+
+    /// Begins anew at `positions`: seats that are on it are behind.
+    fn restart(&mut self, positions: &Arc<SourcePositions>) {
+        self.base = self.end() + 1;
+        self.links.clear();
+        self.bytes = 0;
+        self.head = Arc::clone(positions);
+        self.failure = None;
+    }
+}
+
+/// How far one subscriber is.
+pub(crate) struct Seat {
+    query: Arc<SharedQuery>,
+    /// The number of the link it takes next, while it is on the chain.
+    at: Option<u64>,
+    positions: Arc<SourcePositions>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(at) = self.at {
+            self.query.chain.lock().leave(at);
+        }
+    }
+}
+
+/// What became of one attempt to go on.
+pub(crate) enum Next {
+    /// Some events were passed, which gave these rows.
+    Passed(Option<RowBatch>),
+    /// There are none.
+    AtEnd,
+}
+
+impl SharedQueries {
+    /// The query of this plan that is shared already, or this one from now on.
+    pub(crate) fn get(&self, plan: ContinuousPlan, pipeline: Pipeline, readers: Vec<Reader>) -> Arc<SharedQuery> {
+        let hash = self.hasher.hash_one(&plan.plan);
+        let mut queries = self.queries.lock();
+        if queries.by_hash.len() >= queries.purge_at {
+            queries.by_hash.retain(|_, queries| queries.iter().any(|query| query.strong_count() > 0));
+            queries.purge_at = 64 + 2 * queries.by_hash.len();
+        }
+        let same = queries.by_hash.entry(hash).or_default();
+        same.retain(|query| query.strong_count() > 0);
+        if let Some(query) = same.iter().filter_map(Weak::upgrade).find(|query| query.is(&plan, &readers)) {
+            return query;
+        }
+        let query = Arc::new(SharedQuery {
+            columns: plan.columns.clone().into(),
+            plan,
+            bytes_max: readers.first().map_or(ByteSize::ZERO, |reader| reader.bytes_max),
+            inputs: Inputs::new(readers),
+            spare: Mutex::new(vec![pipeline]),
+            chain: Mutex::default(),
+            made: Notify::new(),
+        });
+        same.push(Arc::downgrade(&query));
+        query
+    }
+}
+
+impl SharedQuery {
+    /// Whether its rows are those of another plan that is read so.
+    fn is(&self, plan: &ContinuousPlan, readers: &[Reader]) -> bool {
+        let is_same = |(own, other): (&Reader, &Reader)| {
+            Arc::ptr_eq(&own.relation, &other.relation) && own.removed == other.removed
+        };
+        self.plan.plan == plan.plan
+            && self.plan.columns == plan.columns
+            && (self.plan.window, self.plan.grace, self.plan.emission) == (plan.window, plan.grace, plan.emission)
+            && self.inputs.readers().len() == readers.len()
+            && self.inputs.readers().iter().zip(readers).all(is_same)
+    }
+
+    /// The columns of its rows.
+    pub(crate) fn columns(&self) -> &Arc<[ResultColumn]> {
+        &self.columns
+    }
+
+    /// What it reads.
+    pub(crate) fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// A pipeline of it, for one step or more.
+    ///
+    /// # Errors
+    /// None that planning it before did not have.
+    pub(crate) fn pipeline(&self) -> Result<Pipeline> {
+        let spare = self.spare.lock().pop();
+        spare.map_or_else(|| Pipeline::plan(&self.plan), Ok)
+    }
+
+    /// Takes a pipeline back.
+    pub(crate) fn give_back(&self, pipeline: Pipeline) {
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE_MAX {
+            spare.push(pipeline);
+        }
+    }
+
+    /// The events after `from`, some of them or all up to `to`: their rows, and the positions after them; `None` when there
+    /// are none.
+    fn step(&self, from: &SourcePositions, to: Option<&SourcePositions>, now: Timestamp) -> Result<Option<Step>> {
+        let input = match to {
+            Some(to) => Some(self.inputs.between(from, to)?),
+            None => self.inputs.next(from)?,
+        };
+        let Some(input) = input else { return Ok(None) };
+        let mut pipeline = self.pipeline()?;
+        let output = pipeline.step(&StepInput { batches: input.batches, idle: &[], now })?;
+        let rows = output.batch.filter(|batch| batch.num_rows() > 0);
+        let rows = rows.map(|batch| pipeline.output().client_rows(&batch).and_then(alone)).transpose()?;
+        self.give_back(pipeline);
+        Ok(Some((rows, input.positions)))
+    }
+}
+
+impl Seat {
+    /// Of a subscriber that begins at `positions`.
+    pub(crate) fn new(query: &Arc<SharedQuery>, positions: SourcePositions) -> Self {
+        Self { query: Arc::clone(query), at: None, positions: Arc::new(positions) }
+    }
+
+    /// What it reads.
+    pub(crate) fn query(&self) -> &Arc<SharedQuery> {
+        &self.query
+    }
+
+    /// Goes on by some events.
+    ///
+    /// # Errors
+    /// SE001; when the log cannot be read; of an expression.
+    ///
+    /// # Cancellation
+    /// Safe: it has not gone on. Nobody else waits for who is no longer polled.
+    pub(crate) async fn next(&mut self, compute: &Compute, now: Timestamp) -> Result<Next> {
+        let query = Arc::clone(&self.query);
+        loop {
+            // Made before the chain is looked at, it misses nothing.
+            let made = query.made.notified();
+            if let Some(rows) = self.take() {
+                return Ok(Next::Passed(rows));
+            }
+            query.inputs.check_removed(&self.positions)?;
+            if self.at.is_none() && !self.join(now) {
+                return self.step_alone(compute, now).await;
+            }
+            let behind = query.inputs.behind(&self.positions);
+            if behind == RowCount::ZERO {
+                return Ok(Next::AtEnd);
+            }
+            if self.make(compute, behind, now)? == Made::Later {
+                made.await;
+            }
+        }
+    }
+
+    /// Goes on without the others.
+    async fn step_alone(&mut self, compute: &Compute, now: Timestamp) -> Result<Next> {
+        let (query, from) = (Arc::clone(&self.query), Arc::clone(&self.positions));
+        let behind = query.inputs.behind(&from).as_usize();
+        let work = move || query.step(&from, None, now);
+        let Some((rows, positions)) = compute.run_if(behind > ROWS_INLINE_MAX, work).await? else {
+            return Ok(Next::AtEnd);
+        };
+        self.positions = Arc::new(positions);
+        Ok(Next::Passed(rows.map(RowBatch::from)))
+    }
+
+    /// Has the next link made of about `rows` events, unless somebody did: here, or on the query threads if they are many.
+    fn make(&self, compute: &Compute, rows: RowCount, now: Timestamp) -> Result<Made> {
+        let mut chain = self.query.chain.lock();
+        if self.at != Some(chain.end()) {
+            return Ok(Made::Now);
+        }
+        if let Some(error) = &chain.failure {
+            return Err(error.clone());
+        }
+        if chain.is_making {
+            return Ok(Made::Later);
+        }
+        if rows.as_usize() <= ROWS_INLINE_MAX {
+            if let Some((rows, positions)) = self.query.step(&self.positions, None, now)? {
+                chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
+            }
+            return Ok(Made::Now);
+        }
+        chain.is_making = true;
+        drop(chain);
+        let making = Making { query: Arc::clone(&self.query), from: Arc::clone(&self.positions) };
+        // Nobody's: who asked for it may be gone, or not go on for long.
+        let _task = compute.spawn(async move { making.run(now) });
+        Ok(Made::Later)
+    }
+
+    /// The next link of the chain; `None` when there is none, or it is not on the chain.
+    pub(crate) fn take(&mut self) -> Option<Option<RowBatch>> {
+        let at = self.at?;
+        let mut chain = self.query.chain.lock();
+        if at < chain.base {
+            chain.leave(at);
+            self.at = None;
+            return None;
+        }
+        let link = chain.links.get((at - chain.base) as usize)?;
+        let rows = link.rows.clone();
+        self.positions = Arc::clone(&link.positions);
+        self.at = Some(at + 1);
+        chain.let_go(at, 1);
+        Some(rows)
+    }
+
+    /// Joins the chain, if it is not before its end.
+    fn join(&mut self, now: Timestamp) -> bool {
+        let mut chain = self.query.chain.lock();
+        if chain.seats == 0 {
+            chain.restart(&self.positions);
+        } else if chain.head != self.positions {
+            let Some(gap) = rows_between(&chain.head, &self.positions) else { return false };
+            // Where they are many, all who are on it are far behind.
+            let is_near = gap <= ROWS_INLINE_MAX as u64 && !chain.is_making;
+            let step = if is_near { self.query.step(&chain.head, Some(&self.positions), now) } else { Ok(None) };
+            match step {
+                Ok(Some((rows, positions))) => {
+                    chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
+                }
+                // Why they cannot be passed is for those to hear who would get their rows.
+                Ok(None) | Err(_) => chain.restart(&self.positions),
+            }
+        }
+        // Equal to its own; from now on it is known by its address.
+        self.positions = Arc::clone(&chain.head);
+        self.at = Some(chain.join());
+        true
+    }
+}
+
+/// When a link is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// It may be.
+    Now,
+    /// Others are told.
+    Later,
+}
+
+/// A link that is made on a query thread.
+struct Making {
+    query: Arc<SharedQuery>,
+    from: Arc<SourcePositions>,
+}
+
+impl Making {
+    fn run(self, now: Timestamp) {
+        let step = self.query.step(&self.from, None, now);
+        let mut chain = self.query.chain.lock();
+        if !Arc::ptr_eq(&chain.head, &self.from) {
+            // It began anew meanwhile.
+            return;
+        }
+        match step {
+            Ok(None) => {}
+            Ok(Some((rows, positions))) => {
+                chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
+            }
+            Err(error) => chain.failure = Some(error),
+        }
+    }
+}
+
+/// Also after a panic: the next one tries again.
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.query.chain.lock().is_making = false;
+        self.query.made.notify_waiters();
+    }
+}
+
+/// Offsets from one place to another; `None` when it is not behind everywhere.
+fn rows_between(from: &SourcePositions, to: &SourcePositions) -> Option<u64> {
+    let mut rows = 0;
+    for (from, to) in from.iter().zip(to) {
+        if from.keys().any(|partition| !to.contains_key(partition)) {
+            return None;
+        }
+        for (partition, to) in to {
+            let from = from.get(partition).copied().unwrap_or_default();
+            rows += to.value().checked_sub(from.value())?;
+        }
+    }
+    Some(rows)
+}
