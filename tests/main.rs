@@ -2,7 +2,7 @@
 //!
 //! `across`: transactions over several shards. `alter`: definitions that change beside writers. `backup`: of running nodes. `changes`: rows that many clients change.
 //! `clients`: drivers and psql. `copy`: formats of COPY, with the programs that write them. `crash`: real processes,
-//! killed; `failed_sync`: those that must stop or not start. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
+//! killed; `failed_sync`: those that must stop or not start. `fetches`: rows of consumer groups, message by message. `damage`: files that changed while no server ran, and a full disk. `equivalence`: continuous tables against
 //! their SELECT run once. `events`: large ones, by every way in. `listen`: notifications on the wire. `limits`: as many topics and partitions as a node takes. `pipelined`: statements sent without
 //! waiting. `protocol`: the wire, byte by byte. `pruning`: reads that skip segments against
 //! reads that do not. `rows`: changes of random rows against a model. `segments`: as other programs open them. `slt`: statements and their rows. `scripts`: several sessions, rows in
@@ -26,6 +26,7 @@ mod equivalence;
 mod events;
 mod exactly_once;
 mod failed_sync;
+mod fetches;
 mod groups;
 mod limits;
 mod listen;

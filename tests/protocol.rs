@@ -154,7 +154,7 @@ fn code(body: &str) -> String {
 }
 
 /// The codes of the errors among messages; the status of a failed transaction is none.
-fn errors(messages: &[Message]) -> Vec<String> {
+pub(crate) fn errors(messages: &[Message]) -> Vec<String> {
     messages.iter().filter(|(tag, body)| *tag == 'E' && body != "E").map(|(_, body)| code(body)).collect()
 }
 

@@ -3,7 +3,7 @@
 //! A cursor over a subscription waits until a FETCH is full, because drivers take a short answer for the
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
-use crate::engine::group::{Asked, Receipts};
+use crate::engine::group::{Asked, FetchReceipts, Receipts};
 use crate::engine::{ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
 use futures::{FutureExt, StreamExt};
@@ -12,10 +12,9 @@ use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::FetchCount;
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// The cursors of a session.
 #[derive(Debug, Default)]
@@ -39,6 +38,8 @@ struct Source {
     is_done: bool,
     /// Of a member of a consumer group.
     receipts: Option<Receipts>,
+    /// The FETCH that was last.
+    fetching: Option<Weak<FetchReceipts>>,
     /// The commit of what was fetched before, which a FETCH ends with.
     asked: Asked,
     /// Why a member gives no more rows: it has left.
@@ -87,7 +88,8 @@ impl Cursors {
                 .detail(format!("a session may have {PORTALS_MAX}")));
         }
         let Rows { stream, receipts, .. } = rows;
-        let source = Source { stream, rest: None, is_done: false, receipts, asked: Asked::default(), failure: None };
+        let (fetching, asked) = (None, Asked::default());
+        let source = Source { stream, rest: None, is_done: false, receipts, fetching, asked, failure: None };
         let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
         let cursor = Cursor { columns, is_push, life, source };
         self.open.insert(name.to_owned(), cursor);
@@ -122,18 +124,20 @@ impl Cursors {
             ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
             deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
         };
-        let is_sent = Arc::new(AtomicBool::new(false));
-        let told = receipts.as_ref().map(|_| Receipts::of_fetch(Arc::clone(&is_sent)));
-        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, is_sent, receipts };
+        let receipts = receipts.as_ref().and_then(Receipts::consumer).map(FetchReceipts::new);
+        let mut source = cursor.try_lock(name)?;
+        if let Some(before) = std::mem::replace(&mut source.fetching, receipts.as_ref().map(Arc::downgrade)) {
+            before.upgrade().into_iter().for_each(|before| before.end());
+        }
+        drop(source);
+        let told = receipts.as_ref().map(|receipts| Receipts::of_fetch(Arc::clone(receipts)));
+        let fetching = Fetching { source: Arc::clone(&cursor.source), goal, receipts };
         let stream = futures::stream::unfold(fetching, |mut fetching| async move {
-            let batch = fetching.source.lock().await.take(&mut fetching.goal).await;
-            if batch.is_none() {
-                fetching.is_sent.store(true, Ordering::Release);
-            }
-            Some((batch?, fetching))
+            let batch = fetching.next().await?;
+            Some((batch, fetching))
         });
-        let (columns, is_push) = (Arc::clone(&cursor.columns), cursor.is_push);
-        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream: Box::pin(stream), receipts: told })
+        let (columns, is_push, stream) = (Arc::clone(&cursor.columns), cursor.is_push, Box::pin(stream.fuse()));
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream, receipts: told })
     }
 
     fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
@@ -146,8 +150,8 @@ impl Cursors {
     ///
     /// # Errors
     /// 34000 when there is no such cursor; why it gives no more rows.
-    pub(crate) async fn receipts(&self, name: &str) -> Result<Option<Receipts>, SqlError> {
-        let source = self.find(name)?.source.lock().await;
+    pub(crate) fn receipts(&self, name: &str) -> Result<Option<Receipts>, SqlError> {
+        let source = self.find(name)?.try_lock(name)?;
         source.failure.clone().map_or_else(|| Ok(source.receipts.clone()), Err)
     }
 
@@ -156,7 +160,7 @@ impl Cursors {
     /// # Errors
     /// When that cannot be committed.
     pub(crate) async fn ask(&self, name: &str) -> Result<(), SqlError> {
-        self.find(name)?.source.lock().await.ask().await
+        self.find(name)?.try_lock(name)?.ask().await
     }
 
     /// `CLOSE name`: the client has taken what it was handed.
@@ -195,8 +199,17 @@ impl Cursors {
 }
 
 impl Cursor {
+    /// What is left of its rows. A portal that was suspended while it waited for some keeps it.
+    fn try_lock(&self, name: &str) -> Result<MutexGuard<'_, Source>, SqlError> {
+        self.source.try_lock().map_err(|_| {
+            let message = format!("cursor \"{name}\" is being used by another portal");
+            SqlError::new(SqlState::ObjectInUse, message).hint("close the portal, or go on with it")
+        })
+    }
+
     async fn close(self) -> Result<(), SqlError> {
-        let receipts = self.source.lock().await.receipts.take();
+        // One that a portal keeps ends with that.
+        let receipts = self.source.try_lock().ok().and_then(|mut source| source.receipts.take());
         match receipts {
             Some(receipts) => receipts.finish().await,
             None => Ok(()),
@@ -204,23 +217,27 @@ impl Cursor {
     }
 }
 
-/// A FETCH under way. One that does not come to its end did not reach the client: its rows are fetched again.
+/// A FETCH under way.
 struct Fetching {
     source: Arc<Mutex<Source>>,
     goal: Goal,
-    /// All that was wanted of its rows went to the client.
-    is_sent: Arc<AtomicBool>,
-    receipts: Option<Receipts>,
+    receipts: Option<Arc<FetchReceipts>>,
 }
 
-impl Drop for Fetching {
-    fn drop(&mut self) {
-        let consumer = self.receipts.as_ref().and_then(Receipts::consumer);
-        let Some(consumer) = consumer else { return };
-        consumer.set_waiting(false);
-        if !self.is_sent.load(Ordering::Acquire) {
-            consumer.take_back();
+impl Fetching {
+    async fn next(&mut self) -> Option<Result<RowBatch, SqlError>> {
+        if self.receipts.as_ref().is_some_and(|receipts| receipts.is_over()) {
+            return None;
         }
+        let batch = self.source.lock().await.take(&mut self.goal).await;
+        if let Some(receipts) = &self.receipts {
+            match &batch {
+                Some(Ok(rows)) => receipts.take(rows.num_rows()),
+                Some(Err(_)) => {}
+                None => receipts.set_sent(),
+            }
+        }
+        batch
     }
 }
 
@@ -228,6 +245,8 @@ impl Source {
     /// The client asks for more rows of a member.
     async fn ask(&mut self) -> Result<(), SqlError> {
         let Some(receipts) = &self.receipts else { return Ok(()) };
+        // What another FETCH did not come to hand over comes now.
+        self.fetching.take().and_then(|before| before.upgrade()).into_iter().for_each(|before| before.end());
         // A rollback takes an end back too.
         self.is_done = false;
         // Of a FETCH that nobody read to its end.
@@ -284,7 +303,7 @@ impl Source {
             }
             let batch = self.rest.take()?;
             let wanted = batch.num_rows().min(usize::try_from(goal.rows).unwrap_or(usize::MAX));
-            if self.receipts.as_ref().is_some_and(|receipts| !receipts.hand_over(wanted)) {
+            if self.receipts.as_ref().is_some_and(|receipts| !receipts.has_given(wanted)) {
                 continue;
             }
             goal.rows -= wanted as u64;

@@ -155,13 +155,17 @@ impl MemberSubscription {
             return Ok(None);
         }
         let ends = self.ends(&settled);
+        if self.versions.has_changed().unwrap_or(false) {
+            self.look_at_catalog()?;
+        }
+        let applied = self.growing();
         let read = match self.tables.is_some() {
             true => self.read_together(&settled, left).await?,
             false => self.read_in_turn(&settled, left).await?,
         };
         self.consumer.rest();
         if !read {
-            self.wait(ends).await?;
+            self.wait(ends, applied).await?;
         }
         Ok(self.ready.pop_front())
     }
@@ -351,8 +355,11 @@ impl MemberSubscription {
         Ok(())
     }
 
-    async fn wait(&mut self, mut ends: Vec<watch::Receiver<Offset>>) -> Result<()> {
-        let mut applied = self.growing();
+    async fn wait(
+        &mut self,
+        mut ends: Vec<watch::Receiver<Offset>>,
+        mut applied: Option<watch::Receiver<EntryIndex>>,
+    ) -> Result<()> {
         let commit_at = self.commit_at();
         let grown = async {
             match ends.is_empty() {
@@ -372,15 +379,23 @@ impl MemberSubscription {
             () = until(commit_at) => {}
             () = next_entry(&mut applied) => {}
             changed = self.versions.changed() => {
-                let catalog = self.engine.catalog();
-                let is_gone = |reader: &&Reader| changed.is_err() || catalog.relation_by_id(reader.relation.id).is_none();
-                if let Some(reader) = self.readers().iter().find(is_gone) {
-                    return Err(dropped(&reader.relation));
-                }
-                self.is_growing = true;
+                changed.map_err(|_| shutting_down())?;
+                self.look_at_catalog()?;
             }
             () = self.engine.shutdown_token().cancelled() => return Err(shutting_down()),
         }
+        Ok(())
+    }
+
+    /// The catalog changed: its topics may have been dropped, or have more partitions.
+    fn look_at_catalog(&mut self) -> Result<()> {
+        self.versions.mark_unchanged();
+        let catalog = self.engine.catalog();
+        let is_gone = |reader: &&Reader| catalog.relation_by_id(reader.relation.id).is_none();
+        if let Some(reader) = self.readers().iter().find(is_gone) {
+            return Err(dropped(&reader.relation));
+        }
+        self.is_growing = true;
         Ok(())
     }
 
@@ -413,7 +428,7 @@ impl MemberSubscription {
     /// Commits offsets, if that is due, while the rows go on.
     async fn commit_soon(&mut self) -> Result<()> {
         if let Some(task) = self.committing.take_if(|task| task.is_finished()) {
-            task.await.unwrap_or(Ok(()))?;
+            task.await.unwrap_or_else(|_| Err(SqlError::internal("offsets could not be committed")))?;
         }
         if self.committing.is_none() && self.commit_at().is_some_and(|at| at <= env::instant()) {
             let consumer = Arc::clone(&self.consumer);

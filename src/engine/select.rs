@@ -148,7 +148,7 @@ impl Session {
     /// `FETCH`
     pub(crate) async fn fetch(&mut self, fetch: &Fetch) -> Result<Rows> {
         let timeout = fetch.timeout.or_else(|| self.fetch_timeout());
-        let receipts = self.cursors.receipts(fetch.cursor.as_str()).await?;
+        let receipts = self.cursors.receipts(fetch.cursor.as_str())?;
         // What was fetched before the transaction was taken before it.
         if receipts.is_some() {
             self.cursors.ask(fetch.cursor.as_str()).await?;
@@ -162,7 +162,10 @@ impl Session {
         let mut rows = self.fetch(fetch).await?;
         let mut moved = 0;
         while let Some(batch) = rows.stream.next().await {
-            moved += batch?.num_rows();
+            let passed = batch?.num_rows();
+            if rows.receipts.as_ref().is_none_or(|receipts| receipts.hand_over(passed)) {
+                moved += passed;
+            }
         }
         Ok(Outcome::Command { tag: format!("MOVE {moved}") })
     }

@@ -112,6 +112,7 @@ async fn commit(
 ) -> Result<bool, ReplicationError> {
     let claims: Vec<_> = shares.iter().map(|share| share.append.claims.first().cloned()).collect();
     let cores: Vec<_> = shares.iter().map(|share| Arc::clone(&share.core)).collect();
+    let offsets: Vec<_> = shares.iter().filter_map(offsets_of).collect();
     let answers = join_all(shares.into_iter().map(|share| prepare(decider, share))).await;
     let (mut prepared, mut refused, mut is_repeated) = (Vec::new(), None, false);
     // Claims of rows that are new here, and were written before elsewhere.
@@ -133,9 +134,24 @@ async fn commit(
     }
     if refused.is_some() || is_repeated {
         abort(prepared).await;
-        return refused.map_or(Ok(false), Err);
+        if let Some(refused) = refused {
+            return Err(refused);
+        }
+        // The rows are there, with these offsets or without.
+        for (core, append) in offsets {
+            let bytes = append.overhead_bytes() + CHANGE_BYTES;
+            core.submit(Request::Append(append), bytes).await?;
+        }
+        return Ok(false);
     }
     finish(gate, first, decider.transaction, prepared).await.map(|()| true)
+}
+
+/// How far groups come in a shard, alone.
+fn offsets_of(share: &Share) -> Option<(Arc<Core>, Append)> {
+    let Append { commits, now, .. } = &share.append;
+    let append = Append { commits: commits.clone(), now: *now, ..Append::default() };
+    (!commits.is_empty()).then(|| (Arc::clone(&share.core), append))
 }
 
 /// The stage that waits for the decision; `None` when all rows were written before.

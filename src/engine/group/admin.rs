@@ -201,7 +201,7 @@ impl Session {
     }
 
     async fn commit_cursor(&mut self, cursor: &Ident) -> Result<()> {
-        let receipts = self.cursors.receipts(cursor.as_str()).await.map_err(|error| error.at(cursor.position))?;
+        let receipts = self.cursors.receipts(cursor.as_str()).map_err(|error| error.at(cursor.position))?;
         let Some(receipts) = receipts else {
             let message = format!("cursor \"{cursor}\" is not of a consumer group");
             return Err(SqlError::new(SqlState::ObjectNotInPrerequisiteState, message)
@@ -335,11 +335,16 @@ impl Session {
     }
 
     /// Rows of a member are fetched: within a transaction they are committed with it. `ends` unless the statement goes on
-    /// for ever, and so cannot be part of a text or pipeline that commits at its end.
+    /// for ever, and so cannot be part of a text that commits at its end. Statements before one Sync are no transaction of
+    /// the client's: whether its Sync has come yet says nothing about what it has taken.
     pub(crate) fn consume(&mut self, receipts: Option<&Receipts>, ends: bool) {
+        let is_part = match self.transaction.is_pipeline() {
+            true => self.transaction.has_writes(),
+            false => self.transaction.is_open() && ends,
+        };
         if let Some(receipts) = receipts
             && let Some(consumer) = receipts.consumer()
-            && (self.transaction.is_explicit() || (self.transaction.is_open() && ends))
+            && (self.transaction.is_explicit() || is_part)
         {
             self.transaction.consume(consumer);
         }

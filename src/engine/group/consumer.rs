@@ -8,11 +8,12 @@
 use super::TopicPartition;
 use super::coordinator::{Coordinator, LetGo, MemberInfo, Membership};
 use super::progress::{Begun, ConsumerMark, Held, Mark, Progress};
+use super::receipts::commit_died;
 use crate::engine::push::dropped;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{
-    Append, GroupCommit, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
+    Append, GroupCommit, GroupOffset, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
 };
 use millstream_catalog::Relation;
 use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, ShardId, SqlState};
@@ -173,7 +174,7 @@ impl Consumer {
             .hint("say auto_offset_reset = 'earliest' or 'latest', or ALTER CONSUMER GROUP … RESET OFFSETS first")
     }
 
-    async fn take(&self, partitions: Vec<TakePartition>) -> Result<Vec<crate::replication::GroupOffset>> {
+    async fn take(&self, partitions: Vec<TakePartition>) -> Result<Vec<GroupOffset>> {
         let take = GroupTake { group: self.joining.group.clone(), now: self.engine.clock().now(), partitions };
         loop {
             match self.joining.shard.take_partitions(take.clone()).await {
@@ -223,7 +224,8 @@ impl Consumer {
         if self.is_releasing() {
             // By itself: nobody may be there to carry it on, and others wait for it.
             let consumer = Arc::clone(self);
-            env::spawn("commit-offsets", async move { consumer.commit().await }).await.unwrap_or(Ok(()))?;
+            let commit = env::spawn("commit-offsets", async move { consumer.commit().await });
+            commit.await.unwrap_or_else(|_| Err(commit_died()))?;
             self.release(&seat);
         }
         Ok(self.next_places())
@@ -259,7 +261,8 @@ impl Consumer {
         progress.is_reading = true;
         let of = |(place, held): (&TopicPartition, &Held)| {
             let rows = if held.read == held.handed.offset { held.handed.rows } else { 0 };
-            (!held.is_revoked).then_some((*place, GroupPosition { offset: held.read, rows }))
+            let is_read = !held.is_revoked || progress.must_keep(held);
+            is_read.then_some((*place, GroupPosition { offset: held.read, rows }))
         };
         let mut places: Vec<(TopicPartition, GroupPosition)> = progress.held.iter().filter_map(of).collect();
         if let Some(turn) = progress.turn {
@@ -305,27 +308,31 @@ impl Consumer {
             taking: Taking::Read,
         };
         let taken = self.take(granted.iter().map(of).collect()).await?;
-        for (place, taken) in granted.iter().zip(taken) {
+        let held = |(place, taken): (&TopicPartition, GroupOffset)| {
             let read = self.in_log(*place, taken.position.offset)?;
             // What is committed is what the log says: the jump is committed with the next rows.
             let is_there = read == taken.position.offset;
             let handed = if is_there { taken.position } else { read.into() };
             let (epoch, committed) = (taken.epoch, taken.position);
-            let held = Held { epoch, read, handed, asked: handed, committed, is_revoked: false };
+            Ok((*place, Held { epoch, read, handed, asked: handed, committed, is_revoked: false }))
+        };
+        let held = granted.iter().zip(taken).map(held).collect::<Result<Vec<_>>>()?;
+        {
             let mut progress = self.progress.lock();
             // Removed meanwhile, it may not read what others read.
             if !returning.seat.as_ref().is_some_and(|seat| seat.is_current()) {
                 return Ok(());
             }
-            progress.forget(*place);
-            progress.held.insert(*place, held);
+            for (place, held) in held {
+                progress.forget(place);
+                progress.held.insert(place, held);
+            }
+            progress.taken += 1;
+            progress.stirred.notify_one();
+            returning.places.clear();
         }
         // What was revoked meanwhile was not there to be given up.
         returning.seat.iter().for_each(|seat| seat.look_again());
-        let mut progress = self.progress.lock();
-        progress.taken += 1;
-        progress.stirred.notify_one();
-        returning.places.clear();
         Ok(())
     }
 
@@ -393,7 +400,7 @@ impl Consumer {
         let mut progress = self.progress.lock();
         if progress.begun.is_none() {
             let handed = progress.held.iter().map(|(place, held)| (*place, held.handed)).collect();
-            progress.begun = Some(Begun { handed, rows: progress.rows });
+            progress.begun = Some(Begun { handed, rows: progress.rows, has_lost: false });
         }
     }
 
@@ -422,7 +429,8 @@ impl Consumer {
     /// # Errors
     /// SE004 when the member was removed.
     pub(crate) fn pending(&self) -> Result<(ShardId, Vec<GroupCommit>)> {
-        if self.seat().is_some_and(|seat| !seat.is_current()) {
+        let has_lost = self.progress.lock().begun.as_ref().is_some_and(|begun| begun.has_lost);
+        if has_lost || self.seat().is_some_and(|seat| !seat.is_current()) {
             return Err(self.removed());
         }
         Ok((self.joining.shard.id(), self.progress.lock().commits(&self.joining.group, true)))
@@ -496,7 +504,7 @@ impl Consumer {
                     }
                     return Ok(());
                 }
-                Err(ReplicationError::Fenced { topic, partition, .. }) => self.lose((topic, partition)),
+                Err(ReplicationError::Fenced { topic, partition, .. }) => self.lose((topic, partition), &commits),
                 Err(ReplicationError::GroupHeld(_)) => tokio::time::sleep(HELD_WAIT).await,
                 // Dropped: the subscription says so.
                 Err(ReplicationError::NoTopic(topic) | ReplicationError::NoPartition(topic, _)) => {
@@ -507,11 +515,17 @@ impl Consumer {
         }
     }
 
-    /// Somebody else took a partition, or its offset was reset: it is taken anew, if it is still the member's.
-    fn lose(&self, place: TopicPartition) {
+    /// Somebody else took a partition, or its offset was reset: it is taken anew, if it is still the member's, and was not
+    /// since these commits were made.
+    fn lose(&self, place: TopicPartition, commits: &[GroupCommit]) {
         let mut progress = self.progress.lock();
+        let epoch = commits.iter().find(|commit| (commit.topic, commit.partition) == place).and_then(|of| of.epoch);
+        if progress.held.get(&place).is_none_or(|held| Some(held.epoch) != epoch) {
+            return;
+        }
         progress.held.remove(&place);
         progress.forget(place);
+        progress.begun.iter_mut().for_each(|begun| begun.has_lost = true);
         progress.void();
         drop(progress);
         if let Some(seat) = self.seat() {
@@ -544,6 +558,16 @@ impl Consumer {
     /// Rows go to the client, who takes them later; false when they are void.
     pub(super) fn hand_over(&self, rows: usize) -> bool {
         self.progress.lock().hand_over(rows, false)
+    }
+
+    /// Whether so many rows were given and not handed over.
+    pub(super) fn has_given(&self, rows: usize) -> bool {
+        self.progress.lock().has_given(rows)
+    }
+
+    /// What was given and not handed over is given again.
+    pub(super) fn void(&self) {
+        self.progress.lock().void();
     }
 
     /// Whether a transaction of the client's goes on that rows were fetched in.

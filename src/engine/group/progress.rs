@@ -57,6 +57,8 @@ pub(crate) fn position_of(origins: &RowOrigins, row: usize) -> Option<GroupPosit
 pub(super) struct Begun {
     pub(super) handed: BTreeMap<TopicPartition, GroupPosition>,
     pub(super) rows: u64,
+    /// A partition was lost meanwhile: what was fetched of it is not the transaction's to commit.
+    pub(super) has_lost: bool,
 }
 
 #[derive(Default)]
@@ -84,10 +86,18 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// Whether so many rows were given and not handed over.
+    pub(super) fn has_given(&self, rows: usize) -> bool {
+        let mut given = 0;
+        self.marks.iter().any(|mark| {
+            given += mark.rows;
+            given - self.of_first >= rows
+        }) || rows == 0
+    }
+
     /// Rows go to the client; false when there are not as many, as those that were given are void.
     pub(super) fn hand_over(&mut self, mut rows: usize, is_taken: bool) -> bool {
-        let given: usize = self.marks.iter().map(|mark| mark.rows).sum();
-        if given - self.of_first < rows {
+        if !self.has_given(rows) {
             return false;
         }
         self.rows += rows as u64;
@@ -118,6 +128,11 @@ impl Progress {
                 held.asked = held.handed;
             }
         }
+    }
+
+    /// Whether a partition that is to be given up has to wait for the client: until then nobody else reads it.
+    pub(super) fn must_keep(&self, held: &Held) -> bool {
+        self.begun.is_some() || held.handed != held.asked
     }
 
     /// A partition is read by others, or from elsewhere: where it was when a transaction began says nothing.

@@ -2,11 +2,12 @@
 //!
 //! Leaves out what follows from that (`consumer`). Used by cursors and by the server's portals.
 
-use super::consumer::Consumer;
+use super::consumer::{Consumer, Delivery};
 use crate::engine::Result;
 use crate::env;
+use millstream_sql::SqlError;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::task::JoinHandle;
 
 /// Whom to tell of the rows of a member of a consumer group.
@@ -19,8 +20,68 @@ pub struct Receipts {
 enum Of {
     /// The member's own rows.
     Member(Arc<Consumer>),
-    /// Rows that a FETCH took of them: whether all that was wanted is sent.
-    Fetch(Arc<AtomicBool>),
+    /// Rows that a FETCH took of them.
+    Fetch(Arc<FetchReceipts>),
+}
+
+/// What became of the rows of one FETCH.
+#[derive(Debug)]
+pub(crate) struct FetchReceipts {
+    consumer: Arc<Consumer>,
+    /// Rows that were taken of the member's and not handed over.
+    left: AtomicUsize,
+    /// All rows that were handed over are with the client.
+    is_sent: AtomicBool,
+    /// Another FETCH goes on in its place.
+    is_over: AtomicBool,
+}
+
+impl FetchReceipts {
+    pub(crate) fn new(consumer: &Arc<Consumer>) -> Arc<Self> {
+        let (left, is_sent, is_over) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { consumer: Arc::clone(consumer), left, is_sent, is_over })
+    }
+
+    /// Rows are on their way to whoever delivers them.
+    pub(crate) fn take(&self, rows: usize) {
+        self.left.fetch_add(rows, Ordering::AcqRel);
+    }
+
+    pub(crate) fn set_sent(&self) {
+        self.is_sent.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// It gives no more rows: those that were not handed over are fetched again.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        if self.left.swap(0, Ordering::AcqRel) > 0 {
+            self.consumer.void();
+        }
+    }
+
+    fn hand_over(&self, rows: usize) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        self.is_sent.store(false, Ordering::Release);
+        self.left.fetch_sub(rows, Ordering::AcqRel);
+        self.consumer.hand_over(rows)
+    }
+}
+
+/// A FETCH that failed did not reach the client: what it handed over is fetched again.
+impl Drop for FetchReceipts {
+    fn drop(&mut self) {
+        self.end();
+        self.consumer.set_waiting(false);
+        if !self.is_sent.load(Ordering::Acquire) {
+            self.consumer.take_back();
+        }
+    }
 }
 
 /// The commit of rows that the client has taken, while the next ones are on their way.
@@ -36,10 +97,15 @@ impl Asked {
     /// When they cannot be.
     pub async fn done(self) -> Result<()> {
         match self.commit {
-            Some(commit) => commit.await.unwrap_or(Ok(())),
+            Some(commit) => commit.await.unwrap_or_else(|_| Err(commit_died())),
             None => Ok(()),
         }
     }
+}
+
+/// A task that commits offsets panicked.
+pub(super) fn commit_died() -> SqlError {
+    SqlError::internal("offsets could not be committed")
 }
 
 /// A client that asks. One that gets no answer does not wait.
@@ -61,9 +127,9 @@ impl Receipts {
         Self { of: Of::Member(consumer) }
     }
 
-    /// Of a FETCH, which is told by `is_sent` that its rows are sent.
-    pub(crate) fn of_fetch(is_sent: Arc<AtomicBool>) -> Self {
-        Self { of: Of::Fetch(is_sent) }
+    /// Of a FETCH.
+    pub(crate) fn of_fetch(fetch: Arc<FetchReceipts>) -> Self {
+        Self { of: Of::Fetch(fetch) }
     }
 
     pub(crate) fn consumer(&self) -> Option<&Arc<Consumer>> {
@@ -92,24 +158,42 @@ impl Receipts {
         Ok(Asked { commit })
     }
 
-    /// The client takes rows as they come.
-    pub fn wait(&self) {
-        self.consumer().into_iter().for_each(|consumer| consumer.set_waiting(true));
+    /// Rows are waited for, or the client is at work on those it has. Those who get rows as they come say so themselves.
+    pub fn set_waiting(&self, is_waiting: bool) {
+        let consumer = match &self.of {
+            Of::Member(consumer) => consumer,
+            Of::Fetch(fetch) => &fetch.consumer,
+        };
+        if consumer.delivery() == Delivery::Asked {
+            consumer.set_waiting(is_waiting);
+        }
     }
 
     /// The client has what it asked for, and is at work on that.
     pub fn pause(&self) {
-        match &self.of {
-            Of::Member(consumer) => consumer.set_waiting(false),
-            Of::Fetch(is_sent) => is_sent.store(true, Ordering::Release),
+        self.set_waiting(false);
+        if let Of::Fetch(fetch) = &self.of {
+            fetch.set_sent();
         }
+    }
+
+    pub(crate) fn has_given(&self, rows: usize) -> bool {
+        self.consumer().is_none_or(|consumer| consumer.has_given(rows))
+    }
+
+    /// Whether these are the member's own rows, which may go on after their end: a rollback takes that back too.
+    pub fn is_member(&self) -> bool {
+        self.consumer().is_some()
     }
 
     /// So many rows go to the client now. False when they are void, because the member reads from elsewhere since they were
     /// given: they are to be forgotten, the stream gives them again where they are still this member's.
     #[must_use]
     pub fn hand_over(&self, rows: usize) -> bool {
-        self.consumer().is_none_or(|consumer| consumer.hand_over(rows))
+        match &self.of {
+            Of::Member(consumer) => consumer.hand_over(rows),
+            Of::Fetch(fetch) => fetch.hand_over(rows),
+        }
     }
 
     /// Whether rows count as taken once they are on the socket.

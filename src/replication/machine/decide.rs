@@ -24,12 +24,15 @@ impl Machine {
             let verdict = match write {
                 Write::Append(append) => {
                     let verdict = self.check_append(append, (writes, runs, &verdicts));
-                    let verdict = verdict.map_err(|error| error.at(index))?;
+                    let mut verdict = verdict.map_err(|error| error.at(index))?;
                     if verdict == Ok(Novelty::New) {
                         self.record(append);
-                    } else if verdict == Ok(Novelty::Repeated) && self.check_commits(&append.commits).is_ok() {
+                    } else if verdict == Ok(Novelty::Repeated) {
                         // The rows are there, with these offsets or without.
-                        self.read.groups.write().record(&append.commits, append.now);
+                        match self.check_commits(&append.commits) {
+                            Ok(()) => self.read.groups.write().record(&append.commits, append.now),
+                            Err(refused) => verdict = Err(refused),
+                        }
                     }
                     verdict
                 }

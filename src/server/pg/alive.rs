@@ -1,9 +1,9 @@
-//! Whether a silent client is there still: the kernel asks it, and closes the connection when nothing comes back.
+//! Whether a silent client is there still: the kernel asks it while nothing is sent, and what was sent wants an answer.
 //!
-//! Owns the socket options behind `session_timeout`: probes while nothing is sent, and a bound on how long what was sent
-//! may go without an answer. A client that is at work, or stopped, answers; one whose machine or network is gone does not.
-//! Leaves out what ends with the connection.
+//! Owns what stands behind `session_timeout`. A client that is at work, stopped, or does not read, answers; one whose
+//! machine or network is gone does not. Leaves out when that is looked at (`wire`), and what ends with the connection.
 
+use crate::server::pg::tcp_info;
 use socket2::{SockRef, TcpKeepalive};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -17,31 +17,41 @@ const PROBES: u32 = 4;
 pub(super) trait Peer {
     /// After how long a silent other end counts as gone; `None` for never.
     fn set_patience(&self, timeout: Option<Duration>);
+
+    /// Whether what was sent is without an answer, and was for so long.
+    fn is_unanswered(&self, time: Duration) -> bool;
 }
 
 impl Peer for TcpStream {
     fn set_patience(&self, timeout: Option<Duration>) {
         let socket = SockRef::from(self);
         let set = match timeout {
-            None => socket.set_keepalive(false).and_then(|()| socket.set_tcp_user_timeout(None)),
+            None => socket.set_keepalive(false),
             Some(timeout) => {
                 // A third of the time without a word, then the probes; the kernel counts in seconds.
                 let seconds = |time: Duration| time.clamp(Duration::from_secs(1), SECONDS_MAX);
                 let (idle, interval) = (seconds(timeout / 3), seconds(timeout / (2 * PROBES)));
                 let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(PROBES);
-                let keepalive = socket.set_tcp_keepalive(&keepalive);
-                keepalive.and_then(|()| socket.set_tcp_user_timeout(Some(timeout)))
+                socket.set_tcp_keepalive(&keepalive)
             }
         };
         if let Err(error) = set {
             tracing::debug!(%error, "a socket refused its time-outs");
         }
     }
+
+    fn is_unanswered(&self, time: Duration) -> bool {
+        tcp_info::is_unanswered(self, time)
+    }
 }
 
 #[cfg(test)]
 impl Peer for tokio::io::DuplexStream {
     fn set_patience(&self, _: Option<Duration>) {}
+
+    fn is_unanswered(&self, _: Duration) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -57,9 +67,7 @@ mod tests {
         let of = SockRef::from(&socket);
         assert!(of.keepalive().unwrap());
         assert_eq!(of.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
-        assert_eq!(of.tcp_user_timeout().unwrap(), Some(Duration::from_secs(45)));
         socket.set_patience(None);
         assert!(!of.keepalive().unwrap());
-        assert_eq!(of.tcp_user_timeout().unwrap(), None);
     }
 }

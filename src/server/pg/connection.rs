@@ -91,7 +91,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Peer> Connection<'_, S> {
         if self.patience != Some(wanted) {
             self.patience = Some(wanted);
             let micros = wanted.and_then(|span| u64::try_from(span.micros()).ok());
-            self.wire.socket().set_patience(micros.map(Duration::from_micros));
+            let patience = micros.map(Duration::from_micros);
+            self.wire.socket().set_patience(patience);
+            self.wire.set_patience(patience, S::is_unanswered);
         }
     }
 }

@@ -18,6 +18,7 @@ mod reply;
 mod rows;
 mod simple;
 mod startup;
+mod tcp_info;
 mod wire;
 
 use crate::engine::{Engine, SqlError, SqlState};

@@ -86,7 +86,10 @@ impl Source {
             return Ok(None);
         }
         let flushing = if self.is_push { Flushing::Now } else { Flushing::Soon };
+        let set_waiting = |is_waiting| self.receipts.iter().for_each(|receipts| receipts.set_waiting(is_waiting));
+        set_waiting(true);
         let next = wire.during(signals, flushing, Orphan::Stop, self.stream.next()).await?;
+        set_waiting(false);
         self.is_ended = !matches!(next, Some(Ok(_)));
         Ok(next.transpose()?)
     }
@@ -99,7 +102,7 @@ impl Source {
         let Some(receipts) = &self.receipts else { return Ok(()) };
         self.asked = wire.during(signals, Flushing::Now, Orphan::Stop, Box::pin(receipts.ask())).await??;
         // A rollback takes an end back too.
-        self.is_ended = false;
+        self.is_ended &= !receipts.is_member();
         Ok(())
     }
 
@@ -161,9 +164,8 @@ impl Source {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match goal.rows_max {
-            Some(_) => self.ask(wire, signals).await?,
-            None => self.receipts.iter().for_each(Receipts::wait),
+        if goal.rows_max.is_some() {
+            self.ask(wire, signals).await?;
         }
         let mut sent = 0;
         loop {

@@ -40,6 +40,10 @@ const SMALL_BYTES_MAX: usize = 10_000;
 const FLUSH_DELAY: Duration = Duration::from_millis(10);
 /// How long a command goes on for a client that hung up: it may have sent all it wanted and left.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+/// Looks in a row after which a client that does not answer is gone.
+const SILENT_LOOKS: u32 = 4;
+/// Between two of them.
+const PATIENCE_PERIOD_MIN: Duration = Duration::from_millis(100);
 
 /// What `next_frame` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +111,18 @@ pub(super) struct Wire<S> {
     held: Option<Vec<u8>>,
     /// Left as it is when a wait ends: a timer set anew for each statement would wake a thread each time.
     flush_timer: Option<Pin<Box<Sleep>>>,
+    patience: Option<Patience<S>>,
+}
+
+/// How long what is sent may go without an answer.
+#[derive(Debug)]
+struct Patience<S> {
+    /// Between two looks.
+    period: Duration,
+    is_unanswered: fn(&S, Duration) -> bool,
+    /// Looks in a row that found no answer.
+    looks: u32,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -124,7 +140,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             room: None,
             held: None,
             flush_timer: None,
+            patience: None,
         }
+    }
+
+    /// From now on what is sent may go so long without an answer; `None` is for ever.
+    pub(super) fn set_patience(&mut self, time: Option<Duration>, is_unanswered: fn(&S, Duration) -> bool) {
+        self.patience = time.map(|time| {
+            let period = (time / SILENT_LOOKS).max(PATIENCE_PERIOD_MIN);
+            Patience { period, is_unanswered, looks: 0, timer: None }
+        });
+    }
+
+    /// Looks from time to time whether the other end still answers.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Result<(), WireError> {
+        let Some(Patience { period, is_unanswered, looks, timer }) = &mut self.patience else { return Ok(()) };
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*period)));
+        while timer.as_mut().poll(cx).is_ready() {
+            timer.as_mut().reset(Instant::now() + *period);
+            *looks = if is_unanswered(&self.socket, *period) { *looks + 1 } else { 0 };
+            if *looks >= SILENT_LOOKS {
+                return Err(WireError::Gone);
+            }
+        }
+        Ok(())
     }
 
     /// Counts large messages there from now on.
@@ -351,7 +390,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     !self.output.is_empty() && self.is_flush_due(*flush_at.get_or_insert_with(at), cx)
                 }
             };
-            if self.poll_io(cx, is_due).is_err() {
+            if self.poll_io(cx, is_due).is_err() || (flushing == Flushing::Now && self.poll_patience(cx).is_err()) {
                 return Poll::Ready(Err(Interrupt::Gone));
             }
             let has_left = self.is_ended || self.input.first() == Some(&b'X');
@@ -390,6 +429,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.written = 0;
             self.output.clear();
             self.output.shrink_to(4 * OUTPUT_BYTES_TARGET);
+        } else if is_writing && self.written < self.output.len() {
+            self.poll_patience(cx)?;
         }
         while !self.is_ended && self.input.len() < AHEAD_BYTES_MAX {
             match self.poll_read(cx) {

@@ -1,0 +1,180 @@
+//! Rows of members of consumer groups by the messages of the protocol: what a client was sent, and no more, is committed,
+//! in whatever parts and pauses it takes its rows.
+
+use crate::common::{DEADLINE, Server};
+use crate::protocol::{Raw, bind, errors, execute, frame, parse, start, sync};
+use std::future::pending;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const CURSOR: &str = "DECLARE c CURSOR WITH HOLD FOR SELECT n FROM t
+                      EMIT CHANGES WITH (group = 'g', auto_offset_reset = 'earliest')";
+
+/// The rows among messages.
+fn rows(messages: &[(char, String)]) -> Vec<i64> {
+    let value = |body: &str| body.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    // Count and length come first; the digits are at the end.
+    let last = |body: &String| {
+        let digits = body.chars().rev().take_while(char::is_ascii_digit).count();
+        value(&body[body.len() - digits..])
+    };
+    messages.iter().filter(|(tag, _)| *tag == 'D').map(|(_, body)| last(body)).collect()
+}
+
+async fn fetch(raw: &mut Raw, count: u32) -> Vec<i64> {
+    rows(&raw.run(&format!("FETCH {count} FROM c WITH (timeout = '2s')")).await)
+}
+
+/// A stream of 100 events, and a cursor of a member of a group.
+async fn begun() -> (Server, Raw) {
+    let (server, _, mut raw) = start().await;
+    raw.run("CREATE STREAM t (n bigint KEY); INSERT INTO t SELECT n FROM generate_series(0, 99) AS g(n)").await;
+    assert!(errors(&raw.run(CURSOR).await).is_empty());
+    (server, raw)
+}
+
+#[tokio::test]
+async fn rows_of_a_fetch_that_were_not_sent_come_with_the_next() {
+    let (_server, mut raw) = begun().await;
+    // Before the next FETCH the portal is closed by its Sync, then by hand, then by nobody.
+    for (round, between) in [sync(), [frame(b'C', b"Pp\0"), sync()].concat(), Vec::new()].into_iter().enumerate() {
+        raw.send(&[&parse("f", "FETCH 20 FROM c"), &bind("p", "f"), &execute("p", 3), &between]).await;
+        if between.is_empty() {
+            raw.send(&[&parse("", "FETCH 4 FROM c"), &bind("", ""), &execute("", 0), &execute("p", 3), &sync()]).await;
+        }
+        let messages = raw.messages().await;
+        let mut found = rows(&messages);
+        if !between.is_empty() {
+            found.extend(fetch(&mut raw, 4).await);
+        }
+        let first = i64::try_from(round * 7).unwrap();
+        assert_eq!(found, (first..first + 7).collect::<Vec<_>>(), "{messages:?}");
+        raw.send(&[&frame(b'C', b"Sf\0"), &sync()]).await;
+        raw.messages().await;
+    }
+    assert_eq!(fetch(&mut raw, 100).await, (21..100).collect::<Vec<_>>());
+    raw.run("CLOSE c").await;
+    assert_eq!(raw.value("SELECT sum(lag) FROM millstream.consumer_group_offsets").await, "0");
+}
+
+#[tokio::test]
+async fn a_fetch_that_has_ended_can_be_executed_again() {
+    let (_server, mut raw) = begun().await;
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "FETCH 5 FROM c"), &bind("p", "")]).await;
+    raw.send(&[&execute("p", 10), &execute("p", 10), &execute("p", 3), &sync()]).await;
+    let messages = raw.messages().await;
+    assert_eq!(rows(&messages), [0, 1, 2, 3, 4]);
+    assert_eq!(messages.iter().filter(|(tag, _)| *tag == 'C').count(), 3, "{messages:?}");
+    assert!(errors(&raw.run("COMMIT").await).is_empty());
+}
+
+#[tokio::test]
+async fn when_a_sync_comes_says_nothing_about_what_was_taken() {
+    let (server, mut raw) = begun().await;
+    let mut other = Raw::connect(server.node.pg_address()).await;
+    let lag = "SELECT sum(lag) FROM millstream.consumer_group_offsets";
+    for (round, is_late) in [true, false, true].into_iter().enumerate() {
+        raw.send(&[&parse("", "FETCH 10 FROM c"), &bind("", ""), &execute("", 0)]).await;
+        if is_late {
+            raw.send(&[&frame(b'H', b"")]).await;
+            while raw.message().await.0 != 'C' {}
+        }
+        raw.send(&[&sync()]).await;
+        raw.messages().await;
+        // Those before were taken with this one's question.
+        assert_eq!(other.value(lag).await, (100 - round * 10).to_string());
+    }
+    drop(raw);
+    let gone = async {
+        while other.value("SELECT count(*) FROM millstream.consumer_group_members").await != "0" {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, gone).await.unwrap();
+    other.run(CURSOR).await;
+    assert_eq!(fetch(&mut other, 2).await, [20, 21]);
+}
+
+#[tokio::test]
+async fn a_cursor_that_a_suspended_portal_waits_for_is_in_use() {
+    let (_server, mut raw) = begun().await;
+    assert_eq!(fetch(&mut raw, 99).await.len(), 99);
+    raw.run("BEGIN; SET fetch_timeout = '100ms'").await;
+    raw.send(&[&parse("", "FETCH 10 FROM c WITH (timeout = '1h')"), &bind("p", ""), &execute("p", 10), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [99]);
+    raw.run("SAVEPOINT s").await;
+    assert_eq!(errors(&raw.run("FETCH 1 FROM c").await), ["55006"]);
+    raw.run("ROLLBACK TO s").await;
+    assert!(errors(&raw.run("CLOSE c; COMMIT; DISCARD ALL").await).is_empty());
+}
+
+/// What a member has to keep until its client asks again, it goes on reading: nobody else may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_cannot_be_given_up_yet_is_read_on() {
+    let server = Server::start().await;
+    let address = server.node.pg_address();
+    let mut writer = Raw::connect(address).await;
+    writer.run("CREATE STREAM t (k bigint KEY, n bigint) WITH (partitions = 2)").await;
+    writer.run("INSERT INTO t SELECT k, 0 FROM generate_series(1, 20) AS g(k)").await;
+    let keys = [
+        writer.value("SELECT min(k) FROM t WHERE rowpartition = 0").await,
+        writer.value("SELECT min(k) FROM t WHERE rowpartition = 1").await,
+    ];
+    let both = format!("INSERT INTO t VALUES ({}, 1), ({}, 2)", keys[0], keys[1]);
+    let cursor = CURSOR.replace("earliest", "latest");
+    let mut first = Raw::connect(address).await;
+    assert!(errors(&first.run(&cursor).await).is_empty());
+    for is_in_block in [false, true] {
+        if is_in_block {
+            first.run("BEGIN").await;
+        }
+        writer.run(&both).await;
+        first.send(&[&crate::protocol::query("FETCH 4 FROM c")]).await;
+        let read = "SELECT count(*) FROM millstream.sessions WHERE statement = 'FETCH 4 FROM c'";
+        while writer.value(read).await != "1" {}
+        let mut second = Raw::connect(address).await;
+        assert!(errors(&second.run(&cursor).await).is_empty());
+        second.send(&[&crate::protocol::query("FETCH 1 FROM c WITH (timeout = '1s')")]).await;
+        let members = "SELECT count(*) FROM millstream.consumer_group_members WHERE state = 'present'";
+        while writer.value(members).await != "2" {}
+        writer.run(&both).await;
+        let mut found = rows(&first.messages().await);
+        found.sort_unstable();
+        assert_eq!(found, [1, 1, 2, 2], "in a block: {is_in_block}");
+        assert_eq!(rows(&second.messages().await), [0_i64; 0]);
+        if is_in_block {
+            first.run("COMMIT").await;
+        }
+        second.run("CLOSE c").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn added_partitions_are_read_while_members_are_behind() {
+    let (_server, mut raw) = begun().await;
+    raw.run("INSERT INTO t SELECT n FROM generate_series(100, 300000) AS g(n)").await;
+    assert_eq!(fetch(&mut raw, 10).await.len(), 10);
+    assert!(errors(&raw.run("ALTER STREAM t SET (partitions = 4)").await).is_empty());
+    raw.run("INSERT INTO t SELECT n FROM generate_series(1000001, 1000100) AS g(n)").await;
+    let (mut before, mut is_found) = (0, false);
+    while !is_found {
+        let found = fetch(&mut raw, 20_000).await;
+        is_found = found.iter().any(|n| *n > 1_000_000);
+        before += found.len();
+        assert!(before < 250_000, "the backlog comes first");
+    }
+}
+
+/// One whose kernel answers that it has no room is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_slowly_is_not_taken_for_gone() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("SET session_timeout = '1s'").await;
+    raw.send(&[&crate::protocol::query("COPY (SELECT repeat('x', 10000) FROM generate_series(1, 4000)) TO STDOUT")])
+        .await;
+    assert!(timeout(Duration::from_secs(4), pending::<()>()).await.is_err());
+    let messages = raw.messages().await;
+    assert_eq!(messages.iter().filter(|(tag, _)| *tag == 'd').count(), 4_000);
+    assert!(errors(&messages).is_empty());
+}
