@@ -105,11 +105,7 @@ impl Keeper {
             if self.looks.is_multiple_of(LOOKS_UNTIL_GROUPS) {
                 let now = engine.clock().now();
                 let oldest = now.minus(engine.config.offsets_retention);
-                if let Err(error) = engine.expire_groups(oldest, now).await
-                    && !shutdown.is_cancelled()
-                {
-                    tracing::warn!(%error, "consumer groups that nobody uses will be looked for again");
-                }
+                engine.expire_groups(oldest, now).await;
             }
             for shard in engine.replication().shards().iter().filter(|shard| shard.damage().is_none()) {
                 if let Err(error) = self.look_after(shard).await

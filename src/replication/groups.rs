@@ -68,6 +68,10 @@ impl Groups {
         if new > 0 && self.count + new > GROUP_OFFSETS_MAX {
             return Err(Refused::GroupsFull);
         }
+        if known.is_none() && take.partitions.is_empty() {
+            // Said to be used, and forgotten before.
+            return Ok(Vec::new());
+        }
         self.epoch = self.epoch.next();
         let epoch = self.epoch;
         let group = self.by_name.entry(take.group.clone()).or_default();

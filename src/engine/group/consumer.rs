@@ -301,13 +301,19 @@ impl Consumer {
     /// on, are given back.
     async fn take_over(&self, granted: &[TopicPartition]) -> Result<()> {
         let mut returning = Returning { seat: self.seat(), places: granted.to_vec() };
-        self.begin_topics().await?;
         let of = |(topic, partition): &TopicPartition| TakePartition {
             topic: *topic,
             partition: *partition,
             taking: Taking::Read,
         };
-        let taken = self.take(granted.iter().map(of).collect()).await?;
+        let taken = loop {
+            self.begin_topics().await?;
+            match self.take(granted.iter().map(of).collect()).await {
+                // The group was dropped in between.
+                Err(error) if error.sqlstate == SqlState::NoCommittedOffset => {}
+                taken => break taken?,
+            }
+        };
         let held = |(place, taken): (&TopicPartition, GroupOffset)| {
             let read = self.in_log(*place, taken.position.offset)?;
             // What is committed is what the log says: the jump is committed with the next rows.

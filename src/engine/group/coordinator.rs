@@ -142,9 +142,13 @@ impl GroupRow {
         self.members.iter().filter(|member| member.is_present).count()
     }
 
-    /// The name of who reads a partition.
-    pub(crate) fn reader(&self, place: TopicPartition) -> Option<String> {
-        self.members.iter().find(|member| member.partitions.contains(&place)).map(MemberRow::name)
+    /// The names of those who read partitions.
+    pub(crate) fn readers(&self) -> HashMap<TopicPartition, String> {
+        let of = |member: &MemberRow| {
+            let name = member.name();
+            member.partitions.iter().map(move |place| (*place, name.clone())).collect::<Vec<_>>()
+        };
+        self.members.iter().flat_map(of).collect()
     }
 }
 
@@ -424,6 +428,7 @@ mod tests {
         assert!(first.sync().is_none() && first.is_replaced("a") && !second.is_replaced("a"));
         assert_eq!(second.sync().unwrap().granted.len(), 2);
         drop(first);
-        assert_eq!(coordinator.rows()[&group].reader((TopicId::new(1), PartitionId::new(0))).as_deref(), Some("a"));
+        let readers = coordinator.rows()[&group].readers();
+        assert_eq!(readers[&(TopicId::new(1), PartitionId::new(0))], "a");
     }
 }
