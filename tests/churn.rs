@@ -1,4 +1,5 @@
-//! Consumer groups whose members come, go, stall and die while others write; checked by what each client saw.
+//! Consumer groups whose members come, go, stall and die while others write, and the server is killed; checked by what each
+//! client saw.
 //!
 //! Members keep what they were sent, when they asked for it, and when the server had answered the next question after it.
 //! The checks know nothing of assignments: every event reached somebody; nobody saw an event again that had been taken
@@ -52,6 +53,8 @@ struct Run {
     grew: tokio::sync::Notify,
     is_over: AtomicBool,
     are_writers_over: AtomicBool,
+    /// The server is killed, or about to be: whatever fails, fails for that.
+    is_killed: AtomicBool,
 }
 
 /// Of rows of `topic, n, rowpartition, rowoffset`.
@@ -73,7 +76,10 @@ pub(crate) async fn ask(client: &Client, sql: &str) -> Result<Vec<SimpleQueryMes
 
 /// First column of the first row.
 pub(crate) async fn scalar(client: &Client, sql: &str) -> Option<String> {
-    let messages = ask(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    parse_first(&ask(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")))
+}
+
+fn parse_first(messages: &[SimpleQueryMessage]) -> Option<String> {
     messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,
@@ -94,11 +100,11 @@ pub(crate) async fn until_it_is(client: &Client, sql: &str, wanted: &str) {
 }
 
 /// A connection that can be cut.
-async fn cuttable(address: SocketAddr) -> (Client, tokio::task::JoinHandle<Result<(), Error>>) {
+async fn cuttable(address: SocketAddr) -> Result<(Client, tokio::task::JoinHandle<Result<(), Error>>), Error> {
     let mut config = tokio_postgres::Config::new();
     config.host(address.ip().to_string()).port(address.port()).user("member").dbname("millstream");
-    let (client, connection) = config.connect(NoTls).await.unwrap();
-    (client, tokio::spawn(connection))
+    let (client, connection) = config.connect(NoTls).await?;
+    Ok((client, tokio::spawn(connection)))
 }
 
 const READ: &str = "SELECT 'a' AS topic, n, rowpartition, rowoffset FROM a
@@ -131,7 +137,8 @@ impl Run {
     /// Waits until so many more events were written.
     async fn more(&self, count: u64) {
         let wanted = self.written.load(Ordering::Relaxed) + count;
-        while self.written.load(Ordering::Relaxed) < wanted && !self.are_writers_over.load(Ordering::Relaxed) {
+        let are_over = || [&self.are_writers_over, &self.is_killed].iter().any(|flag| flag.load(Ordering::Relaxed));
+        while self.written.load(Ordering::Relaxed) < wanted && !are_over() {
             let grew = self.grew.notified();
             drop(tokio::time::timeout(Duration::from_millis(100), grew).await);
         }
@@ -139,15 +146,15 @@ impl Run {
 }
 
 /// A subscription by cursor, of some FETCHes, which ends in one of several ways.
-async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
-    let (client, connection) = cuttable(address).await;
+async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) -> Result<(), Error> {
+    let (client, connection) = cuttable(address).await?;
     let life = run.next_life();
     let stalls = seeded.below(5) == 0;
     let within = if stalls { SHORT } else { Duration::from_secs(300) };
     if stalls {
-        ask(&client, &format!("SET max_poll_interval = '{}ms'", SHORT.as_millis())).await.unwrap();
+        ask(&client, &format!("SET max_poll_interval = '{}ms'", SHORT.as_millis())).await?;
     }
-    ask(&client, &format!("DECLARE c CURSOR WITH HOLD FOR {READ}")).await.unwrap();
+    ask(&client, &format!("DECLARE c CURSOR WITH HOLD FOR {READ}")).await?;
     let mut last: Option<usize> = None;
     for _ in 0..1 + seeded.below(30) {
         if run.is_over() {
@@ -155,7 +162,7 @@ async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
         }
         let asked = Instant::now();
         let fetch = format!("FETCH {} FROM c WITH (timeout = '{}ms')", 1 + seeded.below(400), 5 + seeded.below(60));
-        let messages = ask(&client, &fetch).await.unwrap_or_else(|error| panic!("{fetch}: {error:?}"));
+        let messages = ask(&client, &fetch).await?;
         if let Some(last) = last {
             run.took(last, within);
         }
@@ -163,7 +170,7 @@ async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
         if seeded.below(10) == 0 {
             // At work on them for a while; those with a short interval for longer than that.
             match stalls {
-                true => stall(run, &client).await,
+                true => stall(run, &client).await?,
                 false => run.more(200).await,
             }
         }
@@ -183,10 +190,12 @@ async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
             let error = loop {
                 match tokio::time::timeout(Duration::from_millis(1 + seeded.below(50)), &mut fetch).await {
                     Ok(fetched) => break fetched.unwrap_err(),
-                    Err(_) => token.cancel_query(NoTls).await.unwrap(),
+                    Err(_) => token.cancel_query(NoTls).await?,
                 }
             };
-            assert_eq!(error.code().unwrap().code(), "57014");
+            if error.code().is_none_or(|code| code.code() != "57014") {
+                return Err(error);
+            }
         }
         // Cut in the middle of an answer.
         2 => {
@@ -199,22 +208,24 @@ async fn by_cursor(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
         }
         _ => drop(client),
     }
+    Ok(())
 }
 
 /// Asks nothing of the cursor until the group has removed the member.
-async fn stall(run: &Run, client: &Client) {
+async fn stall(run: &Run, client: &Client) -> Result<(), Error> {
     let begun = Instant::now();
     let me = "SELECT count(*) FROM millstream.consumer_group_members
         WHERE group_name = 'churn' AND pid = pg_backend_pid()";
-    while scalar(client, me).await.as_deref() != Some("0") {
+    while parse_first(&ask(client, me).await?).as_deref() != Some("0") {
         assert!(begun.elapsed() < SHORT + DEADLINE, "a member that stalls is not removed");
         run.more(50).await;
     }
+    Ok(())
 }
 
 /// A plain query or COPY that ends by itself: it is never cut, since what was on its way then would be missing.
 async fn by_limit(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
-    let (client, _connection) = cuttable(address).await;
+    let (client, _connection) = cuttable(address).await.unwrap();
     let (life, asked) = (run.next_life(), Instant::now());
     let query = format!("{READ} LIMIT {}", 1 + seeded.below(600));
     let (rows, how) = match seeded.below(2) {
@@ -237,26 +248,32 @@ async fn by_limit(run: &Run, address: SocketAddr, seeded: &mut Seeded) {
     run.took(at, Duration::MAX);
 }
 
-async fn member(run: Arc<Run>, address: SocketAddr, number: u64) {
-    let mut seeded = Seeded(7_000 + number);
+/// Of a server that is killed only by cursor: what was on its way of a plain query is missing then.
+async fn member(run: Arc<Run>, address: SocketAddr, (seed, is_mortal): (u64, bool)) {
+    let mut seeded = Seeded(seed);
     while !run.is_over() {
         match seeded.below(10) {
-            0..3 => by_limit(&run, address, &mut seeded).await,
-            _ => by_cursor(&run, address, &mut seeded).await,
+            0..3 if !is_mortal => by_limit(&run, address, &mut seeded).await,
+            _ => match by_cursor(&run, address, &mut seeded).await {
+                Err(_) if run.is_killed.load(Ordering::Relaxed) => return,
+                result => result.unwrap(),
+            },
         }
     }
 }
 
-/// Numbered events to both topics.
-async fn write(run: Arc<Run>, address: SocketAddr, writer: u64) -> u64 {
-    let (client, mut seeded) = (connect(address).await, Seeded(90 + writer));
-    let mut next = 0;
+/// Numbered events from `next` on to both topics; the first number that was not acknowledged.
+async fn write(run: Arc<Run>, address: SocketAddr, (writer, mut next): (u64, u64)) -> u64 {
+    let (client, mut seeded) = (connect(address).await, Seeded(90 + writer + next));
     while !run.are_writers_over.load(Ordering::Relaxed) {
         let topic = if seeded.below(4) == 0 { "b" } else { "a" };
         let count = 1 + seeded.below(60);
         let rows: Vec<String> =
             (next..next + count).map(|n| format!("({}, {})", n % 101, writer * 1_000_000_000 + n)).collect();
-        ask(&client, &format!("INSERT INTO {topic} VALUES {}", rows.join(", "))).await.unwrap();
+        match ask(&client, &format!("INSERT INTO {topic} VALUES {}", rows.join(", "))).await {
+            Err(_) if run.is_killed.load(Ordering::Relaxed) => break,
+            result => drop(result.unwrap()),
+        }
         next += count;
         run.written.fetch_add(count, Ordering::Relaxed);
         run.grew.notify_waiters();
@@ -373,40 +390,86 @@ fn seconds() -> u64 {
     std::env::var("MILLSTREAM_CHURN_SECONDS").ok().map_or(4, |text| text.parse().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_that_come_and_go_miss_nothing_and_see_nothing_twice_that_they_took() {
-    let dir = tempfile::tempdir().unwrap();
-    let process = Process::start(dir.path());
-    let (address, run) = (process.address, Arc::new(Run::default()));
-    let client = connect(address).await;
-    for (topic, partitions) in [("a", 8), ("b", 3)] {
-        let create = format!("CREATE STREAM {topic} (k integer KEY, n bigint) WITH (partitions = {partitions})");
-        ask(&client, &create).await.unwrap();
-    }
-    let writers: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(Arc::clone(&run), address, writer))).collect();
-    let members: Vec<_> = (0..MEMBERS).map(|number| tokio::spawn(member(Arc::clone(&run), address, number))).collect();
+/// Writers and members for a while, until the server is killed, or they come to their end. What writers had acknowledged.
+async fn turn(
+    run: &Arc<Run>,
+    process: Process,
+    (time, is_mortal): (Duration, bool),
+    next: &mut [u64],
+) -> Option<Process> {
+    let address = process.address;
+    [&run.is_over, &run.are_writers_over, &run.is_killed].iter().for_each(|flag| flag.store(false, Ordering::Relaxed));
+    let spawn = |(writer, next): (usize, &u64)| tokio::spawn(write(Arc::clone(run), address, (writer as u64, *next)));
+    let writers: Vec<_> = next.iter().enumerate().map(spawn).collect();
+    let seeds = run.lives.load(Ordering::Relaxed) + 7_000;
+    let spawn = |number| tokio::spawn(member(Arc::clone(run), address, (seeds + number, is_mortal)));
+    let members: Vec<_> = (0..MEMBERS).map(spawn).collect();
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(seconds()) {
+    while begun.elapsed() < time {
         run.more(100).await;
         assert!(!members.iter().any(|member| member.is_finished()), "a member failed");
+    }
+    let mut process = Some(process);
+    if is_mortal {
+        run.is_killed.store(true, Ordering::Relaxed);
+        process.take().into_iter().for_each(Process::kill);
     }
     run.is_over.store(true, Ordering::Relaxed);
     for member in members {
         tokio::time::timeout(3 * DEADLINE, member).await.expect("members come to their end").unwrap();
     }
     run.are_writers_over.store(true, Ordering::Relaxed);
-    let mut written = 0;
-    for writer in writers {
-        written += writer.await.unwrap();
+    for (next, writer) in next.iter_mut().zip(writers) {
+        *next = writer.await.unwrap();
     }
-    drain(&run, address).await;
-    let stored = stored(&client).await;
-    assert_eq!(stored.len() as u64, written);
+    process
+}
+
+/// Members and writers of a server that is killed so often, each time after such a time, and of one that is not.
+async fn churn(kills: u32, time: Duration) {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Arc::new(Run::default());
+    let mut process = Process::start(dir.path());
+    let client = connect(process.address).await;
+    for (topic, partitions) in [("a", 8), ("b", 3)] {
+        let create = format!("CREATE STREAM {topic} (k integer KEY, n bigint) WITH (partitions = {partitions})");
+        ask(&client, &create).await.unwrap();
+    }
+    let mut acknowledged = BTreeSet::new();
+    let mut next = [0; WRITERS as usize];
+    for turn_number in 0..=kills {
+        let is_mortal = turn_number < kills;
+        let from = next;
+        let alive = turn(&run, process, (time, is_mortal), &mut next).await;
+        for (writer, (from, to)) in from.into_iter().zip(&mut next).enumerate() {
+            acknowledged.extend((from..*to).map(|n| (writer as u64 * 1_000_000_000 + n) as i64));
+            // What was on its way may be there, or not.
+            *to += 1_000;
+        }
+        process = alive.unwrap_or_else(|| Process::start(dir.path()));
+    }
+    drain(&run, process.address).await;
+    let stored = stored(&connect(process.address).await).await;
+    let numbers: BTreeSet<i64> = stored.values().copied().collect();
+    assert_eq!(numbers.len(), stored.len(), "an event is there twice");
+    assert!(acknowledged.is_subset(&numbers), "an acknowledged event is missing");
+    assert!(kills > 0 || acknowledged.len() == numbers.len());
     let fetched = run.fetched.lock();
     check_union(&fetched, &stored);
     let repeats = check_repeats(&fetched);
     check_order(&fetched);
     let ways: BTreeSet<&str> = fetched.iter().map(|one| one.how).collect();
-    assert_eq!(ways.len(), 4, "{ways:?}");
-    println!("{written} events to {} members, {repeats} repeated", run.lives.load(Ordering::Relaxed));
+    assert!(kills > 0 || ways.len() == 4, "{ways:?}");
+    println!("{} events to {} members, {repeats} repeated", stored.len(), run.lives.load(Ordering::Relaxed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_come_and_go_miss_nothing_and_see_nothing_twice_that_they_took() {
+    churn(0, Duration::from_secs(seconds())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_a_server_that_is_killed_miss_nothing_and_see_nothing_twice_that_they_took() {
+    let time = Duration::from_secs(seconds()) / 2;
+    churn(u32::try_from(seconds() / 2).unwrap().clamp(2, 30), time.min(Duration::from_secs(10))).await;
 }
