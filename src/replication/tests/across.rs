@@ -271,6 +271,54 @@ async fn numbered_rows_are_written_once_in_all_shards() {
     node.shutdown().await;
 }
 
+/// Rows that were written before move the group that they were made of all the same: in their own shard, or another.
+#[tokio::test]
+async fn offsets_beside_numbered_rows_that_were_written_before_are_recorded_or_refused() {
+    let disk = FaultDisk::new();
+    let node = begin(&disk).await;
+    of(&node, 1).append(Append::from(vec![part(1, 0..10)])).await.expect("input");
+    let group = GroupName::new("g".to_owned()).expect("a name");
+    let take = |taking| {
+        let partitions = vec![TakePartition { topic: topic_of(1), partition: PartitionId::new(0), taking }];
+        of(&node, 1).take_partitions(GroupTake { group: group.clone(), now: Timestamp::default(), partitions })
+    };
+    let rows = |shard: u32| {
+        let (topic, sequence, rows) = (topic_of(shard), Sequence::new(0), RowCount::new(1));
+        let producer = ProducerId::new("p".to_owned()).expect("a name");
+        let claims = vec![ProducerClaim { producer, topic, sequence, rows }];
+        let (id, append) = share(part(shard, [7]));
+        (id, Append { claims, ..append })
+    };
+    let commits = |epoch, offset| {
+        let (group, topic, partition) = (group.clone(), topic_of(1), PartitionId::new(0));
+        vec![GroupCommit { group, topic, partition, epoch: Some(epoch), position: Offset::new(offset).into() }]
+    };
+    let committed =
+        || of(&node, 1).group(&group).expect("a group").offsets[&(topic_of(1), PartitionId::new(0))].position;
+    let epoch = take(Taking::Begin(Offset::ZERO)).await.expect("taken")[0].epoch;
+    let across = |epoch, offset| {
+        let offsets = (ShardId::new(1), Append { commits: commits(epoch, offset), ..Append::default() });
+        node.append_across(vec![offsets, rows(2)])
+    };
+    let alone = |epoch, offset| {
+        let (_, append) = rows(1);
+        of(&node, 1).append(Append { commits: commits(epoch, offset), ..append })
+    };
+    across(epoch, 2).await.expect("new");
+    across(epoch, 4).await.expect("written before");
+    assert_eq!(committed(), Offset::new(4).into());
+    alone(epoch, 5).await.expect("new");
+    alone(epoch, 6).await.expect("written before");
+    assert_eq!(committed(), Offset::new(6).into());
+    take(Taking::Read).await.expect("taken by another");
+    assert!(matches!(across(epoch, 7).await, Err(ReplicationError::Fenced { .. })));
+    assert!(matches!(alone(epoch, 7).await, Err(ReplicationError::Fenced { .. })));
+    assert_eq!(committed(), Offset::new(6).into());
+    assert_eq!(values(&node, 2), [7]);
+    assert_eq!(left(&node).await, (0, 0));
+    node.shutdown().await;
+}
+
 /// Large rows are staged before; they are part of it.
 #[tokio::test]
 async fn staged_rows_commit_with_the_rest() {
