@@ -115,6 +115,8 @@ impl MemberSubscription {
             self.consumer.set_waiting(true);
         }
         let next = loop {
+            // Whatever wakes it, others have their turn.
+            tokio::task::coop::consume_budget().await;
             if self.consumer.era() != self.seen.0 {
                 self.ready.clear();
             }

@@ -323,11 +323,16 @@ impl Membership {
         seats.into_iter().any(is_other)
     }
 
-    /// Gives partitions up: they go to whoever is to read them, or come back.
+    /// Gives partitions up: they go to whoever is to read them, or come back. Of none nobody is told: one that has to keep
+    /// what it is to give up would wake itself without end.
     pub(crate) fn release(&self, places: impl IntoIterator<Item = TopicPartition>) {
+        let mut places = places.into_iter().peekable();
+        if places.peek().is_none() {
+            return;
+        }
         let mut groups = self.coordinator.groups.lock();
         let Some(group) = groups.get_mut(&self.group) else { return };
-        places.into_iter().for_each(|place| group.machine.release(self.member, place));
+        places.for_each(|place| group.machine.release(self.member, place));
         group.wake();
     }
 
@@ -367,6 +372,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
     use millstream_catalog::model::PartitionId;
 
     /// A member that is at work on all it has.
@@ -396,6 +402,9 @@ mod tests {
         assert_eq!(first.sync().unwrap(), Moves::default());
         let second = coordinator.join(&group, info(Some("b")), &topics, keep());
         let revoked = first.sync().unwrap().revoked;
+        // What it cannot give up yet is no reason to look again.
+        first.release([]);
+        assert!(first.changed().now_or_never().is_none());
         first.release(revoked.clone());
         assert_eq!(second.sync().unwrap().granted, revoked);
         let now = env::instant();
