@@ -18,8 +18,19 @@ pub(super) trait Peer {
     /// After how long a silent other end counts as gone; `None` for never.
     fn set_patience(&self, timeout: Option<Duration>);
 
-    /// Whether what was sent is without an answer, and was for so long.
-    fn is_unanswered(&self, time: Duration) -> bool;
+    /// What it has said of what was sent, so long ago or later.
+    fn answer(&self, time: Duration) -> Answer;
+}
+
+/// What the other end has said of what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It has all of it.
+    All,
+    /// It is on its way, or waits for room.
+    Some,
+    /// Nothing, though it was sent again.
+    None,
 }
 
 impl Peer for TcpStream {
@@ -40,8 +51,8 @@ impl Peer for TcpStream {
         }
     }
 
-    fn is_unanswered(&self, time: Duration) -> bool {
-        tcp_info::is_unanswered(self, time)
+    fn answer(&self, time: Duration) -> Answer {
+        tcp_info::answer(self, time)
     }
 }
 
@@ -49,8 +60,8 @@ impl Peer for TcpStream {
 impl Peer for tokio::io::DuplexStream {
     fn set_patience(&self, _: Option<Duration>) {}
 
-    fn is_unanswered(&self, _: Duration) -> bool {
-        false
+    fn answer(&self, _: Duration) -> Answer {
+        Answer::All
     }
 }
 

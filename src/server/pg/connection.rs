@@ -93,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Peer> Connection<'_, S> {
             let micros = wanted.and_then(|span| u64::try_from(span.micros()).ok());
             let patience = micros.map(Duration::from_micros);
             self.wire.socket().set_patience(patience);
-            self.wire.set_patience(patience, S::is_unanswered);
+            self.wire.set_patience(patience, S::answer);
         }
     }
 }

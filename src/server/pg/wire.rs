@@ -10,6 +10,7 @@
 //! what its writers add between two calls of `make_room`.
 
 use crate::engine::Held;
+use crate::server::pg::alive::Answer;
 use crate::server::pg::cancel::{Interrupt, Signals};
 use bytes::{Buf, Bytes, BytesMut};
 use millstream_catalog::model::{ByteSize, limit};
@@ -119,9 +120,12 @@ pub(super) struct Wire<S> {
 struct Patience<S> {
     /// Between two looks.
     period: Duration,
-    is_unanswered: fn(&S, Duration) -> bool,
+    answer: fn(&S, Duration) -> Answer,
     /// Looks in a row that found no answer.
     looks: u32,
+    /// Something was sent since the last look.
+    has_sent: bool,
+    /// Until the next look, while there is something to look for.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -145,23 +149,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// From now on what is sent may go so long without an answer; `None` is for ever.
-    pub(super) fn set_patience(&mut self, time: Option<Duration>, is_unanswered: fn(&S, Duration) -> bool) {
+    pub(super) fn set_patience(&mut self, time: Option<Duration>, answer: fn(&S, Duration) -> Answer) {
         self.patience = time.map(|time| {
             let period = (time / SILENT_LOOKS).max(PATIENCE_PERIOD_MIN);
-            Patience { period, is_unanswered, looks: 0, timer: None }
+            Patience { period, answer, looks: 0, has_sent: true, timer: None }
         });
     }
 
     /// Looks from time to time whether the other end still answers.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Result<(), WireError> {
-        let Some(Patience { period, is_unanswered, looks, timer }) = &mut self.patience else { return Ok(()) };
-        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*period)));
+        let Some(Patience { period, answer, looks, has_sent, timer: waiting }) = &mut self.patience else {
+            return Ok(());
+        };
+        if waiting.is_none() && !*has_sent {
+            return Ok(());
+        }
+        let timer = waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(*period)));
         while timer.as_mut().poll(cx).is_ready() {
-            timer.as_mut().reset(Instant::now() + *period);
-            *looks = if is_unanswered(&self.socket, *period) { *looks + 1 } else { 0 };
+            let answer = answer(&self.socket, *period);
+            *looks = if answer == Answer::None { *looks + 1 } else { 0 };
             if *looks >= SILENT_LOOKS {
                 return Err(WireError::Gone);
             }
+            if answer == Answer::All && !std::mem::take(has_sent) {
+                *waiting = None;
+                return Ok(());
+            }
+            timer.as_mut().reset(Instant::now() + *period);
         }
         Ok(())
     }
@@ -420,7 +434,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             let rest = self.output.get(self.written..).unwrap_or_default();
             match Pin::new(&mut self.socket).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => return Err(WireError::Gone),
-                Poll::Ready(Ok(count)) => self.written += count,
+                Poll::Ready(Ok(count)) => {
+                    self.written += count;
+                    self.patience.iter_mut().for_each(|patience| patience.has_sent = true);
+                }
                 Poll::Ready(Err(_)) => return Err(WireError::Gone),
                 Poll::Pending => break,
             }
