@@ -4,7 +4,7 @@
 //! (`group::consumer`), and delivery (server). Partitions are read one after the other, each in large batches; joined with
 //! tables they are read together in the order of commits, so that each event finds the table as of its own.
 
-use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition, position_of};
+use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition, commit_died, position_of};
 use crate::engine::input::{Positions, Reader, Split, Views};
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
@@ -430,7 +430,7 @@ impl MemberSubscription {
     /// Commits offsets, if that is due, while the rows go on.
     async fn commit_soon(&mut self) -> Result<()> {
         if let Some(task) = self.committing.take_if(|task| task.is_finished()) {
-            task.await.unwrap_or_else(|_| Err(SqlError::internal("offsets could not be committed")))?;
+            task.await.unwrap_or_else(|_| Err(commit_died()))?;
         }
         if self.committing.is_none() && self.commit_at().is_some_and(|at| at <= env::instant()) {
             let consumer = Arc::clone(&self.consumer);

@@ -274,8 +274,10 @@ impl Seat {
             if behind == RowCount::ZERO {
                 return Ok(Next::AtEnd);
             }
-            if self.make(compute, behind, now)? == Made::Later {
-                made.await;
+            match self.make(compute, behind, now)? {
+                Made::Now => {}
+                Made::Later => made.await,
+                Made::Nothing => return Ok(Next::AtEnd),
             }
         }
     }
@@ -305,9 +307,10 @@ impl Seat {
             return Ok(Made::Later);
         }
         if rows.as_usize() <= ROWS_INLINE_MAX {
-            if let Some((rows, positions)) = self.query.step(&self.positions, None, now)? {
-                chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
-            }
+            let Some((rows, positions)) = self.query.step(&self.positions, None, now)? else {
+                return Ok(Made::Nothing);
+            };
+            chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
             return Ok(Made::Now);
         }
         chain.is_making = true;
@@ -367,6 +370,8 @@ enum Made {
     Now,
     /// Others are told.
     Later,
+    /// There was nothing to make it of.
+    Nothing,
 }
 
 /// A link that is made on a query thread.

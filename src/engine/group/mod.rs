@@ -19,8 +19,8 @@ pub(crate) use consumer::{Consumer, Delivery, Joining, Reset, Settled};
 pub(crate) use coordinator::{Coordinator, MemberInfo};
 pub(crate) use fetched::{Fetched, FetchedMark};
 pub(crate) use progress::position_of;
-pub(crate) use receipts::FetchReceipts;
 pub use receipts::{Asked, Receipts};
+pub(crate) use receipts::{FetchReceipts, commit_died};
 
 use millstream_catalog::model::{PartitionId, TopicId};
 

@@ -104,7 +104,7 @@ impl Asked {
 }
 
 /// A task that commits offsets panicked.
-pub(super) fn commit_died() -> SqlError {
+pub(crate) fn commit_died() -> SqlError {
     SqlError::internal("offsets could not be committed")
 }
 
