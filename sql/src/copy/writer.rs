@@ -88,9 +88,9 @@ impl LineWriter {
             if at > 0 {
                 out.push(self.options.delimiter);
             }
-            scratch.clear();
-            if encoder.text(row, scratch) {
-                text_field(scratch, self.options.delimiter, out);
+            let start = out.len();
+            if encoder.text(row, out) {
+                escape_text(start, self.options.delimiter, scratch, out);
             } else {
                 out.extend_from_slice(self.options.null.as_bytes());
             }
@@ -114,11 +114,11 @@ impl LineWriter {
     /// One value, quoted where it must be: by force, or where it would be read as something else.
     fn csv_field(&self, value: &[u8], is_forced: bool, out: &mut Vec<u8>) {
         let CopyOptions { delimiter, quote, escape, null, .. } = &self.options;
-        let is_special = |byte: &u8| *byte == *delimiter || *byte == *quote || matches!(byte, b'\n' | b'\r');
+        let is_special = |byte: u8| (byte == *delimiter) | (byte == *quote) | (byte == b'\n') | (byte == b'\r');
         // A lone \. on a line ends the data.
         let is_end_marker = self.names.len() == 1 && value == b"\\.";
         let is_mark = value.starts_with(BYTE_ORDER_MARK);
-        if !is_forced && value != null.as_bytes() && !is_end_marker && !is_mark && !value.iter().any(is_special) {
+        if !is_forced && value != null.as_bytes() && !is_end_marker && !is_mark && !has_any(value, is_special) {
             out.extend_from_slice(value);
             return;
         }
@@ -149,6 +149,28 @@ impl LineWriter {
             }
         }
         out.push(b'}');
+    }
+}
+
+/// Bytes that are looked at together.
+const LANES: usize = 32;
+
+/// Whether `is_special` holds for some byte. It is asked without branches, so that the compiler makes vectors of it.
+fn has_any(value: &[u8], is_special: impl Fn(u8) -> bool) -> bool {
+    let is_any = |bytes: &[u8]| bytes.iter().fold(false, |any, byte| any | is_special(*byte));
+    let (lanes, rest) = value.as_chunks::<LANES>();
+    lanes.iter().any(|lane| is_any(lane)) || is_any(rest)
+}
+
+/// Puts in the escapes of a value of the text format, which is the end of `out`.
+fn escape_text(start: usize, delimiter: u8, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    // From backspace (8) to carriage return (13) all have a letter.
+    let is_special = |byte: u8| (byte.wrapping_sub(8) < 6) | (byte == b'\\') | (byte == delimiter);
+    if has_any(&out[start..], is_special) {
+        scratch.clear();
+        scratch.extend_from_slice(&out[start..]);
+        out.truncate(start);
+        text_field(scratch, delimiter, out);
     }
 }
 
