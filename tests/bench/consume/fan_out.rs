@@ -19,7 +19,7 @@ pub(crate) async fn run(report: &mut Report, subscribers: usize) -> anyhow::Resu
     for way in [Way::Copy, Way::Select] {
         let dir = directory()?;
         let server = Server::start(dir.path())?;
-        create_stream(&server.client().await?, TOPIC, 1).await?;
+        create_stream(&server.client().await?, TOPIC, 1, "").await?;
         let mut receivers = Vec::with_capacity(subscribers);
         for mut member in Member::connect_all(&server, way, subscribers).await? {
             member.subscribe(TOPIC, "").await?;

@@ -26,7 +26,7 @@ async fn one(report: &mut Report, time: Duration, subscribers: usize, is_group: 
     let dir = directory()?;
     let server = Server::start(dir.path())?;
     let process = server.process_id();
-    create_stream(&server.client().await?, TOPIC, 1).await?;
+    create_stream(&server.client().await?, TOPIC, 1, "").await?;
     let options = |number: usize| if is_group { format!("WITH (group = 'idle_{number}')") } else { String::new() };
     // What the first ones make the server take is not theirs alone.
     let mut first = Member::connect_all(&server, Way::Select, WARM_UP).await?;

@@ -11,7 +11,7 @@ pub(crate) const PARTITIONS: usize = 16;
 /// Bytes of an event.
 pub(crate) const SIZE: usize = 100;
 /// Rows of one FETCH.
-const FETCH_ROWS: usize = 1_000;
+pub(crate) const FETCH_ROWS: usize = 1_000;
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// How rows are received.
@@ -39,9 +39,9 @@ impl Way {
     }
 }
 
-/// Makes an empty stream.
-pub(crate) async fn create_stream(client: &Client, name: &str, partitions: usize) -> anyhow::Result<()> {
-    let statement = format!("CREATE STREAM {name} (payload text) WITH (partitions = {partitions})");
+/// Makes an empty stream; `more` are options of it.
+pub(crate) async fn create_stream(client: &Client, name: &str, partitions: usize, more: &str) -> anyhow::Result<()> {
+    let statement = format!("CREATE STREAM {name} (payload text) WITH (partitions = {partitions}{more})");
     Ok(client.batch_execute(&statement).await?)
 }
 

@@ -18,7 +18,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     raise_open_files(FILES_MAX)?;
     let dir = directory()?;
     let server = Server::start(dir.path())?;
-    create_stream(&server.client().await?, TOPIC, PARTITIONS).await?;
+    create_stream(&server.client().await?, TOPIC, PARTITIONS, "").await?;
     let observer = Observer::connect(&server).await?;
     let mut all = Vec::new();
     for round in 0..ROUNDS {

@@ -6,7 +6,7 @@ use crate::kit::process::cpu_seconds;
 use crate::kit::race::{Party, Race};
 use crate::kit::report::{Report, Unit, middle};
 use crate::kit::server::{Server, directory};
-use crate::members::{Member, PARTITIONS, SIZE, Way, create_stream};
+use crate::members::{FETCH_ROWS, Member, PARTITIONS, SIZE, Way, create_stream};
 use crate::peer::kafka::{Flush, Kafka};
 use crate::peer::nats::Nats;
 use crate::peer::nats_pull::{BATCH, NatsPuller, REQUESTS};
@@ -63,7 +63,10 @@ pub(crate) async fn run(report: &mut Report, scale: Scale, members: &[usize], pe
             race.peer("NATS, pull consumer", turn, &versus);
         }
         if let Some(kafka) = &peers.kafka {
-            race.peer("Kafka's consumer", Kafkas { kafka, members: *count, count: kafkas, turns: 0 }, &versus);
+            let party = |commit_rows| Kafkas { kafka, members: *count, count: kafkas, turns: 0, commit_rows };
+            race.peer("Kafka's consumer", party(0), &versus);
+            let name = "Kafka's consumer, commitSync after each 1,000";
+            race.peer(name, party(FETCH_ROWS), &[(Way::Fetch.name(), Some(1.0))]);
         }
         race.run(report, scale.rounds).await;
         for (way, share) in shares {
@@ -77,7 +80,7 @@ pub(crate) async fn run(report: &mut Report, scale: Scale, members: &[usize], pe
 /// Writes the events over and over, in transactions of all of them.
 async fn load(server: &Server, events: &Events, count: usize) -> anyhow::Result<()> {
     let client = server.client().await?;
-    create_stream(&client, TOPIC, PARTITIONS).await?;
+    create_stream(&client, TOPIC, PARTITIONS, "").await?;
     let parts = events.csv();
     for _ in 0..count / EVENTS {
         let mut sink = pin!(client.copy_in::<_, Bytes>(&format!("COPY {TOPIC} FROM STDIN WITH (FORMAT csv)")).await?);
@@ -258,14 +261,16 @@ struct Kafkas<'a> {
     members: usize,
     count: usize,
     turns: usize,
+    /// It commits after each poll of so many, or by itself.
+    commit_rows: usize,
 }
 
 #[async_trait(?Send)]
 impl Party for Kafkas<'_> {
     async fn turn(&mut self) -> anyhow::Result<f64> {
         self.turns += 1;
-        let Self { members, count, turns, .. } = self;
-        let command = format!("consume {TOPIC} {count} {members} group_{members}_{turns}");
+        let Self { members, count, turns, commit_rows, .. } = self;
+        let command = format!("consume {TOPIC} {count} {members} group_{members}_{turns}_{commit_rows} {commit_rows}");
         let [seconds, bytes] =
             self.kafka.borrow_mut().ask(&command)?.try_into().map_err(|_| anyhow::anyhow!("no figures"))?;
         anyhow::ensure!(bytes as usize == *count * SIZE, "{bytes} bytes came");

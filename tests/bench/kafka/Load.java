@@ -72,7 +72,7 @@ public final class Load {
             case "replay" -> replay(words[1], number(words[2]));
             case "latency" -> latency(words[1], number(words[2]), number(words[3]), number(words[4]));
             case "fill" -> fill(words[1], number(words[2]), number(words[3]), number(words[4]));
-            case "consume" -> consume(words[1], number(words[2]), number(words[3]), words[4]);
+            case "consume" -> consume(words[1], number(words[2]), number(words[3]), words[4], number(words[5]));
             case "group-latency" -> groupLatency(
                 words[1], number(words[2]), number(words[3]), number(words[4]), number(words[5]), number(words[6]));
             default -> throw new IllegalArgumentException("no such command");
@@ -273,16 +273,25 @@ public final class Load {
         void take(ConsumerRecords<byte[], byte[]> records);
     }
 
-    /** Members of a group, each with a thread of its own; offsets are committed as the client does by itself. */
+    /**
+     * Members of a group, each with a thread of its own; offsets are committed as the client does by itself, or, when
+     * "commitRows" is not 0, after each poll of so many.
+     */
     private final class Members {
         private final AtomicBoolean isOver = new AtomicBoolean();
         private final AtomicIntegerArray assigned;
         private final List<Future<?>> running = new ArrayList<>();
 
-        Members(int members, String group, String topic, Taker taker) {
+        Members(int members, String group, String topic, int commitRows, Taker taker) {
             assigned = new AtomicIntegerArray(members);
-            Map<String, Object> config =
-                Map.of("bootstrap.servers", address, "group.id", group, "auto.offset.reset", "earliest");
+            Map<String, Object> config = new HashMap<>();
+            config.put("bootstrap.servers", address);
+            config.put("group.id", group);
+            config.put("auto.offset.reset", "earliest");
+            if (commitRows > 0) {
+                config.put("enable.auto.commit", false);
+                config.put("max.poll.records", commitRows);
+            }
             for (int at = 0; at < members; at++) {
                 int member = at;
                 running.add(threads.submit(() -> {
@@ -294,6 +303,9 @@ public final class Load {
                             assigned.set(member, consumer.assignment().size());
                             if (!records.isEmpty()) {
                                 taker.take(records);
+                                if (commitRows > 0) {
+                                    consumer.commitSync();
+                                }
                             }
                         }
                     }
@@ -318,15 +330,16 @@ public final class Load {
     }
 
     /**
-     * consume TOPIC COUNT MEMBERS GROUP: a new group reads so many from the beginning. Answers: seconds from the first
-     * that any member has until the last; bytes.
+     * consume TOPIC COUNT MEMBERS GROUP COMMIT_ROWS: a new group reads so many from the beginning, and commits after so
+     * many rows, or at 0 as the client does by itself. Answers: seconds from the first that any member has until the last;
+     * bytes.
      */
-    private String consume(String topic, int count, int members, String group) throws Exception {
+    private String consume(String topic, int count, int members, String group, int commitRows) throws Exception {
         AtomicLong seen = new AtomicLong();
         AtomicLong bytes = new AtomicLong();
         AtomicLong begin = new AtomicLong();
         AtomicLong end = new AtomicLong();
-        Members reading = new Members(members, group, topic, records -> {
+        Members reading = new Members(members, group, topic, commitRows, records -> {
             begin.compareAndSet(0, System.nanoTime());
             long some = 0;
             for (ConsumerRecord<byte[], byte[]> record : records) {
@@ -360,7 +373,7 @@ public final class Load {
         long[] due = new long[count];
         long[] times = new long[count];
         AtomicInteger missing = new AtomicInteger(count);
-        Members reading = new Members(members, topic, topic, records -> {
+        Members reading = new Members(members, topic, topic, 0, records -> {
             long now = System.nanoTime();
             for (ConsumerRecord<byte[], byte[]> record : records) {
                 int at = Integer.parseInt(new String(record.value(), 0, 20, StandardCharsets.US_ASCII));
