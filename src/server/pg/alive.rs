@@ -1,17 +1,24 @@
 //! Whether a silent client is there still: the kernel asks it while nothing is sent, and what was sent wants an answer.
 //!
 //! Owns what stands behind `session_timeout`. A client that is at work, stopped, or does not read, answers; one whose
-//! machine or network is gone does not. Leaves out when that is looked at (`wire`), and what ends with the connection.
+//! machine or network is gone does not. Leaves out what ends with the connection (`wire`).
 
 use crate::server::pg::tcp_info;
 use socket2::{SockRef, TcpKeepalive};
+use std::pin::Pin;
+use std::task::Context;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 
 /// The most that Linux takes.
 const SECONDS_MAX: Duration = Duration::from_secs(32_767);
 /// Probes that go without an answer before the connection is closed.
 const PROBES: u32 = 4;
+/// Looks in a row after which an other end that does not answer is gone.
+const SILENT_LOOKS: u32 = 4;
+/// Between two of them.
+const PERIOD_MIN: Duration = Duration::from_millis(100);
 
 /// A connection whose other end may vanish without a word.
 pub(super) trait Peer {
@@ -31,6 +38,68 @@ pub(super) enum Answer {
     Some,
     /// Nothing, though it was sent again.
     None,
+}
+
+/// How long what is sent may go without an answer.
+#[derive(Debug)]
+pub(super) struct Patience<S> {
+    /// Between two looks.
+    period: Duration,
+    answer: fn(&S, Duration) -> Answer,
+    /// Looks in a row that found no answer.
+    looks: u32,
+    /// Something was sent since the last look.
+    has_sent: bool,
+    /// Until the next look, while there is something to look for.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// The other end is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Silent;
+
+impl<S: Peer> Patience<S> {
+    /// With what is sent, and was before.
+    pub(super) fn new(time: Duration) -> Self {
+        let period = (time / SILENT_LOOKS).max(PERIOD_MIN);
+        Self { period, answer: S::answer, looks: 0, has_sent: true, timer: None }
+    }
+}
+
+impl<S> Patience<S> {
+    /// Something was sent.
+    pub(super) fn sent(&mut self) {
+        self.has_sent = true;
+    }
+
+    /// Looks from time to time whether the other end still answers, while it has something to answer.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn poll(&mut self, socket: &S, cx: &mut Context<'_>) -> Result<(), Silent> {
+        if self.timer.is_none() && !self.has_sent {
+            return Ok(());
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.period)));
+        // Nobody looked meanwhile: what was seen before says nothing now.
+        if timer.deadline() + self.period < Instant::now() {
+            self.looks = 0;
+            timer.as_mut().reset(Instant::now() + self.period);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let answer = (self.answer)(socket, self.period);
+            self.looks = if answer == Answer::None { self.looks + 1 } else { 0 };
+            if self.looks >= SILENT_LOOKS {
+                return Err(Silent);
+            }
+            if answer == Answer::All && !std::mem::take(&mut self.has_sent) {
+                self.timer = None;
+                return Ok(());
+            }
+            timer.as_mut().reset(Instant::now() + self.period);
+        }
+        Ok(())
+    }
 }
 
 impl Peer for TcpStream {

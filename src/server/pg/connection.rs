@@ -8,7 +8,7 @@ use crate::engine::{Session, SqlError, SqlState, TransactionStatus};
 use crate::env;
 use crate::server::admin::metrics::Meters;
 use crate::server::pg::ahead::Ahead;
-use crate::server::pg::alive::Peer;
+use crate::server::pg::alive::{Patience, Peer};
 use crate::server::pg::cancel::{Interrupt, Signals, Stopping};
 use crate::server::pg::error::{self, Severity, Stop};
 use crate::server::pg::message::{self, Frontend};
@@ -93,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Peer> Connection<'_, S> {
             let micros = wanted.and_then(|span| u64::try_from(span.micros()).ok());
             let patience = micros.map(Duration::from_micros);
             self.wire.socket().set_patience(patience);
-            self.wire.set_patience(patience, S::answer);
+            self.wire.set_patience(patience.map(Patience::new));
         }
     }
 }

@@ -10,7 +10,7 @@
 //! what its writers add between two calls of `make_room`.
 
 use crate::engine::Held;
-use crate::server::pg::alive::Answer;
+use crate::server::pg::alive::{Patience, Silent};
 use crate::server::pg::cancel::{Interrupt, Signals};
 use bytes::{Buf, Bytes, BytesMut};
 use millstream_catalog::model::{ByteSize, limit};
@@ -41,10 +41,6 @@ const SMALL_BYTES_MAX: usize = 10_000;
 const FLUSH_DELAY: Duration = Duration::from_millis(10);
 /// How long a command goes on for a client that hung up: it may have sent all it wanted and left.
 const ORPHAN_GRACE: Duration = Duration::from_secs(5);
-/// Looks in a row after which a client that does not answer is gone.
-const SILENT_LOOKS: u32 = 4;
-/// Between two of them.
-const PATIENCE_PERIOD_MIN: Duration = Duration::from_millis(100);
 
 /// What `next_frame` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,20 +111,6 @@ pub(super) struct Wire<S> {
     patience: Option<Patience<S>>,
 }
 
-/// How long what is sent may go without an answer.
-#[derive(Debug)]
-struct Patience<S> {
-    /// Between two looks.
-    period: Duration,
-    answer: fn(&S, Duration) -> Answer,
-    /// Looks in a row that found no answer.
-    looks: u32,
-    /// Something was sent since the last look.
-    has_sent: bool,
-    /// Until the next look, while there is something to look for.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Wraps a connected socket.
     pub(super) fn new(socket: S) -> Self {
@@ -149,35 +131,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// From now on what is sent may go so long without an answer; `None` is for ever.
-    pub(super) fn set_patience(&mut self, time: Option<Duration>, answer: fn(&S, Duration) -> Answer) {
-        self.patience = time.map(|time| {
-            let period = (time / SILENT_LOOKS).max(PATIENCE_PERIOD_MIN);
-            Patience { period, answer, looks: 0, has_sent: true, timer: None }
-        });
+    pub(super) fn set_patience(&mut self, patience: Option<Patience<S>>) {
+        self.patience = patience;
     }
 
     /// Looks from time to time whether the other end still answers.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Result<(), WireError> {
-        let Some(Patience { period, answer, looks, has_sent, timer: waiting }) = &mut self.patience else {
-            return Ok(());
-        };
-        if waiting.is_none() && !*has_sent {
-            return Ok(());
+        match &mut self.patience {
+            Some(patience) => patience.poll(&self.socket, cx).map_err(|Silent| WireError::Gone),
+            None => Ok(()),
         }
-        let timer = waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(*period)));
-        while timer.as_mut().poll(cx).is_ready() {
-            let answer = answer(&self.socket, *period);
-            *looks = if answer == Answer::None { *looks + 1 } else { 0 };
-            if *looks >= SILENT_LOOKS {
-                return Err(WireError::Gone);
-            }
-            if answer == Answer::All && !std::mem::take(has_sent) {
-                *waiting = None;
-                return Ok(());
-            }
-            timer.as_mut().reset(Instant::now() + *period);
-        }
-        Ok(())
     }
 
     /// Counts large messages there from now on.
@@ -436,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Ready(Ok(0)) => return Err(WireError::Gone),
                 Poll::Ready(Ok(count)) => {
                     self.written += count;
-                    self.patience.iter_mut().for_each(|patience| patience.has_sent = true);
+                    self.patience.iter_mut().for_each(|patience| patience.sent());
                 }
                 Poll::Ready(Err(_)) => return Err(WireError::Gone),
                 Poll::Pending => break,
