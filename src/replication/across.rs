@@ -69,8 +69,8 @@ impl Across {
     /// Commits appends to several shards, all or none. When it returns, all are durable, and visible to every later read.
     ///
     /// # Errors
-    /// Of a shard that refuses its share; nothing was written then. With `Stopped`, `Storage` and `ShuttingDown` it is not
-    /// known.
+    /// Of a shard that refuses its share; nothing was written then, but for offsets beside rows that were all stored before,
+    /// which are recorded shard by shard. With `Stopped`, `Storage` and `ShuttingDown` it is not known.
     ///
     /// # Cancellation
     /// The transaction goes on.

@@ -133,14 +133,11 @@ impl Groups {
     pub(crate) fn record<'a>(&mut self, commits: impl IntoIterator<Item = &'a GroupCommit>, now: Timestamp) {
         for commit in commits {
             let place = (commit.topic, commit.partition);
-            let is_known = self.by_name.get(&commit.group).is_some_and(|group| group.offsets.contains_key(&place));
-            if !is_known {
-                self.epoch = self.epoch.next();
-                self.count += 1;
-            }
             let group = self.by_name.entry(commit.group.clone()).or_default();
             group.used_at = group.used_at.max(now);
-            let begin = GroupOffset { position: commit.position, epoch: self.epoch };
+            self.count += usize::from(!group.offsets.contains_key(&place));
+            // By hand: nobody has begun to read it.
+            let begin = GroupOffset { position: commit.position, epoch: GroupEpoch::default() };
             group.offsets.entry(place).or_insert(begin).position = commit.position;
         }
     }
@@ -297,6 +294,13 @@ mod tests {
         write(&mut groups, &commit(Some(reset.epoch), 50)).expect_err("of the group before");
         groups.drop_topic(TOPIC);
         assert_eq!(groups.iter().count() + groups.count, 0);
+        // By hand, before anybody read.
+        write(&mut groups, &commit(None, 7)).unwrap();
+        let by_hand = groups.get(&group()).unwrap().offsets[&(TOPIC, PartitionId::new(0))];
+        assert_eq!((by_hand.epoch, groups.count), (GroupEpoch::default(), 1));
+        let read = groups.take(&take(Taking::Read)).unwrap()[0];
+        assert_eq!(read.position, by_hand.position);
+        assert_ne!(read.epoch, by_hand.epoch);
     }
 
     proptest! {

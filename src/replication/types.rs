@@ -71,7 +71,8 @@ impl From<Offset> for GroupPosition {
 pub struct GroupOffset {
     /// What to read next.
     pub position: GroupPosition,
-    /// Since when it is read by whom it is read now: a commit carries it.
+    /// Since when it is read by whom it is read now: a commit carries it. 0 while nobody has begun to read it, and the
+    /// position was committed by hand.
     pub epoch: GroupEpoch,
 }
 

@@ -12,7 +12,7 @@ use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, TakePartit
 use crate::storage::{PartitionView, ScanRequest};
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray};
 use arrow::datatypes::TimestampMicrosecondType;
-use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp};
+use millstream_catalog::model::{GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
@@ -242,7 +242,8 @@ impl Session {
             self.transaction.hold_commit(shard.id(), commit);
             return Ok(());
         }
-        let (now, durability) = (self.engine.clock().now(), Durability::Sync);
+        let durability = self.settings.durability().unwrap_or(topic.options.durability);
+        let now = self.engine.clock().now();
         let append = Append { commits: vec![commit], now, durability, ..Append::default() };
         shard.append(append).await.map_err(replication_error).map(drop)
     }
