@@ -96,6 +96,53 @@ async fn when_a_sync_comes_says_nothing_about_what_was_taken() {
     assert_eq!(fetch(&mut other, 2).await, [20, 21]);
 }
 
+/// Of a portal whose rows became void while it was suspended, others come in their place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_is_full_though_a_member_joins_in_the_middle_of_it() {
+    let server = Server::start().await;
+    let address = server.node.pg_address();
+    let (mut raw, mut other) = (Raw::connect(address).await, Raw::connect(address).await);
+    raw.run("CREATE STREAM t (n bigint KEY) WITH (partitions = 2)").await;
+    raw.run("INSERT INTO t SELECT n FROM generate_series(0, 99) AS g(n)").await;
+    assert!(errors(&raw.run(CURSOR).await).is_empty());
+    raw.send(&[&parse("f", "FETCH 10 FROM c"), &bind("p", "f"), &execute("p", 3), &frame(b'H', b"")]).await;
+    let mut found = Vec::new();
+    loop {
+        let message = raw.message().await;
+        if message.0 == 's' {
+            break;
+        }
+        found.extend(rows(&[message]));
+    }
+    assert_eq!(found.len(), 3);
+    assert!(errors(&other.run(CURSOR).await).is_empty());
+    assert!(!fetch(&mut other, 1).await.is_empty(), "it got no partition");
+    raw.send(&[&execute("p", 0), &sync()]).await;
+    found.extend(rows(&raw.messages().await));
+    assert_eq!(found.len(), 10, "{found:?}");
+    let mut once = found.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), 10, "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fetch_all_gives_all_that_is_there() {
+    let server = Server::start().await;
+    let address = server.node.pg_address();
+    let mut raw = Raw::connect(address).await;
+    raw.run("CREATE STREAM t (n bigint KEY) WITH (partitions = 3)").await;
+    raw.run("INSERT INTO t SELECT n FROM generate_series(0, 49999) AS g(n)").await;
+    for options in ["auto_offset_reset = 'earliest'", "auto_offset_reset = 'earliest', group = 'a'"] {
+        raw.run(&format!("DECLARE c CURSOR WITH HOLD FOR SELECT n FROM t EMIT CHANGES WITH ({options})")).await;
+        let mut found = rows(&raw.run("FETCH ALL FROM c").await);
+        found.sort_unstable();
+        assert_eq!(found, (0..50_000).collect::<Vec<_>>(), "{options}");
+        assert!(rows(&raw.run("FETCH ALL FROM c").await).is_empty());
+        raw.run("CLOSE c").await;
+    }
+}
+
 #[tokio::test]
 async fn a_cursor_that_a_suspended_portal_waits_for_is_in_use() {
     let (_server, mut raw) = begun().await;

@@ -64,6 +64,11 @@ fn members(group: &str) -> String {
     format!("SELECT count(*) FROM millstream.consumer_group_members WHERE group_name = '{group}' AND state = 'present'")
 }
 
+/// The first columns of what a statement gives, in its order.
+async fn ask_rows(client: &Client, sql: &str) -> Vec<i64> {
+    firsts(&ask(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {}", words(&error))))
+}
+
 async fn fill(client: &Client, topic: &str, numbers: std::ops::Range<i64>) {
     let (first, last) = (numbers.start, numbers.end - 1);
     run(client, &format!("INSERT INTO {topic} SELECT n, n FROM generate_series({first}, {last}) AS n")).await;
@@ -134,6 +139,62 @@ async fn groups_go_on_as_they_say_where_their_events_were_removed() {
     run(&other, &declare("n", "t", "earliest")).await;
     assert_eq!(read(&other, 30).await, all(100..130));
     server.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_overtakes_members_that_are_slow_and_those_that_are_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start_with(dir.path(), &["--seal-bytes", "65536"]);
+    let client = connect(process.address).await;
+    run(&client, "CREATE STREAM t (n bigint, v text) WITH (retention_bytes = '256 KiB')").await;
+    let write = |from: i64| {
+        format!("INSERT INTO t SELECT i, repeat(md5(i::text), 3) FROM generate_series({from}, {}) AS g(i)", from + 999)
+    };
+    run(&client, &write(0)).await;
+    let mut members = Vec::new();
+    for (group, reset) in [("slow", "earliest"), ("away", "earliest"), ("within", "earliest"), ("never", "none")] {
+        let member = connect(process.address).await;
+        run(&client, &format!("COMMIT OFFSETS (GROUP '{group}', TOPIC 't', PARTITION 0, OFFSET 0)")).await;
+        run(&member, &declare(group, "t", reset)).await;
+        if group == "within" {
+            run(&member, "BEGIN").await;
+        }
+        assert_eq!(read(&member, 10).await, all(0..10));
+        members.push(member);
+    }
+    run(&members[1], "CLOSE c").await;
+    let (mut written, begun) = (1_000, Instant::now());
+    let start = "SELECT offset_start FROM millstream.partitions WHERE topic = 't'";
+    while scalar(&client, start).await.unwrap().parse::<i64>().unwrap() < 3_000 {
+        assert!(begun.elapsed() < DEADLINE * 3, "retention removes nothing");
+        run(&client, &write(written)).await;
+        written += 1_000;
+    }
+    run(&members[1], &declare("away", "t", "earliest")).await;
+    for member in &members[..3] {
+        // In order, each once, to the end, without those that are gone, but for what was on its way.
+        let (mut rows, begun) = (Vec::new(), Instant::now());
+        while rows.last() != Some(&(written - 1)) {
+            assert!(begun.elapsed() < DEADLINE, "the last row is {:?} of {written}", rows.last());
+            rows.append(&mut ask_rows(member, "FETCH 1000 FROM c WITH (timeout = '100ms')").await);
+        }
+        let first = *rows.iter().find(|n| **n >= 1_000).unwrap();
+        assert!(first >= 3_000, "{first} was removed");
+        assert!(rows.is_sorted_by(|a, b| a < b));
+        let rest: Vec<i64> = rows.iter().copied().filter(|n| *n >= first).collect();
+        assert_eq!(rest, all(first..written));
+    }
+    run(&members[2], "COMMIT").await;
+    assert_eq!(scalar(&client, &lag("within")).await.as_deref(), Some("0"));
+    // What it has of before may come; then it says what happened.
+    let failure = loop {
+        match ask(&members[3], "FETCH 1000 FROM c WITH (timeout = '100ms')").await {
+            Ok(_) => assert!(begun.elapsed() < DEADLINE * 4, "it goes on as if nothing had happened"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(failure.code().map(tokio_postgres::error::SqlState::code), Some("SE003"));
+    until_it_is(&client, &self::members("never"), "0").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -58,9 +58,14 @@ pub(crate) struct Compute {
 fn died(error: tokio::task::JoinError) -> SqlError {
     if error.is_panic() {
         tracing::error!(%error, "a query thread panicked");
-        return SqlError::internal("the statement hit a defect of the server and was stopped");
+        return defect();
     }
     SqlError::new(SqlState::AdminShutdown, "terminating connection due to administrator command")
+}
+
+/// The statement panicked.
+pub(crate) fn defect() -> SqlError {
+    SqlError::internal("the statement hit a defect of the server and was stopped")
 }
 
 impl Compute {

@@ -4,17 +4,22 @@
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
 use crate::engine::group::{Asked, FetchReceipts, Receipts};
-use crate::engine::{ResultColumn, RowBatch, RowStream, Rows, RowsTag};
+use crate::engine::{Idle, ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use millstream_catalog::model::limit::PORTALS_MAX;
 use millstream_catalog::model::{Span, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::FetchCount;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
+
+/// How long FETCH ALL goes on where more comes all the time.
+const READY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The cursors of a session.
 #[derive(Debug, Default)]
@@ -34,6 +39,8 @@ struct Cursor {
 /// What is left of a cursor's rows.
 struct Source {
     stream: RowStream,
+    /// Whether `stream` has given all there is.
+    idle: Idle,
     rest: Option<RowBatch>,
     is_done: bool,
     /// Of a member of a consumer group.
@@ -87,9 +94,9 @@ impl Cursors {
             return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open cursors")
                 .detail(format!("a session may have {PORTALS_MAX}")));
         }
-        let Rows { stream, receipts, .. } = rows;
+        let Rows { stream, idle, receipts, .. } = rows;
         let (fetching, asked) = (None, Asked::default());
-        let source = Source { stream, rest: None, is_done: false, receipts, fetching, asked, failure: None };
+        let source = Source { stream, idle, rest: None, is_done: false, receipts, fetching, asked, failure: None };
         let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
         let cursor = Cursor { columns, is_push, life, source };
         self.open.insert(name.to_owned(), cursor);
@@ -119,10 +126,14 @@ impl Cursors {
             FetchCount::All => u64::MAX,
         };
         let timeout = timeout.filter(|_| cursor.is_push).and_then(|span| u64::try_from(span.micros()).ok());
+        let ready_only = cursor.is_push && count == FetchCount::All && timeout.is_none();
         let goal = Goal {
             rows,
-            ready_only: cursor.is_push && count == FetchCount::All && timeout.is_none(),
-            deadline: timeout.map(|micros| env::instant() + Duration::from_micros(micros)),
+            ready_only,
+            deadline: timeout
+                .map(Duration::from_micros)
+                .or(ready_only.then_some(READY_TIME_MAX))
+                .map(|time| env::instant() + time),
         };
         let receipts = receipts.as_ref().and_then(Receipts::consumer).map(FetchReceipts::new);
         let mut source = cursor.try_lock(name)?;
@@ -137,7 +148,7 @@ impl Cursors {
             Some((batch, fetching))
         });
         let (columns, is_push, stream) = (Arc::clone(&cursor.columns), cursor.is_push, Box::pin(stream.fuse()));
-        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream, receipts: told })
+        Ok(Rows { columns, tag: RowsTag::Counted(tag), is_push, stream, idle: Idle::default(), receipts: told })
     }
 
     fn find(&self, name: &str) -> Result<&Cursor, SqlError> {
@@ -229,6 +240,8 @@ impl Fetching {
         if self.receipts.as_ref().is_some_and(|receipts| receipts.is_over()) {
             return None;
         }
+        let voided = self.receipts.as_ref().map_or(0, |receipts| receipts.voided());
+        self.goal.rows = self.goal.rows.saturating_add(voided as u64);
         let batch = self.source.lock().await.take(&mut self.goal).await;
         if let Some(receipts) = &self.receipts {
             match &batch {
@@ -315,9 +328,20 @@ impl Source {
         None
     }
 
+    /// The next batch; within that, `None` when there is none now.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Option<Option<Result<RowBatch, SqlError>>>> {
+        match self.stream.poll_next_unpin(cx) {
+            Poll::Ready(batch) => Poll::Ready(Some(batch)),
+            Poll::Pending if self.idle.get() => Poll::Ready(None),
+            // It is at work on some.
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     async fn wait(&mut self, goal: &Goal) -> Option<Result<RowBatch, SqlError>> {
         let next = match (goal.ready_only, goal.deadline) {
-            (true, _) => self.stream.next().now_or_never()?,
+            (true, Some(deadline)) if deadline <= env::instant() => return None,
+            (true, _) => poll_fn(|cx| self.poll_ready(cx)).await?,
             (false, Some(deadline)) => tokio::time::timeout_at(deadline.into(), self.stream.next()).await.ok()?,
             (false, None) => self.stream.next().await,
         };

@@ -4,7 +4,7 @@
 
 use crate::engine::group::group_columns;
 use crate::engine::session::Session;
-use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag, read_error, system_view};
+use crate::engine::{Idle, Outcome, Result, ResultColumn, Rows, RowsTag, read_error, system_view};
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{Field, Schema};
 use millstream_catalog::model::{Name, SqlState};
@@ -25,7 +25,7 @@ pub(crate) fn fixed_rows(columns: Vec<ResultColumn>, arrays: Vec<ArrayRef>, tag:
     let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
         .map_err(|error| SqlError::internal(format!("rows cannot be formed: {error}")))?;
     let stream = Box::pin(futures::stream::iter([Ok(batch.into())]));
-    Ok(Rows { columns: columns.into(), tag, is_push: false, stream, receipts: None })
+    Ok(Rows { columns: columns.into(), tag, is_push: false, stream, idle: Idle::default(), receipts: None })
 }
 
 fn column(name: &str, sql_type: SqlType) -> ResultColumn {

@@ -112,11 +112,12 @@ impl Reader {
 
     /// The next events after `from`, about as many as the reader takes at once; `None` when there are none. Of several
     /// partitions, only rows are counted. Where the log starts later, because earlier events were removed, it goes on
-    /// there, unless it must not; then there may be no rows, only new positions.
+    /// there, unless it must not; then there may be no rows, only new positions. None come after `limit`, which is where a step
+    /// ended.
     ///
     /// # Errors
     /// When the log cannot be read; SE001.
-    pub(crate) fn next(&self, from: &Positions) -> Result<Option<Input>> {
+    pub(crate) fn next(&self, from: &Positions, limit: Option<&Positions>) -> Result<Option<Input>> {
         let applied = self.partitions.applied();
         let views = self.views();
         self.check_start(&views, from)?;
@@ -131,7 +132,8 @@ impl Reader {
         } else {
             cut(&views, &stored, applied, self.rows_target(&views))
         };
-        let to = to.map_err(|error| read_error(&self.relation.name, error))?;
+        let mut to = to.map_err(|error| read_error(&self.relation.name, error))?;
+        limit.into_iter().for_each(|limit| stop_at(&mut to, limit));
         if views.keys().all(|id| position(&to, *id) <= position(from, *id)) {
             return Ok(None);
         }
@@ -362,6 +364,12 @@ pub(super) fn position(positions: &Positions, id: PartitionId) -> Offset {
     positions.get(&id).copied().unwrap_or(Offset::ZERO)
 }
 
+/// Takes `positions` back to `limit` where they are after it. Ends of steps stay ends of steps: each is where all partitions were
+/// at some entry, or there is only one.
+pub(super) fn stop_at(positions: &mut Positions, limit: &Positions) {
+    positions.iter_mut().for_each(|(id, at)| *at = (*at).min(position(limit, *id)));
+}
+
 pub(super) type CutResult<T> = std::result::Result<T, StorageError>;
 
 /// Positions at the latest entry up to `applied` that takes about `target` rows, and at least one entry.
@@ -434,7 +442,7 @@ mod tests {
         for bytes in (1..200).chain([250, 400, 1000, 100_000]) {
             reader.bytes_max = ByteSize::new(bytes);
             let (mut positions, mut offsets) = (reader.starts(), Vec::new());
-            while let Some(input) = reader.next(&positions).unwrap() {
+            while let Some(input) = reader.next(&positions, None).unwrap() {
                 for batch in &input.batches {
                     let first = batch.offset_start.value();
                     offsets.extend(first..first + batch.batch.num_rows() as u64);

@@ -4,7 +4,7 @@
 //! how one source is read (`input`). Reads only.
 
 use crate::engine::input::{CutResult, Input, Pieces, Positions, Reader, Split, Views, Waiting};
-use crate::engine::input::{cut_entry, ends_of, from_start, position};
+use crate::engine::input::{cut_entry, ends_of, from_start, position, stop_at};
 use crate::engine::{Result, read_error};
 use crate::storage::StorageError;
 use millstream_catalog::model::{ByteSize, EntryIndex, Offset, PartitionId, RowCount, TopicId};
@@ -48,12 +48,25 @@ impl Inputs {
     /// # Errors
     /// When the log cannot be read; SE001.
     pub(crate) fn next(&self, from: &SourcePositions) -> Result<Option<StepEvents>> {
+        self.next_within(from, None)
+    }
+
+    /// As [`Inputs::next`], and none after `limit`, which is where a step ended.
+    ///
+    /// # Errors
+    /// When the log cannot be read; SE001.
+    pub(crate) fn next_within(
+        &self,
+        from: &SourcePositions,
+        limit: Option<&SourcePositions>,
+    ) -> Result<Option<StepEvents>> {
         if let ([reader], [from]) = (self.readers.as_slice(), from.as_slice()) {
             let single = |Input { batches, positions, rows }| StepEvents { batches, positions: vec![positions], rows };
-            return Ok(reader.next(from)?.map(single));
+            let limit = limit.and_then(|limit| limit.first());
+            return Ok(reader.next(from, limit)?.map(single));
         }
         match self.readers.first().map(|reader| reader.partitions.applied()) {
-            Some(applied) => self.next_up_to(from, applied),
+            Some(applied) => self.next_cut(from, applied, limit),
             None => Ok(None),
         }
     }
@@ -63,6 +76,15 @@ impl Inputs {
     /// # Errors
     /// When the log cannot be read; SE001.
     pub(crate) fn next_up_to(&self, from: &SourcePositions, applied: EntryIndex) -> Result<Option<StepEvents>> {
+        self.next_cut(from, applied, None)
+    }
+
+    fn next_cut(
+        &self,
+        from: &SourcePositions,
+        applied: EntryIndex,
+        limit: Option<&SourcePositions>,
+    ) -> Result<Option<StepEvents>> {
         let views: Vec<Views> = self.readers.iter().map(Reader::views).collect();
         for (reader, from) in self.readers.iter().zip(from) {
             reader.check_removed(from)?;
@@ -70,7 +92,8 @@ impl Inputs {
         let stored: Vec<Positions> = views.iter().zip(from).map(|(views, from)| from_start(views, from)).collect();
         let target = self.readers.iter().zip(&views).map(|(reader, views)| reader.rows_target(views)).min();
         let to = self.cut(&views, &stored, applied, target.unwrap_or(1));
-        let to = to.map_err(|error| self.error(error))?;
+        let mut to = to.map_err(|error| self.error(error))?;
+        to.iter_mut().zip(limit.into_iter().flatten()).for_each(|(to, limit)| stop_at(to, limit));
         let is_past = |(views, (from, to)): (&Views, (&Positions, &Positions))| {
             views.keys().all(|id| position(to, *id) <= position(from, *id))
         };

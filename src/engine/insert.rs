@@ -10,7 +10,7 @@ use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::transaction::Leaving;
 use crate::engine::write::{self, Routed};
-use crate::engine::{Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
+use crate::engine::{Idle, Outcome, Param, Result, ResultColumn, Rows, RowsTag, replication_error};
 use crate::replication::{Append, PartitionWrite, ProducerClaim, ReplicationError};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{ArrayRef, RecordBatch};
@@ -276,7 +276,14 @@ impl Session {
         }
         let columns: Arc<[ResultColumn]> = returning.iter().map(|r| r.column.clone()).collect();
         let stream = Box::pin(futures::stream::iter(batches.into_iter().map(|batch| Ok(batch.into()))));
-        Ok(Outcome::Rows(Rows { columns, tag: RowsTag::Counted("INSERT 0"), is_push: false, stream, receipts: None }))
+        Ok(Outcome::Rows(Rows {
+            columns,
+            tag: RowsTag::Counted("INSERT 0"),
+            is_push: false,
+            stream,
+            idle: Idle::default(),
+            receipts: None,
+        }))
     }
 
     /// Appends and gives the offset of each part's first row; within a transaction holds back, and gives none.

@@ -9,7 +9,7 @@ use crate::engine::input::{Positions, Reader, Split, Views};
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
 use crate::engine::shared::SharedQuery;
-use crate::engine::{Engine, Result, RowBatch};
+use crate::engine::{Engine, Idle, Result, RowBatch};
 use crate::env;
 use crate::replication::GroupPosition;
 use arrow::array::RecordBatch;
@@ -47,6 +47,7 @@ pub(crate) struct MemberSubscription {
     /// A topic may have partitions that the shard does not have yet.
     is_growing: bool,
     committing: Option<JoinHandle<Result<()>>>,
+    idle: Idle,
 }
 
 /// The tables that a member has to itself.
@@ -100,7 +101,13 @@ impl MemberSubscription {
             versions: engine.replication().catalog().subscribe(),
             is_growing: true,
             committing: None,
+            idle: Idle::default(),
         }
+    }
+
+    /// Whether it has given all there is.
+    pub(crate) fn idle(&self) -> Idle {
+        self.idle.clone()
     }
 
     /// The rows, which go on after an end that a rollback took back.
@@ -153,7 +160,7 @@ impl MemberSubscription {
             self.consumer.rest();
             self.seen = (settled.era, settled.taken);
             self.ready.clear();
-            self.begin_again().await?;
+            Box::pin(self.begin_again()).await?;
             return Ok(None);
         }
         let ends = self.ends(&settled);
@@ -162,7 +169,7 @@ impl MemberSubscription {
         }
         let applied = self.growing();
         let read = match self.tables.is_some() {
-            true => self.read_together(&settled, left).await?,
+            true => Box::pin(self.read_together(&settled, left)).await?,
             false => self.read_in_turn(&settled, left).await?,
         };
         self.consumer.rest();
@@ -375,10 +382,15 @@ impl MemberSubscription {
                 }
             }
         };
+        let _idle = self.idle.begin();
         tokio::select! {
             () = grown => {}
             () = self.consumer.changed() => {}
             () = until(commit_at) => {}
+            ended = joined(&mut self.committing) => {
+                self.committing = None;
+                ended?;
+            }
             () = next_entry(&mut applied) => {}
             changed = self.versions.changed() => {
                 changed.map_err(|_| shutting_down())?;
@@ -417,8 +429,11 @@ impl MemberSubscription {
         applied.filter(|_| self.is_growing)
     }
 
-    /// When offsets are to be committed though the client asks for nothing.
+    /// When offsets are to be committed next, though the client asks for nothing.
     fn commit_at(&self) -> Option<Instant> {
+        if self.committing.is_some() {
+            return None;
+        }
         let every = match self.consumer.delivery() {
             Delivery::Written => WRITTEN_COMMIT_EVERY,
             Delivery::Asked => PASSED_COMMIT_EVERY,
@@ -430,9 +445,9 @@ impl MemberSubscription {
     /// Commits offsets, if that is due, while the rows go on.
     async fn commit_soon(&mut self) -> Result<()> {
         if let Some(task) = self.committing.take_if(|task| task.is_finished()) {
-            task.await.unwrap_or_else(|_| Err(commit_died()))?;
+            joined(&mut Some(task)).await?;
         }
-        if self.committing.is_none() && self.commit_at().is_some_and(|at| at <= env::instant()) {
+        if self.commit_at().is_some_and(|at| at <= env::instant()) {
             let consumer = Arc::clone(&self.consumer);
             self.committing = Some(env::spawn("commit-offsets", async move { consumer.commit().await }));
         }
@@ -459,6 +474,14 @@ async fn next_entry(applied: &mut Option<watch::Receiver<EntryIndex>>) {
     if applied.changed().await.is_err() {
         // A shard that ended applies nothing more.
         std::future::pending::<()>().await;
+    }
+}
+
+/// The end of a commit that is on its way.
+async fn joined(task: &mut Option<JoinHandle<Result<()>>>) -> Result<()> {
+    match task {
+        Some(task) => task.await.unwrap_or_else(|_| Err(commit_died())),
+        None => std::future::pending().await,
     }
 }
 

@@ -62,7 +62,9 @@ use millstream_sql::exec::QueryMemory;
 pub use millstream_sql::plan::ResultColumn;
 /// Formats of values on the wire and in copy data.
 pub use millstream_sql::{copy as formats, types};
-pub use outcome::{Form, Forms, Notice, Outcome, Result, RowBatch, RowStream, Rows, RowsTag, TransactionStatus, Via};
+pub use outcome::{
+    Form, Forms, Idle, Notice, Outcome, Result, RowBatch, RowStream, Rows, RowsTag, TransactionStatus, Via,
+};
 pub use prepare::Prepared;
 pub use registry::{Handed, SessionId, SessionRow};
 pub use session::{Session, SessionOptions};

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The result of one statement.
 #[derive(Debug)]
@@ -67,8 +68,41 @@ pub struct Rows {
     pub is_push: bool,
     /// The batches.
     pub stream: RowStream,
+    /// Of a subscription, whether it has given all there is.
+    pub idle: Idle,
     /// Of a member of a consumer group, whom to tell what became of the rows.
     pub receipts: Option<Receipts>,
+}
+
+/// Whether a subscription waits for events: it has given the rows of all there are.
+#[derive(Debug, Clone, Default)]
+pub struct Idle {
+    is_idle: Arc<AtomicBool>,
+}
+
+/// While it is there, the subscription is idle.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    is_idle: Arc<AtomicBool>,
+}
+
+impl Idle {
+    /// From now on, until the answer is dropped.
+    pub(crate) fn begin(&self) -> Waiting {
+        self.is_idle.store(true, Ordering::Release);
+        Waiting { is_idle: Arc::clone(&self.is_idle) }
+    }
+
+    /// Whether it is.
+    pub(crate) fn get(&self) -> bool {
+        self.is_idle.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.is_idle.store(false, Ordering::Release);
+    }
 }
 
 impl fmt::Debug for Rows {

@@ -11,7 +11,7 @@ use crate::engine::member::MemberSubscription;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::shared::{Next, Seat};
-use crate::engine::{Engine, Outcome, Result, ResultColumn, RowBatch, Rows, RowsTag, Via};
+use crate::engine::{Engine, Idle, Outcome, Result, ResultColumn, RowBatch, Rows, RowsTag, Via};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -40,6 +40,7 @@ struct Subscription {
     left: u64,
     versions: watch::Receiver<u64>,
     is_done: bool,
+    idle: Idle,
 }
 
 /// Who computes the rows.
@@ -172,13 +173,15 @@ impl Session {
             versions: self.engine.replication().catalog().subscribe(),
             left: select.limit.map_or(u64::MAX, |limit| limit.value()),
             is_done: false,
+            idle: Idle::default(),
         };
+        let idle = subscription.idle.clone();
         let stream = futures::stream::unfold(subscription, |mut subscription| async move {
             let batch = subscription.next().await?;
             Some((batch, subscription))
         });
         let tag = RowsTag::Counted("SELECT");
-        Ok(Rows { columns, tag, is_push: true, stream: Box::pin(stream), receipts: None })
+        Ok(Rows { columns, tag, is_push: true, stream: Box::pin(stream), idle, receipts: None })
     }
 
     fn reset_of(&self, option: Option<GroupReset>) -> Reset {
@@ -219,15 +222,17 @@ impl Session {
         };
         let Membership { group, reset, auto_commit, delivery, limit } = member;
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
-        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, info };
+        let durability = self.settings.durability();
+        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, durability, info };
         let consumer = Consumer::join(&self.engine, joining).await?;
         let are_tables = readers.iter().map(|reader| pipeline.keeps_rows_of(reader.source)).collect();
         let query = self.engine.shared().get(plan, pipeline, readers);
         let columns = Arc::clone(query.columns());
         let subscription = MemberSubscription::new(&self.engine, &consumer, query, are_tables, limit);
+        let idle = subscription.idle();
         let stream = Box::pin(subscription.into_stream());
         let receipts = Some(Receipts::new(consumer));
-        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream, receipts })
+        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: true, stream, idle, receipts })
     }
 
     /// Where a subscription to one relation begins.
@@ -371,6 +376,8 @@ struct Begun {
 impl Subscription {
     async fn next(&mut self) -> Option<Result<RowBatch>> {
         while !self.is_done && self.left > 0 {
+            // However long nothing passes its filter, others have their turn.
+            tokio::task::coop::consume_budget().await;
             match self.advance().await {
                 Ok(Some(batch)) => return Some(Ok(self.limit(batch))),
                 Ok(None) => {}
@@ -397,20 +404,22 @@ impl Subscription {
     /// Takes the next input, waiting for it; `None` when it gave no row.
     async fn advance(&mut self) -> Result<Option<RowBatch>> {
         // One that is behind others takes what they made: it has nothing to wait for.
-        let taken = match &mut self.work {
-            Work::Shared(seat) => seat.take(),
-            Work::Own(_) => None,
-        };
+        if let Work::Shared(seat) = &mut self.work
+            && let Some(rows) = seat.take()
+        {
+            check_rows_stay(&self.engine, self.work.inputs().readers())?;
+            return Ok(rows);
+        }
         let mut waiting = self.work.inputs().waiting();
-        let next = match (taken, &mut self.work) {
-            (Some(rows), _) => Next::Passed(rows),
-            (None, Work::Shared(seat)) => seat.next(&self.engine.compute, self.engine.clock().now()).await?,
-            (None, Work::Own(own)) => own.next(&self.engine).await?,
+        let next = match &mut self.work {
+            Work::Shared(seat) => seat.next(&self.engine.compute, self.engine.clock().now()).await?,
+            Work::Own(own) => own.next(&self.engine).await?,
         };
         if let Next::Passed(rows) = next {
             check_rows_stay(&self.engine, self.work.inputs().readers())?;
             return Ok(rows);
         }
+        let _idle = self.idle.begin();
         tokio::select! {
             () = waiting.changed() => {}
             changed = self.versions.changed() => {

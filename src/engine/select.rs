@@ -8,7 +8,7 @@ use crate::engine::group::Delivery;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned};
 use crate::engine::pull::LogSource;
 use crate::engine::session::Session;
-use crate::engine::{Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
+use crate::engine::{Idle, Outcome, Param, Prepared, Result, ResultColumn, Rows, RowsTag, Via};
 use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::SqlType;
@@ -108,7 +108,14 @@ impl Session {
         let stop = context.settings.interrupts.stop_on_drop();
         let stream = self.engine.compute.run(async move { exec::execute(&context, &planned, params).await }).await?;
         let stream = self.engine.compute.drive(stream, stop);
-        Ok(Rows { columns, tag: RowsTag::Counted("SELECT"), is_push: false, stream, receipts: None })
+        Ok(Rows {
+            columns,
+            tag: RowsTag::Counted("SELECT"),
+            is_push: false,
+            stream,
+            idle: Idle::default(),
+            receipts: None,
+        })
     }
 
     /// Plans and runs a pull query with these parameters and no others.

@@ -6,11 +6,11 @@
 //! falls far behind reads for itself until it has caught up. A result goes when the last one has taken it, so that idle
 //! subscribers keep none. Leaves out waiting and limits (`push`), and delivery (server). A crash forgets all of it.
 
-use crate::engine::compute::Compute;
+use crate::engine::compute::{Compute, defect};
 use crate::engine::input::Reader;
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::outcome::RowBatch;
-use crate::engine::push::{ROWS_INLINE_MAX, alone};
+use crate::engine::push::{ROWS_INLINE_MAX, alone, shutting_down};
 use crate::engine::{Result, ResultColumn};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
@@ -65,8 +65,10 @@ struct Chain {
     /// Seats that are on it.
     seats: usize,
     bytes: usize,
-    /// The next link is made on a query thread.
+    /// The next link is being made.
     is_making: bool,
+    /// The last attempt found nothing to make one of.
+    is_dry: bool,
     /// Why the next link cannot be made.
     failure: Option<SqlError>,
 }
@@ -90,42 +92,57 @@ impl Chain {
         self.base + self.links.len() as u64
     }
 
-    fn join(&mut self) -> u64 {
-        self.seats += 1;
-        self.end()
+    /// A seat takes the link at `at`, if it is there.
+    fn take(&mut self, at: u64) -> Option<(Option<RowBatch>, Arc<SourcePositions>)> {
+        let link = self.links.get_mut(at.checked_sub(self.base)? as usize)?;
+        link.left -= 1;
+        let taken = (link.rows.clone(), Arc::clone(&link.positions));
+        self.forget();
+        Some(taken)
     }
 
-    /// One seat has no need of the links from `at` on.
-    fn let_go(&mut self, at: u64, count: usize) {
-        let from = at.saturating_sub(self.base) as usize;
-        self.links.iter_mut().skip(from).take(count).for_each(|link| link.left -= 1);
+    /// A seat that was to take the link at `at` goes.
+    fn leave(&mut self, at: u64) {
+        // One that fell off is counted no more.
+        let Some(from) = at.checked_sub(self.base) else { return };
+        self.seats -= 1;
+        self.links.iter_mut().skip(from as usize).for_each(|link| link.left -= 1);
+        self.forget();
+    }
+
+    /// Links that all have taken go.
+    fn forget(&mut self) {
         while let Some(link) = self.links.pop_front_if(|link| link.left == 0) {
             self.base += 1;
             self.bytes -= link.bytes;
         }
     }
 
-    fn leave(&mut self, at: u64) {
-        self.seats -= 1;
-        self.let_go(at, usize::MAX);
-    }
-
-    fn push(&mut self, rows: Option<RowBatch>, positions: SourcePositions, bytes_max: ByteSize) {
+    fn push(&mut self, (rows, positions): Step, bytes_max: ByteSize) {
         let bytes = rows.as_ref().map_or(0, |rows| rows.get_array_memory_size()) + LINK_BYTES;
+        let rows = rows.map(RowBatch::shared);
         self.head = Arc::new(positions);
+        self.failure = None;
         self.links.push_back(Link { rows, positions: Arc::clone(&self.head), bytes, left: self.seats });
         self.bytes += bytes;
-        while self.links.len() > 1 && self.bytes as u64 > bytes_max.value() {
-            self.bytes -= self.links.pop_front().map_or(0, |link| link.bytes);
+        while self.links.len() > 1
+            && self.bytes as u64 > bytes_max.value()
+            && let Some(link) = self.links.pop_front()
+        {
+            self.bytes -= link.bytes;
             self.base += 1;
+            // Who has not taken it falls off: whoever is before a link is before all that come after.
+            self.seats -= link.left;
+            self.links.iter_mut().for_each(|later| later.left -= link.left);
         }
+        self.forget();
     }
 
-    /// Begins anew at `positions`: seats that are on it are behind.
+    /// Begins anew at `positions`: seats that are on it fall off.
     fn restart(&mut self, positions: &Arc<SourcePositions>) {
         self.base = self.end() + 1;
         self.links.clear();
-        self.bytes = 0;
+        (self.seats, self.bytes) = (0, 0);
         self.head = Arc::clone(positions);
         self.failure = None;
     }
@@ -223,14 +240,10 @@ impl SharedQuery {
         }
     }
 
-    /// The events after `from`, some of them or all up to `to`: their rows, and the positions after them; `None` when there
-    /// are none.
+    /// Some events after `from`, none of them after `to`: their rows, and the positions after them; `None` when there are
+    /// none.
     fn step(&self, from: &SourcePositions, to: Option<&SourcePositions>, now: Timestamp) -> Result<Option<Step>> {
-        let input = match to {
-            Some(to) => Some(self.inputs.between(from, to)?),
-            None => self.inputs.next(from)?,
-        };
-        let Some(input) = input else { return Ok(None) };
+        let Some(input) = self.inputs.next_within(from, to)? else { return Ok(None) };
         let mut pipeline = self.pipeline()?;
         let output = pipeline.step(&StepInput { batches: input.batches, idle: &[], now })?;
         let rows = output.batch.filter(|batch| batch.num_rows() > 0);
@@ -267,17 +280,20 @@ impl Seat {
                 return Ok(Next::Passed(rows));
             }
             query.inputs.check_removed(&self.positions)?;
-            if self.at.is_none() && !self.join(now) {
-                return self.step_alone(compute, now).await;
+            match self.look()? {
+                Look::Again => continue,
+                Look::AtEnd => return Ok(Next::AtEnd),
+                Look::Alone => return self.step_alone(compute, now).await,
+                Look::Make(making, rows) if rows <= ROWS_INLINE_MAX as u64 => making.run(now),
+                Look::Make(making, _) => {
+                    // Nobody's: who asked for it may be gone, or not go on for long.
+                    let _task = compute.spawn(async move { making.run(now) });
+                    made.await;
+                }
+                Look::Others => made.await,
             }
-            let behind = query.inputs.behind(&self.positions);
-            if behind == RowCount::ZERO {
+            if query.chain.lock().is_dry {
                 return Ok(Next::AtEnd);
-            }
-            match self.make(compute, behind, now)? {
-                Made::Now => {}
-                Made::Later => made.await,
-                Made::Nothing => return Ok(Next::AtEnd),
             }
         }
     }
@@ -294,113 +310,120 @@ impl Seat {
         Ok(Next::Passed(rows.map(RowBatch::from)))
     }
 
-    /// Has the next link made of about `rows` events, unless somebody did: here, or on the query threads if they are many.
-    fn make(&self, compute: &Compute, rows: RowCount, now: Timestamp) -> Result<Made> {
-        let mut chain = self.query.chain.lock();
-        if self.at != Some(chain.end()) {
-            return Ok(Made::Now);
-        }
-        if let Some(error) = &chain.failure {
-            return Err(error.clone());
-        }
-        if chain.is_making {
-            return Ok(Made::Later);
-        }
-        if rows.as_usize() <= ROWS_INLINE_MAX {
-            let Some((rows, positions)) = self.query.step(&self.positions, None, now)? else {
-                return Ok(Made::Nothing);
-            };
-            chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
-            return Ok(Made::Now);
-        }
-        chain.is_making = true;
-        drop(chain);
-        let making = Making { query: Arc::clone(&self.query), from: Arc::clone(&self.positions) };
-        // Nobody's: who asked for it may be gone, or not go on for long.
-        let _task = compute.spawn(async move { making.run(now) });
-        Ok(Made::Later)
-    }
-
     /// The next link of the chain; `None` when there is none, or it is not on the chain.
     pub(crate) fn take(&mut self) -> Option<Option<RowBatch>> {
         let at = self.at?;
         let mut chain = self.query.chain.lock();
         if at < chain.base {
-            chain.leave(at);
             self.at = None;
             return None;
         }
-        let link = chain.links.get((at - chain.base) as usize)?;
-        let rows = link.rows.clone();
-        self.positions = Arc::clone(&link.positions);
-        self.at = Some(at + 1);
-        chain.let_go(at, 1);
+        let (rows, positions) = chain.take(at)?;
+        drop(chain);
+        (self.at, self.positions) = (Some(at + 1), positions);
         Some(rows)
     }
 
-    /// Joins the chain, if it is not before its end.
-    fn join(&mut self, now: Timestamp) -> bool {
-        let mut chain = self.query.chain.lock();
-        if chain.seats == 0 {
-            chain.restart(&self.positions);
-        } else if chain.head != self.positions {
-            let Some(gap) = rows_between(&chain.head, &self.positions) else { return false };
-            // Where they are many, all who are on it are far behind.
-            let is_near = gap <= ROWS_INLINE_MAX as u64 && !chain.is_making;
-            let step = if is_near { self.query.step(&chain.head, Some(&self.positions), now) } else { Ok(None) };
-            match step {
-                Ok(Some((rows, positions))) => {
-                    chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
+    /// What there is to do where it has taken all that is there. It joins the chain, if it is not before its end.
+    fn look(&mut self) -> Result<Look> {
+        let query = Arc::clone(&self.query);
+        let behind = query.inputs.behind(&self.positions);
+        let mut chain = query.chain.lock();
+        let (to, rows) = match self.at {
+            Some(at) if at != chain.end() => return Ok(Look::Again),
+            Some(_) => match &chain.failure {
+                Some(error) => return Err(error.clone()),
+                None if behind == RowCount::ZERO => return Ok(Look::AtEnd),
+                None => (None, behind.value()),
+            },
+            None => {
+                if chain.seats > 0 && chain.head != self.positions {
+                    let Some(gap) = rows_between(&chain.head, &self.positions) else { return Ok(Look::Alone) };
+                    // What is between is made first, up to here. Where it is much, all who are on the chain are far behind;
+                    // why it cannot be passed is for those to hear who would get its rows.
+                    if gap <= ROWS_INLINE_MAX as u64 && chain.failure.is_none() {
+                        (Some(Arc::clone(&self.positions)), gap)
+                    } else {
+                        return Ok(self.join(&mut chain, true));
+                    }
+                } else {
+                    let is_empty = chain.seats == 0;
+                    return Ok(self.join(&mut chain, is_empty));
                 }
-                // Why they cannot be passed is for those to hear who would get their rows.
-                Ok(None) | Err(_) => chain.restart(&self.positions),
             }
+        };
+        if std::mem::replace(&mut chain.is_making, true) {
+            return Ok(Look::Others);
         }
+        chain.is_dry = false;
+        let from = Arc::clone(&chain.head);
+        drop(chain);
+        Ok(Look::Make(Making { query, from, to, is_done: false }, rows))
+    }
+
+    /// Joins the chain at its end, which is where it stands or where the chain begins anew.
+    fn join(&mut self, chain: &mut Chain, is_anew: bool) -> Look {
+        if is_anew {
+            chain.restart(&self.positions);
+        }
+        chain.seats += 1;
         // Equal to its own; from now on it is known by its address.
-        self.positions = Arc::clone(&chain.head);
-        self.at = Some(chain.join());
-        true
+        (self.at, self.positions) = (Some(chain.end()), Arc::clone(&chain.head));
+        Look::Again
     }
 }
 
-/// When a link is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Made {
-    /// It may be.
-    Now,
-    /// Others are told.
-    Later,
-    /// There was nothing to make it of.
-    Nothing,
+/// What a seat is to do next.
+enum Look {
+    /// To look again.
+    Again,
+    /// To wait for new events.
+    AtEnd,
+    /// To go on without the others.
+    Alone,
+    /// To make the next link, of about so many events.
+    Make(Making, u64),
+    /// To wait for others who make it.
+    Others,
 }
 
-/// A link that is made on a query thread.
+/// The next link of a chain, which is being made.
 struct Making {
     query: Arc<SharedQuery>,
     from: Arc<SourcePositions>,
+    /// Not of events after these.
+    to: Option<Arc<SourcePositions>>,
+    is_done: bool,
 }
 
 impl Making {
-    fn run(self, now: Timestamp) {
-        let step = self.query.step(&self.from, None, now);
+    fn run(mut self, now: Timestamp) {
+        let step = self.query.step(&self.from, self.to.as_deref(), now);
+        self.end(step);
+    }
+
+    fn end(&mut self, step: Result<Option<Step>>) {
+        self.is_done = true;
         let mut chain = self.query.chain.lock();
-        if !Arc::ptr_eq(&chain.head, &self.from) {
-            // It began anew meanwhile.
+        if !Arc::ptr_eq(&chain.head, &self.from) || chain.seats == 0 {
+            // It began anew meanwhile, or nobody is left.
             return;
         }
         match step {
-            Ok(None) => {}
-            Ok(Some((rows, positions))) => {
-                chain.push(rows.map(RowBatch::shared), positions, self.query.bytes_max);
-            }
+            Ok(None) => chain.is_dry = true,
+            Ok(Some(step)) => chain.push(step, self.query.bytes_max),
             Err(error) => chain.failure = Some(error),
         }
     }
 }
 
-/// Also after a panic: the next one tries again.
+/// Who waits for a link that does not come, because of a panic or since the query threads stopped, is told so.
 impl Drop for Making {
     fn drop(&mut self) {
+        if !self.is_done {
+            tracing::error!("the step of a subscription did not end");
+            self.end(Err(if std::thread::panicking() { defect() } else { shutting_down() }));
+        }
         self.query.chain.lock().is_making = false;
         self.query.made.notify_waiters();
     }

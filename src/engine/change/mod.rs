@@ -22,7 +22,7 @@ use crate::engine::insert::check_bytes;
 use crate::engine::prepare::{Arguments, Moment, Plan, Planned, Prepared};
 use crate::engine::session::Session;
 use crate::engine::write::Routed;
-use crate::engine::{Outcome, Result, ResultColumn, Rows, RowsTag};
+use crate::engine::{Idle, Outcome, Result, ResultColumn, Rows, RowsTag};
 use crate::replication::PartitionWrite;
 use crate::storage::batch::batch_bytes;
 use arrow::array::RecordBatch;
@@ -342,6 +342,7 @@ fn outcome(keyword: &'static str, done: Done, returning: Option<&Returning>) -> 
             tag: RowsTag::Counted(keyword),
             is_push: false,
             stream: Box::pin(futures::stream::iter([Ok(rows.into())])),
+            idle: Idle::default(),
             receipts: None,
         }),
         _ => Outcome::Command { tag: format!("{keyword} {}", done.count) },

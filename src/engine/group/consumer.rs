@@ -16,7 +16,7 @@ use crate::replication::{
     Append, GroupCommit, GroupOffset, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
 };
 use millstream_catalog::Relation;
-use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, ShardId, SqlState};
+use millstream_catalog::model::{Durability, GroupEpoch, GroupName, Offset, PartitionId, ShardId, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::stream::RowOrigins;
 use parking_lot::Mutex;
@@ -56,6 +56,8 @@ pub(crate) struct Joining {
     pub(crate) reset: Reset,
     pub(crate) delivery: Delivery,
     pub(crate) auto_commit: bool,
+    /// What its commits outside of transactions survive; `None` for what the topics' events do.
+    pub(crate) durability: Option<Durability>,
     pub(crate) info: MemberInfo,
 }
 
@@ -149,7 +151,9 @@ impl Consumer {
         let known = self.joining.shard.group(&self.joining.group).unwrap_or_default();
         let mut partitions = Vec::new();
         for topic in &self.joining.topics {
-            let is_known = known.offsets.keys().any(|(of, _)| *of == topic.id);
+            // Offsets that were only committed by hand say nothing of other partitions.
+            let is_begun = |offset: &GroupOffset| offset.epoch != GroupEpoch::default();
+            let is_known = known.offsets.iter().any(|((of, _), offset)| *of == topic.id && is_begun(offset));
             for partition in self.partitions_of(topic) {
                 let place = (topic.id, partition);
                 if known.offsets.contains_key(&place) {
@@ -239,7 +243,8 @@ impl Consumer {
             seat.release(released);
         }
         if !moves.granted.is_empty() {
-            self.take_over(&moves.granted).await?;
+            // In a box, as all that a member seldom does: it is in no future that waits.
+            Box::pin(self.take_over(&moves.granted)).await?;
         }
         Ok(true)
     }
@@ -291,7 +296,7 @@ impl Consumer {
             progress.held.clear();
             progress.void();
         }
-        self.begin_topics().await?;
+        Box::pin(self.begin_topics()).await?;
         let seat = Arc::new(self.take_seat());
         *self.membership.lock() = Some(seat);
         Ok(())
@@ -474,6 +479,16 @@ impl Consumer {
         (self.joining.auto_commit && is_dirty && progress.begun.is_none()).then_some(progress.committed_at)
     }
 
+    /// Offsets are as durable as the events before them, which they cannot outlive: both are in one log.
+    fn durability(&self) -> Durability {
+        let catalog = self.engine.catalog();
+        let of = |topic: &Arc<Relation>| {
+            catalog.relation_by_id(topic.id).map_or(Durability::Sync, |topic| topic.options.durability)
+        };
+        let topics = self.joining.topics.iter().map(of);
+        self.joining.durability.unwrap_or_else(|| topics.fold(Durability::Async, Durability::and))
+    }
+
     /// Commits what the client has taken, if that is done for it.
     ///
     /// # Errors
@@ -501,7 +516,8 @@ impl Consumer {
                 return Ok(());
             }
             let now = self.engine.clock().now();
-            let append = Append { commits: commits.clone(), now, durability: Durability::Sync, ..Append::default() };
+            let durability = self.durability();
+            let append = Append { commits: commits.clone(), now, durability, ..Append::default() };
             match self.joining.shard.append(append).await {
                 Ok(_) => {
                     self.progress.lock().committed(&commits);

@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// How often members are looked at whose time may be over.
+/// How often members are looked at whose time may be over, at most.
 const TICK: Duration = Duration::from_millis(250);
+/// Looking takes at most one part in so many of the time, however many members there are.
+const TICK_LOOKS: u32 = 1_000;
 
 /// What a member says of itself.
 #[derive(Debug, Clone)]
@@ -75,7 +77,8 @@ impl fmt::Debug for Seat {
 #[derive(Debug, Default)]
 struct Group {
     machine: Machine,
-    seats: BTreeMap<MemberId, Seat>,
+    /// In boxes: a group of one has a whole leaf of the map.
+    seats: BTreeMap<MemberId, Box<Seat>>,
 }
 
 impl Group {
@@ -200,7 +203,8 @@ impl Coordinator {
         if let Some(before) = joined.machine.join(member, info.instance.clone(), topics) {
             joined.remove(before);
         }
-        joined.seats.insert(member, Seat { info, signal: Arc::clone(&signal), let_go, absent: None });
+        let seat = Seat { info, signal: Arc::clone(&signal), let_go, absent: None };
+        joined.seats.insert(member, Box::new(seat));
         joined.wake();
         drop(groups);
         self.watched.notify_one();
@@ -255,8 +259,9 @@ impl Coordinator {
     /// Removes members whose time is over, for as long as the node runs.
     pub(crate) async fn watch(self: Arc<Self>) {
         loop {
-            match self.expire(env::instant()) {
-                true => tokio::time::sleep(TICK).await,
+            let begun = env::instant();
+            match self.expire(begun) {
+                true => tokio::time::sleep(TICK.max(env::elapsed(begun) * TICK_LOOKS)).await,
                 false => self.watched.notified().await,
             }
         }
@@ -283,7 +288,7 @@ impl Coordinator {
 
 impl Group {
     fn row(&self) -> GroupRow {
-        let member = |(member, seat): (&MemberId, &Seat)| MemberRow {
+        let member = |(member, seat): (&MemberId, &Box<Seat>)| MemberRow {
             member: *member,
             info: seat.info.clone(),
             is_present: seat.absent.is_none(),
@@ -317,7 +322,7 @@ impl Membership {
     pub(crate) fn is_replaced(&self, instance: &str) -> bool {
         let groups = self.coordinator.groups.lock();
         let seats = groups.get(&self.group).into_iter().flat_map(|group| &group.seats);
-        let is_other = |(member, seat): (&MemberId, &Seat)| {
+        let is_other = |(member, seat): (&MemberId, &Box<Seat>)| {
             *member != self.member && seat.info.instance.as_deref() == Some(instance)
         };
         seats.into_iter().any(is_other)

@@ -30,6 +30,8 @@ pub(crate) struct FetchReceipts {
     consumer: Arc<Consumer>,
     /// Rows that were taken of the member's and not handed over.
     left: AtomicUsize,
+    /// Rows that were void when they were to be handed over: others are to come in their place.
+    void: AtomicUsize,
     /// All rows that were handed over are with the client.
     is_sent: AtomicBool,
     /// Another FETCH goes on in its place.
@@ -38,8 +40,9 @@ pub(crate) struct FetchReceipts {
 
 impl FetchReceipts {
     pub(crate) fn new(consumer: &Arc<Consumer>) -> Arc<Self> {
-        let (left, is_sent, is_over) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { consumer: Arc::clone(consumer), left, is_sent, is_over })
+        let (is_sent, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (left, void) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { consumer: Arc::clone(consumer), left, void, is_sent, is_over })
     }
 
     /// Rows are on their way to whoever delivers them.
@@ -69,7 +72,16 @@ impl FetchReceipts {
         }
         self.is_sent.store(false, Ordering::Release);
         self.left.fetch_sub(rows, Ordering::AcqRel);
-        self.consumer.hand_over(rows)
+        let is_given = self.consumer.hand_over(rows);
+        if !is_given {
+            self.void.fetch_add(rows, Ordering::AcqRel);
+        }
+        is_given
+    }
+
+    /// How many rows became void since the last call.
+    pub(crate) fn voided(&self) -> usize {
+        self.void.swap(0, Ordering::AcqRel)
     }
 }
 

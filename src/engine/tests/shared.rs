@@ -6,6 +6,7 @@ use crate::storage::FaultDisk;
 use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::Int64Type;
 use futures::{FutureExt as _, StreamExt as _};
+use millstream_catalog::model::SqlState;
 use millstream_sql::SqlError;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ struct Subscriber {
     given: Vec<i64>,
     /// What was written before it began.
     begun: usize,
+    /// Why it ended.
+    failure: Option<SqlError>,
 }
 
 impl Subscriber {
@@ -31,27 +34,41 @@ impl Subscriber {
         let prepared = session.prepare(parsed, &[]).await.unwrap();
         let outcome = session.execute(&prepared, vec![], Via::Extended).await.unwrap();
         let Outcome::Rows(rows) = outcome else { unreachable!() };
-        Self { _session: session, rows, given: Vec::new(), begun }
+        Self { _session: session, rows, given: Vec::new(), begun, failure: None }
     }
 
     /// Takes a batch, if one is ready.
     fn poll(&mut self) -> Option<RowBatch> {
-        let batch = self.rows.stream.next().now_or_never()??.unwrap();
+        if self.failure.is_some() {
+            return None;
+        }
+        let batch = self.rows.stream.next().now_or_never()??;
+        let batch = batch.map_err(|error| self.failure = Some(error)).ok()?;
         self.given.extend(batch.column(0).as_primitive::<Int64Type>().values());
         Some(batch)
     }
 
-    async fn wait(&mut self) -> RowBatch {
-        let batch = timeout(DEADLINE, self.rows.stream.next()).await.expect("it hangs").unwrap().unwrap();
+    async fn wait(&mut self) -> Option<RowBatch> {
+        let batch = timeout(DEADLINE, self.rows.stream.next()).await.expect("it hangs")?;
+        let batch = batch.map_err(|error| self.failure = Some(error)).ok()?;
         self.given.extend(batch.column(0).as_primitive::<Int64Type>().values());
-        batch
+        Some(batch)
     }
 
-    /// Waits for the rest of `written`, and compares.
-    async fn finish(mut self, written: &[i64]) {
+    /// Waits for the rest of `written`, and compares. What was removed at `removed` it may have missed, and says so.
+    async fn finish(mut self, written: &[i64], removed: usize) {
         let expected: Vec<i64> = written[self.begun..].iter().copied().filter(|v| v % 7 != 0).collect();
-        while self.given.len() < expected.len() {
+        while self.given.len() < expected.len() && self.failure.is_none() {
             self.wait().await;
+        }
+        if let Some(failure) = self.failure {
+            assert_eq!(failure.sqlstate, SqlState::OffsetBelowLogStart, "{failure}");
+            assert!(self.begun < removed, "nothing that it was to have was removed");
+            for partition in 0..PARTITIONS {
+                let of = |all: &[i64]| all.iter().copied().filter(|v| v % PARTITIONS == partition).collect::<Vec<_>>();
+                assert!(of(&expected).starts_with(&of(&self.given)), "it went on after what it missed");
+            }
+            return;
         }
         for partition in 0..PARTITIONS {
             let of = |all: &[i64]| all.iter().copied().filter(|v| v % PARTITIONS == partition).collect::<Vec<_>>();
@@ -90,6 +107,7 @@ enum Step {
     /// A subscriber takes so many batches, if they are ready.
     Take(usize, usize),
     All,
+    Truncate,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -100,6 +118,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Leave),
         6 => (any::<usize>(), 1..4_usize).prop_map(|(of, count)| Step::Take(of, count)),
         2 => Just(Step::All),
+        1 => Just(Step::Truncate),
     ]
 }
 
@@ -112,6 +131,7 @@ proptest! {
         runtime.block_on(async {
             let engine = founded().await;
             let (mut writer, mut written, mut subscribers) = (session(&engine), Vec::new(), Vec::<Subscriber>::new());
+            let mut removed = 0;
             for step in steps {
                 match step {
                     Step::Insert(count) => insert(&mut writer, &mut written, count).await,
@@ -124,11 +144,15 @@ proptest! {
                         (0..count).for_each(|_| drop(subscribers[which].poll()));
                     }
                     Step::All => subscribers.iter_mut().for_each(|subscriber| while subscriber.poll().is_some() {}),
+                    Step::Truncate => {
+                        run(&mut writer, "TRUNCATE s").await.unwrap();
+                        removed = written.len();
+                    }
                     Step::Leave(_) | Step::Take(..) => {}
                 }
             }
             for subscriber in subscribers {
-                subscriber.finish(&written).await;
+                subscriber.finish(&written, removed).await;
             }
             drop(writer);
             engine.shutdown().await;
@@ -181,7 +205,7 @@ async fn rows_are_computed_and_encoded_once_for_all_who_keep_up() {
     let batches: usize = subscribers.iter().map(|subscriber| subscriber.given.len()).sum();
     assert!(batches > 400);
     for subscriber in subscribers {
-        subscriber.finish(&written).await;
+        subscriber.finish(&written, 0).await;
     }
     engine.shutdown().await;
 }
@@ -196,14 +220,47 @@ async fn one_that_is_not_read_neither_holds_the_others_nor_keeps_what_they_made(
     let mut first: Option<std::sync::Weak<dyn arrow::array::Array>> = None;
     for _ in 0..400 {
         insert(&mut writer, &mut written, 1_000).await;
-        let batch: RecordBatch = (*live.wait().await).clone();
+        let batch: RecordBatch = (*live.wait().await.expect("rows")).clone();
         first.get_or_insert_with(|| Arc::downgrade(batch.column(0)));
     }
     assert!(first.is_some_and(|first| first.upgrade().is_none()), "the first rows are still kept");
     let late = Subscriber::begin(&engine, QUERY, written.len()).await;
     insert(&mut writer, &mut written, 10).await;
     for subscriber in [late, live, still] {
-        subscriber.finish(&written).await;
+        subscriber.finish(&written, 0).await;
+    }
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn who_comes_later_takes_nobody_past_what_was_removed() {
+    let engine = founded().await;
+    let (mut writer, mut written) = (session(&engine), Vec::new());
+    let mut first = Subscriber::begin(&engine, QUERY, 0).await;
+    assert!(first.poll().is_none());
+    insert(&mut writer, &mut written, 5).await;
+    run(&mut writer, "TRUNCATE s").await.unwrap();
+    let mut second = Subscriber::begin(&engine, QUERY, written.len()).await;
+    assert!(second.poll().is_none());
+    insert(&mut writer, &mut written, 5).await;
+    assert!(first.wait().await.is_none());
+    assert_eq!(first.failure.take().map(|error| error.sqlstate), Some(SqlState::OffsetBelowLogStart));
+    second.finish(&written, 5).await;
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn subscribers_hear_that_the_query_threads_have_stopped() {
+    let engine = founded().await;
+    let (mut writer, mut written) = (session(&engine), Vec::new());
+    let mut subscribers = [Subscriber::begin(&engine, QUERY, 0).await, Subscriber::begin(&engine, QUERY, 0).await];
+    assert!(subscribers.iter_mut().all(|subscriber| subscriber.poll().is_none()));
+    insert(&mut writer, &mut written, 5_000).await;
+    engine.compute.stop();
+    for subscriber in &mut subscribers {
+        assert!(subscriber.wait().await.is_none());
+        let failure = subscriber.failure.take().map(|error| error.sqlstate);
+        assert_eq!(failure, Some(SqlState::AdminShutdown));
     }
     engine.shutdown().await;
 }

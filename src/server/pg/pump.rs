@@ -64,7 +64,7 @@ pub(super) enum Reached {
 impl Source {
     /// Takes over the rows of a statement.
     pub(super) fn new(rows: Rows) -> Self {
-        let Rows { columns, tag, is_push, stream, receipts } = rows;
+        let Rows { columns, tag, is_push, stream, receipts, .. } = rows;
         Self { columns, tag, is_push, stream, rest: None, is_ended: false, receipts, asked: Asked::default() }
     }
 
@@ -243,7 +243,7 @@ async fn before<F: Future>(moment: Option<Instant>, future: F) -> Option<F::Outp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{SqlError, SqlState, SqlType};
+    use crate::engine::{Idle, SqlError, SqlState, SqlType};
     use arrow::array::{Int32Array, RecordBatch};
     use futures::channel::mpsc;
     use tokio::io::{AsyncReadExt as _, DuplexStream};
@@ -266,6 +266,7 @@ mod tests {
             tag: RowsTag::Counted("SELECT"),
             is_push,
             stream: Box::pin(receiver),
+            idle: Idle::default(),
             receipts: None,
         };
         (sender, Source::new(rows))
