@@ -198,14 +198,23 @@ impl Cursors {
         result
     }
 
-    /// The end of a transaction: cursors without hold end with it, and all it declared when it was rolled back.
-    pub(crate) fn end_transaction(&mut self, is_committed: bool) {
+    /// The end of a transaction: cursors without hold end with it, and all it declared when it was rolled back. Those that
+    /// outlive it, for [`Cursors::take_back`].
+    pub(crate) fn end_transaction(&mut self, is_committed: bool) -> Vec<String> {
+        let is_new = |(_, cursor): &(&String, &Cursor)| cursor.life == Life::HoldOnCommit;
+        let new = self.open.iter().filter(|_| is_committed).filter(is_new).map(|(name, _)| name.clone()).collect();
         self.open.retain(|_, cursor| match cursor.life {
             Life::Transaction => false,
             Life::HoldOnCommit => is_committed,
             Life::Session => true,
         });
         self.open.values_mut().for_each(|cursor| cursor.life = Life::Session);
+        new
+    }
+
+    /// The transaction did not commit: what it declared goes too.
+    pub(crate) fn take_back(&mut self, declared: &[String]) {
+        self.open.retain(|name, _| !declared.contains(name));
     }
 }
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 /// How often a write is tried again whose keys a transaction holds that is about to commit: for about 50 s. Each time takes a
 /// sync.
-const PREPARED_WAITS_MAX: u32 = 1_000;
+pub(crate) const PREPARED_WAITS_MAX: u32 = 1_000;
 /// The longest wait before it.
 const PREPARED_WAIT_MAX: Duration = Duration::from_millis(50);
 
@@ -418,7 +418,7 @@ impl Session {
 }
 
 /// A moment, longer each time: for a transaction that is about to commit to do so.
-async fn wait_for_prepared(waits: &mut u32) {
+pub(crate) async fn wait_for_prepared(waits: &mut u32) {
     tokio::time::sleep(Duration::from_millis(1 << (*waits).min(16)).min(PREPARED_WAIT_MAX)).await;
     *waits += 1;
 }

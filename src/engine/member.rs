@@ -7,7 +7,7 @@
 use crate::engine::group::{Consumer, Delivery, Settled, TopicPartition, commit_died, position_of};
 use crate::engine::input::{Positions, Reader, Split, Views};
 use crate::engine::inputs::{Inputs, SourcePositions};
-use crate::engine::push::{ROWS_INLINE_MAX, alone, check_rows_stay, dropped, shutting_down};
+use crate::engine::push::{ROWS_INLINE_MAX, check_rows_stay, client_rows, dropped, shutting_down};
 use crate::engine::shared::SharedQuery;
 use crate::engine::{Engine, Idle, Result, RowBatch};
 use crate::env;
@@ -495,8 +495,7 @@ async fn until(moment: Option<Instant>) {
 fn step(pipeline: &mut Pipeline, piece: Piece, now: Timestamp) -> Result<Made> {
     let Piece { place, batches, taken, after } = piece;
     let (rows, origins) = pipeline.step_traced(&StepInput { batches, idle: &[], now })?;
-    let rows = rows.filter(|rows| rows.num_rows() > 0);
-    let rows = rows.map(|rows| pipeline.output().client_rows(&rows).and_then(alone)).transpose()?;
+    let rows = client_rows(pipeline, rows)?;
     let count = rows.as_ref().map_or(0, RecordBatch::num_rows).min(taken.rows as usize);
     let start = (0..count).take_while(|row| origins.offset(*row) == Some(taken.offset)).count();
     Ok(Made { place, start, after, rows, origins })

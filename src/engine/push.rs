@@ -515,14 +515,19 @@ fn compute(mut pipeline: Pipeline, source: Source, now: Timestamp) -> Result<Com
         },
     };
     let output = pipeline.step(&StepInput { batches, idle: &[], now })?;
-    let rows = output.batch.filter(|batch| batch.num_rows() > 0);
-    let rows = rows.map(|batch| pipeline.output().client_rows(&batch).and_then(alone)).transpose()?;
+    let rows = client_rows(&pipeline, output.batch)?;
     Ok(Computed { pipeline, positions, rows })
+}
+
+/// What of a step's output is the client's, in its columns; `None` when that is nothing.
+pub(super) fn client_rows(pipeline: &Pipeline, output: Option<RecordBatch>) -> Result<Option<RecordBatch>> {
+    let rows = output.filter(|rows| rows.num_rows() > 0);
+    rows.map(|rows| pipeline.output().client_rows(&rows).and_then(alone)).transpose()
 }
 
 /// Rows that keep no more in memory than themselves, for as long as a client does not read them: they may be a few of a
 /// large batch, which else would stay after it became part of a segment.
-pub(super) fn alone(rows: RecordBatch) -> Result<RecordBatch> {
+fn alone(rows: RecordBatch) -> Result<RecordBatch> {
     let own = batch_bytes(&rows).as_usize();
     if rows.get_array_memory_size() <= SPARE_BYTES_MAX + 2 * own {
         return Ok(rows);

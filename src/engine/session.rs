@@ -234,12 +234,13 @@ impl Session {
         }
         let pending = self.transaction.end();
         let ending = self.settings.ending();
-        self.cursors.end_transaction(is_ok);
+        let declared = self.cursors.end_transaction(is_ok);
         self.settings.end_transaction(is_ok);
         let listens = self.listening.end_transaction();
         if is_ok {
             if let Some(pending) = pending {
-                self.commit_as(pending, ending).await?;
+                let committed = self.commit_as(pending, ending).await;
+                committed.inspect_err(|_| self.cursors.take_back(&declared))?;
             }
             self.listening.apply(listens);
         }
@@ -496,11 +497,12 @@ impl Session {
         self.blocks_ended += 1;
         let pending = self.transaction.end();
         let ending = self.settings.ending();
-        self.cursors.end_transaction(!is_failed);
+        let declared = self.cursors.end_transaction(!is_failed);
         self.settings.end_transaction(!is_failed);
         let listens = self.listening.end_transaction();
         if let Some(pending) = pending {
-            self.commit_as(pending, ending).await?;
+            let committed = self.commit_as(pending, ending).await;
+            committed.inspect_err(|_| self.cursors.take_back(&declared))?;
         }
         if !is_failed {
             self.listening.apply(listens);
@@ -521,7 +523,7 @@ impl Session {
         self.blocks_ended += 1;
         self.transaction = Transaction::default();
         drop(self.listening.end_transaction());
-        self.cursors.end_transaction(false);
+        drop(self.cursors.end_transaction(false));
         self.settings.end_transaction(false);
         self.reported.extend(self.settings.reported());
         if chain == Chain::Yes {

@@ -10,7 +10,7 @@ use crate::engine::compute::{Compute, defect};
 use crate::engine::input::Reader;
 use crate::engine::inputs::{Inputs, SourcePositions};
 use crate::engine::outcome::RowBatch;
-use crate::engine::push::{ROWS_INLINE_MAX, alone, shutting_down};
+use crate::engine::push::{ROWS_INLINE_MAX, client_rows, shutting_down};
 use crate::engine::{Result, ResultColumn};
 use arrow::array::RecordBatch;
 use millstream_catalog::model::{ByteSize, RowCount, Timestamp};
@@ -246,8 +246,7 @@ impl SharedQuery {
         let Some(input) = self.inputs.next_within(from, to)? else { return Ok(None) };
         let mut pipeline = self.pipeline()?;
         let output = pipeline.step(&StepInput { batches: input.batches, idle: &[], now })?;
-        let rows = output.batch.filter(|batch| batch.num_rows() > 0);
-        let rows = rows.map(|batch| pipeline.output().client_rows(&batch).and_then(alone)).transpose()?;
+        let rows = client_rows(&pipeline, output.batch)?;
         self.give_back(pipeline);
         Ok(Some((rows, input.positions)))
     }

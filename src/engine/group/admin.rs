@@ -6,9 +6,10 @@
 use super::coordinator::GroupRow;
 use super::{Receipts, TopicPartition};
 use crate::engine::describe::fixed_rows;
+use crate::engine::insert::{PREPARED_WAITS_MAX, wait_for_prepared};
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, RowsTag, read_error, replication_error};
-use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, TakePartition, Taking};
+use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, ReplicationError, TakePartition, Taking};
 use crate::storage::{PartitionView, ScanRequest};
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -159,6 +160,17 @@ fn long(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Tries again while a transaction over several shards has the group's offsets.
+async fn unheld<T, F: Future<Output = std::result::Result<T, ReplicationError>>>(attempt: impl Fn() -> F) -> Result<T> {
+    let mut waits = 0;
+    loop {
+        match attempt().await {
+            Err(ReplicationError::GroupHeld(_)) if waits < PREPARED_WAITS_MAX => wait_for_prepared(&mut waits).await,
+            done => return done.map_err(replication_error),
+        }
+    }
+}
+
 impl Session {
     /// `DESCRIBE CONSUMER GROUP`
     pub(crate) fn describe_group(&self, group: &GroupRef) -> Result<Outcome> {
@@ -245,7 +257,7 @@ impl Session {
         let durability = self.settings.durability().unwrap_or(topic.options.durability);
         let now = self.engine.clock().now();
         let append = Append { commits: vec![commit], now, durability, ..Append::default() };
-        shard.append(append).await.map_err(replication_error).map(drop)
+        self.append_to(shard.id(), append).await.map(drop)
     }
 
     /// `ALTER CONSUMER GROUP … RESET OFFSETS`
@@ -301,7 +313,7 @@ impl Session {
         });
         let take =
             GroupTake { group: group.name.clone(), now: self.engine.clock().now(), partitions: positions.await? };
-        shard.take_partitions(take).await.map_err(replication_error).map(drop)
+        unheld(|| shard.take_partitions(take.clone())).await.map(drop)
     }
 
     /// `DROP CONSUMER GROUP`
@@ -320,7 +332,7 @@ impl Session {
         let names: Vec<GroupName> = drop.groups.iter().map(|group| group.name.clone()).collect();
         for shard in self.engine.replication().shards() {
             if names.iter().any(|name| shard.group(name).is_some()) {
-                shard.drop_groups(names.clone(), None).await.map_err(replication_error)?;
+                unheld(|| shard.drop_groups(names.clone(), None)).await?;
             }
         }
         names.iter().for_each(|name| self.engine.groups().forget(name));

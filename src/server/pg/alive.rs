@@ -50,6 +50,8 @@ pub(super) struct Patience<S> {
     looks: u32,
     /// Something was sent since the last look.
     has_sent: bool,
+    /// What was sent before was looked at once.
+    has_begun: bool,
     /// Until the next look, while there is something to look for.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -62,7 +64,7 @@ impl<S: Peer> Patience<S> {
     /// With what is sent, and was before.
     pub(super) fn new(time: Duration) -> Self {
         let period = (time / SILENT_LOOKS).max(PERIOD_MIN);
-        Self { period, answer: S::answer, looks: 0, has_sent: true, timer: None }
+        Self { period, answer: S::answer, looks: 0, has_sent: true, has_begun: false, timer: None }
     }
 }
 
@@ -77,6 +79,9 @@ impl<S> Patience<S> {
     /// # Errors
     /// When it does not.
     pub(super) fn poll(&mut self, socket: &S, cx: &mut Context<'_>) -> Result<(), Silent> {
+        if !std::mem::replace(&mut self.has_begun, true) && (self.answer)(socket, self.period) == Answer::All {
+            self.has_sent = false;
+        }
         if self.timer.is_none() && !self.has_sent {
             return Ok(());
         }
