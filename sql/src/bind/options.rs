@@ -365,6 +365,9 @@ fn wrong(option: &WithOption) -> SqlError {
 
 fn text(option: &WithOption) -> Result<&str, SqlError> {
     match &option.value {
+        OptionValue::Word(word) if word == "null" => {
+            Err(wrong(option).hint("leave the option out, or put the value in quotes"))
+        }
         OptionValue::Text(text) | OptionValue::Word(text) => Ok(text),
         OptionValue::Number(_) => Err(wrong(option).hint("put the value in quotes")),
     }
