@@ -335,21 +335,17 @@ impl Seat {
                 None if behind == RowCount::ZERO => return Ok(Look::AtEnd),
                 None => (None, behind.value()),
             },
-            None => {
-                if chain.seats > 0 && chain.head != self.positions {
-                    let Some(gap) = rows_between(&chain.head, &self.positions) else { return Ok(Look::Alone) };
-                    // What is between is made first, up to here. Where it is much, all who are on the chain are far behind;
-                    // why it cannot be passed is for those to hear who would get its rows.
-                    if gap <= ROWS_INLINE_MAX as u64 && chain.failure.is_none() {
-                        (Some(Arc::clone(&self.positions)), gap)
-                    } else {
-                        return Ok(self.join(&mut chain, true));
-                    }
-                } else {
-                    let is_empty = chain.seats == 0;
-                    return Ok(self.join(&mut chain, is_empty));
+            None if chain.seats == 0 => return Ok(self.join(&mut chain, true)),
+            None if chain.head == self.positions => return Ok(self.join(&mut chain, false)),
+            None => match rows_between(&chain.head, &self.positions) {
+                None => return Ok(Look::Alone),
+                // What is between is made first, up to here.
+                Some(gap) if gap <= ROWS_INLINE_MAX as u64 && chain.failure.is_none() => {
+                    (Some(Arc::clone(&self.positions)), gap)
                 }
-            }
+                // All who are on the chain are far behind, or are to hear why they cannot go on.
+                Some(_) => return Ok(self.join(&mut chain, true)),
+            },
         };
         if std::mem::replace(&mut chain.is_making, true) {
             return Ok(Look::Others);

@@ -175,7 +175,10 @@ impl Consumer {
         let group = &self.joining.group;
         let message = format!("consumer group \"{group}\" has no committed offset in \"{}\"", topic.name);
         SqlError::new(SqlState::NoCommittedOffset, message)
-            .hint("say auto_offset_reset = 'earliest' or 'latest', or ALTER CONSUMER GROUP … RESET OFFSETS first")
+            .hint(format!(
+                "say auto_offset_reset = 'earliest' or 'latest', or ALTER CONSUMER GROUP {group} RESET OFFSETS FOR TOPIC {} TO … first",
+                topic.name
+            ))
     }
 
     async fn take(&self, partitions: Vec<TakePartition>) -> Result<Vec<GroupOffset>> {

@@ -288,7 +288,7 @@ impl Coordinator {
 
 impl Group {
     fn row(&self) -> GroupRow {
-        let member = |(member, seat): (&MemberId, &Box<Seat>)| MemberRow {
+        let row = |member: &MemberId, seat: &Seat| MemberRow {
             member: *member,
             info: seat.info.clone(),
             is_present: seat.absent.is_none(),
@@ -297,7 +297,7 @@ impl Group {
         GroupRow {
             generation: self.machine.generation(),
             is_rebalancing: self.machine.is_rebalancing(),
-            members: self.seats.iter().map(member).collect(),
+            members: self.seats.iter().map(|(member, seat)| row(member, seat)).collect(),
         }
     }
 }
@@ -322,10 +322,9 @@ impl Membership {
     pub(crate) fn is_replaced(&self, instance: &str) -> bool {
         let groups = self.coordinator.groups.lock();
         let seats = groups.get(&self.group).into_iter().flat_map(|group| &group.seats);
-        let is_other = |(member, seat): (&MemberId, &Box<Seat>)| {
-            *member != self.member && seat.info.instance.as_deref() == Some(instance)
-        };
-        seats.into_iter().any(is_other)
+        seats
+            .into_iter()
+            .any(|(member, seat)| *member != self.member && seat.info.instance.as_deref() == Some(instance))
     }
 
     /// Gives partitions up: they go to whoever is to read them, or come back. Of none nobody is told: one that has to keep
