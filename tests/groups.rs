@@ -396,6 +396,34 @@ async fn committed_offsets_survive_kills() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_commits_by_hand_hears_that_others_have_its_partitions() {
+    let server = Server::start().await;
+    let (client, slow, other) = (server.client().await, server.client().await, server.client().await);
+    topic(&client, "t", 1).await;
+    fill(&client, "t", 0..100).await;
+    let by_hand = declare("g", "t", "earliest").replace("WITH (group", "WITH (auto_commit = false, group");
+    run(&slow, "SET max_poll_interval = '300ms'").await;
+    run(&slow, &by_hand).await;
+    assert_eq!(read(&slow, 10).await, all(0..10));
+    until_it_is(&client, &members("g"), "0").await;
+    for is_taken in [false, true] {
+        if is_taken {
+            run(&other, &by_hand).await;
+            assert_eq!(read(&other, 50).await, all(0..50));
+        }
+        assert_eq!(code(&slow, "COMMIT OFFSETS FOR CURSOR c").await, "SE004");
+        assert_eq!(scalar(&client, &lag("g")).await.as_deref(), Some("100"));
+    }
+    run(&other, "COMMIT OFFSETS FOR CURSOR c").await;
+    run(&other, "CLOSE c").await;
+    // It goes on as a member that comes anew.
+    assert_eq!(read(&slow, 10).await, all(50..60));
+    run(&slow, "COMMIT OFFSETS FOR CURSOR c").await;
+    assert_eq!(scalar(&client, &lag("g")).await.as_deref(), Some("40"));
+    server.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_of_groups_without_members_expire() {
     let dir = tempfile::tempdir().unwrap();
     let process = Process::start_with(dir.path(), &["--offsets-retention", "2s"]);

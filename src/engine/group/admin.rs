@@ -226,7 +226,7 @@ impl Session {
             true => self.consume(Some(&receipts), true),
             false => {
                 if let Some(consumer) = receipts.consumer() {
-                    consumer.commit_now(true).await?;
+                    consumer.commit_handed().await?;
                 }
             }
         }

@@ -453,9 +453,13 @@ impl Consumer {
     /// SE004
     fn removed(&self) -> SqlError {
         let message = format!("this member was removed from consumer group \"{}\"", self.joining.group);
+        let hint = match self.is_in_transaction() {
+            true => "roll back, then fetch and work on the rows again",
+            false => "fetch again: rows that were not committed may be with other members",
+        };
         SqlError::new(SqlState::GroupMemberFenced, message)
             .detail("it took longer than max_poll_interval to ask for more rows, or its instance id joined again")
-            .hint("roll back, then fetch and work on the rows again")
+            .hint(hint)
     }
 
     /// The transaction ended: with these commits in the log, or without.
@@ -503,11 +507,20 @@ impl Consumer {
         }
     }
 
-    /// Commits what the client has taken, or `is_all` that was handed over.
+    /// Commits all that was handed over, because the client says so.
     ///
     /// # Errors
-    /// When the log cannot be written.
-    pub(crate) async fn commit_now(&self, is_all: bool) -> Result<()> {
+    /// SE004 when the member was removed, or another has one of its partitions; when the log cannot be written.
+    pub(crate) async fn commit_handed(&self) -> Result<()> {
+        if self.seat().is_some_and(|seat| !seat.is_current()) {
+            return Err(self.removed());
+        }
+        self.commit_now(true).await
+    }
+
+    /// Commits what the client has taken, or `is_all` that was handed over. What is of others by now is left out, unless it
+    /// was to be all.
+    async fn commit_now(&self, is_all: bool) -> Result<()> {
         let _one = self.committing.lock().await;
         loop {
             let commits = {
@@ -529,7 +542,12 @@ impl Consumer {
                     }
                     return Ok(());
                 }
-                Err(ReplicationError::Fenced { topic, partition, .. }) => self.lose((topic, partition), &commits),
+                Err(ReplicationError::Fenced { topic, partition, .. }) => {
+                    self.lose((topic, partition), &commits);
+                    if is_all {
+                        return Err(self.removed());
+                    }
+                }
                 Err(ReplicationError::GroupHeld(_)) => tokio::time::sleep(HELD_WAIT).await,
                 // Dropped: the subscription says so.
                 Err(ReplicationError::NoTopic(topic) | ReplicationError::NoPartition(topic, _)) => {
