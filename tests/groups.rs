@@ -120,6 +120,7 @@ async fn groups_go_on_as_they_say_where_their_events_were_removed() {
         run(&client, "CLOSE c").await;
     }
     run(&client, "TRUNCATE t").await;
+    assert_eq!(scalar(&client, &lag("e")).await.as_deref(), Some("0"), "nothing is left to be read");
     fill(&client, "t", 100..120).await;
     run(&client, &declare("l", "t", "latest")).await;
     assert_eq!(ready(&client).await, NONE);
@@ -393,6 +394,39 @@ async fn committed_offsets_survive_kills() {
     let process = Process::start(dir.path());
     let client = connect(process.address).await;
     assert_eq!(scalar(&client, &lag("g")).await, Some((1_000 - committed).to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_removed_comes_back_within_a_transaction() {
+    let server = Server::start().await;
+    let (client, member, other) = (server.client().await, server.client().await, server.client().await);
+    topic(&client, "t", 2).await;
+    fill(&client, "t", 0..100).await;
+    run(&member, "SET max_poll_interval = '300ms'").await;
+    run(&member, &declare("g", "t", "earliest")).await;
+    run(&other, &declare("g", "t", "earliest")).await;
+    // Removed between transactions, or in one, which is rolled back: the next is a member's.
+    for is_within in [false, true] {
+        run(&member, "BEGIN").await;
+        assert_eq!(read(&member, 5).await.len(), 5);
+        if !is_within {
+            run(&member, "COMMIT").await;
+        }
+        until_it_is(&client, &members("g"), "1").await;
+        if is_within {
+            assert_eq!(code(&member, "FETCH 1 FROM c").await, "SE004");
+            run(&member, "ROLLBACK").await;
+        }
+        run(&member, "BEGIN").await;
+        assert_eq!(read(&member, 5).await.len(), 5);
+        run(&member, "COMMIT").await;
+    }
+    run(&member, "CLOSE c").await;
+    // Five before the first removal, and five after each.
+    assert_eq!(read(&other, 85).await.len(), 85);
+    run(&other, "CLOSE c").await;
+    assert_eq!(scalar(&client, &lag("g")).await.as_deref(), Some("0"));
+    server.node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,14 +50,16 @@ pub(crate) struct OffsetRow {
     pub(crate) topic: Arc<Relation>,
     pub(crate) partition: PartitionId,
     pub(crate) committed: Offset,
+    /// The oldest event there is.
+    pub(crate) start: Offset,
     pub(crate) end: Offset,
     pub(crate) member: Option<String>,
 }
 
 impl OffsetRow {
-    /// Events that are to be read.
+    /// Events that are to be read: not those that were removed.
     pub(crate) fn lag(&self) -> RowCount {
-        self.end.since(self.committed)
+        self.end.since(self.committed.max(self.start))
     }
 }
 
@@ -87,8 +89,9 @@ impl Engine {
         let row = |(place, stored): (&TopicPartition, &GroupOffset)| {
             let topic = Arc::clone(catalog.relation_by_id(place.0)?);
             let view = self.shard_of(&topic).ok()?.partitions().get(place.0, place.1)?.view();
-            let (partition, committed, end) = (place.1, stored.position.offset, view.offset_end());
-            Some(OffsetRow { topic, partition, committed, end, member: readers.get(place).cloned() })
+            let (partition, committed) = (place.1, stored.position.offset);
+            let (start, end) = (view.offset_start(), view.offset_end());
+            Some(OffsetRow { topic, partition, committed, start, end, member: readers.get(place).cloned() })
         };
         status.offsets.iter().filter_map(row).collect()
     }

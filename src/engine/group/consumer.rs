@@ -672,9 +672,8 @@ impl Consumer {
 
     /// The client asks for the next rows, and has taken those before: moves what the coordinator says.
     pub(super) async fn ask(&self) -> Result<()> {
-        if self.is_in_transaction() && self.seat().is_some_and(|seat| !seat.is_current()) {
-            return Err(self.removed());
-        }
+        // Before a transaction begins in which it may not: what is fetched in one is read by the same member.
+        Box::pin(self.rejoin()).await?;
         // Rows of a partition that is to be given up go back; those of others with them, which are read again.
         let is_in = match self.seat() {
             Some(seat) => seat.is_current() && self.hear(&seat).await?,
