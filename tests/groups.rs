@@ -661,3 +661,63 @@ async fn rows_of_a_cancelled_fetch_come_again() {
     assert_eq!(scalar(&client, &lag("g")).await.as_deref(), Some("0"));
     server.node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_committed_as_seldom_as_the_member_says() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    topic(&client, "t", 2).await;
+    fill(&client, "t", 0..100).await;
+    let declare = declare("g", "t", "earliest").replace("WITH (group", "WITH (auto_commit_interval = '1 hour', group");
+    let a = server.client().await;
+    run(&a, &declare).await;
+    let mut taken = read(&a, 10).await;
+    // The first time there is something to commit, it is; then an hour passes.
+    for _ in 0..3 {
+        taken.append(&mut read(&a, 10).await);
+    }
+    assert_eq!(scalar(&client, &lag("g")).await, Some("90".to_owned()));
+    // Who leaves commits what it took, and not what it was just handed.
+    drop(a);
+    until_it_is(&client, &lag("g"), "70").await;
+    taken.truncate(30);
+    let (a, b) = (server.client().await, server.client().await);
+    run(&a, &declare).await;
+    taken.append(&mut read(&a, 70).await);
+    taken.sort_unstable();
+    assert_eq!(taken, all(0..100));
+    fill(&client, "t", 100..140).await;
+    taken.append(&mut read(&a, 40).await);
+    assert_eq!(ready(&a).await, NONE);
+    // It has taken all there is, and is at work on nothing: a partition that another is to have is committed at once.
+    run(&b, &declare).await;
+    assert_eq!(ready(&b).await, NONE);
+    fill(&client, "t", 140..240).await;
+    let mut more = read(&b, 1).await;
+    more.append(&mut ready(&b).await);
+    more.append(&mut ready(&a).await);
+    more.sort_unstable();
+    assert_eq!(more, all(140..240));
+    run(&a, "CLOSE c").await;
+    run(&b, "CLOSE c").await;
+    assert_eq!(scalar(&client, &lag("g")).await, Some("0".to_owned()));
+    server.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_committed_in_time_though_the_client_asks_for_nothing() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    topic(&client, "t", 1).await;
+    fill(&client, "t", 0..40).await;
+    let declare = declare("g", "t", "earliest").replace("WITH (group", "WITH (auto_commit_interval = '200ms', group");
+    run(&client, &declare).await;
+    let (mut taken, other) = (Vec::new(), server.client().await);
+    for _ in 0..3 {
+        taken.append(&mut read(&client, 10).await);
+    }
+    // The last ten are not taken before it asks for more.
+    until_it_is(&other, &lag("g"), "20").await;
+    assert_eq!(taken, all(0..30));
+    server.node.stop().await;
+}

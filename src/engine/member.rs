@@ -438,8 +438,7 @@ impl MemberSubscription {
             Delivery::Written => WRITTEN_COMMIT_EVERY,
             Delivery::Asked => PASSED_COMMIT_EVERY,
         };
-        let last = self.consumer.due()?;
-        Some(last.map_or_else(env::instant, |last| last + every))
+        self.consumer.commit_at(self.consumer.commit_interval().unwrap_or(every))
     }
 
     /// Commits offsets, if that is due, while the rows go on.
@@ -455,16 +454,12 @@ impl MemberSubscription {
     }
 }
 
-/// What is on the socket is committed, whoever ends the subscription; the member leaves after that.
+/// What the client has taken is committed, whoever ends the subscription; the member leaves after that.
 impl Drop for MemberSubscription {
     fn drop(&mut self) {
-        if self.consumer.delivery() == Delivery::Written && self.consumer.due().is_some() {
+        if self.consumer.commit_at(Duration::ZERO).is_some() {
             let consumer = Arc::clone(&self.consumer);
-            let _task = env::spawn("commit-offsets", async move {
-                if let Err(error) = consumer.commit().await {
-                    tracing::debug!(%error, "offsets of rows that were sent are not committed");
-                }
-            });
+            let _task = env::spawn("commit-offsets", async move { consumer.commit_rest().await });
         }
     }
 }

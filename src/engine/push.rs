@@ -133,15 +133,13 @@ impl Session {
         };
         let mut readers: Vec<Reader> = plan.sources.iter().enumerate().map(reader).collect();
         if let Some(group) = options.group {
-            let member = Membership { group, reset, auto_commit: options.auto_commit, delivery, limit: select.limit };
+            let auto_commit = options.auto_commit;
+            let commit_interval = options.auto_commit_interval.and_then(duration);
+            let member = Membership { group, reset, auto_commit, commit_interval, delivery, limit: select.limit };
             return self.subscribe_as(member, (plan, pipeline), readers).await;
         }
         if reset == Reset::None {
-            return Err(SqlError::new(
-                SqlState::InvalidParameterValue,
-                "auto_offset_reset = 'none' is for consumer groups",
-            )
-            .hint("say WITH (group = '…'), or SET auto_offset_reset = 'latest'"));
+            return Err(needs_group());
         }
         let begun = match readers.as_mut_slice() {
             [reader] if earliest || !pipeline.keeps_rows_of(0) => self.begin_one(reader, earliest).await?,
@@ -209,7 +207,6 @@ impl Session {
         let sources = plan.sources.iter().enumerate().filter(|(source, _)| !pipeline.keeps_rows_of(*source));
         let topics: Vec<Arc<Relation>> = sources.map(|(_, source)| Arc::clone(source)).collect();
         let session = self.entry.row();
-        let span = |span: Span| u64::try_from(span.micros()).ok().map(Duration::from_micros);
         let info = MemberInfo {
             pid: session.pid,
             user: session.user,
@@ -217,13 +214,13 @@ impl Session {
             client: session.client,
             instance: self.settings.group_instance_id(),
             joined_at: self.engine.clock().now(),
-            max_poll_interval: self.settings.max_poll_interval().and_then(span),
-            session_timeout: self.settings.session_timeout().and_then(span),
+            max_poll_interval: self.settings.max_poll_interval().and_then(duration),
+            session_timeout: self.settings.session_timeout().and_then(duration),
         };
-        let Membership { group, reset, auto_commit, delivery, limit } = member;
+        let Membership { group, reset, auto_commit, commit_interval, delivery, limit } = member;
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
         let durability = self.settings.durability();
-        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, durability, info };
+        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, commit_interval, durability, info };
         let consumer = Consumer::join(&self.engine, joining).await?;
         let are_tables = readers.iter().map(|reader| pipeline.keeps_rows_of(reader.source)).collect();
         let query = self.engine.shared().get(plan, pipeline, readers);
@@ -357,13 +354,25 @@ impl Session {
     }
 }
 
+/// A subscription by itself begins somewhere.
+fn needs_group() -> SqlError {
+    SqlError::new(SqlState::InvalidParameterValue, "auto_offset_reset = 'none' is for consumer groups")
+        .hint("say WITH (group = '…'), or SET auto_offset_reset = 'latest'")
+}
+
 /// How a subscription is a member of a group.
 struct Membership {
     group: GroupName,
     reset: Reset,
     auto_commit: bool,
+    commit_interval: Option<Duration>,
     delivery: Delivery,
     limit: Option<RowCount>,
+}
+
+/// A span that is not negative.
+fn duration(span: Span) -> Option<Duration> {
+    u64::try_from(span.micros()).ok().map(Duration::from_micros)
 }
 
 /// Where a subscription begins.

@@ -126,6 +126,7 @@ const LATER: &[(&str, &str)] = &[
     ("emit", "leave it out: changes of one key within a step are merged"),
     ("group", "write EMIT CHANGES WITH (group = 'name')"),
     ("auto_commit", "write EMIT CHANGES WITH (group = 'name', auto_commit = false)"),
+    ("auto_commit_interval", "write EMIT CHANGES WITH (group = 'name', auto_commit_interval = '5s')"),
     ("on_error", "leave it out: a query stops at an event that fails"),
     ("idle_timeout", "leave it out: it is 10 seconds"),
 ];

@@ -38,11 +38,13 @@ pub struct PushOptions {
     pub group: Option<GroupName>,
     /// Whether the group's offsets are committed as rows are delivered.
     pub auto_commit: bool,
+    /// How often they are, at most, if the query says so.
+    pub auto_commit_interval: Option<Span>,
 }
 
 impl Default for PushOptions {
     fn default() -> Self {
-        Self { auto_offset_reset: None, group: None, auto_commit: true }
+        Self { auto_offset_reset: None, group: None, auto_commit: true, auto_commit_interval: None }
     }
 }
 
@@ -136,12 +138,20 @@ pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
             }
             "mode" => check_mode(option)?,
             "auto_commit" => bound.auto_commit = switch(option)?,
+            "auto_commit_interval" => bound.auto_commit_interval = Some(duration_of(option)?),
             "auto_offset_reset" => bound.auto_offset_reset = Some(group_reset(option)?),
             _ => return Err(unrecognized(option)),
         }
     }
     if bound.group.is_none() {
         refuse_without_group(&select.options)?;
+    }
+    let interval = select.options.0.iter().find(|option| option.name == "auto_commit_interval");
+    if let Some(option) = interval.filter(|_| !bound.auto_commit) {
+        let message = "option \"auto_commit_interval\" has no effect with auto_commit = false";
+        return Err(SqlError::new(SqlState::InvalidParameterValue, message)
+            .hint("leave one of them out")
+            .at(option.position));
     }
     Ok(bound)
 }
@@ -171,7 +181,7 @@ fn group_reset(option: &WithOption) -> Result<GroupReset, SqlError> {
 fn refuse_without_group(options: &WithOptions) -> Result<(), SqlError> {
     for option in &options.0 {
         match option.name.as_str() {
-            "auto_commit" | "mode" => {
+            "auto_commit" | "auto_commit_interval" | "mode" => {
                 let message = format!("option \"{}\" has no effect without a group", option.name);
                 return Err(SqlError::new(SqlState::InvalidParameterValue, message)
                     .hint("add group = 'name', or leave it out: only groups commit offsets and share events")
@@ -339,7 +349,8 @@ pub(super) fn unrecognized(option: &WithOption) -> SqlError {
         "auto_offset_reset" | "emit" | "on_error" | "idle_timeout" | "grace" | "state_retention" => {
             error.hint("it is an option of CREATE … AS SELECT")
         }
-        "group" | "auto_commit" | "mode" => error.hint(GROUP_HINT),
+        "group" | "auto_commit" | "auto_commit_interval" | "mode" => error.hint(GROUP_HINT),
+        "auto_commit_interval_ms" => error.hint("use auto_commit_interval = '5s'"),
         "timestamp" | "partitions" | "compression" | "retention" | "retention_bytes" | "cleanup_policy"
         | "durability" => error.hint("it is an option of CREATE STREAM and CREATE TABLE"),
         _ => error,

@@ -132,7 +132,8 @@ fn push(options: &str) -> Result<PushOptions, SqlError> {
 #[test]
 fn options_of_groups_are_bound() {
     let group = |name: &str| Some(GroupName::new(name).unwrap());
-    let alone = PushOptions { auto_offset_reset: None, group: None, auto_commit: true };
+    let alone = PushOptions { auto_offset_reset: None, group: None, auto_commit: true, auto_commit_interval: None };
+    let interval = Some(Span::from_micros(1_500_000));
     assert_eq!(PushOptions::default(), alone);
     for (options, wanted) in [
         ("grace = '1 s'", alone.clone()),
@@ -141,6 +142,10 @@ fn options_of_groups_are_bound() {
         ("auto_commit = off, group = 'g'", PushOptions { group: group("g"), auto_commit: false, ..alone.clone() }),
         ("group = g, auto_commit = 'FALSE'", PushOptions { group: group("g"), auto_commit: false, ..alone.clone() }),
         ("group = g, auto_commit = on", PushOptions { group: group("g"), ..alone.clone() }),
+        (
+            "group = g, auto_commit_interval = '1.5 s'",
+            PushOptions { group: group("g"), auto_commit_interval: interval, ..alone.clone() },
+        ),
         ("group = g, auto_commit = true, mode = PARTITION", PushOptions { group: group("g"), ..alone.clone() }),
         (
             "'auto.offset.reset' = None, group = g",
@@ -256,6 +261,11 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("SELECT * FROM x EMIT CHANGES WITH (group = E'a\\nb')", "22023", 44),
     ("SELECT * FROM x EMIT CHANGES WITH (auto_commit = true)", "22023", 36),
     ("SELECT * FROM x EMIT CHANGES WITH (mode = 'partition')", "22023", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_commit_interval = '1s')", "22023", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (auto_commit_interval = '1s', group = g, auto_commit = off)", "22023", 36),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = g, auto_commit_interval = '0s')", "22023", 70),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = g, auto_commit_interval = 5000)", "22023", 70),
+    ("SELECT * FROM x EMIT CHANGES WITH (group = g, 'auto.commit.interval.ms' = 5000)", "22023", 47),
     ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', mode = 'queue')", "0A000", 56),
     ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', mode = 'share')", "22023", 56),
     ("SELECT * FROM x EMIT CHANGES WITH (group = 'g', auto_commit = 1)", "22023", 63),

@@ -14,7 +14,7 @@ pub(crate) const GROUP_HINT: &str =
 
 /// Whether an option of this name is one of consumer groups only.
 pub(super) fn is_of_group(name: &str) -> bool {
-    matches!(name, "group" | "auto_commit" | "mode")
+    matches!(name, "group" | "auto_commit" | "auto_commit_interval" | "mode")
 }
 
 /// Reads `WITH (…)` if it is next, and nothing otherwise.

@@ -13,7 +13,7 @@ use crate::engine::push::dropped;
 use crate::engine::{Engine, Result, replication_error};
 use crate::env;
 use crate::replication::{
-    Append, GroupCommit, GroupOffset, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
+    GroupCommit, GroupOffset, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
 };
 use millstream_catalog::Relation;
 use millstream_catalog::model::{Durability, GroupEpoch, GroupName, Offset, PartitionId, ShardId, SqlState};
@@ -22,7 +22,9 @@ use millstream_sql::stream::RowOrigins;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+mod commit;
 
 /// How long until something is tried again that a transaction over several shards is in the way of.
 const HELD_WAIT: Duration = Duration::from_millis(2);
@@ -56,6 +58,8 @@ pub(crate) struct Joining {
     pub(crate) reset: Reset,
     pub(crate) delivery: Delivery,
     pub(crate) auto_commit: bool,
+    /// How often that is done at most, if the member says so.
+    pub(crate) commit_interval: Option<Duration>,
     /// What its commits outside of transactions survive; `None` for what the topics' events do.
     pub(crate) durability: Option<Durability>,
     pub(crate) info: MemberInfo,
@@ -476,103 +480,6 @@ impl Consumer {
         drop(progress);
         if let Some(seat) = self.seat() {
             self.release(&seat);
-        }
-    }
-
-    /// Whether something that the client has taken is to be committed, and since when nothing was.
-    pub(crate) fn due(&self) -> Option<Option<Instant>> {
-        let progress = self.progress.lock();
-        let is_dirty = progress.held.values().any(|held| held.asked != held.committed);
-        (self.joining.auto_commit && is_dirty && progress.begun.is_none()).then_some(progress.committed_at)
-    }
-
-    /// Offsets are as durable as the events before them, which they cannot outlive: both are in one log.
-    fn durability(&self) -> Durability {
-        let catalog = self.engine.catalog();
-        let of = |topic: &Arc<Relation>| {
-            catalog.relation_by_id(topic.id).map_or(Durability::Sync, |topic| topic.options.durability)
-        };
-        let topics = self.joining.topics.iter().map(of);
-        self.joining.durability.unwrap_or_else(|| topics.fold(Durability::Async, Durability::and))
-    }
-
-    /// Commits what the client has taken, if that is done for it.
-    ///
-    /// # Errors
-    /// When the log cannot be written.
-    pub(crate) async fn commit(&self) -> Result<()> {
-        match self.joining.auto_commit {
-            true => self.commit_now(false).await,
-            false => Ok(()),
-        }
-    }
-
-    /// Commits all that was handed over, because the client says so.
-    ///
-    /// # Errors
-    /// SE004 when the member was removed, or another has one of its partitions; when the log cannot be written.
-    pub(crate) async fn commit_handed(&self) -> Result<()> {
-        if self.seat().is_some_and(|seat| !seat.is_current()) {
-            return Err(self.removed());
-        }
-        self.commit_now(true).await
-    }
-
-    /// Commits what the client has taken, or `is_all` that was handed over. What is of others by now is left out, unless it
-    /// was to be all.
-    async fn commit_now(&self, is_all: bool) -> Result<()> {
-        let _one = self.committing.lock().await;
-        loop {
-            let commits = {
-                let mut progress = self.progress.lock();
-                progress.committed_at = Some(env::instant());
-                progress.commits(&self.joining.group, is_all)
-            };
-            if commits.is_empty() {
-                return Ok(());
-            }
-            let now = self.engine.clock().now();
-            let durability = self.durability();
-            let append = Append { commits: commits.clone(), now, durability, ..Append::default() };
-            match self.joining.shard.append(append).await {
-                Ok(_) => {
-                    self.progress.lock().committed(&commits);
-                    if let Some(seat) = self.seat() {
-                        self.release(&seat);
-                    }
-                    return Ok(());
-                }
-                Err(ReplicationError::Fenced { topic, partition, .. }) => {
-                    self.lose((topic, partition), &commits);
-                    if is_all {
-                        return Err(self.removed());
-                    }
-                }
-                Err(ReplicationError::GroupHeld(_)) => tokio::time::sleep(HELD_WAIT).await,
-                // Dropped: the subscription says so.
-                Err(ReplicationError::NoTopic(topic) | ReplicationError::NoPartition(topic, _)) => {
-                    self.progress.lock().held.retain(|(of, _), _| *of != topic);
-                }
-                Err(error) => return Err(replication_error(error)),
-            }
-        }
-    }
-
-    /// Somebody else took a partition, or its offset was reset: it is taken anew, if it is still the member's, and was not
-    /// since these commits were made.
-    fn lose(&self, place: TopicPartition, commits: &[GroupCommit]) {
-        let mut progress = self.progress.lock();
-        let epoch = commits.iter().find(|commit| (commit.topic, commit.partition) == place).and_then(|of| of.epoch);
-        if progress.held.get(&place).is_none_or(|held| Some(held.epoch) != epoch) {
-            return;
-        }
-        progress.held.remove(&place);
-        progress.forget(place);
-        progress.begun.iter_mut().for_each(|begun| begun.has_lost = true);
-        progress.void();
-        drop(progress);
-        if let Some(seat) = self.seat() {
-            seat.release([place]);
         }
     }
 

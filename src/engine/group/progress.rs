@@ -10,7 +10,7 @@ use millstream_sql::stream::RowOrigins;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// How far the member is in a partition. `committed <= asked <= handed <= read`, but for a commit by others.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +81,8 @@ pub(super) struct Progress {
     /// Where reading goes on next, for each partition in turn.
     pub(super) turn: Option<TopicPartition>,
     pub(super) committed_at: Option<Instant>,
+    /// Of a task that commits later: dropped, it commits at once.
+    pub(super) later: Option<oneshot::Sender<()>>,
     /// Told when what is to be read changed.
     pub(super) stirred: Arc<Notify>,
 }
@@ -198,6 +200,10 @@ impl Progress {
         };
         if !self.is_reading && self.begun.is_none() && self.marks.iter().any(is_unseen) {
             self.void();
+        }
+        // Others wait for it.
+        if self.held.values().any(|held| held.is_revoked && held.handed == held.asked && held.asked != held.committed) {
+            self.later = None;
         }
         self.released(auto_commit)
     }

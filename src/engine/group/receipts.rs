@@ -151,8 +151,8 @@ impl Receipts {
         }
     }
 
-    /// The client asks for rows: it has taken those it was handed. They are committed while the next are read; the answer
-    /// is complete once that is done.
+    /// The client asks for rows: it has taken those it was handed. They are committed while the next are read, and the
+    /// answer is complete once that is done; or later, where the member says how often.
     ///
     /// # Errors
     /// When the member cannot go on.
@@ -160,10 +160,17 @@ impl Receipts {
         let Some(consumer) = self.consumer() else { return Ok(Asked::default()) };
         consumer.set_waiting(true);
         consumer.take_handed();
-        let commit = consumer.due().map(|_| {
-            let consumer = Arc::clone(consumer);
-            env::spawn("commit-offsets", async move { consumer.commit().await })
-        });
+        let commit = match consumer.commit_at(consumer.commit_interval().unwrap_or_default()) {
+            Some(moment) if moment <= env::instant() => {
+                let consumer = Arc::clone(consumer);
+                Some(env::spawn("commit-offsets", async move { consumer.commit().await }))
+            }
+            Some(moment) => {
+                consumer.commit_later(moment);
+                None
+            }
+            None => None,
+        };
         let mut asking = Asking { consumer, is_done: false };
         consumer.ask().await?;
         asking.is_done = true;

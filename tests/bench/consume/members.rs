@@ -25,6 +25,8 @@ pub(crate) enum Way {
     Extended,
     /// A cursor; FETCH waits for as many rows as it asks for, or a moment.
     Fetch,
+    /// The same, committed as seldom as Kafka's consumer does.
+    FetchSeldom,
 }
 
 impl Way {
@@ -35,7 +37,20 @@ impl Way {
             Self::Select => "Millstream, SELECT",
             Self::Extended => "Millstream, SELECT (extended protocol)",
             Self::Fetch => "Millstream, FETCH 1000",
+            Self::FetchSeldom => "Millstream, FETCH 1000, auto_commit_interval = '5s'",
         }
+    }
+
+    /// Options it needs among those of the group.
+    pub(crate) fn options(self) -> &'static str {
+        match self {
+            Self::FetchSeldom => ", auto_commit_interval = '5s'",
+            Self::Copy | Self::Select | Self::Extended | Self::Fetch => "",
+        }
+    }
+
+    fn is_fetch(self) -> bool {
+        matches!(self, Self::Fetch | Self::FetchSeldom)
     }
 }
 
@@ -77,7 +92,9 @@ impl Member {
             Way::Select => self.writer.simple(&query).await,
             Way::Extended => self.writer.extended(&query).await,
             // Its answer lets the first FETCH be sent.
-            Way::Fetch => self.writer.simple(&format!("DECLARE c CURSOR WITH HOLD FOR {query}")).await,
+            Way::Fetch | Way::FetchSeldom => {
+                self.writer.simple(&format!("DECLARE c CURSOR WITH HOLD FOR {query}")).await
+            }
         }
     }
 
@@ -91,7 +108,7 @@ impl Member {
         loop {
             let came = self.reader.values(&mut each).await?;
             if came.readies > 0 {
-                anyhow::ensure!(self.way == Way::Fetch, "the query ended");
+                anyhow::ensure!(self.way.is_fetch(), "the query ended");
                 self.writer.simple(&format!("FETCH {FETCH_ROWS} FROM c WITH (timeout = '20ms')")).await?;
             }
             if came.rows > 0 {

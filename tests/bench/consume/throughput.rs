@@ -26,7 +26,7 @@ const TOPIC: &str = "stored";
 /// Events that differ.
 const EVENTS: usize = 16_000;
 const READ_TIME_MAX: Duration = Duration::from_secs(300);
-const WAYS: [Way; 3] = [Way::Copy, Way::Extended, Way::Fetch];
+const WAYS: [Way; 4] = [Way::Copy, Way::Extended, Way::Fetch, Way::FetchSeldom];
 
 pub(crate) async fn run(report: &mut Report, scale: Scale, members: &[usize], peers: &Peers) -> anyhow::Result<()> {
     let events = Rc::new(Events::new(EVENTS, SIZE));
@@ -192,7 +192,8 @@ impl Party for Ours<'_> {
     async fn turn(&mut self) -> anyhow::Result<f64> {
         self.turns += 1;
         let group = format!("{:?}_{}_{}", self.way, self.members, self.turns).to_lowercase();
-        let options = format!("WITH (group = '{group}', auto_offset_reset = 'earliest')");
+        let more = self.way.options();
+        let options = format!("WITH (group = '{group}', auto_offset_reset = 'earliest'{more})");
         let mut members = Member::connect_all(self.server, self.way, self.members).await?;
         self.tally.begin();
         let before = cpu_seconds(self.server.process_id())?;
