@@ -10,6 +10,8 @@ use tokio::time::timeout;
 const CURSOR: &str = "DECLARE c CURSOR WITH HOLD FOR SELECT n FROM t
                       EMIT CHANGES WITH (group = 'g', auto_offset_reset = 'earliest')";
 
+const NONE: [&str; 0] = [];
+
 /// The rows among messages.
 fn rows(messages: &[(char, String)]) -> Vec<i64> {
     let value = |body: &str| body.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
@@ -215,4 +217,55 @@ async fn a_client_that_reads_slowly_is_not_taken_for_gone() {
     let messages = raw.messages().await;
     assert_eq!(messages.iter().filter(|(tag, _)| *tag == 'd').count(), 4_000);
     assert!(errors(&messages).is_empty());
+}
+
+#[tokio::test]
+async fn a_portal_is_a_cursor_to_statements_that_name_it() {
+    let (_server, mut raw) = begun().await;
+    let member = "SELECT n FROM t EMIT CHANGES WITH (group = 'p', auto_offset_reset = 'earliest')";
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", member), &bind("p", ""), &execute("p", 5), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0, 1, 2, 3, 4]);
+    let moved = raw.run("MOVE FORWARD 3 FROM p").await;
+    assert!(moved.iter().any(|(tag, body)| *tag == 'C' && body.starts_with("MOVE 3")), "{moved:?}");
+    raw.send(&[&execute("p", 2), &frame(b'D', b"Pp\0"), &sync()]).await;
+    let messages = raw.messages().await;
+    assert_eq!((rows(&messages), errors(&messages)), (vec![8, 9], vec![]));
+    assert!(messages.iter().any(|(tag, _)| *tag == 's'), "{messages:?}");
+    raw.send(&[&parse("f", "FETCH 2 FROM p"), &bind("q", "f"), &execute("q", 0), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [10, 11]);
+    // Drivers take no rows for the end, and fewer too: the portal is suspended.
+    raw.run("SET fetch_timeout = '50ms'").await;
+    raw.send(&[&execute("p", 200), &sync()]).await;
+    let messages = raw.messages().await;
+    assert_eq!(rows(&messages), (12..100).collect::<Vec<_>>());
+    assert!(messages.iter().any(|(tag, _)| *tag == 's'), "{messages:?}");
+    raw.run("CLOSE p").await;
+    assert!(errors(&raw.run("COMMIT").await).is_empty());
+    assert_eq!(raw.value("SELECT sum(lag) FROM millstream.consumer_group_offsets WHERE group_name = 'p'").await, "0");
+    raw.send(&[&execute("p", 1), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["34000"]);
+}
+
+#[tokio::test]
+async fn a_portal_that_became_a_cursor_keeps_its_formats_and_ends_with_its_block() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("BEGIN").await;
+    let bind_binary = frame(b'B', b"p\0\0\0\0\0\0\0\x01\0\x01");
+    raw.send(&[&parse("", "SELECT n FROM generate_series(1, 9) AS g(n)"), &bind_binary, &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    // Before it was executed.
+    raw.run("MOVE 4 FROM p").await;
+    raw.send(&[&execute("p", 2), &execute("p", 0), &sync()]).await;
+    let messages = raw.messages().await;
+    let sizes: Vec<usize> = messages.iter().filter(|(tag, _)| *tag == 'D').map(|(_, body)| body.len()).collect();
+    // Of a count, a length, and four bytes.
+    assert_eq!(sizes, [10; 5], "{messages:?}");
+    raw.run("COMMIT").await;
+    assert_eq!(errors(&raw.run("BEGIN; FETCH 1 FROM p").await), ["34000"]);
+    raw.run("ROLLBACK").await;
+    // Elsewhere it ends before another statement can name it.
+    raw.send(&[&parse("", "SELECT 1"), &bind("p", ""), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    assert_eq!(errors(&raw.run("MOVE 1 FROM p").await), ["34000"]);
 }

@@ -152,6 +152,14 @@ impl Session {
         Ok(Outcome::Command { tag: "DECLARE CURSOR".to_owned() })
     }
 
+    /// Makes a cursor of rows that a portal has, until the transaction ends.
+    ///
+    /// # Errors
+    /// 42P03 when the name is taken, 53400 over the limit.
+    pub fn declare_rows(&mut self, name: &str, rows: Rows) -> Result<()> {
+        self.cursors.declare(name, rows, Life::Transaction)
+    }
+
     /// `FETCH`
     pub(crate) async fn fetch(&mut self, fetch: &Fetch) -> Result<Rows> {
         let timeout = fetch.timeout.or_else(|| self.fetch_timeout());

@@ -60,6 +60,8 @@ pub struct Session {
     pin: Option<Pin>,
     /// What the statement at hand reads; of one shard, what there is when it asks.
     pub(crate) cuts: Option<Cuts>,
+    /// While a transaction commits: cursors it declared that outlive it, if it comes to that.
+    undecided: Option<Vec<String>>,
 }
 
 impl Drop for Session {
@@ -95,6 +97,7 @@ impl Session {
             blocks_ended: 0,
             pin: None,
             cuts: None,
+            undecided: None,
         })
     }
 
@@ -110,7 +113,9 @@ impl Session {
 
     /// Marks the beginning of a statement. The token is cancelled when the client asks for it; whoever runs
     /// the statement then drops its future or stream and reports 57014.
-    pub fn begin_statement(&self, text: &str) -> CancellationToken {
+    pub fn begin_statement(&mut self, text: &str) -> CancellationToken {
+        // A commit that was cancelled in time.
+        self.decide(false);
         self.entry.begin(text)
     }
 
@@ -173,6 +178,11 @@ impl Session {
         self.cursors.columns(name)
     }
 
+    /// Whether a cursor has given all the rows there will be.
+    pub fn is_cursor_ended(&self, name: &str) -> bool {
+        self.cursors.is_ended(name)
+    }
+
     /// Keeps a prepared statement under `name`; the empty name is replaced each time.
     ///
     /// # Errors
@@ -232,19 +242,34 @@ impl Session {
         if !self.is_implicit() {
             return Ok(());
         }
+        self.conclude(is_ok).await
+    }
+
+    /// Ends the transaction, and commits what it wrote if it `is_ok`; only with that, what it changed of the session stays.
+    async fn conclude(&mut self, is_ok: bool) -> Result<()> {
         let pending = self.transaction.end();
-        let ending = self.settings.ending();
-        let declared = self.cursors.end_transaction(is_ok);
-        self.settings.end_transaction(is_ok);
         let listens = self.listening.end_transaction();
+        self.undecided = Some(self.cursors.end_transaction(is_ok));
+        let committed = match pending {
+            Some(pending) if is_ok => self.commit_as(pending, self.settings.ending()).await,
+            _ => Ok(()),
+        };
+        self.decide(is_ok && committed.is_ok());
+        committed?;
         if is_ok {
-            if let Some(pending) = pending {
-                let committed = self.commit_as(pending, ending).await;
-                committed.inspect_err(|_| self.cursors.take_back(&declared))?;
-            }
             self.listening.apply(listens);
         }
         Ok(())
+    }
+
+    /// What a transaction changed of the session stays, or goes.
+    fn decide(&mut self, is_committed: bool) {
+        let Some(declared) = self.undecided.take() else { return };
+        self.settings.end_transaction(is_committed);
+        if !is_committed {
+            self.cursors.take_back(&declared);
+            self.reported.extend(self.settings.reported());
+        }
     }
 
     /// Prepares a statement; `param_types` are the client's own declarations, `None` where it leaves them open.
@@ -495,18 +520,7 @@ impl Session {
         }
         let (is_failed, is_read_only) = (self.transaction.is_failed(), self.transaction.is_read_only());
         self.blocks_ended += 1;
-        let pending = self.transaction.end();
-        let ending = self.settings.ending();
-        let declared = self.cursors.end_transaction(!is_failed);
-        self.settings.end_transaction(!is_failed);
-        let listens = self.listening.end_transaction();
-        if let Some(pending) = pending {
-            let committed = self.commit_as(pending, ending).await;
-            committed.inspect_err(|_| self.cursors.take_back(&declared))?;
-        }
-        if !is_failed {
-            self.listening.apply(listens);
-        }
+        self.conclude(!is_failed).await?;
         if chain == Chain::Yes {
             self.transaction.begin(is_read_only);
         }
@@ -578,6 +592,7 @@ impl Session {
             }
         }
         fetched.committed(&commits);
+        self.decide(true);
         for staging in pending.shares.into_values().filter_map(|share| share.staging) {
             staging.committed();
         }

@@ -58,3 +58,34 @@ async fn a_statement_that_commits_those_before_it_can_be_cancelled_afterwards() 
     drop(writer);
     in_time("shutdown", engine.shutdown()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_block_declared_and_set_goes_when_its_commit_is_cancelled() {
+    let engine = open(&FaultDisk::new(), Arc::default()).await.unwrap();
+    let mut writer = session(&engine);
+    run(&mut writer, "CREATE STREAM s (v bigint)").await.unwrap();
+    let block = "BEGIN; SET fetch_timeout = '7s'; DECLARE c CURSOR WITH HOLD FOR SELECT 1; INSERT INTO s VALUES (1)";
+    loop {
+        run(&mut writer, block).await.unwrap();
+        let parsed = writer.parse("COMMIT").await.unwrap().remove(0);
+        let prepared = writer.prepare(parsed, &[]).await.unwrap();
+        let mut commit = Box::pin(writer.execute(&prepared, vec![], Via::Simple));
+        if futures::poll!(&mut commit).is_pending() {
+            break;
+        }
+        // It was done sooner than it could be cancelled.
+        drop(commit);
+        assert_eq!(run(&mut writer, "SHOW fetch_timeout").await.unwrap(), ["7s"]);
+        run(&mut writer, "CLOSE c; RESET fetch_timeout").await.unwrap();
+    }
+    drop(writer.begin_statement("SHOW fetch_timeout"));
+    assert_eq!(run(&mut writer, "SHOW fetch_timeout").await.unwrap(), ["0"]);
+    assert!(writer.cursor_columns("c").is_none());
+    run(&mut writer, block).await.unwrap();
+    run(&mut writer, "COMMIT").await.unwrap();
+    drop(writer.begin_statement("SHOW fetch_timeout"));
+    assert_eq!(run(&mut writer, "SHOW fetch_timeout").await.unwrap(), ["7s"]);
+    assert!(writer.cursor_columns("c").is_some());
+    drop(writer);
+    in_time("shutdown", engine.shutdown()).await;
+}

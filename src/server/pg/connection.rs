@@ -310,7 +310,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
     }
 
     /// Begins a statement: what can interrupt it from now on.
-    pub(super) fn signals(&self, text: &str) -> Signals {
+    pub(super) fn signals(&mut self, text: &str) -> Signals {
         let cancel = self.session.begin_statement(text);
         let timeout = self.session.statement_timeout().and_then(|span| u64::try_from(span.micros()).ok());
         let deadline = timeout.map(|micros| env::instant() + Duration::from_micros(micros));

@@ -1,7 +1,8 @@
 //! Portals: bound statements, perhaps half read.
 //!
 //! Owns the portals of one connection and their number. Leaves out SQL cursors, which the session has; to a
-//! client the two share their names. Portals end with the transaction, or with Sync outside of one.
+//! client the two are one: a portal that a statement names becomes a cursor, and its formats stay here. Portals end with
+//! the transaction, or with Sync outside of one.
 
 use crate::engine::{Held, Param, Prepared, SqlError, SqlState};
 use crate::server::pg::pump::Source;
@@ -34,7 +35,11 @@ pub(super) enum State {
 
 /// The portals of a connection, by name.
 #[derive(Debug, Default)]
-pub(super) struct Portals(HashMap<String, Portal>);
+pub(super) struct Portals {
+    open: HashMap<String, Portal>,
+    /// Formats of those that are cursors of the session now.
+    formats: HashMap<String, Formats>,
+}
 
 impl Portals {
     /// Adds a portal; the one without a name replaces its predecessor.
@@ -43,42 +48,54 @@ impl Portals {
     /// `42P03` when the name is taken, `53400` over the limit.
     pub(super) fn open(&mut self, name: &str, portal: Portal) -> Result<(), SqlError> {
         if !name.is_empty() {
-            if self.0.contains_key(name) {
+            if self.open.contains_key(name) {
                 return Err(taken(name));
             }
-            if self.0.len() >= PORTALS_MAX {
+            if self.open.len() >= PORTALS_MAX {
                 return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many open portals")
                     .detail(format!("a session may have {PORTALS_MAX}"))
                     .hint("close portals that are not needed any more"));
             }
         }
-        self.0.insert(name.to_owned(), portal);
+        self.formats.remove(name);
+        self.open.insert(name.to_owned(), portal);
         Ok(())
+    }
+
+    /// The portal of this name is a cursor of the session from now on, whose rows go out in these formats.
+    pub(super) fn became_cursor(&mut self, name: &str, formats: Formats) {
+        self.formats.insert(name.to_owned(), formats);
+    }
+
+    /// The formats of a cursor that was a portal; of any other, text.
+    pub(super) fn cursor_formats(&self, name: &str) -> Formats {
+        self.formats.get(name).cloned().unwrap_or_default()
     }
 
     /// The portal of this name.
     pub(super) fn find(&self, name: &str) -> Option<&Portal> {
-        self.0.get(name)
+        self.open.get(name)
     }
 
     /// Takes a portal out, to run it.
     pub(super) fn take(&mut self, name: &str) -> Option<Portal> {
-        self.0.remove(name)
+        self.open.remove(name)
     }
 
     /// Puts a portal back that `take` gave.
     pub(super) fn put_back(&mut self, name: &str, portal: Portal) {
-        self.0.insert(name.to_owned(), portal);
+        self.open.insert(name.to_owned(), portal);
     }
 
     /// Takes those out whose rows are on their way.
     pub(super) fn take_open(&mut self) -> Vec<Portal> {
-        self.0.extract_if(|_, portal| matches!(portal.state, State::Open(_))).map(|(_, portal)| portal).collect()
+        self.open.extract_if(|_, portal| matches!(portal.state, State::Open(_))).map(|(_, portal)| portal).collect()
     }
 
     /// Ends all of them.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.open.clear();
+        self.formats.clear();
     }
 }
 

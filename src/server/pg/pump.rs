@@ -5,7 +5,7 @@
 //! own stream. Every wait ends on cancellation, shutdown, time-out and the client's end. Leaves out what a
 //! row looks like (`rows`) and who asked (`simple`, `extended`).
 
-use crate::engine::{Asked, Receipts, ResultColumn, RowBatch, RowStream, Rows, RowsTag};
+use crate::engine::{Asked, Idle, Receipts, ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
 use crate::server::pg::cancel::{Signals, Stopping};
 use crate::server::pg::error::Stop;
@@ -25,6 +25,7 @@ pub(super) struct Source {
     pub(super) tag: RowsTag,
     pub(super) is_push: bool,
     stream: RowStream,
+    idle: Idle,
     /// A batch of which rows were sent up to this one.
     rest: Option<(RowBatch, usize)>,
     is_ended: bool,
@@ -64,8 +65,22 @@ pub(super) enum Reached {
 impl Source {
     /// Takes over the rows of a statement.
     pub(super) fn new(rows: Rows) -> Self {
-        let Rows { columns, tag, is_push, stream, receipts, .. } = rows;
-        Self { columns, tag, is_push, stream, rest: None, is_ended: false, receipts, asked: Asked::default() }
+        let Rows { columns, tag, is_push, stream, idle, receipts } = rows;
+        let (rest, asked) = (None, Asked::default());
+        Self { columns, tag, is_push, stream, idle, rest, is_ended: false, receipts, asked }
+    }
+
+    /// The rows that were not sent, for a cursor.
+    pub(super) fn into_rows(self) -> Rows {
+        let Self { columns, tag, is_push, stream, idle, rest, receipts, .. } = self;
+        let rest = rest.map(|(batch, row)| Ok(batch.slice(row, batch.num_rows() - row)));
+        let stream = Box::pin(futures::stream::iter(rest).chain(stream));
+        Rows { columns, tag, is_push, stream, idle, receipts }
+    }
+
+    /// Whether the rows are no FETCH's of another cursor.
+    pub(super) fn is_own(&self) -> bool {
+        self.receipts.as_ref().is_none_or(Receipts::is_member)
     }
 
     /// The signals that end a wait for these rows.
@@ -243,7 +258,7 @@ async fn before<F: Future>(moment: Option<Instant>, future: F) -> Option<F::Outp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Idle, SqlError, SqlState, SqlType};
+    use crate::engine::{SqlError, SqlState, SqlType};
     use arrow::array::{Int32Array, RecordBatch};
     use futures::channel::mpsc;
     use tokio::io::{AsyncReadExt as _, DuplexStream};

@@ -103,6 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
+        Box::pin(self.make_cursor(&parsed, &signals)).await?;
         // Boxed, and the statement forgotten once it began: a subscription need not hold what it needed to begin.
         let prepared = step(self.wire, &signals, Box::pin(self.session.prepare(parsed, &[]))).await??;
         if !prepared.params().is_empty() {

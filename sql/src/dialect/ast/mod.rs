@@ -67,6 +67,17 @@ pub struct Parsed {
     pub start: usize,
 }
 
+impl Parsed {
+    /// The cursor that a FETCH, MOVE or CLOSE names.
+    pub fn cursor(&self) -> Option<&str> {
+        match &self.statement {
+            Statement::Fetch(fetch) | Statement::Move(fetch) => Some(fetch.cursor.as_str()),
+            Statement::Close(name) => name.as_ref().map(Ident::as_str),
+            _ => None,
+        }
+    }
+}
+
 /// A statement.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Statement {
