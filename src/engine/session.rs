@@ -265,10 +265,10 @@ impl Session {
     /// What a transaction changed of the session stays, or goes.
     fn decide(&mut self, is_committed: bool) {
         let Some(declared) = self.undecided.take() else { return };
-        self.settings.end_transaction(is_committed);
+        let changed = self.settings.end_transaction(is_committed);
+        changed.into_iter().for_each(|setting| self.report(Some(setting)));
         if !is_committed {
             self.cursors.take_back(&declared);
-            self.reported.extend(self.settings.reported());
         }
     }
 
@@ -538,8 +538,8 @@ impl Session {
         self.transaction = Transaction::default();
         drop(self.listening.end_transaction());
         drop(self.cursors.end_transaction(false));
-        self.settings.end_transaction(false);
-        self.reported.extend(self.settings.reported());
+        let changed = self.settings.end_transaction(false);
+        changed.into_iter().for_each(|setting| self.report(Some(setting)));
         if chain == Chain::Yes {
             self.transaction.begin(is_read_only);
         }

@@ -348,17 +348,22 @@ impl Settings {
         self.changed.retain(|name, _| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed)));
     }
 
-    /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back.
-    pub(crate) fn end_transaction(&mut self, is_committed: bool) {
+    /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back. What the client is to be told of that.
+    pub(crate) fn end_transaction(&mut self, is_committed: bool) -> Vec<(String, String)> {
         let local = std::mem::take(&mut self.local);
         let before = std::mem::take(&mut self.before);
         let undo = if is_committed { BTreeMap::new() } else { before };
+        if local.is_empty() && undo.is_empty() {
+            return Vec::new();
+        }
+        let told = self.reported();
         for (name, old) in local.into_iter().chain(undo) {
             match old {
                 Some(value) => self.changed.insert(name, value),
                 None => self.changed.remove(name),
             };
         }
+        self.reported().into_iter().filter(|setting| !told.contains(setting)).collect()
     }
 
     /// Every setting with its value.
@@ -515,8 +520,17 @@ mod tests {
         assert_eq!(settings.show("statement_timeout").unwrap(), "1s");
         settings.set("statement_timeout", "3s", SetScope::Local).unwrap();
         assert_eq!(settings.statement_timeout(), Some(Span::from_secs(3)));
-        settings.end_transaction(true);
+        assert!(settings.end_transaction(true).is_empty());
         assert_eq!(settings.statement_timeout(), Some(Span::from_secs(1)));
+        // Of what clients follow they are told.
+        settings.set("application_name", "a", SetScope::Session).unwrap();
+        for (scope, is_committed) in [(SetScope::Local, true), (SetScope::InTransaction, false)] {
+            settings.set("application_name", "b", scope).unwrap();
+            let told = settings.end_transaction(is_committed);
+            assert_eq!(told, [("application_name".to_owned(), "a".to_owned())]);
+        }
+        settings.set("application_name", "b", SetScope::InTransaction).unwrap();
+        assert!(settings.end_transaction(true).is_empty());
     }
 
     #[test]
