@@ -232,8 +232,7 @@ async fn a_portal_is_a_cursor_to_statements_that_name_it() {
     let messages = raw.messages().await;
     assert_eq!((rows(&messages), errors(&messages)), (vec![8, 9], vec![]));
     assert!(messages.iter().any(|(tag, _)| *tag == 's'), "{messages:?}");
-    raw.send(&[&parse("f", "FETCH 2 FROM p"), &bind("q", "f"), &execute("q", 0), &sync()]).await;
-    assert_eq!(rows(&raw.messages().await), [10, 11]);
+    assert_eq!(rows(&raw.run("FETCH 2 FROM p").await), [10, 11]);
     // Drivers take no rows for the end, and fewer too: the portal is suspended.
     raw.run("SET fetch_timeout = '50ms'").await;
     raw.send(&[&execute("p", 200), &sync()]).await;
@@ -264,8 +263,45 @@ async fn a_portal_that_became_a_cursor_keeps_its_formats_and_ends_with_its_block
     raw.run("COMMIT").await;
     assert_eq!(errors(&raw.run("BEGIN; FETCH 1 FROM p").await), ["34000"]);
     raw.run("ROLLBACK").await;
+    // It ends with its block, also where another follows at once.
+    raw.send(&[&parse("", "SELECT 1"), &bind("p", ""), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    assert_eq!(errors(&raw.run("COMMIT; BEGIN; FETCH 1 FROM p").await), ["34000"]);
+    raw.run("ROLLBACK").await;
     // Elsewhere it ends before another statement can name it.
     raw.send(&[&parse("", "SELECT 1"), &bind("p", ""), &sync()]).await;
     assert_eq!(errors(&raw.messages().await), NONE);
     assert_eq!(errors(&raw.run("MOVE 1 FROM p").await), ["34000"]);
+}
+
+#[tokio::test]
+async fn portals_that_ended_or_never_ran_are_cursors_too() {
+    let (_server, mut raw) = begun().await;
+    let ended = |messages: &[(char, String)], tag: &str| {
+        assert!(messages.iter().any(|(kind, body)| *kind == 'C' && body.starts_with(tag)), "{tag}: {messages:?}");
+    };
+    for sql in ["SELECT 1", "SELECT n FROM t EMIT CHANGES WITH (auto_offset_reset = 'earliest') LIMIT 1"] {
+        raw.run("BEGIN").await;
+        raw.send(&[&parse("", sql), &bind("p", ""), &execute("p", 0), &sync()]).await;
+        assert_eq!(errors(&raw.messages().await), NONE);
+        ended(&raw.run("FETCH 1 FROM p").await, "FETCH 0");
+        ended(&raw.run("MOVE 1 FROM p").await, "MOVE 0");
+        raw.send(&[&execute("p", 0), &execute("p", 1), &sync()]).await;
+        let messages = raw.messages().await;
+        assert_eq!(messages.iter().filter(|(kind, _)| *kind == 'C').count(), 2, "{messages:?}");
+        ended(&raw.run("COMMIT").await, "COMMIT");
+    }
+    // What nobody executed is not, because it is closed.
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "INSERT INTO t VALUES (7) RETURNING n"), &bind("p", ""), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    ended(&raw.run("CLOSE p").await, "CLOSE CURSOR");
+    raw.run("COMMIT").await;
+    assert_eq!(raw.value("SELECT count(*) FROM t").await, "100");
+    // A FETCH of another cursor stays one.
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "FETCH 10 FROM c"), &bind("q", ""), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    assert_eq!(errors(&raw.run("FETCH 5 FROM q").await), ["34000"]);
+    raw.run("ROLLBACK").await;
 }

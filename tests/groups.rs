@@ -721,3 +721,31 @@ async fn offsets_are_committed_in_time_though_the_client_asks_for_nothing() {
     assert_eq!(taken, all(0..30));
     server.node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_commits_seldom_gives_up_what_its_client_has_taken() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let rounds = [("BEGIN", "COMMIT"), ("BEGIN", "ROLLBACK"), ("SELECT 1", "FETCH 1 FROM c WITH (timeout = '50ms')")];
+    for (name, (begin, end)) in ["x", "y", "z"].into_iter().zip(rounds) {
+        topic(&client, name, 2).await;
+        fill(&client, name, 0..100).await;
+        let declare = declare(name, name, "earliest");
+        let declare = declare.replace("WITH (group", "WITH (auto_commit_interval = '1 hour', group");
+        let (a, b) = (server.client().await, server.client().await);
+        run(&a, &declare).await;
+        for _ in 0..2 {
+            assert_eq!(firsts(&ask(&a, "FETCH 2 FROM c").await.unwrap()).len(), 2);
+        }
+        run(&a, begin).await;
+        // Rows of both partitions.
+        assert_eq!(firsts(&ask(&a, "FETCH 70 FROM c").await.unwrap()).len(), 70);
+        run(&b, &declare).await;
+        assert_eq!(ready(&b).await, NONE, "{end}");
+        run(&a, end).await;
+        // Whatever else the first does, or does not.
+        fill(&client, name, 100..200).await;
+        assert_eq!(read(&b, 1).await.len(), 1);
+    }
+    server.node.stop().await;
+}

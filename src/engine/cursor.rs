@@ -108,12 +108,6 @@ impl Cursors {
         self.open.get(name).map(|cursor| Arc::clone(&cursor.columns))
     }
 
-    /// Whether it has given all the rows there will be; not known of one in use.
-    pub(crate) fn is_ended(&self, name: &str) -> bool {
-        let is_ended = |source: MutexGuard<'_, Source>| source.is_done && source.rest.is_none();
-        self.open.get(name).is_none_or(|cursor| cursor.source.try_lock().is_ok_and(is_ended))
-    }
-
     /// `FETCH`: rows that come as the cursor's source gives them.
     ///
     /// # Errors

@@ -124,6 +124,11 @@ impl Prepared {
         self.columns.as_ref()
     }
 
+    /// Whether its rows are its own, not those of a cursor that it names.
+    pub fn is_own(&self) -> bool {
+        self.parsed.cursor().is_none()
+    }
+
     /// The statement.
     pub fn statement(&self) -> &Statement {
         &self.parsed.statement

@@ -122,6 +122,7 @@ impl Session {
     ) -> Result<Rows> {
         let options = bind_push_options(select)?;
         let (plan, pipeline) = self.plan_push(select, arguments).await?;
+        self.make_sources(&plan.sources).await?;
         let reset = self.reset_of(options.auto_offset_reset);
         let earliest = reset == Reset::Earliest;
         let partitions = self.engine.shard_of_all(&plan.sources)?.partitions();
@@ -180,6 +181,15 @@ impl Session {
         });
         let tag = RowsTag::Counted("SELECT");
         Ok(Rows { columns, tag, is_push: true, stream: Box::pin(stream), idle, receipts: None })
+    }
+
+    /// What another session defined or altered just now, and the catalog has before the shard: of partitions that are not
+    /// there nobody tells that they grow.
+    async fn make_sources(&self, sources: &[Arc<Relation>]) -> Result<()> {
+        for source in sources.iter().filter(|source| !self.engine.is_made(source)) {
+            self.engine.ensure_topic(source).await?;
+        }
+        Ok(())
     }
 
     fn reset_of(&self, option: Option<GroupReset>) -> Reset {

@@ -167,6 +167,7 @@ impl Session {
         // What was fetched before the transaction was taken before it.
         if receipts.is_some() {
             self.cursors.ask(fetch.cursor.as_str()).await?;
+            self.commit_before_block(receipts.as_ref()).await?;
             self.consume(receipts.as_ref(), true);
         }
         self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, receipts, "FETCH")

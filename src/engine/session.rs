@@ -178,11 +178,6 @@ impl Session {
         self.cursors.columns(name)
     }
 
-    /// Whether a cursor has given all the rows there will be.
-    pub fn is_cursor_ended(&self, name: &str) -> bool {
-        self.cursors.is_ended(name)
-    }
-
     /// Keeps a prepared statement under `name`; the empty name is replaced each time.
     ///
     /// # Errors

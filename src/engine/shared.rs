@@ -338,7 +338,8 @@ impl Seat {
             None if chain.seats == 0 => return Ok(self.join(&mut chain, true)),
             None if chain.head == self.positions => return Ok(self.join(&mut chain, false)),
             None => match rows_between(&chain.head, &self.positions) {
-                None => return Ok(Look::Alone),
+                // Also where it knows of partitions that the others have not heard of.
+                None | Some(0) => return Ok(Look::Alone),
                 // What is between is made first, up to here.
                 Some(gap) if gap <= ROWS_INLINE_MAX as u64 && chain.failure.is_none() => {
                     (Some(Arc::clone(&self.positions)), gap)
@@ -416,8 +417,11 @@ impl Making {
 impl Drop for Making {
     fn drop(&mut self) {
         if !self.is_done {
-            tracing::error!("the step of a subscription did not end");
-            self.end(Err(if std::thread::panicking() { defect() } else { shutting_down() }));
+            let is_defect = std::thread::panicking();
+            if is_defect {
+                tracing::error!("the step of a subscription panicked");
+            }
+            self.end(Err(if is_defect { defect() } else { shutting_down() }));
         }
         self.query.chain.lock().is_making = false;
         self.query.made.notify_waiters();

@@ -356,15 +356,34 @@ impl Session {
     /// for ever, and so cannot be part of a text that commits at its end. Statements before one Sync are no transaction of
     /// the client's: whether its Sync has come yet says nothing about what it has taken.
     pub(crate) fn consume(&mut self, receipts: Option<&Receipts>, ends: bool) {
+        if let Some(consumer) = receipts.and_then(Receipts::consumer)
+            && self.is_consumed(ends)
+        {
+            self.transaction.consume(consumer);
+        }
+    }
+
+    fn is_consumed(&self, ends: bool) -> bool {
         let is_part = match self.transaction.is_pipeline() {
             true => self.transaction.has_writes(),
             false => self.transaction.is_open() && ends,
         };
-        if let Some(receipts) = receipts
-            && let Some(consumer) = receipts.consumer()
-            && (self.transaction.is_explicit() || is_part)
-        {
-            self.transaction.consume(consumer);
+        self.transaction.is_explicit() || is_part
+    }
+
+    /// What a cursor's client took before the transaction is committed before it: no commit of less may come behind the
+    /// transaction's own. Where each FETCH commits what was before it, it waits for that anyway.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub(crate) async fn commit_before_block(&self, receipts: Option<&Receipts>) -> Result<()> {
+        match receipts.and_then(Receipts::consumer) {
+            Some(consumer)
+                if consumer.commit_interval().is_some() && !consumer.is_in_transaction() && self.is_consumed(true) =>
+            {
+                consumer.commit().await
+            }
+            _ => Ok(()),
         }
     }
 }

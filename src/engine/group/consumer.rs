@@ -262,7 +262,7 @@ impl Consumer {
     }
 
     fn release(&self, seat: &Membership) {
-        let released = self.progress.lock().released(self.joining.auto_commit);
+        let released = self.progress.lock().let_go(&[], self.joining.auto_commit);
         if !released.is_empty() {
             seat.release(released);
         }
@@ -575,6 +575,10 @@ impl Consumer {
         progress.held.values_mut().for_each(|held| held.handed = held.asked);
         progress.rows = progress.rows_asked;
         progress.void();
+        drop(progress);
+        if let Some(seat) = self.seat() {
+            self.release(&seat);
+        }
     }
 
     /// The client asks for the next rows, and has taken those before: moves what the coordinator says.

@@ -186,7 +186,7 @@ impl Progress {
         }
     }
 
-    /// Partitions are to be given up; those that can be now, unless just now some is read.
+    /// Partitions are to be given up, beside those that were before; those that can be now, unless just now some is read.
     pub(super) fn let_go(&mut self, places: &[TopicPartition], auto_commit: bool) -> Vec<TopicPartition> {
         for place in places {
             if let Some(held) = self.held.get_mut(place) {
@@ -201,15 +201,16 @@ impl Progress {
         if !self.is_reading && self.begun.is_none() && self.marks.iter().any(is_unseen) {
             self.void();
         }
-        // Others wait for it.
-        if self.held.values().any(|held| held.is_revoked && held.handed == held.asked && held.asked != held.committed) {
-            self.later = None;
-        }
         self.released(auto_commit)
     }
 
     /// Partitions that can be given up now.
-    pub(super) fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
+    fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
+        // Others wait for no more than a commit.
+        let is_taken = |held: &Held| held.is_revoked && held.handed == held.asked && held.asked != held.committed;
+        if self.begun.is_none() && self.held.values().any(is_taken) {
+            self.later = None;
+        }
         // What is read just now would be given by two.
         if self.begun.is_some() || self.is_reading {
             return Vec::new();

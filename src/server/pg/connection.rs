@@ -38,6 +38,8 @@ pub(super) struct Connection<'a, S> {
     patience: Option<Option<Span>>,
     /// After an error in the extended protocol nothing counts until Sync.
     is_skipping: bool,
+    /// Transaction blocks that ended before the portals that there are.
+    blocks_ended: u64,
     /// ReadyForQuery was the last that was said, and nothing came since.
     is_ready: bool,
 }
@@ -104,8 +106,28 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         let (portals, statements_empty) = (Portals::default(), HashSet::new());
         let ahead = Ahead::default();
         let (is_skipping, is_ready) = (false, false);
-        let patience = None;
-        Self { wire, session, portals, statements_empty, stopping, meters, ahead, patience, is_skipping, is_ready }
+        let (patience, blocks_ended) = (None, session.blocks_ended());
+        Self {
+            wire,
+            session,
+            portals,
+            statements_empty,
+            stopping,
+            meters,
+            ahead,
+            patience,
+            is_skipping,
+            blocks_ended,
+            is_ready,
+        }
+    }
+
+    /// Portals end with their block, also where another follows at once.
+    pub(super) fn end_portals_of_blocks(&mut self) {
+        if self.session.blocks_ended() != self.blocks_ended {
+            self.blocks_ended = self.session.blocks_ended();
+            self.portals.clear();
+        }
     }
 
     fn welcome(&mut self) {
@@ -200,7 +222,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             Frontend::FunctionCall => b'F',
             _ => b'P',
         };
-        let blocks_ended = self.session.blocks_ended();
         let result = match message {
             // Boxed: an idle connection need not hold what they need.
             Frontend::Query(sql) => Box::pin(self.simple_query(&sql)).await,
@@ -216,9 +237,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
             }
             Frontend::Terminate | Frontend::CopyDone | Frontend::CopyFail(_) => Ok(()),
         };
-        if self.session.blocks_ended() != blocks_ended {
-            self.portals.clear();
-        }
+        self.end_portals_of_blocks();
         match result {
             Err(Stop::Statement(error)) => {
                 self.session.fail_transaction();

@@ -2,9 +2,9 @@
 //!
 //! Owns prepared statements without text, parameter and result formats, and row-limited execution: a limit
 //! is filled exactly, because drivers take less for the end. A DECLAREd cursor is a portal too: it can be
-//! described, executed and closed by its name; and a portal is a cursor to FETCH, MOVE and CLOSE. Leaves out rows (`pump`) and Sync (`connection`).
+//! described, executed and closed by its name. Leaves out rows (`pump`) and Sync (`connection`).
 
-use crate::engine::{Outcome, Param, Parsed, Prepared, SqlError, SqlState, TransactionStatus, Via, types};
+use crate::engine::{Outcome, Param, Prepared, SqlError, SqlState, Via, types};
 use crate::env;
 use crate::server::pg::cancel::Signals;
 use crate::server::pg::connection::{Connection, step};
@@ -48,7 +48,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         match parsed {
             Some(parsed) => {
-                Box::pin(self.make_cursor(&parsed, &signals)).await?;
                 let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed, &param_types))).await??;
                 self.session.store_statement(name, prepared)?;
                 self.statements_empty.remove(name);
@@ -145,7 +144,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 }
                 None => {
                     let columns = self.session.cursor_columns(name).ok_or_else(|| portal::missing(name))?;
-                    (Some(columns), self.portals.cursor_formats(name))
+                    let formats = self.portals.cursor_formats(name, &columns);
+                    (Some(columns), formats)
                 }
             },
         };
@@ -311,61 +311,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         Ok(())
     }
 
-    /// Before FETCH, MOVE and CLOSE of a portal by its name: it becomes a cursor of the session, as far as it was read. Within
-    /// a transaction block only; elsewhere it ends before another statement can name it.
-    ///
-    /// # Errors
-    /// Of its statement, which may begin here.
-    pub(super) async fn make_cursor(&mut self, parsed: &Parsed, signals: &Signals) -> Result<(), Stop> {
-        let Some(name) = parsed.cursor() else { return Ok(()) };
-        let is_in_block = self.session.transaction_status() == TransactionStatus::Open && !self.session.is_implicit();
-        let has_rows = |portal: &Portal| match &portal.state {
-            State::Bound(_) => portal.prepared.as_ref().is_some_and(|prepared| prepared.columns().is_some()),
-            State::Open(source) => source.is_own(),
-            State::Done => false,
-        };
-        if !is_in_block || !self.portals.find(name).is_some_and(has_rows) {
-            return Ok(());
-        }
-        let Some(Portal { prepared: Some(prepared), formats, state, _held }) = self.portals.take(name) else {
-            return Ok(());
-        };
-        let rows = match state {
-            State::Open(source) => source.into_rows(),
-            State::Bound(params) => {
-                match step(self.wire, signals, pin!(self.session.execute(&prepared, params, Via::Portal))).await?? {
-                    Outcome::Rows(rows) => rows,
-                    _ => return Ok(()),
-                }
-            }
-            State::Done => return Ok(()),
-        };
-        self.session.declare_rows(name, rows)?;
-        self.portals.became_cursor(name, formats);
-        Ok(())
-    }
-
     /// Executes a cursor as a portal: the next rows of it, in text if it was DECLAREd.
     async fn execute_cursor(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
-        if self.session.cursor_columns(name).is_none() {
-            return Err(portal::missing(name).into());
-        }
+        let Some(columns) = self.session.cursor_columns(name) else { return Err(portal::missing(name).into()) };
+        let formats = self.portals.cursor_formats(name, &columns);
         let count = if rows_max == 0 { "ALL".to_owned() } else { rows_max.to_string() };
         let text = format!("FETCH {count} FROM {}", quote(name));
         let signals = self.signals(&text);
-        let formats = self.portals.cursor_formats(name);
-        let (sent, is_ended) = loop {
-            let Outcome::Rows(rows) = self.run_text(&text, &signals).await? else { return Ok(()) };
-            let mut source = Source::new(rows);
-            let (sent, _) = source.pump(self.wire, &signals, &formats, Goal::default()).await?;
-            self.meters.rows_sent(sent);
-            // Drivers take no rows for the end, also under fetch_timeout.
-            let is_ended = rows_max == 0 || self.session.is_cursor_ended(name);
-            if sent > 0 || is_ended {
-                break (sent, is_ended);
-            }
-        };
-        if sent == u64::from(rows_max) || !is_ended {
+        let Outcome::Rows(rows) = self.run_text(&text, &signals).await? else { return Ok(()) };
+        let mut source = Source::new(rows);
+        let signals = source.signals(&signals, &self.stopping);
+        let timeout = self.session.fetch_timeout().filter(|_| source.is_push && rows_max > 0);
+        let micros = timeout.and_then(|span| u64::try_from(span.micros()).ok());
+        let short_after = micros.map(|micros| env::instant() + Duration::from_micros(micros));
+        let (sent, reached) = source.pump(self.wire, &signals, &formats, Goal { rows_max: None, short_after }).await?;
+        source.pause();
+        self.meters.rows_sent(sent);
+        if rows_max > 0 && (sent == u64::from(rows_max) || reached == Reached::Goal) {
             reply::bare(self.wire.out(), Bare::PortalSuspended);
         } else {
             reply::command_complete(self.wire.out(), &format!("SELECT {sent}"));
@@ -376,7 +338,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Runs a statement of ours on behalf of a message.
     async fn run_text(&mut self, text: &str, signals: &Signals) -> Result<Outcome, Stop> {
         let mut statements = step(self.wire, signals, pin!(self.session.parse(text))).await??;
-        let Some(parsed) = statements.pop() else { return Ok(Outcome::Empty) };
+        let Some(mut parsed) = statements.pop() else { return Ok(Outcome::Empty) };
+        parsed.wait_for_rows();
         let prepared = step(self.wire, signals, pin!(self.session.prepare(parsed, &[]))).await??;
         Ok(step(self.wire, signals, pin!(self.session.execute(&prepared, Vec::new(), Via::Extended))).await??)
     }

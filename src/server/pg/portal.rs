@@ -4,7 +4,7 @@
 //! client the two are one: a portal that a statement names becomes a cursor, and its formats stay here. Portals end with
 //! the transaction, or with Sync outside of one.
 
-use crate::engine::{Held, Param, Prepared, SqlError, SqlState};
+use crate::engine::{Held, Param, Prepared, ResultColumn, SqlError, SqlState};
 use crate::server::pg::pump::Source;
 use crate::server::pg::rows::Formats;
 use millstream_catalog::model::limit::PORTALS_MAX;
@@ -37,8 +37,8 @@ pub(super) enum State {
 #[derive(Debug, Default)]
 pub(super) struct Portals {
     open: HashMap<String, Portal>,
-    /// Formats of those that are cursors of the session now.
-    formats: HashMap<String, Formats>,
+    /// Columns and formats of those that became cursors of the session.
+    cursors: HashMap<String, (Arc<[ResultColumn]>, Formats)>,
 }
 
 impl Portals {
@@ -57,19 +57,24 @@ impl Portals {
                     .hint("close portals that are not needed any more"));
             }
         }
-        self.formats.remove(name);
         self.open.insert(name.to_owned(), portal);
         Ok(())
     }
 
     /// The portal of this name is a cursor of the session from now on, whose rows go out in these formats.
-    pub(super) fn became_cursor(&mut self, name: &str, formats: Formats) {
-        self.formats.insert(name.to_owned(), formats);
+    pub(super) fn became_cursor(&mut self, name: &str, columns: &Arc<[ResultColumn]>, formats: Formats) {
+        self.cursors.insert(name.to_owned(), (Arc::clone(columns), formats));
     }
 
-    /// The formats of a cursor that was a portal; of any other, text.
-    pub(super) fn cursor_formats(&self, name: &str) -> Formats {
-        self.formats.get(name).cloned().unwrap_or_default()
+    /// The formats of a cursor with these columns, if it was a portal; of any other, text.
+    pub(super) fn cursor_formats(&self, name: &str, columns: &Arc<[ResultColumn]>) -> Formats {
+        let of = self.cursors.get(name).filter(|(of, _)| Arc::ptr_eq(of, columns));
+        of.map_or_else(Formats::default, |(_, formats)| formats.clone())
+    }
+
+    /// Forgets formats of cursors that there are no more.
+    pub(super) fn retain_cursors(&mut self, is_open: impl Fn(&str) -> bool) {
+        self.cursors.retain(|name, _| is_open(name));
     }
 
     /// The portal of this name.
@@ -80,6 +85,12 @@ impl Portals {
     /// Takes a portal out, to run it.
     pub(super) fn take(&mut self, name: &str) -> Option<Portal> {
         self.open.remove(name)
+    }
+
+    /// Takes a portal out that is like this.
+    pub(super) fn take_if(&mut self, name: &str, is_like: impl FnOnce(&mut Portal) -> bool) -> Option<Portal> {
+        let is_taken = self.open.get_mut(name).is_some_and(is_like);
+        if is_taken { self.open.remove(name) } else { None }
     }
 
     /// Puts a portal back that `take` gave.
@@ -95,7 +106,7 @@ impl Portals {
     /// Ends all of them.
     pub(super) fn clear(&mut self) {
         self.open.clear();
-        self.formats.clear();
+        self.cursors.clear();
     }
 }
 

@@ -72,15 +72,13 @@ impl Source {
 
     /// The rows that were not sent, for a cursor.
     pub(super) fn into_rows(self) -> Rows {
-        let Self { columns, tag, is_push, stream, idle, rest, receipts, .. } = self;
+        let Self { columns, tag, is_push, stream, idle, rest, is_ended, receipts, .. } = self;
         let rest = rest.map(|(batch, row)| Ok(batch.slice(row, batch.num_rows() - row)));
+        // Only a member's may be asked again once it has ended.
+        let is_over = is_ended && !receipts.as_ref().is_some_and(Receipts::is_member);
+        let stream = if is_over { Box::pin(futures::stream::empty()) } else { stream };
         let stream = Box::pin(futures::stream::iter(rest).chain(stream));
         Rows { columns, tag, is_push, stream, idle, receipts }
-    }
-
-    /// Whether the rows are no FETCH's of another cursor.
-    pub(super) fn is_own(&self) -> bool {
-        self.receipts.as_ref().is_none_or(Receipts::is_member)
     }
 
     /// The signals that end a wait for these rows.

@@ -12,11 +12,12 @@ use anyhow::Context as _;
 use futures::future::try_join_all;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::{Notify, mpsc};
 
 pub(crate) const EVENTS_PER_SECOND: usize = 1_000;
 const TICK: Duration = Duration::from_millis(1);
+/// Events that are due and not sent yet.
+const DUE_MAX: usize = 1 << 16;
 /// Part of the events, at the beginning, whose times are not counted.
 const WARM_UP_PART: usize = 5;
 /// After the last event was sent.
@@ -132,12 +133,30 @@ async fn receive(mut receiver: Receiver, arrivals: &Arrivals, warm_up: usize) ->
 
 async fn produce(mut producer: Producer, due: &RefCell<Vec<Instant>>, count: usize) -> anyhow::Result<Producer> {
     let texts = Events::new(1_000, SIZE);
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut ticks = ticks(count);
     for number in 0..count {
-        let time = ticks.tick().await.into_std();
+        let time = ticks.recv().await.context("the pacer ended")?;
         due.borrow_mut().push(time);
         producer.send(&format!("{number:020}{}", &texts.get(number)[20..])).await?;
     }
     Ok(producer)
+}
+
+/// When each event is due, told then: by a thread, since the runtime's timers are up to two milliseconds late, which is
+/// longer than an event takes.
+fn ticks(count: usize) -> mpsc::Receiver<Instant> {
+    let (tell, ticks) = mpsc::channel(DUE_MAX);
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        for number in 0..count {
+            let due = start + TICK * number as u32;
+            while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                std::thread::park_timeout(left);
+            }
+            if tell.blocking_send(due).is_err() {
+                return;
+            }
+        }
+    });
+    ticks
 }

@@ -76,6 +76,20 @@ impl Parsed {
             _ => None,
         }
     }
+
+    /// A FETCH of so many rows waits for them, whatever `fetch_timeout` says.
+    pub fn wait_for_rows(&mut self) {
+        if let Statement::Fetch(fetch) = &mut self.statement
+            && matches!(fetch.count, FetchCount::Rows(_))
+        {
+            fetch.timeout = Some(Span::from_micros(i64::MAX));
+        }
+    }
+
+    /// Whether it is a CLOSE.
+    pub fn is_close(&self) -> bool {
+        matches!(self.statement, Statement::Close(_))
+    }
 }
 
 /// A statement.
