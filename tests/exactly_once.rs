@@ -70,12 +70,17 @@ async fn work(address: SocketAddr, worker: u64, seeded: &mut Seeded, done: &Done
     config.host(address.ip().to_string()).port(address.port()).user("worker").dbname("millstream");
     let (client, connection) = config.connect(NoTls).await?;
     let connection = tokio::spawn(connection);
-    let auto = if seeded.below(2) == 0 { "true" } else { "false" };
+    let commit = match seeded.below(4) {
+        0 => "auto_commit = false",
+        1 => "auto_commit_interval = '20ms'",
+        2 => "auto_commit_interval = '1 hour'",
+        _ => "auto_commit = true",
+    };
     ask(
         &client,
         &format!(
             "DECLARE c CURSOR WITH HOLD FOR SELECT n FROM input
-             EMIT CHANGES WITH (group = 'move', auto_offset_reset = 'earliest', auto_commit = {auto})"
+             EMIT CHANGES WITH (group = 'move', auto_offset_reset = 'earliest', {commit})"
         ),
     )
     .await?;

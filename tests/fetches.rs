@@ -305,3 +305,74 @@ async fn portals_that_ended_or_never_ran_are_cursors_too() {
     assert_eq!(errors(&raw.run("FETCH 5 FROM q").await), ["34000"]);
     raw.run("ROLLBACK").await;
 }
+
+#[tokio::test]
+async fn a_portal_ends_when_the_savepoint_before_it_is_rolled_back_to() {
+    let (_server, mut raw) = begun().await;
+    let member = "SELECT n FROM t EMIT CHANGES WITH (group = 'p', auto_offset_reset = 'earliest')";
+    raw.run("CREATE STREAM done (n bigint)").await;
+    raw.send(&[&parse("m", member), &sync()]).await;
+    raw.messages().await;
+    // Begun after the savepoint, by its first Execute or its Bind; the transaction goes on without it.
+    for before in [false, true] {
+        raw.run("BEGIN").await;
+        let (first, second) = if before { (bind("p", "m"), vec![]) } else { (vec![], bind("p", "m")) };
+        raw.send(&[&first, &sync()]).await;
+        raw.messages().await;
+        raw.run("SAVEPOINT s").await;
+        raw.send(&[&second, &execute("p", 5), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), [0, 1, 2, 3, 4]);
+        raw.run("ROLLBACK TO s").await;
+        raw.send(&[&execute("p", 5), &sync()]).await;
+        assert_eq!(errors(&raw.messages().await), ["34000"]);
+        raw.run("ROLLBACK").await;
+    }
+    // Begun before it, it goes back.
+    raw.run("BEGIN").await;
+    raw.send(&[&bind("p", "m"), &execute("p", 2), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0, 1]);
+    raw.run("SAVEPOINT s").await;
+    for _ in 0..2 {
+        raw.send(&[&execute("p", 3), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), [2, 3, 4]);
+        // Nothing is handed over in a block that failed.
+        raw.run("SELECT 1 / 0").await;
+        raw.send(&[&execute("p", 3), &sync()]).await;
+        let messages = raw.messages().await;
+        assert_eq!((rows(&messages), errors(&messages)), (vec![], vec!["25P02".to_owned()]));
+        raw.run("ROLLBACK TO s").await;
+    }
+    raw.send(&[&execute("p", 3), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [2, 3, 4]);
+    raw.run("INSERT INTO done VALUES (4); COMMIT").await;
+    let committed = "SELECT committed_offset FROM millstream.consumer_group_offsets WHERE group_name = 'p'";
+    assert_eq!(raw.value(committed).await, "5");
+}
+
+#[tokio::test]
+async fn prepared_statements_name_portals_each_time_they_are_executed() {
+    let (_server, mut raw) = begun().await;
+    raw.send(&[&parse("s", "SELECT n FROM generate_series(1, 9) AS g(n)"), &sync()]).await;
+    raw.messages().await;
+    for round in 0..2 {
+        raw.run("BEGIN").await;
+        raw.send(&[&bind("p", "s"), &execute("p", 2), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), [1, 2]);
+        if round == 0 {
+            raw.send(&[&parse("f", "FETCH 2 FROM p"), &parse("c", "CLOSE p"), &sync()]).await;
+            assert_eq!(errors(&raw.messages().await), NONE);
+        }
+        raw.send(&[&bind("q", "f"), &execute("q", 0), &execute("p", 1), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), [3, 4, 5]);
+        assert_eq!(errors(&raw.run("DECLARE p CURSOR FOR SELECT 1").await), ["42P03"]);
+        raw.run("ROLLBACK; BEGIN").await;
+        raw.send(&[&bind("p", "s"), &execute("p", 2), &bind("q", "c"), &execute("q", 0), &execute("p", 1), &sync()])
+            .await;
+        assert_eq!(errors(&raw.messages().await), ["34000"]);
+        raw.run("ROLLBACK; BEGIN").await;
+        raw.send(&[&bind("p", "s"), &sync()]).await;
+        raw.messages().await;
+        assert_eq!(errors(&raw.run("DECLARE p CURSOR FOR SELECT 1").await), ["42P03"]);
+        raw.run("ROLLBACK").await;
+    }
+}

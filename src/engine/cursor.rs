@@ -33,6 +33,8 @@ struct Cursor {
     is_push: bool,
     /// `WITH HOLD`: outlives its transaction.
     life: Life,
+    /// Savepoints of the session that were set before it.
+    savepoints: u64,
     source: Arc<Mutex<Source>>,
 }
 
@@ -86,7 +88,7 @@ impl Cursors {
     ///
     /// # Errors
     /// 42P03 when the name is taken, 53400 over the limit.
-    pub(crate) fn declare(&mut self, name: &str, rows: Rows, life: Life) -> Result<(), SqlError> {
+    pub(crate) fn declare(&mut self, name: &str, rows: Rows, life: Life, savepoints: u64) -> Result<(), SqlError> {
         if self.open.contains_key(name) {
             return Err(SqlError::new(SqlState::DuplicateCursor, format!("cursor \"{name}\" already exists")));
         }
@@ -98,7 +100,7 @@ impl Cursors {
         let (fetching, asked) = (None, Asked::default());
         let source = Source { stream, idle, rest: None, is_done: false, receipts, fetching, asked, failure: None };
         let (columns, is_push, source) = (rows.columns, rows.is_push, Arc::new(Mutex::new(source)));
-        let cursor = Cursor { columns, is_push, life, source };
+        let cursor = Cursor { columns, is_push, life, savepoints, source };
         self.open.insert(name.to_owned(), cursor);
         Ok(())
     }
@@ -210,6 +212,11 @@ impl Cursors {
         });
         self.open.values_mut().for_each(|cursor| cursor.life = Life::Session);
         new
+    }
+
+    /// `ROLLBACK TO` a savepoint of this number: what was declared since goes.
+    pub(crate) fn roll_back_to(&mut self, number: u64) {
+        self.open.retain(|_, cursor| cursor.savepoints < number);
     }
 
     /// The transaction did not commit: what it declared goes too.

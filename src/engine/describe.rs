@@ -56,7 +56,7 @@ impl Session {
             Statement::DescribeGroup(_) => group_columns(),
             Statement::Explain(_) => vec![column("QUERY PLAN", SqlType::Text)],
             Statement::ExplainQuery(_) => vec![column("QUERY PLAN", SqlType::Text)],
-            Statement::Fetch(fetch) => match self.cursor_columns(fetch.cursor.as_str()) {
+            Statement::Fetch(fetch) => match self.columns_of_cursor(fetch.cursor.as_str()) {
                 Some(columns) => return Ok(Some(columns)),
                 None => {
                     let message = format!("cursor \"{}\" does not exist", fetch.cursor);

@@ -148,7 +148,7 @@ impl Session {
             (true, true) => Life::HoldOnCommit,
             (true, false) => Life::Session,
         };
-        self.cursors.declare(declare.name.as_str(), rows, life)?;
+        self.cursors.declare(declare.name.as_str(), rows, life, self.savepoints)?;
         Ok(Outcome::Command { tag: "DECLARE CURSOR".to_owned() })
     }
 
@@ -157,7 +157,7 @@ impl Session {
     /// # Errors
     /// 42P03 when the name is taken, 53400 over the limit.
     pub fn declare_rows(&mut self, name: &str, rows: Rows) -> Result<()> {
-        self.cursors.declare(name, rows, Life::Transaction)
+        self.cursors.declare(name, rows, Life::Transaction, self.savepoints)
     }
 
     /// `FETCH`

@@ -62,6 +62,12 @@ pub struct Session {
     pub(crate) cuts: Option<Cuts>,
     /// While a transaction commits: cursors it declared that outlive it, if it comes to that.
     undecided: Option<Vec<String>>,
+    /// Counts the savepoints that were set.
+    pub(crate) savepoints: u64,
+    /// The first of those that were rolled back to, until the connection asks.
+    rolled_back: Option<u64>,
+    /// Columns of a portal that the next statement to prepare names.
+    known: Option<(String, Arc<[ResultColumn]>)>,
 }
 
 impl Drop for Session {
@@ -98,6 +104,9 @@ impl Session {
             pin: None,
             cuts: None,
             undecided: None,
+            savepoints: 0,
+            rolled_back: None,
+            known: None,
         })
     }
 
@@ -176,6 +185,27 @@ impl Session {
     /// The columns of a cursor: a portal and a cursor of one name are one thing.
     pub fn cursor_columns(&self, name: &str) -> Option<Arc<[ResultColumn]>> {
         self.cursors.columns(name)
+    }
+
+    /// As [`Session::cursor_columns`], or of the portal that the connection made known.
+    pub(crate) fn columns_of_cursor(&self, name: &str) -> Option<Arc<[ResultColumn]>> {
+        let known = || self.known.as_ref().filter(|(known, _)| known == name).map(|(_, columns)| Arc::clone(columns));
+        self.cursor_columns(name).or_else(known)
+    }
+
+    /// The next statement to prepare may name a portal with these columns as a cursor.
+    pub fn know_portal(&mut self, name: &str, columns: &Arc<[ResultColumn]>) {
+        self.known = Some((name.to_owned(), Arc::clone(columns)));
+    }
+
+    /// Counts the savepoints that were set so far.
+    pub fn savepoints(&self) -> u64 {
+        self.savepoints
+    }
+
+    /// The first savepoint that was rolled back to since this was asked: what was made since it was set is gone.
+    pub fn take_rolled_back(&mut self) -> Option<u64> {
+        self.rolled_back.take()
     }
 
     /// Keeps a prepared statement under `name`; the empty name is replaced each time.
@@ -276,6 +306,7 @@ impl Session {
         // A plan fixes the rows it sees.
         self.take_cuts().await;
         let result = self.plan(parsed, param_types).await;
+        self.known = None;
         if result.is_err() {
             self.transaction.fail();
         }
@@ -377,20 +408,27 @@ impl Session {
             Statement::Rollback(chain) => self.rollback_block(*chain)?,
             Statement::Savepoint(name) => {
                 self.check_in_block("SAVEPOINT")?;
-                self.transaction.save(name.as_str())?;
+                self.transaction.save(name.as_str(), self.savepoints + 1)?;
+                self.savepoints += 1;
+                self.settings.save(name.as_str());
                 self.listening.save(&name.name);
                 "SAVEPOINT"
             }
             Statement::Release(name) => {
                 self.check_in_block("RELEASE SAVEPOINT")?;
                 self.transaction.release(name.as_str())?;
+                self.settings.release(name.as_str());
                 self.listening.release(&name.name);
                 "RELEASE"
             }
             Statement::RollbackTo(name) => {
                 self.check_in_block("ROLLBACK TO SAVEPOINT")?;
-                self.transaction.rollback_to(name.as_str())?;
+                let number = self.transaction.rollback_to(name.as_str())?;
                 self.listening.roll_back_to(&name.name);
+                self.cursors.roll_back_to(number);
+                self.rolled_back = Some(self.rolled_back.map_or(number, |first| first.min(number)));
+                let changed = self.settings.roll_back_to(name.as_str());
+                changed.into_iter().for_each(|setting| self.report(Some(setting)));
                 "ROLLBACK"
             }
             Statement::SetTransaction(modes) => {
@@ -633,7 +671,15 @@ impl Session {
 
     fn check_not_failed(&self, statement: &Statement) -> Result<()> {
         let ends = matches!(statement, Statement::Commit(_) | Statement::Rollback(_) | Statement::RollbackTo(_));
-        if self.transaction.is_failed() && !ends {
+        if ends { Ok(()) } else { self.check_not_aborted() }
+    }
+
+    /// Whether statements run that do not end the transaction.
+    ///
+    /// # Errors
+    /// 25P02 when one before them failed.
+    pub fn check_not_aborted(&self) -> Result<()> {
+        if self.transaction.is_failed() {
             return Err(SqlError::new(
                 SqlState::InFailedSqlTransaction,
                 "current transaction is aborted, commands ignored until end of transaction block",

@@ -142,6 +142,15 @@ pub(crate) struct SettingRow {
     pub description: &'static str,
 }
 
+/// The settings as they were when a savepoint was set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Saved {
+    name: String,
+    changed: BTreeMap<&'static str, String>,
+    before: BTreeMap<&'static str, Option<String>>,
+    local: BTreeMap<&'static str, Option<String>>,
+}
+
 /// The settings of one session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -149,6 +158,8 @@ pub(crate) struct Settings {
     /// Values as they were before the transaction, for `SET` rolled back and `SET LOCAL`.
     before: BTreeMap<&'static str, Option<String>>,
     local: BTreeMap<&'static str, Option<String>>,
+    /// What the three were when savepoints were set.
+    saved: Vec<Saved>,
 }
 
 fn find(name: &str) -> Result<&'static Definition, SqlError> {
@@ -348,10 +359,36 @@ impl Settings {
         self.changed.retain(|name, _| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed)));
     }
 
+    /// `SAVEPOINT name`
+    pub(crate) fn save(&mut self, name: &str) {
+        let (changed, before, local) = (self.changed.clone(), self.before.clone(), self.local.clone());
+        self.saved.push(Saved { name: name.to_owned(), changed, before, local });
+    }
+
+    /// `RELEASE name`: those set later go with it.
+    pub(crate) fn release(&mut self, name: &str) {
+        let at = self.saved.iter().rposition(|saved| saved.name == name);
+        self.saved.truncate(at.unwrap_or(self.saved.len()));
+    }
+
+    /// `ROLLBACK TO name`. What the client is to be told of that.
+    pub(crate) fn roll_back_to(&mut self, name: &str) -> Vec<(String, String)> {
+        let Some(at) = self.saved.iter().rposition(|saved| saved.name == name) else { return Vec::new() };
+        self.saved.truncate(at + 1);
+        let told = self.reported();
+        if let Some(saved) = self.saved.last() {
+            self.changed.clone_from(&saved.changed);
+            self.before.clone_from(&saved.before);
+            self.local.clone_from(&saved.local);
+        }
+        self.reported().into_iter().filter(|setting| !told.contains(setting)).collect()
+    }
+
     /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back. What the client is to be told of that.
     pub(crate) fn end_transaction(&mut self, is_committed: bool) -> Vec<(String, String)> {
         let local = std::mem::take(&mut self.local);
         let before = std::mem::take(&mut self.before);
+        self.saved.clear();
         let undo = if is_committed { BTreeMap::new() } else { before };
         if local.is_empty() && undo.is_empty() {
             return Vec::new();
@@ -531,6 +568,26 @@ mod tests {
         }
         settings.set("application_name", "b", SetScope::InTransaction).unwrap();
         assert!(settings.end_transaction(true).is_empty());
+    }
+
+    #[test]
+    fn what_was_set_since_a_savepoint_is_rolled_back_to_it() {
+        let mut settings = Settings::default();
+        settings.set("application_name", "a", SetScope::InTransaction).unwrap();
+        settings.save("s");
+        settings.set("application_name", "b", SetScope::InTransaction).unwrap();
+        settings.save("s");
+        settings.set("application_name", "c", SetScope::Local).unwrap();
+        settings.set("statement_timeout", "1s", SetScope::InTransaction).unwrap();
+        let told = |name: &str| [("application_name".to_owned(), name.to_owned())];
+        assert_eq!(settings.roll_back_to("s"), told("b"));
+        assert_eq!(settings.statement_timeout(), None);
+        assert!(settings.roll_back_to("s").is_empty());
+        settings.release("s");
+        assert_eq!(settings.roll_back_to("s"), told("a"));
+        assert!(settings.end_transaction(true).is_empty());
+        assert_eq!(settings.show("application_name").unwrap(), "a");
+        assert!(settings.roll_back_to("s").is_empty());
     }
 
     #[test]

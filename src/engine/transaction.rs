@@ -56,6 +56,8 @@ pub(crate) struct Transaction {
 #[derive(Debug)]
 struct Savepoint {
     name: String,
+    /// Counts those of the session.
+    number: u64,
     writes: usize,
     claims: usize,
     fetched: FetchedMark,
@@ -360,7 +362,7 @@ impl Transaction {
     ///
     /// # Errors
     /// 53400 over the limit.
-    pub(crate) fn save(&mut self, name: &str) -> Result<(), SqlError> {
+    pub(crate) fn save(&mut self, name: &str, number: u64) -> Result<(), SqlError> {
         if self.savepoints.len() >= SAVEPOINTS_MAX {
             return Err(SqlError::new(SqlState::ConfigurationLimitExceeded, "too many savepoints")
                 .detail(format!("a transaction may have {SAVEPOINTS_MAX}"))
@@ -368,6 +370,7 @@ impl Transaction {
         }
         self.savepoints.push(Savepoint {
             name: name.to_owned(),
+            number,
             writes: self.writes.len(),
             claims: self.claims.len(),
             fetched: self.fetched.mark(),
@@ -387,16 +390,16 @@ impl Transaction {
         Ok(())
     }
 
-    /// `ROLLBACK TO name`: forgets later writes, keeps the savepoint.
+    /// `ROLLBACK TO name`: forgets later writes, keeps the savepoint; its number.
     ///
     /// # Errors
     /// 3B001 when there is none of that name.
-    pub(crate) fn rollback_to(&mut self, name: &str) -> Result<(), SqlError> {
+    pub(crate) fn rollback_to(&mut self, name: &str) -> Result<u64, SqlError> {
         let at = self.find(name)?;
         self.cut_back(at);
         self.savepoints.truncate(at + 1);
         self.is_failed = false;
-        Ok(())
+        Ok(self.savepoints.last().map_or(0, |saved| saved.number))
     }
 
     fn find(&self, name: &str) -> Result<usize, SqlError> {
@@ -457,7 +460,7 @@ mod tests {
         let shard = ShardId::new(1);
         let (mut first, mut second) = (Transaction::default(), Transaction::default());
         first.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
-        first.save("a").unwrap();
+        first.save("a", 1).unwrap();
         first.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
         let error = second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap_err();
         assert_eq!(error.sqlstate, SqlState::OutOfMemory);
@@ -471,7 +474,7 @@ mod tests {
         // Those that leave memory at once need no room, but for what a savepoint may want back.
         let mut third = Transaction::default();
         third.hold(&room, shard, (write(1_000), Leaving::Soon), None).unwrap();
-        third.save("a").unwrap();
+        third.save("a", 1).unwrap();
         assert!(third.hold(&room, shard, (write(1_000), Leaving::Soon), None).is_err());
         drop((pending, third));
         second.hold(&room, shard, (write(1_000), Leaving::AtEnd), None).unwrap();
@@ -481,8 +484,8 @@ mod tests {
     fn savepoints_are_bounded() {
         let mut transaction = Transaction::default();
         for _ in 0..SAVEPOINTS_MAX {
-            transaction.save("a").unwrap();
+            transaction.save("a", 1).unwrap();
         }
-        assert_eq!(transaction.save("a").unwrap_err().sqlstate, SqlState::ConfigurationLimitExceeded);
+        assert_eq!(transaction.save("a", 1).unwrap_err().sqlstate, SqlState::ConfigurationLimitExceeded);
     }
 }

@@ -122,11 +122,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         }
     }
 
-    /// Portals end with their block, also where another follows at once.
+    /// Portals end with their block, also where another follows at once, and with what ROLLBACK TO takes back.
     pub(super) fn end_portals_of_blocks(&mut self) {
         if self.session.blocks_ended() != self.blocks_ended {
             self.blocks_ended = self.session.blocks_ended();
             self.portals.clear();
+        }
+        if let Some(number) = self.session.take_rolled_back() {
+            self.portals.roll_back_to(number);
         }
     }
 
@@ -270,7 +273,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
         Ok(self.wire.make_room(&signals).await?)
     }
 
-    /// Ends a series of extended messages: outside a transaction block it is committed, and its portals end with it.
+    /// Ends a series of extended messages: outside of a transaction block it is committed, and its portals end with it.
     async fn sync(&mut self) -> Result<(), Stop> {
         let is_ok = !std::mem::take(&mut self.is_skipping);
         if self.session.is_implicit() {
@@ -282,7 +285,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
                 Err(stop) => return Err(stop),
             }
         }
-        if self.session.transaction_status() != TransactionStatus::Open {
+        // In a block that failed too, which may go back to a savepoint.
+        if self.session.transaction_status() == TransactionStatus::Idle {
             if is_ok {
                 let open = self.portals.take_open();
                 match Box::pin(self.finish_portals(open)).await {

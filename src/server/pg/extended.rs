@@ -48,6 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         match parsed {
             Some(parsed) => {
+                self.know_portal(&parsed);
                 let prepared = step(self.wire, &signals, pin!(self.session.prepare(parsed, &param_types))).await??;
                 self.session.store_statement(name, prepared)?;
                 self.statements_empty.remove(name);
@@ -119,7 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             held.set(ByteSize::of(bytes))?;
         }
         let params = bind.params.into_iter().enumerate().map(param).collect();
-        self.portals.open(&bind.portal, Portal { prepared, formats, state: State::Bound(params), _held: held })?;
+        let (state, savepoints) = (State::Bound(params), self.session.savepoints());
+        self.portals.open(&bind.portal, Portal { prepared, formats, state, savepoints, _held: held })?;
         reply::bare(self.wire.out(), Bare::BindComplete);
         Ok(())
     }
@@ -191,12 +193,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         Ok(())
     }
 
+    /// Takes a portal out, to execute it.
+    ///
+    /// # Errors
+    /// `25P02` of one whose rows are on their way, in a block that failed.
+    fn take_portal(&mut self, name: &str) -> Result<Option<Portal>, SqlError> {
+        self.end_portals_of_blocks();
+        if self.portals.find(name).is_some_and(|portal| matches!(portal.state, State::Open(_))) {
+            self.session.check_not_aborted()?;
+        }
+        Ok(self.portals.take(name))
+    }
+
     /// Execute: runs a portal, or goes on with one, for at most `rows_max` rows; 0 is all.
     ///
     /// # Errors
     /// Of the statement; the portal is gone then.
     pub(super) async fn execute_portal(&mut self, name: &str, rows_max: u32) -> Result<(), Stop> {
-        let Some(portal) = self.portals.take(name) else {
+        let Some(portal) = self.take_portal(name)? else {
             self.settle().await?;
             return Box::pin(self.execute_cursor(name, rows_max)).await;
         };
@@ -207,6 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         };
         let mut signals = self.signals(prepared.text());
         let timer = self.meters.statement();
+        let (formats, mut savepoints) = (portal.formats, portal.savepoints);
         let (source, is_first) = match portal.state {
             State::Open(source) => {
                 signals = self.settled(signals, prepared.text()).await?;
@@ -227,12 +242,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     let queued =
                         step(self.wire, &signals, Box::pin(self.session.insert_ahead(&prepared, params))).await??;
                     self.run_ahead(shard, queued, timer);
-                    let portal =
-                        Portal { prepared: Some(prepared), formats: portal.formats, state: State::Done, _held: None };
-                    self.portals.put_back(name, portal);
+                    self.portals.put_back(name, Portal::done(prepared, formats, savepoints));
                     return Ok(());
                 }
                 signals = self.settled(signals, prepared.text()).await?;
+                if let Some(tag) = Box::pin(self.meet_portal(&prepared.parsed, &signals)).await? {
+                    reply::command_complete(self.wire.out(), tag);
+                    self.portals.put_back(name, Portal::done(prepared, formats, savepoints));
+                    return Ok(());
+                }
+                savepoints = self.session.savepoints();
                 // A Sync right behind commits by itself what came alone.
                 if self.wire.input().first() != Some(&b'S') {
                     self.session.begin_pipeline();
@@ -246,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         };
         let state = match source {
             Some(mut source) => {
-                Box::pin(self.send_portal(&mut source, &portal.formats, &signals, rows_max)).await?;
+                Box::pin(self.send_portal(&mut source, &formats, &signals, rows_max)).await?;
                 State::Open(source)
             }
             None => State::Done,
@@ -254,7 +273,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         if is_first {
             timer.succeeded();
         }
-        self.portals.put_back(name, Portal { prepared: Some(prepared), formats: portal.formats, state, _held: None });
+        self.portals.put_back(name, Portal { prepared: Some(prepared), formats, state, savepoints, _held: None });
         Ok(())
     }
 

@@ -12,6 +12,7 @@ mod copy;
 mod error;
 mod extended;
 mod message;
+mod named;
 mod portal;
 mod pump;
 mod reply;

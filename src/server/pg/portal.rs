@@ -18,8 +18,17 @@ pub(super) struct Portal {
     pub(super) prepared: Option<Arc<Prepared>>,
     pub(super) formats: Formats,
     pub(super) state: State,
+    /// Savepoints of the session that were set before it began.
+    pub(super) savepoints: u64,
     /// Memory of its parameters, if they are large.
     pub(super) _held: Option<Held>,
+}
+
+impl Portal {
+    /// One that was executed to its end, without rows.
+    pub(super) fn done(prepared: Arc<Prepared>, formats: Formats, savepoints: u64) -> Self {
+        Self { prepared: Some(prepared), formats, state: State::Done, savepoints, _held: None }
+    }
 }
 
 /// How far a portal was executed.
@@ -103,6 +112,11 @@ impl Portals {
         self.open.extract_if(|_, portal| matches!(portal.state, State::Open(_))).map(|(_, portal)| portal).collect()
     }
 
+    /// `ROLLBACK TO` a savepoint of this number: those that began since end.
+    pub(super) fn roll_back_to(&mut self, number: u64) {
+        self.open.retain(|_, portal| portal.savepoints < number);
+    }
+
     /// Ends all of them.
     pub(super) fn clear(&mut self) {
         self.open.clear();
@@ -125,7 +139,7 @@ mod tests {
     use super::*;
 
     fn portal() -> Portal {
-        Portal { prepared: None, formats: Formats::default(), state: State::Done, _held: None }
+        Portal { prepared: None, formats: Formats::default(), state: State::Done, savepoints: 0, _held: None }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! The simple query protocol: one text, perhaps of several statements.
 //!
 //! Owns the order of replies to a Query message. Several statements of one text commit together, as in
-//! PostgreSQL, unless the text says otherwise; the first error ends the text. A portal of the extended protocol is a
-//! cursor to FETCH, MOVE and CLOSE. Leaves out rows (`pump`) and copy data (`copy`).
+//! PostgreSQL, unless the text says otherwise; the first error ends the text. Leaves out rows (`pump`) and
+//! copy data (`copy`).
 
-use crate::engine::{Outcome, Parsed, Rows, Session, SqlError, SqlState, TransactionStatus, Via};
+use crate::engine::{Outcome, Parsed, Rows, Session, SqlError, SqlState, Via};
 use crate::server::pg::cancel::Signals;
 use crate::server::pg::connection::{Connection, step};
 use crate::server::pg::error::Stop;
-use crate::server::pg::portal::{Portal, State};
 use crate::server::pg::pump::{Goal, Source};
 use crate::server::pg::reply::{self, Bare};
 use crate::server::pg::rows::{self, Formats};
@@ -104,15 +103,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
-        if let Some(name) = parsed.cursor()
-            && self.has_portal(name)
-        {
-            if parsed.is_close() {
-                let portal = self.portals.take(name);
-                Box::pin(self.finish_portals(portal)).await?;
-                return Ok(Some("CLOSE CURSOR".to_owned()));
-            }
-            Box::pin(self.make_cursor(name, &signals)).await?;
+        if let Some(tag) = Box::pin(self.meet_portal(&parsed, &signals)).await? {
+            return Ok(Some(tag.to_owned()));
         }
         // Boxed, and the statement forgotten once it began: a subscription need not hold what it needed to begin.
         let prepared = step(self.wire, &signals, Box::pin(self.session.prepare(parsed, &[]))).await??;
@@ -130,44 +122,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Outcome::Empty => return Ok(None),
         };
         Ok(Some(tag))
-    }
-
-    /// Whether a portal of this name was not ended by its block, and no cursor of the session has the name.
-    fn has_portal(&mut self, name: &str) -> bool {
-        self.end_portals_of_blocks();
-        let is_in_block = self.session.transaction_status() == TransactionStatus::Open;
-        is_in_block && self.portals.find(name).is_some() && self.session.cursor_columns(name).is_none()
-    }
-
-    /// Before a FETCH or MOVE of a portal by its name: it becomes a cursor of the session, as far as it was read. One without
-    /// rows of its own stays what it is.
-    ///
-    /// # Errors
-    /// Of its statement, which may begin here.
-    async fn make_cursor(&mut self, name: &str, signals: &Signals) -> Result<(), Stop> {
-        let has_rows = |portal: &mut Portal| {
-            let of = portal.prepared.as_ref().filter(|prepared| prepared.is_own());
-            of.is_some_and(|prepared| prepared.columns().is_some()) && !matches!(portal.state, State::Done)
-        };
-        let Some(Portal { prepared: Some(prepared), formats, state, _held }) = self.portals.take_if(name, has_rows)
-        else {
-            return Ok(());
-        };
-        let rows = match state {
-            State::Open(source) => source.into_rows(),
-            State::Bound(params) => {
-                match step(self.wire, signals, pin!(self.session.execute(&prepared, params, Via::Portal))).await?? {
-                    Outcome::Rows(rows) => rows,
-                    _ => return Ok(()),
-                }
-            }
-            State::Done => return Ok(()),
-        };
-        let session = &self.session;
-        self.portals.retain_cursors(|name| session.cursor_columns(name).is_some());
-        self.portals.became_cursor(name, &rows.columns, formats);
-        self.session.declare_rows(name, rows)?;
-        Ok(())
     }
 
     /// Sends a whole result in text; returns the completion tag.

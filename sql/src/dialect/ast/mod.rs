@@ -68,11 +68,20 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// The cursor that a FETCH, MOVE or CLOSE names.
+    /// The cursor that a FETCH, MOVE, CLOSE or COMMIT OFFSETS names.
     pub fn cursor(&self) -> Option<&str> {
         match &self.statement {
             Statement::Fetch(fetch) | Statement::Move(fetch) => Some(fetch.cursor.as_str()),
             Statement::Close(name) => name.as_ref().map(Ident::as_str),
+            Statement::CommitOffsets(CommitOffsets::Cursor(name)) => Some(name.as_str()),
+            _ => None,
+        }
+    }
+
+    /// The cursor that a DECLARE makes.
+    pub fn declared(&self) -> Option<&str> {
+        match &self.statement {
+            Statement::Declare(declare) => Some(declare.name.as_str()),
             _ => None,
         }
     }
