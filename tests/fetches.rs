@@ -307,34 +307,40 @@ async fn portals_that_ended_or_never_ran_are_cursors_too() {
 }
 
 #[tokio::test]
-async fn a_portal_ends_when_the_savepoint_before_it_is_rolled_back_to() {
+async fn portals_go_back_to_savepoints_or_end_with_them() {
     let (_server, mut raw) = begun().await;
     let member = "SELECT n FROM t EMIT CHANGES WITH (group = 'p', auto_offset_reset = 'earliest')";
     raw.run("CREATE STREAM done (n bigint)").await;
     raw.send(&[&parse("m", member), &sync()]).await;
     raw.messages().await;
-    // Begun after the savepoint, by its first Execute or its Bind; the transaction goes on without it.
-    for before in [false, true] {
-        raw.run("BEGIN").await;
-        let (first, second) = if before { (bind("p", "m"), vec![]) } else { (vec![], bind("p", "m")) };
-        raw.send(&[&first, &sync()]).await;
+    raw.run("BEGIN; SAVEPOINT s").await;
+    raw.send(&[&bind("p", "m"), &execute("p", 5), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0, 1, 2, 3, 4]);
+    raw.run("ROLLBACK TO s").await;
+    raw.send(&[&execute("p", 5), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["34000"]);
+    // Bound before it, it goes back, and on within the transaction.
+    for end in ["ROLLBACK", "COMMIT"] {
+        raw.run("ROLLBACK; BEGIN").await;
+        raw.send(&[&bind("p", "m"), &sync()]).await;
         raw.messages().await;
         raw.run("SAVEPOINT s").await;
-        raw.send(&[&second, &execute("p", 5), &sync()]).await;
-        assert_eq!(rows(&raw.messages().await), [0, 1, 2, 3, 4]);
+        raw.send(&[&execute("p", 1), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), [0]);
         raw.run("ROLLBACK TO s").await;
-        raw.send(&[&execute("p", 5), &sync()]).await;
-        assert_eq!(errors(&raw.messages().await), ["34000"]);
-        raw.run("ROLLBACK").await;
+        for n in 0..2 {
+            raw.send(&[&execute("p", 1), &sync()]).await;
+            assert_eq!(rows(&raw.messages().await), [n]);
+        }
+        raw.run(end).await;
     }
-    // Begun before it, it goes back.
     raw.run("BEGIN").await;
     raw.send(&[&bind("p", "m"), &execute("p", 2), &sync()]).await;
-    assert_eq!(rows(&raw.messages().await), [0, 1]);
+    assert_eq!(rows(&raw.messages().await), [2, 3]);
     raw.run("SAVEPOINT s").await;
     for _ in 0..2 {
         raw.send(&[&execute("p", 3), &sync()]).await;
-        assert_eq!(rows(&raw.messages().await), [2, 3, 4]);
+        assert_eq!(rows(&raw.messages().await), [4, 5, 6]);
         // Nothing is handed over in a block that failed.
         raw.run("SELECT 1 / 0").await;
         raw.send(&[&execute("p", 3), &sync()]).await;
@@ -343,10 +349,10 @@ async fn a_portal_ends_when_the_savepoint_before_it_is_rolled_back_to() {
         raw.run("ROLLBACK TO s").await;
     }
     raw.send(&[&execute("p", 3), &sync()]).await;
-    assert_eq!(rows(&raw.messages().await), [2, 3, 4]);
-    raw.run("INSERT INTO done VALUES (4); COMMIT").await;
+    assert_eq!(rows(&raw.messages().await), [4, 5, 6]);
+    raw.run("INSERT INTO done VALUES (6); COMMIT").await;
     let committed = "SELECT committed_offset FROM millstream.consumer_group_offsets WHERE group_name = 'p'";
-    assert_eq!(raw.value(committed).await, "5");
+    assert_eq!(raw.value(committed).await, "7");
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ mod events;
 mod exactly_once;
 mod failed_sync;
 mod fetches;
+mod group_transactions;
 mod groups;
 mod limits;
 mod listen;

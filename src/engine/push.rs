@@ -228,6 +228,12 @@ impl Session {
             session_timeout: self.settings.session_timeout().and_then(duration),
         };
         let Membership { group, reset, auto_commit, commit_interval, delivery, limit } = member;
+        if self.transaction.has_left(&group) {
+            let message = format!("the transaction has rows of a closed cursor of consumer group \"{group}\"");
+            return Err(SqlError::new(SqlState::ObjectInUse, message)
+                .detail("their partitions are its own until it ends")
+                .hint("COMMIT or ROLLBACK first, or go on with the cursor instead of closing it"));
+        }
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
         let durability = self.settings.durability();
         let joining = Joining { group, topics, shard, reset, delivery, auto_commit, commit_interval, durability, info };

@@ -12,7 +12,7 @@ use crate::replication::{GroupCommit, PartitionWrite, ProducerClaim, Staging};
 use crate::storage::batch::batch_bytes;
 use millstream_catalog::Relation;
 use millstream_catalog::model::limit::{SAVEPOINTS_MAX, STAGE_BYTES_MIN, STATEMENT_ROWS_BYTES_MAX};
-use millstream_catalog::model::{ByteSize, ProducerId, Sequence, ShardId, SqlState, TopicId};
+use millstream_catalog::model::{ByteSize, GroupName, ProducerId, Sequence, ShardId, SqlState, TopicId};
 use millstream_sql::SqlError;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -189,6 +189,11 @@ impl Transaction {
     /// Rows of a member are fetched in it: they are committed with it.
     pub(crate) fn consume(&mut self, consumer: &Arc<Consumer>) {
         self.fetched.add(consumer);
+    }
+
+    /// Whether it keeps partitions of a group for a member whose client wants no more.
+    pub(crate) fn has_left(&self, group: &GroupName) -> bool {
+        self.fetched.has_left(group)
     }
 
     /// Commits an offset with it.

@@ -363,6 +363,11 @@ impl Session {
         }
     }
 
+    /// A portal's rows go on: within a transaction they are committed with it.
+    pub fn fetch_more(&mut self, receipts: Option<&Receipts>) {
+        self.consume(receipts, true);
+    }
+
     fn is_consumed(&self, ends: bool) -> bool {
         let is_part = match self.transaction.is_pipeline() {
             true => self.transaction.has_writes(),

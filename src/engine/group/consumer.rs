@@ -256,6 +256,16 @@ impl Consumer {
         Ok(true)
     }
 
+    /// Its client wants no more of it; what a transaction fetched is its until that ends.
+    pub(crate) fn close(&self) {
+        self.progress.lock().is_closed = true;
+    }
+
+    /// Whether a transaction of its client's is all that keeps it in this group.
+    pub(crate) fn is_left_in(&self, group: &GroupName) -> bool {
+        self.joining.group == *group && self.progress.lock().is_closed
+    }
+
     fn is_releasing(&self) -> bool {
         let progress = self.progress.lock();
         progress.begun.is_none() && progress.held.values().any(|held| held.is_revoked)

@@ -6,7 +6,7 @@ use super::consumer::Consumer;
 use super::progress::ConsumerMark;
 use crate::engine::Result;
 use crate::replication::GroupCommit;
-use millstream_catalog::model::ShardId;
+use millstream_catalog::model::{GroupName, ShardId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,6 +31,11 @@ impl Drop for Fetched {
 }
 
 impl Fetched {
+    /// Whether it has rows of a member of this group whose client wants no more.
+    pub(crate) fn has_left(&self, group: &GroupName) -> bool {
+        self.consumers.iter().any(|consumer| consumer.is_left_in(group))
+    }
+
     /// Whether there is nothing to commit.
     pub(crate) fn is_empty(&self) -> bool {
         self.consumers.is_empty() && self.commits.is_empty()

@@ -70,6 +70,8 @@ pub(super) struct Progress {
     /// Rows handed over in total.
     pub(super) rows: u64,
     pub(super) begun: Option<Begun>,
+    /// The client wants no more.
+    pub(super) is_closed: bool,
     /// Whether the subscription reads what it was last told.
     pub(super) is_reading: bool,
     /// Counts how often rows that were given became void.
@@ -134,7 +136,12 @@ impl Progress {
 
     /// Whether a partition that is to be given up has to wait for the client: until then nobody else reads it.
     pub(super) fn must_keep(&self, held: &Held) -> bool {
-        self.begun.is_some() || held.handed != held.asked
+        held.handed != held.asked || self.is_in_transaction(held)
+    }
+
+    /// Whether a transaction may have rows of it to commit, or to give back.
+    fn is_in_transaction(&self, held: &Held) -> bool {
+        self.begun.is_some() && held.handed != held.committed
     }
 
     /// A partition is read by others, or from elsewhere: where it was when a transaction began says nothing.
@@ -196,9 +203,10 @@ impl Progress {
         // Rows that the client has not seen are read again, by whoever reads then.
         let is_unseen = |mark: &Mark| {
             let held = self.held.get(&mark.place);
-            held.is_some_and(|held| held.is_revoked && held.is_taken(auto_commit))
+            let is_free = |held: &Held| held.is_revoked && held.is_taken(auto_commit) && !self.is_in_transaction(held);
+            held.is_some_and(is_free)
         };
-        if !self.is_reading && self.begun.is_none() && self.marks.iter().any(is_unseen) {
+        if !self.is_reading && self.marks.iter().any(is_unseen) {
             self.void();
         }
         self.released(auto_commit)
@@ -212,11 +220,12 @@ impl Progress {
             self.later = None;
         }
         // What is read just now would be given by two.
-        if self.begun.is_some() || self.is_reading {
+        if self.is_reading {
             return Vec::new();
         }
         let has_rows = |place: &TopicPartition| self.marks.iter().any(|mark| mark.place == *place);
-        let is_free = |held: &Held| held.is_revoked && held.read == held.handed.offset && held.is_taken(auto_commit);
+        let is_taken = |held: &Held| held.is_taken(auto_commit) && !self.is_in_transaction(held);
+        let is_free = |held: &Held| held.is_revoked && held.read == held.handed.offset && is_taken(held);
         let free: Vec<TopicPartition> = self
             .held
             .iter()

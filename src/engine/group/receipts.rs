@@ -232,6 +232,7 @@ impl Receipts {
     pub async fn finish(&self) -> Result<()> {
         match &self.of {
             Of::Member(consumer) => {
+                consumer.close();
                 consumer.take_handed();
                 consumer.commit().await
             }

@@ -221,10 +221,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         };
         let mut signals = self.signals(prepared.text());
         let timer = self.meters.statement();
-        let (formats, mut savepoints) = (portal.formats, portal.savepoints);
+        let (formats, savepoints) = (portal.formats, portal.savepoints);
         let (source, is_first) = match portal.state {
             State::Open(source) => {
                 signals = self.settled(signals, prepared.text()).await?;
+                // Also after ROLLBACK TO a savepoint that was set before its first row.
+                self.session.fetch_more(source.receipts());
                 (Some(source), false)
             }
             State::Done => {
@@ -251,7 +253,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     self.portals.put_back(name, Portal::done(prepared, formats, savepoints));
                     return Ok(());
                 }
-                savepoints = self.session.savepoints();
                 // A Sync right behind commits by itself what came alone.
                 if self.wire.input().first() != Some(&b'S') {
                     self.session.begin_pipeline();

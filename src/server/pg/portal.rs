@@ -18,7 +18,7 @@ pub(super) struct Portal {
     pub(super) prepared: Option<Arc<Prepared>>,
     pub(super) formats: Formats,
     pub(super) state: State,
-    /// Savepoints of the session that were set before it began.
+    /// Savepoints of the session that were set before it was bound.
     pub(super) savepoints: u64,
     /// Memory of its parameters, if they are large.
     pub(super) _held: Option<Held>,
@@ -112,7 +112,7 @@ impl Portals {
         self.open.extract_if(|_, portal| matches!(portal.state, State::Open(_))).map(|(_, portal)| portal).collect()
     }
 
-    /// `ROLLBACK TO` a savepoint of this number: those that began since end.
+    /// `ROLLBACK TO` a savepoint of this number: those that were bound since end.
     pub(super) fn roll_back_to(&mut self, number: u64) {
         self.open.retain(|_, portal| portal.savepoints < number);
     }

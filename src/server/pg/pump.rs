@@ -119,6 +119,11 @@ impl Source {
         Ok(())
     }
 
+    /// Whom to tell of the rows of a member of a consumer group.
+    pub(super) fn receipts(&self) -> Option<&Receipts> {
+        self.receipts.as_ref()
+    }
+
     /// The client of a member has what it asked for, and is at work on that.
     pub(super) fn pause(&self) {
         if let Some(receipts) = &self.receipts {
