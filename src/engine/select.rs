@@ -152,12 +152,12 @@ impl Session {
         Ok(Outcome::Command { tag: "DECLARE CURSOR".to_owned() })
     }
 
-    /// Makes a cursor of rows that a portal has, until the transaction ends.
+    /// Makes a cursor of rows that a portal has, until the transaction ends; `savepoints` were set before the portal.
     ///
     /// # Errors
     /// 42P03 when the name is taken, 53400 over the limit.
-    pub fn declare_rows(&mut self, name: &str, rows: Rows) -> Result<()> {
-        self.cursors.declare(name, rows, Life::Transaction, self.savepoints)
+    pub fn declare_rows(&mut self, name: &str, rows: Rows, savepoints: u64) -> Result<()> {
+        self.cursors.declare(name, rows, Life::Transaction, savepoints)
     }
 
     /// `FETCH`

@@ -61,7 +61,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             let of = portal.prepared.as_ref().filter(|prepared| prepared.is_own());
             of.is_some_and(|prepared| prepared.columns().is_some()) && !matches!(portal.state, State::Done)
         };
-        let Some(Portal { prepared: Some(prepared), formats, state, .. }) = self.portals.take_if(name, has_rows) else {
+        let Some(Portal { prepared: Some(prepared), formats, state, savepoints, .. }) =
+            self.portals.take_if(name, has_rows)
+        else {
             return Ok(());
         };
         let rows = match state {
@@ -77,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let session = &self.session;
         self.portals.retain_cursors(|name| session.cursor_columns(name).is_some());
         self.portals.became_cursor(name, &rows.columns, formats);
-        self.session.declare_rows(name, rows)?;
+        self.session.declare_rows(name, rows, savepoints)?;
         Ok(())
     }
 }
