@@ -300,7 +300,12 @@ async fn state_beyond_its_memory_is_on_disk_and_survives_kills() {
         let state = of.join("shards/1/state");
         std::fs::read_dir(state).unwrap().flatten().flat_map(|dir| std::fs::read_dir(dir.path()).unwrap()).count()
     };
-    assert!(files(dir.path()) > 0);
+    // At the latest with the next checkpoint: what was read again after the kill may have none yet.
+    let begun = std::time::Instant::now();
+    while files(dir.path()) == 0 {
+        assert!(begun.elapsed() < DEADLINE, "no file of a state");
+        tokio::task::yield_now().await;
+    }
     let copy = tempfile::tempdir().unwrap();
     let copied = crate::backup::take(dir.path().to_owned(), copy.path().join("backup"), None).await;
     assert!(copied.report.is_clean() && files(&copy.path().join("backup")) > 0, "{}", copied.report);

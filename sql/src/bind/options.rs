@@ -138,7 +138,7 @@ pub fn bind_push_options(select: &Select) -> Result<PushOptions, SqlError> {
             }
             "mode" => check_mode(option)?,
             "auto_commit" => bound.auto_commit = switch(option)?,
-            "auto_commit_interval" => bound.auto_commit_interval = Some(duration_of(option)?),
+            "auto_commit_interval" => bound.auto_commit_interval = Some(commit_interval(option)?),
             "auto_offset_reset" => bound.auto_offset_reset = Some(group_reset(option)?),
             _ => return Err(unrecognized(option)),
         }
@@ -166,6 +166,16 @@ fn check_mode(option: &WithOption) -> Result<(), SqlError> {
         )),
         _ => Err(wrong(option).hint("the mode is partition")),
     }
+}
+
+/// `auto_commit_interval`
+fn commit_interval(option: &WithOption) -> Result<Span, SqlError> {
+    let span = match &option.value {
+        OptionValue::Number(_) => None,
+        OptionValue::Text(_) | OptionValue::Word(_) => duration::parse_interval(text(option)?).ok(),
+    };
+    let hint = "write a duration such as '5s', or leave it out: then each FETCH commits what was before it";
+    span.filter(|span| *span > Span::ZERO).ok_or_else(|| wrong(option).hint(hint))
 }
 
 fn group_reset(option: &WithOption) -> Result<GroupReset, SqlError> {

@@ -245,6 +245,7 @@ impl Session {
             let message = format!("offset {} is above the end of \"{}\"", commit.offset, topic.name);
             return Err(SqlError::new(SqlState::OffsetAboveLogEnd, message)
                 .detail(format!("partition {} ends at {end}", commit.partition))
+                .hint("OFFSET is the next to read: at most the end, where nothing is read until more is written")
                 .at(commit.position));
         }
         let group = commit.group.name.clone();
