@@ -693,6 +693,33 @@ fn entries_answered_before_their_sync_are_lost_only_from_the_end_on() {
 }
 
 #[test]
+fn the_first_to_write_to_a_page_writes_all_of_it() {
+    const PAGE: usize = 4 << 10;
+    let disk = FaultDisk::new();
+    let (mut driver, _) = Driver::open(&disk).unwrap();
+    let file = disk.open(&dir().join(log_name(driver.writer.sequence()))).unwrap();
+    let second_page = || {
+        let mut bytes = vec![0; PAGE];
+        file.read_at(&mut bytes, PAGE as u64).unwrap();
+        bytes
+    };
+    // As in a file that is used again.
+    file.write_at(&[0xA5; PAGE], PAGE as u64).unwrap();
+    let shard = ShardId::new(1);
+    let first = (1..).find(|index| {
+        write_unsynced(&mut driver, shard, *index..=*index);
+        second_page() != [0xA5; PAGE]
+    });
+    let first = first.unwrap();
+    let used = second_page().iter().rposition(|byte| *byte != 0).unwrap();
+    assert!(used < 600, "what was there before is gone: {used}");
+    file.write_at(&[0xA5], 2 * PAGE as u64 - 1).unwrap();
+    write_unsynced(&mut driver, shard, first + 1..=first + 1);
+    assert_eq!(second_page()[PAGE - 1], 0xA5, "who writes to it later leaves the rest alone");
+    assert_eq!(last_after(&disk, shard), first + 1);
+}
+
+#[test]
 fn a_synced_entry_makes_those_of_all_shards_before_it_durable() {
     let disk = FaultDisk::new();
     let (mut driver, _) = Driver::open(&disk).unwrap();

@@ -21,6 +21,8 @@ use std::sync::atomic::Ordering;
 
 /// Buffers above this are given back after use.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
+/// The system's pages, of which it keeps files.
+const PAGE_BYTES: u64 = 4 << 10;
 /// The frame that ends a file or the log.
 const END_BYTES: u64 = frame_bytes(0);
 
@@ -355,11 +357,13 @@ impl Writer {
         if self.buffer.is_empty() || self.shared.has_failed() {
             return;
         }
+        let bytes = self.buffer.len() as u64;
+        self.fill_page();
         if let Err(error) = self.current.file.write_at(&self.buffer, self.position) {
             return self.shared.fail(&error);
         }
-        self.shared.counts.bytes_written.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
-        self.position += self.buffer.len() as u64;
+        self.shared.counts.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+        self.position += bytes;
         self.shared.syncer.wrote(self.position);
         self.preparer.used(self.position, self.current.bytes);
         self.buffer.clear();
@@ -374,6 +378,16 @@ impl Writer {
         }
         drop(index);
         self.publish_room();
+    }
+
+    /// Fills the page that the buffer ends in, if it is the first to write there: what is written of a page that the system
+    /// has dropped waits until the rest is read, and the rest is nothing.
+    fn fill_page(&mut self) {
+        let end = self.position + self.buffer.len() as u64;
+        let filled = end.next_multiple_of(PAGE_BYTES).min(self.current.bytes);
+        if end - end % PAGE_BYTES >= self.position {
+            self.buffer.resize(self.buffer.len() + (filled - end) as usize, 0);
+        }
     }
 
     /// Syncs what is written. A failure is for ever, and in `shared`.
