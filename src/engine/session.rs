@@ -478,11 +478,10 @@ impl Session {
                 return Ok("SET");
             }
             (dialect::SetScope::Local, true) => SetScope::Local,
-            (dialect::SetScope::Session, _) if self.transaction.is_open() => SetScope::InTransaction,
-            (dialect::SetScope::Session, _) => SetScope::Session,
+            (dialect::SetScope::Session, _) => self.set_scope(),
         };
         let report = match &set.value {
-            dialect::SetValue::Default => self.settings.reset(&set.name),
+            dialect::SetValue::Default => self.settings.reset(&set.name, scope),
             dialect::SetValue::Values(values) if set.name == "search_path" => {
                 let names: Vec<String> = values.iter().map(|name| quote_name(name)).collect();
                 self.settings.set(&set.name, &names.join(", "), scope)
@@ -494,14 +493,19 @@ impl Session {
         Ok("SET")
     }
 
+    /// Of a statement that changes settings for good.
+    fn set_scope(&self) -> SetScope {
+        if self.transaction.is_open() { SetScope::InTransaction } else { SetScope::Session }
+    }
+
     fn reset(&mut self, name: Option<&str>) -> Result<&'static str> {
         match name {
             Some(name) => {
-                let report = self.settings.reset(name)?;
+                let report = self.settings.reset(name, self.set_scope())?;
                 self.report(report);
             }
             None => {
-                self.settings.reset_all();
+                self.settings.reset_all(self.set_scope());
                 self.reported = self.settings.reported();
             }
         }

@@ -142,23 +142,33 @@ pub(crate) struct SettingRow {
     pub description: &'static str,
 }
 
+/// Settings that were given a value.
+type Values = BTreeMap<&'static str, String>;
+
+/// What a transaction that changed settings goes back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Block {
+    /// When it is rolled back: as they were before.
+    before: Values,
+    /// When it commits: without those of `SET LOCAL`.
+    after: Values,
+}
+
 /// The settings as they were when a savepoint was set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Saved {
     name: String,
-    changed: BTreeMap<&'static str, String>,
-    before: BTreeMap<&'static str, Option<String>>,
-    local: BTreeMap<&'static str, Option<String>>,
+    changed: Values,
+    block: Option<Block>,
 }
 
 /// The settings of one session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
-    changed: BTreeMap<&'static str, String>,
-    /// Values as they were before the transaction, for `SET` rolled back and `SET LOCAL`.
-    before: BTreeMap<&'static str, Option<String>>,
-    local: BTreeMap<&'static str, Option<String>>,
-    /// What the three were when savepoints were set.
+    changed: Values,
+    /// Of a transaction that has changed some.
+    block: Option<Block>,
+    /// What the two were when savepoints were set.
     saved: Vec<Saved>,
 }
 
@@ -322,17 +332,19 @@ impl Settings {
     ) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         let value = definition.check(value)?;
-        let old = self.changed.insert(definition.name, value.clone());
-        match scope {
-            SetScope::Session => {}
-            SetScope::InTransaction => {
-                self.before.entry(definition.name).or_insert(old);
-            }
-            SetScope::Local => {
-                self.local.entry(definition.name).or_insert(old);
+        self.change(scope, |values| drop(values.insert(definition.name, value.clone())));
+        Ok(definition.is_reported.then(|| (reported_name(definition.name), value)))
+    }
+
+    fn change(&mut self, scope: SetScope, change: impl Fn(&mut Values)) {
+        if scope != SetScope::Session {
+            let new = || Block { before: self.changed.clone(), after: self.changed.clone() };
+            let block = self.block.get_or_insert_with(new);
+            if scope == SetScope::InTransaction {
+                change(&mut block.after);
             }
         }
-        Ok(definition.is_reported.then(|| (reported_name(definition.name), value)))
+        change(&mut self.changed);
     }
 
     /// Sets a value without checks: for what the server itself decides (`session_authorization`).
@@ -346,23 +358,23 @@ impl Settings {
     ///
     /// # Errors
     /// 42704 for an unknown name.
-    pub(crate) fn reset(&mut self, name: &str) -> Result<Option<(String, String)>, SqlError> {
+    pub(crate) fn reset(&mut self, name: &str, scope: SetScope) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         if !matches!(definition.kind, Kind::Fixed) {
-            self.changed.remove(definition.name);
+            self.change(scope, |values| drop(values.remove(definition.name)));
         }
         Ok(definition.is_reported.then(|| (reported_name(definition.name), self.value(definition))))
     }
 
     /// Everything that can be set, back to the defaults.
-    pub(crate) fn reset_all(&mut self) {
-        self.changed.retain(|name, _| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed)));
+    pub(crate) fn reset_all(&mut self, scope: SetScope) {
+        let is_fixed = |name: &str| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed));
+        self.change(scope, |values| values.retain(|name, _| is_fixed(name)));
     }
 
     /// `SAVEPOINT name`
     pub(crate) fn save(&mut self, name: &str) {
-        let (changed, before, local) = (self.changed.clone(), self.before.clone(), self.local.clone());
-        self.saved.push(Saved { name: name.to_owned(), changed, before, local });
+        self.saved.push(Saved { name: name.to_owned(), changed: self.changed.clone(), block: self.block.clone() });
     }
 
     /// `RELEASE name`: those set later go with it.
@@ -378,28 +390,17 @@ impl Settings {
         let told = self.reported();
         if let Some(saved) = self.saved.last() {
             self.changed.clone_from(&saved.changed);
-            self.before.clone_from(&saved.before);
-            self.local.clone_from(&saved.local);
+            self.block.clone_from(&saved.block);
         }
         self.reported().into_iter().filter(|setting| !told.contains(setting)).collect()
     }
 
     /// Ends a transaction: forgets `SET LOCAL`, and `SET` too when it was rolled back. What the client is to be told of that.
     pub(crate) fn end_transaction(&mut self, is_committed: bool) -> Vec<(String, String)> {
-        let local = std::mem::take(&mut self.local);
-        let before = std::mem::take(&mut self.before);
         self.saved.clear();
-        let undo = if is_committed { BTreeMap::new() } else { before };
-        if local.is_empty() && undo.is_empty() {
-            return Vec::new();
-        }
+        let Some(block) = self.block.take() else { return Vec::new() };
         let told = self.reported();
-        for (name, old) in local.into_iter().chain(undo) {
-            match old {
-                Some(value) => self.changed.insert(name, value),
-                None => self.changed.remove(name),
-            };
-        }
+        self.changed = if is_committed { block.after } else { block.before };
         self.reported().into_iter().filter(|setting| !told.contains(setting)).collect()
     }
 
@@ -568,6 +569,18 @@ mod tests {
         }
         settings.set("application_name", "b", SetScope::InTransaction).unwrap();
         assert!(settings.end_transaction(true).is_empty());
+        // The last one counts, and RESET is a SET.
+        settings.set("application_name", "c", SetScope::Local).unwrap();
+        settings.set("application_name", "d", SetScope::InTransaction).unwrap();
+        assert!(settings.end_transaction(true).is_empty());
+        settings.reset("application_name", SetScope::InTransaction).unwrap();
+        settings.reset_all(SetScope::InTransaction);
+        assert_eq!(settings.statement_timeout(), None);
+        settings.end_transaction(false);
+        assert_eq!(settings.show("application_name").unwrap(), "d");
+        assert_eq!(settings.statement_timeout(), Some(Span::from_secs(1)));
+        settings.reset("application_name", SetScope::Local).unwrap();
+        assert_eq!(settings.end_transaction(true), [("application_name".to_owned(), "d".to_owned())]);
     }
 
     #[test]
