@@ -142,7 +142,8 @@ async fn a_cursor_that_a_suspended_portal_waits_for_is_in_use() {
     raw.run("SAVEPOINT s").await;
     assert_eq!(errors(&raw.run("FETCH 1 FROM c").await), ["55006"]);
     raw.run("ROLLBACK TO s").await;
-    assert!(errors(&raw.run("CLOSE c; COMMIT; DISCARD ALL").await).is_empty());
+    assert_eq!(errors(&raw.run("CLOSE c; COMMIT; DISCARD ALL").await), ["25001"]);
+    assert_eq!(errors(&raw.run("DISCARD ALL").await), NONE);
 }
 
 /// What a member has to keep until its client asks again, it goes on reading: nobody else may.
@@ -327,7 +328,7 @@ async fn portals_go_back_to_savepoints_or_end_with_them() {
         raw.run("SAVEPOINT s").await;
         // By its messages, or by its name.
         match end {
-            "COMMIT" => drop(raw.run("MOVE 1 FROM p").await),
+            "COMMIT" => assert_eq!(errors(&raw.run("MOVE 1 FROM p").await), NONE),
             _ => {
                 raw.send(&[&execute("p", 1), &sync()]).await;
                 assert_eq!(rows(&raw.messages().await), [0]);
@@ -359,6 +360,98 @@ async fn portals_go_back_to_savepoints_or_end_with_them() {
     raw.run("INSERT INTO done VALUES (6); COMMIT").await;
     let committed = "SELECT committed_offset FROM millstream.consumer_group_offsets WHERE group_name = 'p'";
     assert_eq!(raw.value(committed).await, "7");
+}
+
+/// A portal of FETCH, that has been executed before a savepoint is rolled back to, is part of the transaction after it.
+#[tokio::test]
+async fn a_fetch_goes_on_within_the_transaction_after_a_rollback_to_a_savepoint() {
+    let (_server, mut raw) = begun().await;
+    let committed = "SELECT committed_offset FROM millstream.consumer_group_offsets WHERE group_name = 'g'";
+    raw.run("CREATE STREAM done (n bigint)").await;
+    for end in ["ROLLBACK", "INSERT INTO done VALUES (1); COMMIT"] {
+        raw.run("BEGIN").await;
+        raw.send(&[&parse("f", "FETCH 10 FROM c"), &bind("q", "f"), &sync()]).await;
+        assert_eq!(errors(&raw.messages().await), NONE);
+        raw.run("SAVEPOINT s").await;
+        for _ in 0..2 {
+            raw.send(&[&execute("q", 2), &sync()]).await;
+            assert_eq!(rows(&raw.messages().await), [0, 1]);
+            raw.run("ROLLBACK TO s").await;
+        }
+        // Of ten rows four were given before.
+        for (count, found) in [(2, 0..2), (3, 2..5), (0, 5..6)] {
+            raw.send(&[&execute("q", count), &sync()]).await;
+            assert_eq!(rows(&raw.messages().await), found.collect::<Vec<_>>());
+        }
+        assert_eq!(errors(&raw.run(end).await), NONE);
+        raw.send(&[&frame(b'C', b"Sf\0"), &sync()]).await;
+        raw.messages().await;
+    }
+    assert_eq!(raw.value(committed).await, "6");
+    assert_eq!(fetch(&mut raw, 2).await, [6, 7]);
+}
+
+#[tokio::test]
+async fn a_fetch_in_parts_is_full_though_its_rows_became_void_between_them() {
+    let (_server, mut raw) = begun().await;
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "FETCH 10 FROM c"), &bind("q", ""), &execute("q", 3), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0, 1, 2]);
+    raw.run("SAVEPOINT s; ROLLBACK TO s").await;
+    for (count, found) in [(2, 3..5), (0, 5..10)] {
+        raw.send(&[&execute("q", count), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), found.collect::<Vec<_>>());
+    }
+    assert_eq!(errors(&raw.run("COMMIT").await), NONE);
+}
+
+/// What a driver's cursor does that is read in parts by one statement each.
+#[tokio::test]
+async fn a_portal_that_another_replaced_keeps_no_partition_from_it() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("CREATE STREAM t (n bigint); INSERT INTO t SELECT n FROM generate_series(0, 9) AS g(n)").await;
+    let member = "SELECT n FROM t EMIT CHANGES WITH (group = 'p', auto_offset_reset = 'earliest')";
+    raw.send(&[&parse("m", member), &sync()]).await;
+    raw.messages().await;
+    raw.run("BEGIN").await;
+    raw.send(&[&bind("", "m"), &execute("", 5), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0, 1, 2, 3, 4]);
+    // The transaction has rows of a member that is gone, and the partition with them.
+    raw.send(&[&bind("", "m"), &execute("", 5), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["55006"]);
+    raw.run("ROLLBACK").await;
+    // Without rows it is nobody's: who comes next gets all there is.
+    raw.run("BEGIN; SET LOCAL fetch_timeout = '5s'").await;
+    raw.send(&[&bind("", "m"), &sync()]).await;
+    raw.messages().await;
+    for _ in 0..2 {
+        let declare = format!("DECLARE c CURSOR FOR {member}");
+        assert_eq!(errors(&raw.run(&declare).await), NONE);
+        raw.run("SAVEPOINT s; FETCH 3 FROM c").await;
+        assert_eq!(rows(&raw.run("ROLLBACK TO s; FETCH 2 FROM c").await), [0, 1]);
+        assert_eq!(errors(&raw.run("ROLLBACK TO s; CLOSE c").await), NONE);
+    }
+    raw.send(&[&bind("", "m"), &execute("", 10), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), (0..10).collect::<Vec<_>>());
+    raw.run("COMMIT").await;
+    assert_eq!(raw.value("SELECT sum(lag) FROM millstream.consumer_group_offsets").await, "0");
+}
+
+#[tokio::test]
+async fn cursors_are_closed_in_a_block_that_failed_and_portals_with_close_all() {
+    let (_server, mut raw) = begun().await;
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "SELECT n FROM t"), &bind("p", ""), &execute("p", 1), &sync()]).await;
+    raw.messages().await;
+    assert_eq!(errors(&raw.run("FETCH 1 FROM p; SELECT 1 / 0").await), ["22012"]);
+    raw.send(&[&frame(b'C', b"Pp\0"), &parse("", "ROLLBACK"), &bind("", ""), &execute("", 0), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), NONE);
+    raw.run("BEGIN").await;
+    raw.send(&[&parse("", "SELECT n FROM t"), &bind("p", ""), &execute("p", 1), &sync()]).await;
+    raw.messages().await;
+    assert_eq!(errors(&raw.run("CLOSE ALL").await), NONE);
+    raw.send(&[&execute("p", 1), &sync()]).await;
+    assert_eq!(errors(&raw.messages().await), ["34000"]);
 }
 
 #[tokio::test]

@@ -306,16 +306,15 @@ impl Source {
         }
     }
 
-    /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended, and what was fetched before is
-    /// committed.
+    /// The next batch towards `goal`; `None` when the goal is reached or the rows have ended. What was fetched before is
+    /// committed at its end, and when it fails.
     async fn take(&mut self, goal: &mut Goal) -> Option<Result<RowBatch, SqlError>> {
         let next = self.rows(goal).await;
-        if next.is_none()
-            && let Err(error) = std::mem::take(&mut self.asked).done().await
-        {
-            return Some(Err(error));
+        if let Some(Ok(_)) = next {
+            return next;
         }
-        next
+        let committed = std::mem::take(&mut self.asked).done().await;
+        next.or_else(|| committed.err().map(Err))
     }
 
     async fn rows(&mut self, goal: &mut Goal) -> Option<Result<RowBatch, SqlError>> {

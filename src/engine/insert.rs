@@ -131,9 +131,9 @@ impl Session {
     /// The shard that an INSERT can be queued for without waiting for its commit: one by itself, of values, that
     /// returns nothing, whose definition still stands and whose table takes INSERTs now.
     pub fn ahead_shard(&self, prepared: &Prepared) -> Option<ShardId> {
-        let (Plan::Insert(target), Statement::Insert(insert)) = (&prepared.plan, &prepared.parsed.statement) else {
-            return None;
-        };
+        let Plan::Insert(target) = &prepared.plan else { return None };
+        let parsed = prepared.parsed().ok()?;
+        let Statement::Insert(insert) = &parsed.statement else { return None };
         let is_current = || {
             let catalog = self.engine.catalog();
             catalog

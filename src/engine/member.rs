@@ -461,6 +461,7 @@ impl Drop for MemberSubscription {
             let consumer = Arc::clone(&self.consumer);
             let _task = env::spawn("commit-offsets", async move { consumer.commit_rest().await });
         }
+        self.consumer.close();
     }
 }
 

@@ -10,7 +10,7 @@ use datafusion::common::ScalarValue;
 use millstream_catalog::model::{EntryIndex, Span, SqlState, Timestamp};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::bind::insert::InsertPlan;
-use millstream_sql::dialect::{Parsed, SequenceValue, Statement};
+use millstream_sql::dialect::{Parsed, SequenceValue};
 use millstream_sql::plan::{PlannedSelect, ResultColumn};
 use millstream_sql::{SqlError, types};
 use parking_lot::Mutex;
@@ -19,12 +19,20 @@ use std::sync::Arc;
 /// A statement that can be executed, many times.
 #[derive(Debug)]
 pub struct Prepared {
-    pub(crate) parsed: Parsed,
+    said: Said,
     pub(crate) params: Vec<SqlType>,
     pub(crate) columns: Option<Arc<[ResultColumn]>>,
     /// What it was planned with.
     pub(crate) moment: Moment,
     pub(crate) plan: Plan,
+}
+
+/// A statement's text, and what it says: a tree of some 10 KiB, which one that goes on for long need not keep.
+#[derive(Debug)]
+struct Said {
+    text: Arc<str>,
+    start: usize,
+    parsed: Mutex<Option<Arc<Parsed>>>,
 }
 
 /// Parameters, columns of a result, and plan of a statement.
@@ -114,6 +122,30 @@ pub(crate) enum ReturnedSource {
 }
 
 impl Prepared {
+    pub(crate) fn new(parsed: Parsed, (params, columns, plan): Planned, moment: Moment) -> Self {
+        let (text, start) = (Arc::clone(&parsed.text), parsed.start);
+        let said = Said { text, start, parsed: Mutex::new(Some(Arc::new(parsed))) };
+        Self { said, params, columns, moment, plan }
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// None, since its text was parsed before.
+    pub fn parsed(&self) -> Result<Arc<Parsed>> {
+        let mut kept = self.said.parsed.lock();
+        let parsed = match kept.take() {
+            Some(parsed) => parsed,
+            None => Arc::new(Parsed::again(&self.said.text, self.said.start)?),
+        };
+        Ok(Arc::clone(kept.insert(parsed)))
+    }
+
+    /// Keeps its text alone: it goes on for long, and may never be executed again.
+    pub(crate) fn fold(&self) {
+        *self.said.parsed.lock() = None;
+    }
+
     /// The parameters' types, `$1` first.
     pub fn params(&self) -> &[SqlType] {
         &self.params
@@ -126,17 +158,12 @@ impl Prepared {
 
     /// Whether its rows are its own, not those of a cursor that it names.
     pub fn is_own(&self) -> bool {
-        self.parsed.cursor().is_none()
-    }
-
-    /// The statement.
-    pub fn statement(&self) -> &Statement {
-        &self.parsed.statement
+        self.said.parsed.lock().as_ref().is_none_or(|parsed| parsed.cursor().is_none())
     }
 
     /// Its text.
     pub fn text(&self) -> &str {
-        &self.parsed.text
+        &self.said.text
     }
 
     /// The parameters of an execution with these values.

@@ -39,7 +39,7 @@ impl Session {
     pub(crate) async fn plan(&mut self, parsed: Parsed, declared: &[Option<SqlType>]) -> Result<Arc<Prepared>> {
         let moment = Moment::now(&self.engine, &self.settings);
         match self.plan_statement(&parsed.statement, declared).await {
-            Ok((params, columns, plan)) => Ok(Arc::new(Prepared { parsed, params, columns, moment, plan })),
+            Ok(planned) => Ok(Arc::new(Prepared::new(parsed, planned, moment))),
             Err(error) => Err(dialect::locate(error, &parsed)),
         }
     }
@@ -167,8 +167,7 @@ impl Session {
         // What was fetched before the transaction was taken before it.
         if receipts.is_some() {
             self.cursors.ask(fetch.cursor.as_str()).await?;
-            self.commit_before_block(receipts.as_ref()).await?;
-            self.consume(receipts.as_ref(), true);
+            self.fetch_more(receipts.as_ref()).await?;
         }
         self.cursors.fetch(fetch.cursor.as_str(), fetch.count, timeout, receipts, "FETCH")
     }

@@ -86,6 +86,7 @@ impl Session {
             }
         }
         settings.force("session_authorization", &options.user);
+        settings.begin();
         let application_name = settings.show("application_name")?;
         let entry = engine.registry.open(&options.user, &application_name, &options.client, engine.clock().now())?;
         Ok(Self {
@@ -167,6 +168,11 @@ impl Session {
         self.transaction.status()
     }
 
+    /// Whether the block failed and can only be rolled back.
+    pub fn is_lost(&self) -> bool {
+        self.transaction.is_failed() && !self.transaction.has_savepoints()
+    }
+
     /// Counts the transaction blocks that ended: portals end with theirs, also where another follows at once.
     pub fn blocks_ended(&self) -> u64 {
         self.blocks_ended
@@ -201,6 +207,14 @@ impl Session {
     /// Counts the savepoints that were set so far.
     pub fn savepoints(&self) -> u64 {
         self.savepoints
+    }
+
+    /// Close of a cursor, also in a transaction that failed.
+    ///
+    /// # Errors
+    /// As `CLOSE`.
+    pub async fn close_cursor(&mut self, name: &str) -> Result<()> {
+        self.cursors.close(name).await
     }
 
     /// The first savepoint that was rolled back to since this was asked: what was made since it was set is gone.
@@ -324,15 +338,16 @@ impl Session {
         // Before any cut is taken.
         self.pin = Some(self.engine.pin());
         self.take_cuts().await;
-        let result = match self.check_not_failed(&prepared.parsed.statement) {
-            Ok(()) => self.dispatch(prepared, params, via).await,
+        let parsed = prepared.parsed()?;
+        let result = match self.check_not_failed(&parsed.statement) {
+            Ok(()) => self.dispatch(prepared, &parsed.statement, params, via).await,
             Err(error) => Err(error),
         };
         // Subscriptions do not end, and have read what they read as of now.
         if !matches!(&result, Ok(Outcome::Rows(rows)) if !rows.is_push) {
             self.pin = None;
         }
-        let result = result.map_err(|error| dialect::locate(error, &prepared.parsed));
+        let result = result.map_err(|error| dialect::locate(error, &parsed));
         if result.is_err() {
             self.transaction.fail();
         }
@@ -344,21 +359,36 @@ impl Session {
         self.transaction.fail();
     }
 
-    async fn dispatch(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
+    async fn dispatch(
+        &mut self,
+        prepared: &Arc<Prepared>,
+        statement: &Statement,
+        params: Vec<Param>,
+        via: Via,
+    ) -> Result<Outcome> {
         prepared.check_param_count(params.len())?;
-        match &prepared.parsed.statement {
+        match statement {
             Statement::Insert(insert) => self.insert(insert, prepared, params).await,
             // Boxed: an INSERT need not carry what they need.
-            _ => Box::pin(self.dispatch_other(prepared, params, via)).await,
+            _ => Box::pin(self.dispatch_other(prepared, statement, params, via)).await,
         }
     }
 
-    async fn dispatch_other(&mut self, prepared: &Arc<Prepared>, params: Vec<Param>, via: Via) -> Result<Outcome> {
-        match &prepared.parsed.statement {
+    async fn dispatch_other(
+        &mut self,
+        prepared: &Arc<Prepared>,
+        statement: &Statement,
+        params: Vec<Param>,
+        via: Via,
+    ) -> Result<Outcome> {
+        match statement {
             Statement::Select(select) => {
                 let arguments = prepared.arguments(&params)?;
                 match select.emit {
-                    Some(_) => self.push_query(select, arguments, via).await,
+                    Some(_) => {
+                        prepared.fold();
+                        self.push_query(select, arguments, via).await
+                    }
                     None => self.pull_query(select, prepared, arguments).await.map(Outcome::Rows),
                 }
             }
@@ -387,6 +417,7 @@ impl Session {
             Statement::Describe(describe) => self.describe(describe),
             Statement::Declare(declare) => {
                 let arguments = prepared.arguments(&params)?;
+                prepared.fold();
                 self.declare(declare, arguments).await
             }
             Statement::Fetch(fetch) => self.fetch(fetch).await.map(Outcome::Rows),
@@ -468,18 +499,12 @@ impl Session {
     }
 
     fn set(&mut self, set: &dialect::Set) -> Result<&'static str> {
-        let scope = match (set.scope, self.transaction.is_explicit()) {
-            (dialect::SetScope::Local, false) => {
-                self.notify(
-                    "WARNING",
-                    SqlState::NoActiveSqlTransaction,
-                    "SET LOCAL can only be used in transaction blocks",
-                );
-                return Ok("SET");
-            }
-            (dialect::SetScope::Local, true) => SetScope::Local,
-            (dialect::SetScope::Session, _) => self.set_scope(),
+        let scope = match set.scope {
+            dialect::SetScope::Local => SetScope::Local,
+            dialect::SetScope::Session => self.set_scope(),
         };
+        let is_lost = scope == SetScope::Local && !self.transaction.is_open();
+        let kept = is_lost.then(|| self.settings.clone());
         let report = match &set.value {
             dialect::SetValue::Default => self.settings.reset(&set.name, scope),
             dialect::SetValue::Values(values) if set.name == "search_path" => {
@@ -489,7 +514,14 @@ impl Session {
             dialect::SetValue::Values(values) => self.settings.set(&set.name, &values.join(", "), scope),
         };
         let report = report.map_err(|error| error.at(set.position))?;
-        self.report(report);
+        match kept {
+            Some(kept) => {
+                self.settings = kept;
+                let message = "SET LOCAL can only be used in transaction blocks";
+                self.notify("WARNING", SqlState::NoActiveSqlTransaction, message);
+            }
+            None => self.report(report),
+        }
         Ok("SET")
     }
 
@@ -505,8 +537,8 @@ impl Session {
                 self.report(report);
             }
             None => {
-                self.settings.reset_all(self.set_scope());
-                self.reported = self.settings.reported();
+                let told = self.settings.reset_all(self.set_scope());
+                told.into_iter().for_each(|setting| self.report(Some(setting)));
             }
         }
         Ok("RESET")
@@ -524,7 +556,7 @@ impl Session {
     async fn discard(&mut self, what: Discard) -> Result<&'static str> {
         Ok(match what {
             Discard::All => {
-                if self.transaction.is_explicit() {
+                if self.transaction.is_open() && !self.transaction.is_pipeline() {
                     return Err(SqlError::new(
                         SqlState::ActiveSqlTransaction,
                         "DISCARD ALL cannot run inside a transaction block",

@@ -7,6 +7,7 @@ use crate::engine::group::Reset;
 use millstream_catalog::model::{Durability, ProducerId, ProducerIdError, Span, SqlState};
 use millstream_sql::SqlError;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The version drivers parse: PostgreSQL's number first.
@@ -50,6 +51,11 @@ const fn define(
 ) -> Definition {
     Definition { name, default, kind, is_reported, description }
 }
+
+/// Longer application names are cut, as PostgreSQL does.
+const NAME_BYTES_MAX: usize = 63;
+/// Savepoints keep values, each those of its time.
+const VALUE_BYTES_MAX: usize = 1_000;
 
 const RESETS: &[&str] = &["latest", "earliest", "none"];
 const UTC: &[&str] = &["UTC", "Etc/UTC", "GMT", "Z", "0", "+00", "+00:00"];
@@ -142,8 +148,8 @@ pub(crate) struct SettingRow {
     pub description: &'static str,
 }
 
-/// Settings that were given a value.
-type Values = BTreeMap<&'static str, String>;
+/// Settings that were given a value. Copies share them until one changes.
+type Values = Arc<BTreeMap<&'static str, String>>;
 
 /// What a transaction that changed settings goes back to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +172,8 @@ struct Saved {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
     changed: Values,
+    /// What they were when the session began: RESET goes back to these.
+    begun: Values,
     /// Of a transaction that has changed some.
     block: Option<Block>,
     /// What the two were when savepoints were set.
@@ -265,6 +273,15 @@ impl Definition {
                 format!("invalid value for parameter \"{}\": \"{value}\"", self.name),
             )
         };
+        if self.name == "application_name" {
+            return Ok(value[..value.floor_char_boundary(NAME_BYTES_MAX)].to_owned());
+        }
+        if value.len() > VALUE_BYTES_MAX {
+            let message = format!("invalid value for parameter \"{}\"", self.name);
+            return Err(SqlError::new(SqlState::InvalidParameterValue, message)
+                .detail(format!("it has {} bytes", value.len()))
+                .hint(format!("at most {VALUE_BYTES_MAX} bytes are accepted")));
+        }
         match self.kind {
             Kind::Text => Ok(value.to_owned()),
             Kind::Producer => match value.is_empty() || ProducerId::new(value).is_ok() {
@@ -332,7 +349,7 @@ impl Settings {
     ) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         let value = definition.check(value)?;
-        self.change(scope, |values| drop(values.insert(definition.name, value.clone())));
+        self.change(scope, |values| drop(Arc::make_mut(values).insert(definition.name, value.clone())));
         Ok(definition.is_reported.then(|| (reported_name(definition.name), value)))
     }
 
@@ -350,26 +367,39 @@ impl Settings {
     /// Sets a value without checks: for what the server itself decides (`session_authorization`).
     pub(crate) fn force(&mut self, name: &str, value: &str) {
         if let Ok(definition) = find(name) {
-            self.changed.insert(definition.name, value.to_owned());
+            Arc::make_mut(&mut self.changed).insert(definition.name, value.to_owned());
         }
     }
 
-    /// Back to the default.
+    /// The session begins, with the settings as they are.
+    pub(crate) fn begin(&mut self) {
+        self.begun = Arc::clone(&self.changed);
+    }
+
+    /// Back to what it was when the session began.
     ///
     /// # Errors
     /// 42704 for an unknown name.
     pub(crate) fn reset(&mut self, name: &str, scope: SetScope) -> Result<Option<(String, String)>, SqlError> {
         let definition = find(name)?;
         if !matches!(definition.kind, Kind::Fixed) {
-            self.change(scope, |values| drop(values.remove(definition.name)));
+            let begun = self.begun.get(definition.name).cloned();
+            self.change(scope, |values| {
+                let values = Arc::make_mut(values);
+                match &begun {
+                    Some(value) => drop(values.insert(definition.name, value.clone())),
+                    None => drop(values.remove(definition.name)),
+                }
+            });
         }
         Ok(definition.is_reported.then(|| (reported_name(definition.name), self.value(definition))))
     }
 
-    /// Everything that can be set, back to the defaults.
-    pub(crate) fn reset_all(&mut self, scope: SetScope) {
-        let is_fixed = |name: &str| find(name).is_ok_and(|definition| matches!(definition.kind, Kind::Fixed));
-        self.change(scope, |values| values.retain(|name, _| is_fixed(name)));
+    /// Everything, back to what it was when the session began. What the client is to be told of that.
+    pub(crate) fn reset_all(&mut self, scope: SetScope) -> Vec<(String, String)> {
+        let (told, begun) = (self.reported(), Arc::clone(&self.begun));
+        self.change(scope, |values| values.clone_from(&begun));
+        self.reported().into_iter().filter(|setting| !told.contains(setting)).collect()
     }
 
     /// `SAVEPOINT name`
@@ -581,6 +611,39 @@ mod tests {
         assert_eq!(settings.statement_timeout(), Some(Span::from_secs(1)));
         settings.reset("application_name", SetScope::Local).unwrap();
         assert_eq!(settings.end_transaction(true), [("application_name".to_owned(), "d".to_owned())]);
+    }
+
+    #[test]
+    fn reset_goes_back_to_what_the_session_began_with() {
+        let mut settings = Settings::default();
+        settings.set("application_name", "app", SetScope::Session).unwrap();
+        settings.set("fetch_timeout", "1s", SetScope::Session).unwrap();
+        settings.force("session_authorization", "u");
+        settings.begin();
+        let began = settings.clone();
+        settings.set("application_name", "other", SetScope::Session).unwrap();
+        settings.set("fetch_timeout", "2s", SetScope::Session).unwrap();
+        settings.set("lock_timeout", "2s", SetScope::Session).unwrap();
+        assert_eq!(
+            settings.reset("application_name", SetScope::Session).unwrap(),
+            Some(("application_name".to_owned(), "app".to_owned()))
+        );
+        settings.set("application_name", "other", SetScope::Session).unwrap();
+        let told = [("application_name".to_owned(), "app".to_owned())];
+        assert_eq!(settings.reset_all(SetScope::Session), told);
+        assert_eq!(settings, began);
+    }
+
+    #[test]
+    fn values_are_bounded() {
+        let mut settings = Settings::default();
+        settings.set("application_name", &"ä".repeat(40), SetScope::Session).unwrap();
+        assert_eq!(settings.show("application_name").unwrap(), "ä".repeat(31));
+        for name in ["group_instance_id", "search_path", "lock_timeout", "producer_id"] {
+            let error = settings.set(name, &"1".repeat(VALUE_BYTES_MAX + 1), SetScope::Session).unwrap_err();
+            assert_eq!(error.sqlstate, SqlState::InvalidParameterValue);
+            assert!(error.message.len() < 100, "{}", error.message);
+        }
     }
 
     #[test]

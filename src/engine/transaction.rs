@@ -63,6 +63,7 @@ struct Savepoint {
     fetched: FetchedMark,
     bytes: ByteSize,
     locks: LockMark,
+    is_read_only: bool,
 }
 
 /// Rows of a table that a transaction wrote, and its writes since they were told.
@@ -205,7 +206,7 @@ impl Transaction {
     pub(crate) fn begin(&mut self, is_read_only: bool) -> bool {
         let was_explicit = self.is_explicit();
         self.block = Block::Explicit;
-        self.is_read_only = is_read_only;
+        self.is_read_only = is_read_only || (was_explicit && self.is_read_only);
         !was_explicit
     }
 
@@ -255,7 +256,7 @@ impl Transaction {
 
     /// Forgets what came after a savepoint.
     fn cut_back(&mut self, savepoint: usize) {
-        let Some(Savepoint { writes, claims, fetched, bytes, locks, .. }) = self.savepoints.get(savepoint) else {
+        let Some(Savepoint { writes, claims, fetched, bytes, locks, is_read_only, .. }) = self.savepoints.get(savepoint) else {
             return;
         };
         self.fetched.back_to(fetched);
@@ -264,12 +265,18 @@ impl Transaction {
         self.claims.truncate(*claims);
         self.own.retain(|_, (own, _)| own.writes() <= *writes);
         self.bytes = *bytes;
+        self.is_read_only = *is_read_only;
         self.held.iter_mut().for_each(|held| held.put(*bytes));
     }
 
     /// Whether a statement failed in the block.
     pub(crate) fn is_failed(&self) -> bool {
         self.is_failed
+    }
+
+    /// Whether it can go back to a savepoint.
+    pub(crate) fn has_savepoints(&self) -> bool {
+        !self.savepoints.is_empty()
     }
 
     /// Whether it was begun as one that only reads.
@@ -381,6 +388,7 @@ impl Transaction {
             fetched: self.fetched.mark(),
             bytes: self.bytes,
             locks: self.locks.as_ref().map(|locks| locks.mark()).unwrap_or_default(),
+            is_read_only: self.is_read_only,
         });
         Ok(())
     }

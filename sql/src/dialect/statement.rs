@@ -32,7 +32,7 @@ pub(super) fn parse_text(text: &str) -> Result<Vec<Parsed>, SqlError> {
 fn parsed(mut cursor: Cursor<'_>) -> Result<Parsed, SqlError> {
     let rest = cursor.lexemes.get(cursor.at..).unwrap_or_default();
     let (Some(first), Some(last)) = (rest.first(), rest.last()) else { return Err(cursor.unexpected()) };
-    let text = cursor.text.get(first.bytes.start..last.bytes.end).unwrap_or("").to_owned();
+    let text = cursor.text.get(first.bytes.start..last.bytes.end).unwrap_or("").into();
     let start = Lexeme::position(first).saturating_sub(1);
     let statement = statement(&mut cursor)?;
     cursor.expect_end()?;

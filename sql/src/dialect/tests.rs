@@ -384,7 +384,7 @@ fn every_refusal_has_its_code_and_place() {
 #[test]
 fn statements_have_their_own_text_and_start() {
     let parsed = parse(" /* é */ SELECT 'a;b' ; ;\n-- x\nFLUSH;").unwrap();
-    let texts: Vec<_> = parsed.iter().map(|p| (p.text.as_str(), p.start)).collect();
+    let texts: Vec<_> = parsed.iter().map(|p| (&*p.text, p.start)).collect();
     assert_eq!(texts, [("SELECT 'a;b'", 9), ("FLUSH", 31)]);
     assert!(parse("").unwrap().is_empty());
     assert!(parse(" ; -- nothing").unwrap().is_empty());

@@ -226,7 +226,7 @@ impl Session {
                 .at(cursor.position));
         };
         match self.transaction.is_open() {
-            true => self.consume(Some(&receipts), true),
+            true => self.fetch_more(Some(&receipts)).await?,
             false => {
                 if let Some(consumer) = receipts.consumer() {
                     consumer.commit_handed().await?;
@@ -357,16 +357,26 @@ impl Session {
     /// for ever, and so cannot be part of a text that commits at its end. Statements before one Sync are no transaction of
     /// the client's: whether its Sync has come yet says nothing about what it has taken.
     pub(crate) fn consume(&mut self, receipts: Option<&Receipts>, ends: bool) {
-        if let Some(consumer) = receipts.and_then(Receipts::consumer)
+        if let Some(receipts) = receipts
             && self.is_consumed(ends)
         {
-            self.transaction.consume(consumer);
+            self.transaction.consume(receipts.member());
         }
     }
 
-    /// A portal's rows go on: within a transaction they are committed with it.
-    pub fn fetch_more(&mut self, receipts: Option<&Receipts>) {
-        self.consume(receipts, true);
+    /// Rows of a cursor or portal go on: within a transaction they are committed with it. What its client took before the
+    /// transaction is committed before it: no commit of less may come behind the transaction's own.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub async fn fetch_more(&mut self, receipts: Option<&Receipts>) -> Result<()> {
+        let Some(receipts) = receipts.filter(|_| self.is_consumed(true)) else { return Ok(()) };
+        let member = receipts.member();
+        if !member.is_in_transaction() {
+            member.commit().await?;
+        }
+        self.transaction.consume(member);
+        Ok(())
     }
 
     fn is_consumed(&self, ends: bool) -> bool {
@@ -375,22 +385,6 @@ impl Session {
             false => self.transaction.is_open() && ends,
         };
         self.transaction.is_explicit() || is_part
-    }
-
-    /// What a cursor's client took before the transaction is committed before it: no commit of less may come behind the
-    /// transaction's own. Where each FETCH commits what was before it, it waits for that anyway.
-    ///
-    /// # Errors
-    /// When the log cannot be written.
-    pub(crate) async fn commit_before_block(&self, receipts: Option<&Receipts>) -> Result<()> {
-        match receipts.and_then(Receipts::consumer) {
-            Some(consumer)
-                if consumer.commit_interval().is_some() && !consumer.is_in_transaction() && self.is_consumed(true) =>
-            {
-                consumer.commit().await
-            }
-            _ => Ok(()),
-        }
     }
 }
 

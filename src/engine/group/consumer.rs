@@ -234,9 +234,11 @@ impl Consumer {
         };
         if self.is_releasing() {
             // By itself: nobody may be there to carry it on, and others wait for it.
-            let consumer = Arc::clone(self);
-            let commit = env::spawn("commit-offsets", async move { consumer.commit().await });
-            commit.await.unwrap_or_else(|_| Err(commit_died()))?;
+            if !self.is_in_transaction() {
+                let consumer = Arc::clone(self);
+                let commit = env::spawn("commit-offsets", async move { consumer.commit().await });
+                commit.await.unwrap_or_else(|_| Err(commit_died()))?;
+            }
             self.release(&seat);
         }
         Ok(self.next_places())
@@ -256,19 +258,34 @@ impl Consumer {
         Ok(true)
     }
 
-    /// Its client wants no more of it; what a transaction fetched is its until that ends.
-    pub(crate) fn close(&self) {
-        self.progress.lock().is_closed = true;
+    /// Its client wants no more of it, or does again.
+    pub(crate) fn set_closed(&self, is_closed: bool) {
+        self.progress.lock().is_closed = is_closed;
     }
 
-    /// Whether a transaction of its client's is all that keeps it in this group.
+    /// Its subscription ended. What a transaction fetched is the transaction's until that ends; without any it leaves.
+    pub(crate) fn close(&self) {
+        self.set_closed(true);
+        self.leave_if_done();
+    }
+
+    fn leave_if_done(&self) {
+        let is_done = {
+            let progress = self.progress.lock();
+            progress.begun.is_some() && progress.is_closed && !progress.is_transaction_waiting()
+        };
+        let seat = if is_done { self.membership.lock().take() } else { None };
+        drop(seat);
+    }
+
+    /// Whether rows that a transaction of its client's fetched are all that keeps it in this group.
     pub(crate) fn is_left_in(&self, group: &GroupName) -> bool {
-        self.joining.group == *group && self.progress.lock().is_closed
+        let progress = self.progress.lock();
+        self.joining.group == *group && progress.is_closed && progress.is_transaction_waiting()
     }
 
     fn is_releasing(&self) -> bool {
-        let progress = self.progress.lock();
-        progress.begun.is_none() && progress.held.values().any(|held| held.is_revoked)
+        self.progress.lock().held.values().any(|held| held.is_revoked)
     }
 
     fn release(&self, seat: &Membership) {
@@ -450,6 +467,11 @@ impl Consumer {
         }
         progress.rows = mark.rows;
         progress.void();
+        drop(progress);
+        if let Some(seat) = self.seat() {
+            self.release(&seat);
+        }
+        self.leave_if_done();
     }
 
     /// What a transaction commits.

@@ -144,6 +144,11 @@ impl Progress {
         self.begun.is_some() && held.handed != held.committed
     }
 
+    /// Whether a transaction has rows to commit, or to give back.
+    pub(super) fn is_transaction_waiting(&self) -> bool {
+        self.held.values().any(|held| self.is_in_transaction(held))
+    }
+
     /// A partition is read by others, or from elsewhere: where it was when a transaction began says nothing.
     pub(super) fn forget(&mut self, place: TopicPartition) {
         if let Some(begun) = &mut self.begun {

@@ -74,7 +74,9 @@ impl FetchReceipts {
         self.left.fetch_sub(rows, Ordering::AcqRel);
         let is_given = self.consumer.hand_over(rows);
         if !is_given {
-            self.void.fetch_add(rows, Ordering::AcqRel);
+            // With them all that were to come after them.
+            let rest = self.left.swap(0, Ordering::AcqRel);
+            self.void.fetch_add(rows + rest, Ordering::AcqRel);
         }
         is_given
     }
@@ -159,6 +161,7 @@ impl Receipts {
     pub async fn ask(&self) -> Result<Asked> {
         let Some(consumer) = self.consumer() else { return Ok(Asked::default()) };
         consumer.set_waiting(true);
+        consumer.set_closed(false);
         consumer.take_handed();
         let commit = match consumer.commit_at(consumer.commit_interval().unwrap_or_default()) {
             Some(moment) if moment <= env::instant() => {
@@ -171,18 +174,20 @@ impl Receipts {
             }
             None => None,
         };
+        let asked = Asked { commit };
         let mut asking = Asking { consumer, is_done: false };
-        consumer.ask().await?;
+        if let Err(error) = consumer.ask().await {
+            // It has no other answer, and others wait for what it had.
+            let _ = asked.done().await;
+            return Err(error);
+        }
         asking.is_done = true;
-        Ok(Asked { commit })
+        Ok(asked)
     }
 
     /// Rows are waited for, or the client is at work on those it has. Those who get rows as they come say so themselves.
     pub fn set_waiting(&self, is_waiting: bool) {
-        let consumer = match &self.of {
-            Of::Member(consumer) => consumer,
-            Of::Fetch(fetch) => &fetch.consumer,
-        };
+        let consumer = self.member();
         if consumer.delivery() == Delivery::Asked {
             consumer.set_waiting(is_waiting);
         }
@@ -193,6 +198,14 @@ impl Receipts {
         self.set_waiting(false);
         if let Of::Fetch(fetch) = &self.of {
             fetch.set_sent();
+        }
+    }
+
+    /// The member whose rows these are, or were fetched of.
+    pub(crate) fn member(&self) -> &Arc<Consumer> {
+        match &self.of {
+            Of::Member(consumer) => consumer,
+            Of::Fetch(fetch) => &fetch.consumer,
         }
     }
 
@@ -232,7 +245,7 @@ impl Receipts {
     pub async fn finish(&self) -> Result<()> {
         match &self.of {
             Of::Member(consumer) => {
-                consumer.close();
+                consumer.set_closed(true);
                 consumer.take_handed();
                 consumer.commit().await
             }

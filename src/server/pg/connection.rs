@@ -275,13 +275,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
 
     /// Ends a series of extended messages: outside of a transaction block it is committed, and its portals end with it.
     async fn sync(&mut self) -> Result<(), Stop> {
-        let is_ok = !std::mem::take(&mut self.is_skipping);
+        let mut is_ok = !std::mem::take(&mut self.is_skipping);
         if self.session.is_implicit() {
             self.settle().await?;
             let signals = self.signals("");
             match step(self.wire, &signals, Box::pin(self.session.end_implicit(is_ok))).await.map_err(Stop::from) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) | Err(Stop::Statement(error)) => self.report(&error),
+                Ok(Err(error)) | Err(Stop::Statement(error)) => {
+                    self.report(&error);
+                    is_ok = false;
+                }
                 Err(stop) => return Err(stop),
             }
         }
@@ -295,6 +298,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
                     Err(stop) => return Err(stop),
                 }
             }
+            self.portals.clear();
+        } else if self.session.is_lost() {
             self.portals.clear();
         }
         self.ready();

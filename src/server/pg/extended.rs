@@ -174,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 Box::pin(self.finish_portals(portal)).await?;
                 if !is_portal && self.session.cursor_columns(name).is_some() {
                     let signals = self.signals("");
-                    self.run_text(&format!("CLOSE {}", quote(name)), &signals).await?;
+                    step(self.wire, &signals, Box::pin(self.session.close_cursor(name))).await??;
                 }
             }
         }
@@ -226,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             State::Open(source) => {
                 signals = self.settled(signals, prepared.text()).await?;
                 // Also after ROLLBACK TO a savepoint that was set before its first row.
-                self.session.fetch_more(source.receipts());
+                step(self.wire, &signals, Box::pin(self.session.fetch_more(source.receipts()))).await??;
                 (Some(source), false)
             }
             State::Done => {
@@ -248,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     return Ok(());
                 }
                 signals = self.settled(signals, prepared.text()).await?;
-                if let Some(tag) = Box::pin(self.meet_portal(&prepared.parsed, &signals)).await? {
+                if let Some(tag) = self.meet(&*prepared.parsed()?, &signals).await? {
                     reply::command_complete(self.wire.out(), tag);
                     self.portals.put_back(name, Portal::done(prepared, formats, savepoints));
                     return Ok(());

@@ -13,15 +13,27 @@ use std::pin::pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
-    /// Before a statement that may name a portal. The tag, when that is all there was to do.
+    /// Before a statement, which may name a portal. The tag, when that is all there was to do.
     ///
     /// # Errors
     /// `42P03`; of the portal's statement, which may begin here.
-    pub(super) async fn meet_portal(
+    pub(super) async fn meet(&mut self, parsed: &Parsed, signals: &Signals) -> Result<Option<&'static str>, Stop> {
+        match parsed.cursor().or(parsed.declared()).is_some() || parsed.is_close() {
+            true => Box::pin(self.meet_portal(parsed, signals)).await,
+            false => Ok(None),
+        }
+    }
+
+    async fn meet_portal(
         &mut self,
         parsed: &Parsed,
         signals: &Signals,
     ) -> Result<Option<&'static str>, Stop> {
+        if parsed.is_close() && parsed.cursor().is_none() {
+            let portals = self.portals.take_open();
+            self.finish_portals(portals).await?;
+            return Ok(None);
+        }
         if let Some(name) = parsed.declared().filter(|name| self.has_portal(name)) {
             return Err(portal::taken(name).into());
         }

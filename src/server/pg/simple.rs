@@ -103,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     async fn run_one(&mut self, parsed: Parsed) -> Result<Option<String>, Stop> {
         let signals = self.signals(&parsed.text);
-        if let Some(tag) = Box::pin(self.meet_portal(&parsed, &signals)).await? {
+        if let Some(tag) = self.meet(&parsed, &signals).await? {
             return Ok(Some(tag.to_owned()));
         }
         // Boxed, and the statement forgotten once it began: a subscription need not hold what it needed to begin.

@@ -29,6 +29,8 @@ pub(super) const OUTPUT_BYTES_TARGET: usize = 64 << 10;
 const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// First size of a read; doubles while reads come full.
 const READ_BYTES_FIRST: usize = 8 << 10;
+/// What is left of input that is kept without a buffer to read into: a Sync behind what is being executed.
+const INPUT_BYTES_SMALL: usize = 64;
 /// Largest size of a read.
 const READ_BYTES_MAX: usize = 128 << 10;
 /// Frames longer than PostgreSQL's own limit come from something that does not speak the protocol.
@@ -93,6 +95,8 @@ pub(super) enum Orphan {
 pub(super) struct Wire<S> {
     socket: S,
     input: BytesMut,
+    /// How much of `input` has a buffer of its own size.
+    input_alone: usize,
     read_size: usize,
     /// The client sent its last byte.
     is_ended: bool,
@@ -117,6 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self {
             socket,
             input: BytesMut::new(),
+            input_alone: 0,
             read_size: READ_BYTES_FIRST,
             is_ended: false,
             copy_left: 0,
@@ -427,7 +432,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut bytes = [MaybeUninit::uninit(); READ_BYTES_FIRST];
         let mut bytes = ReadBuf::uninit(&mut bytes);
         if Pin::new(&mut self.socket).poll_read(cx, &mut bytes)?.is_pending() {
-            self.input = BytesMut::new();
+            if self.input_alone != self.input.len() || self.input.is_empty() {
+                self.input = BytesMut::from(&self.input[..]);
+                self.input_alone = self.input.len();
+            }
             return Poll::Pending;
         }
         self.input.extend_from_slice(bytes.filled());
@@ -436,7 +444,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// One read. The buffer grows with what comes, not with what a header promises.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        let read = match self.input.is_empty() && self.read_size == READ_BYTES_FIRST {
+        let read = match self.input.len() <= INPUT_BYTES_SMALL && self.read_size == READ_BYTES_FIRST {
             true => self.poll_read_first(cx),
             false => {
                 self.input.reserve(self.read_size);
@@ -451,6 +459,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Ok(count)) => {
+                self.input_alone = 0;
                 self.read_size =
                     if count >= self.read_size { (count * 2).min(READ_BYTES_MAX) } else { READ_BYTES_FIRST };
                 Poll::Ready(Ok(()))

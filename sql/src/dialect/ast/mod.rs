@@ -13,11 +13,13 @@ pub use change::*;
 pub use group::*;
 pub use session::*;
 
+use crate::error::SqlError;
 use millstream_catalog::RelationKind;
 use millstream_catalog::model::{Name, RowCount, Sequence, Span};
 use millstream_catalog::query::OnError;
 use sqlparser::ast;
 use std::fmt;
+use std::sync::Arc;
 
 /// A place in the text: characters from 1; 0 is unknown. All positions are equal, so that two statements
 /// that say the same compare equal wherever they stand.
@@ -62,12 +64,21 @@ pub struct Parsed {
     /// What it says.
     pub statement: Statement,
     /// Its own source text, from its first token to its last, without the semicolon.
-    pub text: String,
+    pub text: Arc<str>,
     /// Characters of the whole text before it.
     pub start: usize,
 }
 
 impl Parsed {
+    /// The statement whose text this is, with as many characters before it.
+    ///
+    /// # Errors
+    /// None, if it was parsed before.
+    pub fn again(text: &str, start: usize) -> Result<Self, SqlError> {
+        let mut statements = super::parse(&format!("{:start$}{text}", ""))?;
+        statements.pop().ok_or_else(|| SqlError::internal("a statement without a text"))
+    }
+
     /// The cursor that a FETCH, MOVE, CLOSE or COMMIT OFFSETS names.
     pub fn cursor(&self) -> Option<&str> {
         match &self.statement {

@@ -45,7 +45,11 @@ impl Consumer {
             }
             let Some(consumer) = consumer.upgrade() else { return };
             consumer.progress.lock().later = None;
-            consumer.commit_rest().await;
+            match consumer.commit_interval().filter(|_| consumer.is_in_transaction()) {
+                // The transaction commits what it has, or gives it back: then there is the rest.
+                Some(every) => consumer.commit_later(env::instant() + every),
+                None => consumer.commit_rest().await,
+            }
         });
     }
 
