@@ -298,7 +298,7 @@ impl Consumer {
     fn next_places(&self) -> Settled {
         let mut progress = self.progress.lock();
         progress.is_reading = true;
-        let of = |(place, held): (&TopicPartition, &Held)| {
+        let of = |(place, held): (&TopicPartition, &Box<Held>)| {
             let rows = if held.read == held.handed.offset { held.handed.rows } else { 0 };
             let is_read = !held.is_revoked || progress.must_keep(held);
             is_read.then_some((*place, GroupPosition { offset: held.read, rows }))
@@ -370,7 +370,7 @@ impl Consumer {
             }
             for (place, held) in held {
                 progress.forget(place);
-                progress.held.insert(place, held);
+                progress.held.insert(place, Box::new(held));
             }
             progress.taken += 1;
             progress.stirred.notify_one();
@@ -432,8 +432,7 @@ impl Consumer {
         }
         progress.marks.push_back(Mark { place, start: rows.start, rows: rows.len(), after, origins });
         // Events that gave no row are behind the client at once, unless it has rows before them to take.
-        let has_taken = |held: &Held| held.handed == held.asked;
-        let is_taken = progress.held.get(&place).is_some_and(has_taken);
+        let is_taken = progress.held.get(&place).is_some_and(|held| held.handed == held.asked);
         if progress.marks.iter().all(|mark| mark.rows == 0) {
             progress.hand_over(0, is_taken);
         }

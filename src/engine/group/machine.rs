@@ -50,7 +50,8 @@ pub(crate) struct Moves {
 #[derive(Debug, Default)]
 pub(super) struct Machine {
     generation: u64,
-    members: BTreeMap<MemberId, Member>,
+    /// Each in a box: most groups have few, and a node of the map has room for eleven.
+    members: BTreeMap<MemberId, Box<Member>>,
     topics: BTreeMap<TopicId, u32>,
     target: Assignment,
     owners: Assignment,
@@ -104,7 +105,7 @@ impl Machine {
             self.target.values_mut().filter(|reader| **reader == before).for_each(|reader| *reader = member);
         }
         let joined = Member { instance, topics: topics.keys().copied().collect(), is_absent: false };
-        self.members.insert(member, joined);
+        self.members.insert(member, Box::new(joined));
         for (topic, count) in topics {
             let known = self.topics.entry(*topic).or_default();
             *known = (*known).max(*count);

@@ -63,7 +63,8 @@ pub(super) struct Begun {
 
 #[derive(Default)]
 pub(super) struct Progress {
-    pub(super) held: BTreeMap<TopicPartition, Held>,
+    /// Each in a box: most members have few, and a node of the map has room for eleven.
+    pub(super) held: BTreeMap<TopicPartition, Box<Held>>,
     pub(super) marks: VecDeque<Mark>,
     /// Rows of the first mark that were handed over.
     pub(super) of_first: usize,
@@ -178,7 +179,7 @@ impl Progress {
 
     /// What the client has taken, or was handed over if `is_all`, and is not committed.
     pub(super) fn commits(&self, group: &GroupName, is_all: bool) -> Vec<GroupCommit> {
-        let commit = |((topic, partition), held): (&TopicPartition, &Held)| {
+        let commit = |((topic, partition), held): (&TopicPartition, &Box<Held>)| {
             let position = if is_all { held.handed } else { held.asked };
             let (group, topic, partition, epoch) = (group.clone(), *topic, *partition, Some(held.epoch));
             (position != held.committed).then_some(GroupCommit { group, topic, partition, epoch, position })
@@ -209,7 +210,7 @@ impl Progress {
         let is_unseen = |mark: &Mark| {
             let held = self.held.get(&mark.place);
             let is_free = |held: &Held| held.is_revoked && held.is_taken(auto_commit) && !self.is_in_transaction(held);
-            held.is_some_and(is_free)
+            held.is_some_and(|held| is_free(held))
         };
         if !self.is_reading && self.marks.iter().any(is_unseen) {
             self.void();
@@ -220,7 +221,8 @@ impl Progress {
     /// Partitions that can be given up now.
     fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
         // Others wait for no more than a commit.
-        let is_taken = |held: &Held| held.is_revoked && held.handed == held.asked && held.asked != held.committed;
+        let is_taken =
+            |held: &Box<Held>| held.is_revoked && held.handed == held.asked && held.asked != held.committed;
         if self.begun.is_none() && self.held.values().any(is_taken) {
             self.later = None;
         }

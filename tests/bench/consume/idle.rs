@@ -16,20 +16,26 @@ const WARM_UP: usize = 100;
 
 pub(crate) async fn run(report: &mut Report, time: Duration, subscribers: usize) -> anyhow::Result<()> {
     raise_open_files(subscribers + WARM_UP + FILES_BESIDE)?;
-    for is_group in [false, true] {
-        one(report, time, subscribers, is_group).await?;
+    // As psql and as most drivers ask, who leave a Sync behind what goes on.
+    for (way, is_group) in [(Way::Select, false), (Way::Extended, false), (Way::Select, true), (Way::Extended, true)] {
+        one(report, time, subscribers, (way, is_group)).await?;
     }
     Ok(())
 }
 
-async fn one(report: &mut Report, time: Duration, subscribers: usize, is_group: bool) -> anyhow::Result<()> {
+async fn one(
+    report: &mut Report,
+    time: Duration,
+    subscribers: usize,
+    (way, is_group): (Way, bool),
+) -> anyhow::Result<()> {
     let dir = directory()?;
     let server = Server::start(dir.path())?;
     let process = server.process_id();
     create_stream(&server.client().await?, TOPIC, 1, "").await?;
     let options = |number: usize| if is_group { format!("WITH (group = 'idle_{number}')") } else { String::new() };
     // What the first ones make the server take is not theirs alone.
-    let mut first = Member::connect_all(&server, Way::Select, WARM_UP).await?;
+    let mut first = Member::connect_all(&server, way, WARM_UP).await?;
     for (number, member) in first.iter_mut().enumerate() {
         member.subscribe(TOPIC, &options(subscribers + number)).await?;
         member.begun().await?;
@@ -37,7 +43,7 @@ async fn one(report: &mut Report, time: Duration, subscribers: usize, is_group: 
     settle(process).await?;
     let (resident, own) = (resident_mebibytes(process)?, own_mebibytes(process)?);
     let each = |now: f64, before: f64| (now - before) * 1024.0 / subscribers as f64;
-    let mut members = Member::connect_all(&server, Way::Select, subscribers).await?;
+    let mut members = Member::connect_all(&server, way, subscribers).await?;
     settle(process).await?;
     let connected = each(resident_mebibytes(process)?, resident);
     let begin = Instant::now();
@@ -48,7 +54,7 @@ async fn one(report: &mut Report, time: Duration, subscribers: usize, is_group: 
     let subscribing = begin.elapsed().as_secs_f64() * 1e3 / subscribers as f64;
     settle(process).await?;
     let what = if is_group { "idle groups of one member each" } else { "idle subscribers" };
-    report.heading(&format!("{subscribers} {what}, one topic"));
+    report.heading(&format!("{subscribers} {what}, one topic, {}", way.name()));
     let memory = each(resident_mebibytes(process)?, resident);
     report.aimed("  memory of each", memory, Unit::Kibibytes, Aim::Under(MEMORY_MAX));
     report.plain("    of that before it subscribed, connected", connected, Unit::Kibibytes);
