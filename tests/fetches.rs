@@ -405,6 +405,24 @@ async fn a_fetch_in_parts_is_full_though_its_rows_became_void_between_them() {
     assert_eq!(errors(&raw.run("COMMIT").await), NONE);
 }
 
+#[tokio::test]
+async fn a_subscription_is_executed_again_and_its_errors_stand_where_they_are() {
+    let (_server, _, mut raw) = start().await;
+    raw.run("CREATE STREAM t (n bigint); INSERT INTO t SELECT n FROM generate_series(0, 9) AS g(n)").await;
+    let member = "/* ä */ SELECT n FROM t EMIT CHANGES WITH (group = 'p', auto_offset_reset = 'earliest') LIMIT 2";
+    raw.send(&[&parse("m", member), &sync()]).await;
+    raw.messages().await;
+    for found in [[0, 1], [2, 3]] {
+        raw.send(&[&bind("", "m"), &execute("", 0), &sync()]).await;
+        assert_eq!(rows(&raw.messages().await), found);
+    }
+    raw.run("DROP STREAM t").await;
+    raw.send(&[&bind("", "m"), &execute("", 0), &sync()]).await;
+    let messages = raw.messages().await;
+    assert_eq!(errors(&messages), ["42P01"]);
+    assert!(messages.iter().any(|(tag, body)| *tag == 'E' && body.contains("P23")), "{messages:?}");
+}
+
 /// What a driver's cursor does that is read in parts by one statement each.
 #[tokio::test]
 async fn a_portal_that_another_replaced_keeps_no_partition_from_it() {

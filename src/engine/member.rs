@@ -37,7 +37,7 @@ pub(crate) struct MemberSubscription {
     consumer: Arc<Consumer>,
     query: Arc<SharedQuery>,
     /// Of tables that events are joined with; `None` without any.
-    tables: Option<Tables>,
+    tables: Option<Box<Tables>>,
     /// What the pipeline and `ready` were made under.
     seen: (u64, u64),
     /// Rows that were made and not taken.
@@ -94,7 +94,7 @@ impl MemberSubscription {
             engine: Arc::clone(engine),
             consumer: Arc::clone(consumer),
             query,
-            tables: joins_tables.then(|| Tables { pipeline: None, positions: Vec::new(), are_tables }),
+            tables: joins_tables.then(|| Box::new(Tables { pipeline: None, positions: Vec::new(), are_tables })),
             seen: (0, 0),
             ready: VecDeque::new(),
             limit,
@@ -170,7 +170,8 @@ impl MemberSubscription {
         let applied = self.growing();
         let read = match self.tables.is_some() {
             true => Box::pin(self.read_together(&settled, left)).await?,
-            false => self.read_in_turn(&settled, left).await?,
+            // While it waits it has no room for this.
+            false => Box::pin(self.read_in_turn(&settled, left)).await?,
         };
         self.consumer.rest();
         if !read {

@@ -298,12 +298,12 @@ impl Consumer {
     fn next_places(&self) -> Settled {
         let mut progress = self.progress.lock();
         progress.is_reading = true;
-        let of = |(place, held): (&TopicPartition, &Box<Held>)| {
+        let of = |(place, held): (&TopicPartition, &Held)| {
             let rows = if held.read == held.handed.offset { held.handed.rows } else { 0 };
             let is_read = !held.is_revoked || progress.must_keep(held);
             is_read.then_some((*place, GroupPosition { offset: held.read, rows }))
         };
-        let mut places: Vec<(TopicPartition, GroupPosition)> = progress.held.iter().filter_map(of).collect();
+        let mut places: Vec<(TopicPartition, GroupPosition)> = progress.each().filter_map(of).collect();
         if let Some(turn) = progress.turn {
             let first = places.partition_point(|(place, _)| *place <= turn);
             places.rotate_left(first);

@@ -91,6 +91,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// Every partition.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&TopicPartition, &Held)> {
+        self.held.iter().map(|(place, held)| (place, &**held))
+    }
+
     /// Whether so many rows were given and not handed over.
     pub(super) fn has_given(&self, rows: usize) -> bool {
         let mut given = 0;
@@ -179,12 +184,12 @@ impl Progress {
 
     /// What the client has taken, or was handed over if `is_all`, and is not committed.
     pub(super) fn commits(&self, group: &GroupName, is_all: bool) -> Vec<GroupCommit> {
-        let commit = |((topic, partition), held): (&TopicPartition, &Box<Held>)| {
+        let commit = |((topic, partition), held): (&TopicPartition, &Held)| {
             let position = if is_all { held.handed } else { held.asked };
             let (group, topic, partition, epoch) = (group.clone(), *topic, *partition, Some(held.epoch));
             (position != held.committed).then_some(GroupCommit { group, topic, partition, epoch, position })
         };
-        self.held.iter().filter_map(commit).collect()
+        self.each().filter_map(commit).collect()
     }
 
     /// Commits are in the log.
@@ -221,9 +226,8 @@ impl Progress {
     /// Partitions that can be given up now.
     fn released(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
         // Others wait for no more than a commit.
-        let is_taken =
-            |held: &Box<Held>| held.is_revoked && held.handed == held.asked && held.asked != held.committed;
-        if self.begun.is_none() && self.held.values().any(is_taken) {
+        let is_taken = |held: &Held| held.is_revoked && held.handed == held.asked && held.asked != held.committed;
+        if self.begun.is_none() && self.each().any(|(_, held)| is_taken(held)) {
             self.later = None;
         }
         // What is read just now would be given by two.

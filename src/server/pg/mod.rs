@@ -22,7 +22,7 @@ mod startup;
 mod tcp_info;
 mod wire;
 
-use crate::engine::{Engine, SqlError, SqlState};
+use crate::engine::{Engine, SessionOptions, SqlError, SqlState};
 use crate::env;
 use crate::server::admin::metrics::Meters;
 use crate::server::limits;
@@ -149,20 +149,30 @@ impl Acceptor {
                 self.engine.cancel(id);
                 return;
             }
-            Ok(Opening::Session(options)) => match self.engine.session(options) {
-                Ok(session) => {
+            Ok(Opening::Session(options)) => match self.connect(&mut wire, options) {
+                Ok(mut connection) => {
                     let _open = self.meters.session();
-                    wire.set_room(self.engine.room());
-                    let stopping = self.stopping.clone();
-                    let mut connection =
-                        Box::new(Connection::new(&mut wire, session, stopping, Arc::clone(&self.meters)));
                     Box::pin(connection.run()).await
                 }
                 Err(error) => Err(Stop::Fatal(error)),
             },
             Err(stop) => Err(stop),
         };
-        say_goodbye(wire, ended).await;
+        Box::pin(say_goodbye(wire, ended)).await;
+    }
+
+    /// By itself, so that the task of an idle client has no room for what only passes through here.
+    fn connect<'a, S>(
+        &self,
+        wire: &'a mut Wire<S>,
+        options: SessionOptions,
+    ) -> Result<Box<Connection<'a, S>>, SqlError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + Peer,
+    {
+        let session = self.engine.session(options)?;
+        wire.set_room(self.engine.room());
+        Ok(Box::new(Connection::new(wire, session, self.stopping.clone(), Arc::clone(&self.meters))))
     }
 }
 

@@ -216,7 +216,7 @@ impl Source {
                 return Ok((sent, Reached::Goal));
             }
             let patience = goal.short_after.filter(|_| sent > 0);
-            let Some(next) = before(patience, self.next_batch(wire, signals)).await else {
+            let Some(next) = before(patience, pin!(self.next_batch(wire, signals))).await else {
                 self.answered(wire, signals).await?;
                 return Ok((sent, Reached::Goal));
             };
@@ -251,7 +251,7 @@ where
 
 /// Awaits `future` until `moment`; `None` when that comes first. The stream loses nothing by it: its next
 /// batch is taken only when it is ready.
-async fn before<F: Future>(moment: Option<Instant>, future: F) -> Option<F::Output> {
+async fn before<F: Future + Unpin>(moment: Option<Instant>, future: F) -> Option<F::Output> {
     match moment {
         Some(moment) => tokio::time::timeout_at(moment.into(), future).await.ok(),
         None => Some(future.await),

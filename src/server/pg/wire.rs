@@ -564,6 +564,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_few_bytes_that_wait_have_no_large_buffer() {
+        let (mut client, mut wire) = pair(64 << 10);
+        client.write_all(&[frame(b'Q', &[b'x'; 3_000]), frame(b'S', b"")].concat()).await.unwrap();
+        assert!(matches!(wire.next_frame().await.unwrap(), Frame::Whole(b'Q', _)));
+        wire.read_arrived().await.unwrap();
+        assert!(wire.input.capacity() <= INPUT_BYTES_SMALL, "{}", wire.input.capacity());
+        // Those behind them are not lost.
+        client.write_all(&frame(b'Q', &[b'y'; 20_000])).await.unwrap();
+        wire.read_arrived().await.unwrap();
+        assert_eq!(wire.next_frame().await.unwrap(), Frame::Whole(b'S', Bytes::new()));
+        assert_eq!(wire.next_frame().await.unwrap(), Frame::Whole(b'Q', Bytes::from(vec![b'y'; 20_000])));
+    }
+
+    #[tokio::test]
     async fn a_statement_over_the_limit_is_skipped_without_being_held() {
         let (mut client, mut wire) = pair(64 << 10);
         let body = limit::STATEMENT_BYTES_MAX + 2;
