@@ -256,7 +256,9 @@ impl Transaction {
 
     /// Forgets what came after a savepoint.
     fn cut_back(&mut self, savepoint: usize) {
-        let Some(Savepoint { writes, claims, fetched, bytes, locks, is_read_only, .. }) = self.savepoints.get(savepoint) else {
+        let Some(Savepoint { writes, claims, fetched, bytes, locks, is_read_only, .. }) =
+            self.savepoints.get(savepoint)
+        else {
             return;
         };
         self.fetched.back_to(fetched);

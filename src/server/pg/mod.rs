@@ -162,11 +162,7 @@ impl Acceptor {
     }
 
     /// By itself, so that the task of an idle client has no room for what only passes through here.
-    fn connect<'a, S>(
-        &self,
-        wire: &'a mut Wire<S>,
-        options: SessionOptions,
-    ) -> Result<Box<Connection<'a, S>>, SqlError>
+    fn connect<'a, S>(&self, wire: &'a mut Wire<S>, options: SessionOptions) -> Result<Box<Connection<'a, S>>, SqlError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + Peer,
     {

@@ -24,11 +24,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
     }
 
-    async fn meet_portal(
-        &mut self,
-        parsed: &Parsed,
-        signals: &Signals,
-    ) -> Result<Option<&'static str>, Stop> {
+    async fn meet_portal(&mut self, parsed: &Parsed, signals: &Signals) -> Result<Option<&'static str>, Stop> {
         if parsed.is_close() && parsed.cursor().is_none() {
             let portals = self.portals.take_open();
             self.finish_portals(portals).await?;
