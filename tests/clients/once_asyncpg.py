@@ -11,6 +11,8 @@ class Undo(Exception):
 async def main():
     host, port = os.environ["SERVER_HOST"], int(os.environ["SERVER_PORT"])
     c = await asyncpg.connect(host=host, port=port, user="tester", database="millstream", timeout=10)
+    # As a pool does with each connection that it takes back.
+    await c.reset()
     await c.execute(
         "DECLARE c CURSOR WITH HOLD FOR SELECT n FROM input"
         " EMIT CHANGES WITH (group = 'once', auto_offset_reset = 'earliest')"

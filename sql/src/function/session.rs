@@ -13,7 +13,7 @@ use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
 
 /// Every name [`session_value`] knows.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "now",
     "current_timestamp",
     "transaction_timestamp",
@@ -38,6 +38,7 @@ const NAMES: [&str; 24] = [
     "inet_server_addr",
     "txid_current_if_assigned",
     "pg_my_temp_schema",
+    "pg_advisory_unlock_all",
 ];
 
 /// True for a function whose value is fixed before the plan runs.
@@ -140,6 +141,8 @@ pub fn session_value(name: &str, context: &PlanContext) -> Result<(ScalarValue, 
         "current_user" | "user" | "current_role" | "session_user" => text(&settings.user),
         "pg_backend_pid" => (ScalarValue::Int32(Some(settings.backend_pid)), SqlType::Integer),
         "pg_my_temp_schema" => (scalar_text(&SqlType::Integer, b"0")?, SqlType::Integer),
+        // There are no such locks; pools of drivers give up all when they take a connection back.
+        "pg_advisory_unlock_all" => text(""),
         "pg_is_in_recovery" => (ScalarValue::Boolean(Some(false)), SqlType::Boolean),
         "inet_client_addr" | "inet_server_addr" | "txid_current_if_assigned" => {
             (ScalarValue::Utf8(None), SqlType::Text)

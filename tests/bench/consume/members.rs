@@ -98,7 +98,7 @@ impl Member {
         }
     }
 
-    /// Waits until the server has begun to answer the query; not of the extended protocol.
+    /// Waits until the server has begun to answer the query.
     pub(crate) async fn begun(&mut self) -> anyhow::Result<()> {
         self.reader.begun().await
     }

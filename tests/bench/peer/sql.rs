@@ -126,6 +126,7 @@ impl SqlWriter {
     pub(crate) async fn extended(&mut self, statement: &str) -> anyhow::Result<()> {
         self.add(b'P', &[b"\0", statement.as_bytes(), b"\0\0\0"])?;
         self.add(b'B', &[b"\0\0\0\0\0\0\0\0"])?;
+        self.add(b'D', &[b"P\0"])?;
         self.add(b'E', &[b"\0\0\0\0\0"])?;
         self.add(b'S', &[])?;
         self.flush().await
