@@ -210,6 +210,21 @@ fn parse_time(text: &str) -> Option<Span> {
     (micros <= 2_147_483_647_000.0).then(|| Span::from_micros(micros as i64))
 }
 
+/// Whether `SET` may give a setting several values.
+pub(crate) fn is_list(name: &str) -> bool {
+    matches!(name, "datestyle" | "search_path")
+}
+
+/// A time as PostgreSQL shows it: in the largest unit that it is a whole number of.
+fn written_time(span: Span) -> String {
+    const UNITS: [(i64, &str); 6] =
+        [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms"), (1, "us")];
+    match UNITS.iter().find(|(micros, _)| span.micros() != 0 && span.micros() % micros == 0) {
+        Some((micros, unit)) => format!("{}{unit}", span.micros() / micros),
+        None => "0".to_owned(),
+    }
+}
+
 /// The schemas there are.
 const SCHEMAS: [&str; 4] = ["public", "millstream", "pg_catalog", "information_schema"];
 
@@ -223,6 +238,7 @@ fn names(text: &str) -> Option<Vec<String>> {
     loop {
         let mut name = String::new();
         match rest.strip_prefix('"') {
+            None if rest.is_empty() || rest.starts_with(',') => return None,
             None => {
                 let end = rest.find(',').unwrap_or(rest.len());
                 name.push_str(&rest[..end].trim_end().to_lowercase());
@@ -246,9 +262,6 @@ fn names(text: &str) -> Option<Vec<String>> {
                     }
                 }
             },
-        }
-        if name.is_empty() {
-            return None;
         }
         names.push(name);
         match rest.strip_prefix(',') {
@@ -303,7 +316,7 @@ impl Definition {
                 Err(invalid().hint(format!("accepted: {}", words.join("; "))))
             }
             Kind::Time => parse_time(value)
-                .map(|_| value.to_owned())
+                .map(written_time)
                 .ok_or_else(|| invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\"")),
             Kind::Number(least, last) => match value.trim().parse::<i64>() {
                 Ok(number) if (least..=last).contains(&number) => Ok(number.to_string()),
@@ -674,8 +687,29 @@ mod tests {
         assert_eq!(settings.search_path(), ["millstream", "public"]);
         assert_eq!(names("\"a\"\"b, c\" , d").unwrap(), ["a\"b, c", "d"]);
         assert_eq!(quote_name("$user"), "\"$user\"");
-        settings.set("search_path", "", SetScope::Session).unwrap();
-        assert!(settings.search_path().is_empty());
+        for nothing in ["", "\"\""] {
+            settings.set("search_path", nothing, SetScope::Session).unwrap();
+            assert!(settings.search_path().is_empty());
+        }
+    }
+
+    #[test]
+    fn times_are_shown_as_postgresql_shows_them() {
+        let mut settings = Settings::default();
+        for (value, shown) in [
+            ("100000", "100s"),
+            ("120 s", "2min"),
+            ("90s", "90s"),
+            ("1500", "1500ms"),
+            ("2.5", "2500us"),
+            ("36 hours", "36h"),
+            ("48h", "2d"),
+            ("0", "0"),
+            ("0min", "0"),
+        ] {
+            settings.set("lock_timeout", value, SetScope::Session).unwrap();
+            assert_eq!(settings.show("lock_timeout").unwrap(), shown, "{value}");
+        }
     }
 
     #[test]
