@@ -499,3 +499,29 @@ async fn prepared_statements_name_portals_each_time_they_are_executed() {
         raw.run("ROLLBACK").await;
     }
 }
+
+#[tokio::test]
+async fn a_prepared_fetch_has_the_columns_that_its_cursor_has_now() {
+    let (_server, mut raw) = begun().await;
+    raw.send(&[&parse("f", "FETCH 1 FROM c"), &bind("", "f"), &execute("", 0), &sync()]).await;
+    assert_eq!(rows(&raw.messages().await), [0]);
+    raw.run("CLOSE c").await;
+    raw.run(&CURSOR.replace("SELECT n FROM", "SELECT 'x' AS word, n AS number FROM")).await;
+    // Who asks is told. Who does not is refused what he would take for something else, and loses nothing.
+    for (is_described, expected) in [(true, [1].as_slice()), (false, &[]), (true, &[2])] {
+        let describe = if is_described { frame(b'D', b"P\0") } else { Vec::new() };
+        raw.send(&[&bind("", "f"), &describe, &execute("", 0), &sync()]).await;
+        let messages = raw.messages().await;
+        assert_eq!(rows(&messages), expected);
+        let told = messages.iter().find(|(tag, _)| *tag == 'T');
+        assert_eq!(told.is_some_and(|(_, body)| body.contains("word") && body.contains("number")), is_described);
+        match is_described {
+            true => assert!(errors(&messages).is_empty(), "{messages:?}"),
+            false => {
+                assert_eq!(errors(&messages), ["0A000"]);
+                // By which asyncpg and pgjdbc know that they can prepare it again.
+                assert!(messages.iter().any(|(tag, body)| *tag == 'E' && body.contains("RRevalidateCachedQuery")));
+            }
+        }
+    }
+}

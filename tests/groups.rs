@@ -208,8 +208,21 @@ async fn living_groups_read_new_partitions_from_their_beginning() {
         run(member, &declare("g", "t", "latest")).await;
         assert_eq!(ready(member).await, NONE);
     }
+    let behind = server.client().await;
+    run(&behind, &declare("behind", "t", "earliest")).await;
+    assert_eq!(read(&behind, 1).await.len(), 1);
     run(&client, "ALTER STREAM t SET (partitions = 7)").await;
     fill(&client, "t", 10..500).await;
+    // They count before anybody reads them, and are a member's when it asks, though it has rows to give.
+    let known = |group: &str| {
+        format!(
+            "SELECT count(*) || ' ' || count(member) || ' ' || sum(lag) FROM millstream.consumer_group_offsets
+             WHERE group_name = '{group}'"
+        )
+    };
+    assert_eq!(scalar(&client, &known("g")).await.as_deref(), Some("7 2 490"));
+    assert_eq!(read(&behind, 1).await.len(), 1);
+    assert_eq!(scalar(&client, &known("behind")).await.as_deref(), Some("7 7 499"));
     let begun = Instant::now();
     let (mut ones, mut twos) = (Vec::new(), Vec::new());
     while ones.len() + twos.len() < 490 {
@@ -229,6 +242,7 @@ async fn living_groups_read_new_partitions_from_their_beginning() {
     run(&second, "CLOSE c").await;
     run(&client, "ALTER STREAM t SET (partitions = 9)").await;
     fill(&client, "t", 500..900).await;
+    assert_eq!(scalar(&client, &known("g")).await.as_deref(), Some("9 0 400"));
     run(&first, &declare("g", "t", "latest")).await;
     assert_eq!(read(&first, 400).await, all(500..900));
     server.node.stop().await;

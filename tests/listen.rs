@@ -4,12 +4,12 @@ use crate::protocol::{Raw, bind, execute, frame, parse, query, start, sync};
 
 const FLUSH: u8 = b'H';
 
-/// The channel of the next message, which must be a notification of this connection.
+/// The channel of the next message, which must be a notification, of nobody.
 async fn channel(raw: &mut Raw) -> String {
     let (tag, body) = raw.frame().await.expect("the server closed");
     assert_eq!(char::from(tag), 'A', "{}", String::from_utf8_lossy(&body));
     let (pid, texts) = body.split_at(4);
-    assert_eq!(pid, &raw.key[..4]);
+    assert_eq!(pid, [0; 4]);
     let channel = texts.strip_suffix(b"\0\0").expect("a channel and an empty payload");
     String::from_utf8(channel.to_vec()).unwrap()
 }

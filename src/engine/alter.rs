@@ -22,15 +22,11 @@ impl Session {
     /// # Errors
     /// 42P01 when there is none.
     pub(crate) fn altered(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
-        let catalog = self.engine.catalog();
-        let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name));
-        if relation.is_none() && self.view_named(name).is_some() {
+        if self.view_named(name).is_some() {
             let error = SqlError::new(SqlState::WrongObjectType, format!("\"{name}\" is not a stream or table"));
             return Err(error.detail("it is a view").hint("use CREATE OR REPLACE VIEW").at(name.position));
         }
-        relation.cloned().ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
-        })
+        self.relation(name)
     }
 
     /// `ALTER STREAM | TABLE | TOPIC`

@@ -290,6 +290,9 @@ impl Source {
                         SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
                     );
                 if is_final {
+                    if let Some(consumer) = receipts.consumer() {
+                        Box::pin(consumer.quit()).await;
+                    }
                     self.fail(&error);
                 }
                 return Err(error);

@@ -101,7 +101,9 @@ impl Engine {
             Some(stored) if stored == topic => Ok(()),
             Some(_) => shard.alter_topic(topic).await,
         };
-        stored.map_err(replication_error)
+        stored.map_err(replication_error)?;
+        self.groups().grow(relation.id, relation.options.partitions);
+        Ok(())
     }
 
     /// Lets go of the events that a terminated query would read again.

@@ -45,10 +45,7 @@ impl Session {
     /// 42P01 when there is none, 0A000 when it is a view, 42809 when a continuous query writes it.
     pub(crate) fn target(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
         self.check_no_view(name, "insert into")?;
-        let catalog = self.engine.catalog();
-        let relation = catalog.relation(name.as_str()).filter(|_| self.reaches_public(name)).ok_or_else(|| {
-            SqlError::new(SqlState::UndefinedTable, format!("relation \"{name}\" does not exist")).at(name.position)
-        })?;
+        let relation = self.relation(name)?;
         if relation.name.as_str().starts_with(OWN_NAMES) {
             let message = format!("stream \"{name}\" is written by the server");
             return Err(SqlError::new(SqlState::WrongObjectType, message).at(name.position));
@@ -61,7 +58,7 @@ impl Session {
             .hint("insert into what the query reads")
             .at(name.position));
         }
-        Ok(Arc::clone(relation))
+        Ok(relation)
     }
 
     pub(crate) async fn plan_insert(&self, insert: &Insert, declared: &[Option<SqlType>]) -> Result<Planned> {

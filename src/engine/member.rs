@@ -134,7 +134,10 @@ impl MemberSubscription {
             match self.advance(left).await {
                 Ok(Some(batch)) => break Some(Ok(batch)),
                 Ok(None) => {}
-                Err(error) => break Some(Err(error)),
+                Err(error) => {
+                    Box::pin(self.consumer.quit()).await;
+                    break Some(Err(error));
+                }
             }
         };
         if is_written {

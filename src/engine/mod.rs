@@ -65,7 +65,7 @@ pub use millstream_sql::{copy as formats, types};
 pub use outcome::{
     Form, Forms, Idle, Notice, Outcome, Result, RowBatch, RowStream, Rows, RowsTag, TransactionStatus, Via,
 };
-pub use prepare::Prepared;
+pub use prepare::{COLUMNS_CHANGED, Prepared, check_columns};
 pub use registry::{Handed, SessionId, SessionRow};
 pub use session::{Session, SessionOptions};
 pub use settings::SERVER_VERSION;

@@ -121,6 +121,22 @@ pub(crate) enum ReturnedSource {
     Offset,
 }
 
+/// What a client reads that prepares the statement again when its result has other columns.
+pub const COLUMNS_CHANGED: &str = "cached plan must not change result type";
+
+/// Whether rows of these columns can be sent to a client that was told of others.
+///
+/// # Errors
+/// 0A000 when they differ.
+pub fn check_columns(told: &[ResultColumn], columns: &[ResultColumn]) -> Result<()> {
+    let is_same =
+        |(told, column): (&ResultColumn, &ResultColumn)| told.name == column.name && told.sql_type == column.sql_type;
+    match told.len() == columns.len() && told.iter().zip(columns).all(is_same) {
+        true => Ok(()),
+        false => Err(SqlError::new(SqlState::FeatureNotSupported, COLUMNS_CHANGED).hint("prepare the statement again")),
+    }
+}
+
 impl Prepared {
     pub(crate) fn new(parsed: Parsed, (params, columns, plan): Planned, moment: Moment) -> Self {
         let (text, start) = (Arc::clone(&parsed.text), parsed.start);
@@ -192,16 +208,7 @@ impl Prepared {
 
     /// 0A000 when a new plan gives other columns than the client was told of.
     pub(crate) fn check_columns(&self, columns: &[ResultColumn]) -> Result<()> {
-        let shape = |columns: &[ResultColumn]| -> Vec<(String, SqlType)> {
-            columns.iter().map(|column| (column.name.clone(), column.sql_type.clone())).collect()
-        };
-        match &self.columns {
-            Some(told) if shape(told) != shape(columns) => {
-                let fact = "cached plan must not change result type";
-                Err(SqlError::new(SqlState::FeatureNotSupported, fact).hint("prepare the statement again"))
-            }
-            _ => Ok(()),
-        }
+        self.columns.iter().try_for_each(|told| check_columns(told, columns))
     }
 
     /// The relation an INSERT plan was made for.

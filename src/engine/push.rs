@@ -108,7 +108,15 @@ impl Session {
                 "psql" => "psql shows rows as they come with \\set FETCH_COUNT 1",
                 _ => "LIMIT at its end stops it after so many rows",
             };
-            self.notify_hint("this query does not end: rows arrive until it is cancelled", hint);
+            let options = bind_push_options(select)?;
+            let is_taken = options.group.is_some() && options.auto_commit && !self.transaction.is_explicit();
+            let message = match is_taken {
+                true => {
+                    "this query does not end: rows arrive until it is cancelled; its group has taken those that were sent"
+                }
+                false => "this query does not end: rows arrive until it is cancelled",
+            };
+            self.notify_hint(message, hint);
         }
         Ok(Outcome::Rows(rows))
     }
@@ -236,7 +244,8 @@ impl Session {
         }
         let shard = Arc::clone(self.engine.shard_of_all(&plan.sources)?);
         let durability = self.settings.durability();
-        let joining = Joining { group, topics, shard, reset, delivery, auto_commit, commit_interval, durability, info };
+        let joining =
+            Joining { group, topics, shard, reset, delivery, auto_commit, commit_interval, durability, limit, info };
         let consumer = Consumer::join(&self.engine, joining).await?;
         let are_tables = readers.iter().map(|reader| pipeline.keeps_rows_of(reader.source)).collect();
         let query = self.engine.shared().get(plan, pipeline, readers);

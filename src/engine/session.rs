@@ -15,9 +15,9 @@ use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
 use crate::replication::{Append, Cuts, GroupCommit, Staging};
-use millstream_catalog::SqlType;
 use millstream_catalog::model::limit::PREPARED_MAX;
 use millstream_catalog::model::{ShardId, Span, SqlState};
+use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
     self, Chain, Discard, Parsed, QualifiedName, Statement, TransactionAccess, TransactionModes,
@@ -758,6 +758,16 @@ impl Session {
             Some(schema) => schema.as_str() == "public",
             None => self.settings.search_path().iter().any(|schema| schema == "public"),
         }
+    }
+
+    /// The stream or table that a name in a statement means.
+    ///
+    /// # Errors
+    /// 42P01 when there is none.
+    pub(crate) fn relation(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
+        let found = self.engine.catalog().relation(name.as_str()).filter(|_| self.reaches_public(name)).cloned();
+        let message = || format!("relation \"{name}\" does not exist");
+        found.ok_or_else(|| SqlError::new(SqlState::UndefinedTable, message()).at(name.position))
     }
 
     /// As [`Engine::room`].

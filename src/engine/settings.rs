@@ -315,9 +315,9 @@ impl Definition {
                 }
                 Err(invalid().hint(format!("accepted: {}", words.join("; "))))
             }
-            Kind::Time => parse_time(value)
-                .map(written_time)
-                .ok_or_else(|| invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\"")),
+            Kind::Time => parse_time(value).map(written_time).ok_or_else(|| {
+                invalid().hint("valid units are \"us\", \"ms\", \"s\", \"min\", \"h\" and \"d\", for at most 24 days")
+            }),
             Kind::Number(least, last) => match value.trim().parse::<i64>() {
                 Ok(number) if (least..=last).contains(&number) => Ok(number.to_string()),
                 Ok(_) => Err(invalid().hint(format!("accepted: {least} to {last}"))),

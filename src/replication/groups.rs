@@ -97,7 +97,8 @@ impl Groups {
     /// Whether `commits` may be recorded: `end` is where a partition ends.
     ///
     /// # Errors
-    /// [`Refused::Fenced`] when somebody else took a partition since, or the group is gone; [`Refused::AboveEnd`].
+    /// [`Refused::NoPartition`]; [`Refused::Fenced`] when somebody else took a partition since, or the group is gone;
+    /// [`Refused::AboveEnd`].
     pub(crate) fn check(
         &self,
         commits: &[GroupCommit],
@@ -106,6 +107,7 @@ impl Groups {
         let mut new = 0;
         for commit in commits {
             let (topic, partition) = (commit.topic, commit.partition);
+            let end = end(topic, partition).ok_or(Refused::NoPartition(topic, partition))?;
             let stored = self.by_name.get(&commit.group).and_then(|group| group.offsets.get(&(topic, partition)));
             let is_own = match commit.epoch {
                 Some(epoch) => stored.is_some_and(|stored| stored.epoch == epoch),
@@ -120,7 +122,6 @@ impl Groups {
             if !is_own {
                 return Err(Refused::Fenced { group: commit.group.clone(), topic, partition });
             }
-            let end = end(topic, partition).ok_or(Refused::NoPartition(topic, partition))?;
             if commit.position.offset > end {
                 let offset = commit.position.offset;
                 return Err(Refused::AboveEnd { topic, partition, offset, end });

@@ -76,6 +76,13 @@ pub struct GroupOffset {
     pub epoch: GroupEpoch,
 }
 
+impl GroupOffset {
+    /// Whether somebody has begun to read there. What was only committed by hand says nothing of other partitions.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.epoch != GroupEpoch::default()
+    }
+}
+
 /// How far a consumer group has come in one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupCommit {

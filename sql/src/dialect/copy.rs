@@ -184,7 +184,10 @@ fn option(cursor: &mut Cursor<'_>, given: &mut Given) -> Result<(), SqlError> {
             let number = sequence_number(cursor)?;
             put(&mut given.sequence, number, position)
         }
-        "group" => Err(place.unsupported("groups in COPY", "subscribe without a group")),
+        "group" => {
+            let hint = "write COPY (SELECT … EMIT CHANGES WITH (group = 'name')) TO STDOUT";
+            Err(place.unsupported("a consumer group among the options of COPY", hint))
+        }
         _ => Err(SqlError::syntax(format!("option \"{name}\" not recognized")).at(position)),
     }
 }

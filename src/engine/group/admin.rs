@@ -13,13 +13,13 @@ use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, Replicatio
 use crate::storage::{PartitionView, ScanRequest};
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray};
 use arrow::datatypes::TimestampMicrosecondType;
-use millstream_catalog::model::{GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp};
+use millstream_catalog::model::{GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
     AlterGroup, CommitOffsets, CommitPosition, DropGroups, GroupRef, Ident, QualifiedName, ResetTo,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A group as it is.
@@ -41,6 +41,12 @@ impl GroupStatus {
             (_, true) => "rebalancing",
             (_, false) => "stable",
         }
+    }
+
+    /// Whether it reads a topic.
+    fn has_begun(&self, topic: TopicId) -> bool {
+        let first = (topic, PartitionId::new(0));
+        self.offsets.range(first..).take_while(|((of, _), _)| *of == topic).any(|(_, offset)| offset.is_begun())
     }
 }
 
@@ -82,18 +88,27 @@ impl Engine {
         all
     }
 
-    /// The partitions of a group, those of dropped topics left out.
+    /// The partitions of a group, those of dropped topics left out. Those that a topic got since nobody has begun to read:
+    /// the group reads them from their beginning.
     pub(crate) fn offset_rows(&self, status: &GroupStatus) -> Vec<OffsetRow> {
         let catalog = self.catalog();
         let readers = status.members.readers();
-        let row = |(place, stored): (&TopicPartition, &GroupOffset)| {
-            let topic = Arc::clone(catalog.relation_by_id(place.0)?);
-            let view = self.shard_of(&topic).ok()?.partitions().get(place.0, place.1)?.view();
-            let (partition, committed) = (place.1, stored.position.offset);
-            let (start, end) = (view.offset_start(), view.offset_end());
-            Some(OffsetRow { topic, partition, committed, start, end, member: readers.get(place).cloned() })
-        };
-        status.offsets.iter().filter_map(row).collect()
+        let mut rows = Vec::with_capacity(status.offsets.len());
+        let topics: BTreeSet<TopicId> = status.offsets.keys().map(|(topic, _)| *topic).collect();
+        for topic in topics.into_iter().filter_map(|topic| catalog.relation_by_id(topic)) {
+            let Ok(shard) = self.shard_of(topic) else { continue };
+            let Some(partitions) = shard.partitions().topic(topic.id) else { continue };
+            let is_begun = status.has_begun(topic.id);
+            for found in partitions.iter() {
+                let (partition, view) = (found.id(), found.view());
+                let (start, end) = (view.offset_start(), view.offset_end());
+                let stored = status.offsets.get(&(topic.id, partition)).map(|stored| stored.position.offset);
+                let Some(committed) = stored.or(is_begun.then_some(start)) else { continue };
+                let member = readers.get(&(topic.id, partition)).cloned();
+                rows.push(OffsetRow { topic: Arc::clone(topic), partition, committed, start, end, member });
+            }
+        }
+        rows
     }
 
     fn group(&self, group: &GroupRef) -> Result<GroupStatus> {
@@ -236,8 +251,19 @@ impl Session {
         Ok(())
     }
 
+    /// What has partitions under a name.
+    fn topic(&self, name: &QualifiedName) -> Result<Arc<Relation>> {
+        if self.view_named(name).is_some() {
+            let message = format!("\"{name}\" is a view, which has no offsets");
+            return Err(SqlError::new(SqlState::WrongObjectType, message)
+                .hint("name what the view reads: DESCRIBE CONSUMER GROUP lists it")
+                .at(name.position));
+        }
+        self.relation(name)
+    }
+
     async fn commit_position(&mut self, commit: &CommitPosition) -> Result<()> {
-        let topic = self.target(&commit.topic)?;
+        let topic = self.topic(&commit.topic)?;
         let place = (topic.id, commit.partition);
         let shard = Arc::clone(self.engine.shard_of(&topic)?);
         let end = partition_of(&self.engine, &topic, commit.partition, &commit.topic)?.offset_end();
@@ -269,7 +295,7 @@ impl Session {
         self.check_no_block("ALTER CONSUMER GROUP")?;
         self.engine.check_empty(&alter.group)?;
         let topics: Vec<Arc<Relation>> = match &alter.topic {
-            Some(name) => vec![self.target(name)?],
+            Some(name) => vec![self.topic(name)?],
             None => {
                 let status = self.engine.group(&alter.group)?;
                 let mut ids: Vec<_> = status.offsets.keys().map(|(topic, _)| *topic).collect();
@@ -286,18 +312,26 @@ impl Session {
                 }
                 _ => topic.partitions().collect(),
             };
-            self.reset_topic(&alter.group, &topic, ids, alter.to).await?;
+            let positions = self.reset_topic(&alter.group, &topic, ids, alter.to).await?;
+            let ResetTo::Offset(wanted) = alter.to else { continue };
+            for (partition, offset) in positions.into_iter().filter(|(_, offset)| *offset != wanted) {
+                let message =
+                    format!("partition {partition} of \"{}\" has no offset {wanted}: set to {offset}", topic.name);
+                self.notify("NOTICE", SqlState::SuccessfulCompletion, message);
+            }
         }
         Ok(Outcome::Command { tag: "ALTER CONSUMER GROUP".to_owned() })
     }
 
+    /// Sets a group's offsets in partitions of a topic, to what there is: an offset that was removed is the oldest, one above
+    /// the end is the end. Which they are.
     async fn reset_topic(
         &self,
         group: &GroupRef,
         topic: &Arc<Relation>,
         ids: Vec<PartitionId>,
         to: ResetTo,
-    ) -> Result<()> {
+    ) -> Result<Vec<(PartitionId, Offset)>> {
         let shard = Arc::clone(self.engine.shard_of(topic)?);
         let (partitions, relation) = (shard.partitions(), Arc::clone(topic));
         let positions = self.engine.compute.run(async move {
@@ -311,13 +345,19 @@ impl Session {
                     ResetTo::Offset(offset) => offset.max(view.offset_start()).min(view.offset_end()),
                     ResetTo::Timestamp(time) => first_since(&relation, &view, time)?,
                 };
-                positions.push(TakePartition { topic: relation.id, partition, taking: Taking::Set(offset) });
+                positions.push((partition, offset));
             }
             Ok(positions)
         });
-        let take =
-            GroupTake { group: group.name.clone(), now: self.engine.clock().now(), partitions: positions.await? };
-        unheld(|| shard.take_partitions(take.clone())).await.map(drop)
+        let positions = positions.await?;
+        let set = |(partition, offset): &(PartitionId, Offset)| {
+            let (topic, taking) = (topic.id, Taking::Set(*offset));
+            TakePartition { topic, partition: *partition, taking }
+        };
+        let partitions = positions.iter().map(set).collect();
+        let take = GroupTake { group: group.name.clone(), now: self.engine.clock().now(), partitions };
+        unheld(|| shard.take_partitions(take.clone())).await?;
+        Ok(positions)
     }
 
     /// `DROP CONSUMER GROUP`

@@ -16,7 +16,7 @@ use crate::replication::{
     GroupCommit, GroupOffset, GroupPosition, GroupTake, ReplicationError, Shard, TakePartition, Taking,
 };
 use millstream_catalog::Relation;
-use millstream_catalog::model::{Durability, GroupEpoch, GroupName, Offset, PartitionId, ShardId, SqlState};
+use millstream_catalog::model::{Durability, GroupName, Offset, PartitionId, RowCount, ShardId, SqlState};
 use millstream_sql::SqlError;
 use millstream_sql::stream::RowOrigins;
 use parking_lot::Mutex;
@@ -60,6 +60,8 @@ pub(crate) struct Joining {
     pub(crate) auto_commit: bool,
     /// How often that is done at most, if the member says so.
     pub(crate) commit_interval: Option<Duration>,
+    /// How many rows it reads, if not without end.
+    pub(crate) limit: Option<RowCount>,
     /// What its commits outside of transactions survive; `None` for what the topics' events do.
     pub(crate) durability: Option<Durability>,
     pub(crate) info: MemberInfo,
@@ -155,9 +157,7 @@ impl Consumer {
         let known = self.joining.shard.group(&self.joining.group).unwrap_or_default();
         let mut partitions = Vec::new();
         for topic in &self.joining.topics {
-            // Offsets that were only committed by hand say nothing of other partitions.
-            let is_begun = |offset: &GroupOffset| offset.epoch != GroupEpoch::default();
-            let is_known = known.offsets.iter().any(|((of, _), offset)| *of == topic.id && is_begun(offset));
+            let is_known = known.offsets.iter().any(|((of, _), offset)| *of == topic.id && offset.is_begun());
             for partition in self.partitions_of(topic) {
                 let place = (topic.id, partition);
                 if known.offsets.contains_key(&place) {
@@ -269,10 +269,23 @@ impl Consumer {
         self.leave_if_done();
     }
 
+    /// Its subscription failed: it leaves, once what its client has taken is committed. Unless a transaction has rows of it:
+    /// then it leaves with that.
+    pub(crate) async fn quit(&self) {
+        if !self.is_in_transaction() {
+            self.commit_rest().await;
+            let seat = self.membership.lock().take();
+            drop(seat);
+        }
+    }
+
+    /// A member leaves with the last rows that it or its transaction has; before it is closed, once all are committed that
+    /// its LIMIT lets through.
     fn leave_if_done(&self) {
         let is_done = {
             let progress = self.progress.lock();
-            progress.begun.is_some() && progress.is_closed && !progress.is_transaction_waiting()
+            let is_left = progress.begun.is_some() && progress.is_closed && !progress.is_transaction_waiting();
+            is_left || self.joining.limit.is_some_and(|limit| progress.is_spent(limit))
         };
         let seat = if is_done { self.membership.lock().take() } else { None };
         drop(seat);
@@ -325,11 +338,7 @@ impl Consumer {
         if self.is_in_transaction() {
             return Err(self.removed());
         }
-        {
-            let mut progress = self.progress.lock();
-            progress.held.clear();
-            progress.void();
-        }
+        self.progress.lock().clear(self.joining.auto_commit);
         Box::pin(self.begin_topics()).await?;
         let seat = Arc::new(self.take_seat());
         *self.membership.lock() = Some(seat);
@@ -359,7 +368,7 @@ impl Consumer {
             let is_there = read == taken.position.offset;
             let handed = if is_there { taken.position } else { read.into() };
             let (epoch, committed) = (taken.epoch, taken.position);
-            Ok((*place, Held { epoch, read, handed, asked: handed, committed, is_revoked: false }))
+            Ok((*place, Held { epoch, begun: handed, read, handed, asked: handed, committed, is_revoked: false }))
         };
         let held = granted.iter().zip(taken).map(held).collect::<Result<Vec<_>>>()?;
         {
@@ -482,7 +491,26 @@ impl Consumer {
         if has_lost || self.seat().is_some_and(|seat| !seat.is_current()) {
             return Err(self.removed());
         }
+        self.check_uncommitted()?;
         Ok((self.joining.shard.id(), self.progress.lock().commits(&self.joining.group, true)))
+    }
+
+    /// SE004, once, when rows that the client is to commit itself went to another member before it did.
+    fn check_uncommitted(&self) -> Result<()> {
+        if !std::mem::take(&mut self.progress.lock().has_uncommitted) {
+            return Ok(());
+        }
+        let group = &self.joining.group;
+        let message = format!("another member of consumer group \"{group}\" has a partition that was not committed");
+        let hint = match self.is_in_transaction() {
+            true => "roll back, then fetch and work on the rows again",
+            false => {
+                "what this member has now can be committed; commit before the next FETCH, which gives up partitions"
+            }
+        };
+        Err(SqlError::new(SqlState::GroupMemberFenced, message)
+            .detail("rows that were fetched of it since the last commit are delivered again")
+            .hint(hint))
     }
 
     /// SE004
@@ -512,6 +540,7 @@ impl Consumer {
         if let Some(seat) = self.seat() {
             self.release(&seat);
         }
+        self.leave_if_done();
     }
 
     /// Gives up every partition: they are taken anew, if they are still the member's.
@@ -614,6 +643,10 @@ impl Consumer {
 
     /// The client asks for the next rows, and has taken those before: moves what the coordinator says.
     pub(super) async fn ask(&self) -> Result<()> {
+        let catalog = self.engine.catalog();
+        if let Some(gone) = self.joining.topics.iter().find(|topic| catalog.relation_by_id(topic.id).is_none()) {
+            return Err(dropped(gone));
+        }
         // Before a transaction begins in which it may not: what is fetched in one is read by the same member.
         Box::pin(self.rejoin()).await?;
         // Rows of a partition that is to be given up go back; those of others with them, which are read again.

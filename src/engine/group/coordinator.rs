@@ -98,6 +98,13 @@ impl Group {
         }
     }
 
+    /// A topic has so many partitions now.
+    fn grow(&mut self, topic: TopicId, count: u32) {
+        if self.machine.grow(topic, count) {
+            self.wake();
+        }
+    }
+
     /// Tells a member that it is none any more.
     fn remove(&mut self, member: MemberId) {
         if let Some(seat) = self.seats.remove(&member) {
@@ -272,6 +279,13 @@ impl Coordinator {
         self.groups.lock().iter().map(|(name, group)| (name.clone(), group.row())).collect()
     }
 
+    /// A topic has so many partitions now, and the log has them.
+    pub(crate) fn grow(&self, topic: TopicId, count: u32) {
+        for group in self.groups.lock().values_mut() {
+            group.grow(topic, count);
+        }
+    }
+
     /// Members that are there.
     pub(crate) fn present(&self, group: &GroupName) -> usize {
         self.groups.lock().get(group).map_or(0, |group| group.machine.present())
@@ -342,11 +356,8 @@ impl Membership {
 
     /// A topic has so many partitions now.
     pub(crate) fn grow(&self, topic: TopicId, count: u32) {
-        let mut groups = self.coordinator.groups.lock();
-        if let Some(group) = groups.get_mut(&self.group)
-            && group.machine.grow(topic, count)
-        {
-            group.wake();
+        if let Some(group) = self.coordinator.groups.lock().get_mut(&self.group) {
+            group.grow(topic, count);
         }
     }
 

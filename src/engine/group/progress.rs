@@ -5,7 +5,7 @@
 
 use super::TopicPartition;
 use crate::replication::{GroupCommit, GroupPosition};
-use millstream_catalog::model::{GroupEpoch, GroupName, Offset};
+use millstream_catalog::model::{GroupEpoch, GroupName, Offset, RowCount};
 use millstream_sql::stream::RowOrigins;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use tokio::sync::{Notify, oneshot};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Held {
     pub(super) epoch: GroupEpoch,
+    /// Where it was taken over.
+    pub(super) begun: GroupPosition,
     /// The next event to read.
     pub(super) read: Offset,
     /// Up to here rows were handed over.
@@ -32,6 +34,11 @@ impl Held {
     /// Whether the client has taken all rows it was handed, and that is committed if it is to be.
     fn is_taken(&self, auto_commit: bool) -> bool {
         self.handed == self.asked && (self.asked == self.committed || !auto_commit)
+    }
+
+    /// Whether rows were handed over that are not committed.
+    fn is_uncommitted(&self) -> bool {
+        self.handed != self.committed && self.handed != self.begun
     }
 }
 
@@ -73,6 +80,8 @@ pub(super) struct Progress {
     pub(super) begun: Option<Begun>,
     /// The client wants no more.
     pub(super) is_closed: bool,
+    /// Rows that the client is to commit itself went to another member before it did: it is told when it commits.
+    pub(super) has_uncommitted: bool,
     /// Whether the subscription reads what it was last told.
     pub(super) is_reading: bool,
     /// Counts how often rows that were given became void.
@@ -148,6 +157,18 @@ impl Progress {
     /// Whether a transaction may have rows of it to commit, or to give back.
     fn is_in_transaction(&self, held: &Held) -> bool {
         self.begun.is_some() && held.handed != held.committed
+    }
+
+    /// Whether `limit` rows were handed over, and nothing brings back any.
+    pub(super) fn is_spent(&self, limit: RowCount) -> bool {
+        self.begun.is_none() && self.rows >= limit.value() && self.each().all(|(_, held)| held.handed == held.committed)
+    }
+
+    /// Forgets every partition: others have them.
+    pub(super) fn clear(&mut self, auto_commit: bool) {
+        self.has_uncommitted |= !auto_commit && self.each().any(|(_, held)| held.is_uncommitted());
+        self.held.clear();
+        self.void();
     }
 
     /// Whether a transaction has rows to commit, or to give back.
@@ -244,7 +265,8 @@ impl Progress {
             .map(|(place, _)| *place)
             .collect();
         for place in &free {
-            self.held.remove(place);
+            let held = self.held.remove(place);
+            self.has_uncommitted |= held.is_some_and(|held| held.is_uncommitted());
         }
         free
     }

@@ -177,9 +177,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, S> {
 
     /// Sends the notifications that are due.
     fn send_notifications(&mut self) {
-        let pid = self.session.id().pid;
         for channel in self.session.take_notifications() {
-            reply::notification(self.wire.out(), pid, channel.as_str());
+            reply::notification(self.wire.out(), channel.as_str());
         }
     }
 

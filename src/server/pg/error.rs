@@ -3,7 +3,7 @@
 //! Owns ErrorResponse and NoticeResponse, and the choice between going on and closing. Leaves out which
 //! error a statement gives: the engine's `SqlError` comes with its code. No state.
 
-use crate::engine::{Notice, SqlError, SqlState};
+use crate::engine::{COLUMNS_CHANGED, Notice, SqlError, SqlState};
 use crate::server::pg::cancel::Interrupt;
 use crate::server::pg::message::Malformed;
 use crate::server::pg::reply::{message, put_text};
@@ -79,6 +79,8 @@ pub(super) fn error_response(out: &mut Vec<u8>, severity: Severity, error: &SqlE
         Severity::Fatal => "FATAL",
     };
     let position = error.position.map(|position| position.to_string());
+    // asyncpg and pgjdbc prepare again when they are told that this failed.
+    let routine = (error.message == COLUMNS_CHANGED).then_some("RevalidateCachedQuery");
     let fields = [
         (b'S', Some(severity)),
         (b'V', Some(severity)),
@@ -88,6 +90,7 @@ pub(super) fn error_response(out: &mut Vec<u8>, severity: Severity, error: &SqlE
         (b'H', error.hint.as_deref()),
         (b'P', position.as_deref()),
         (b'W', error.context.as_deref()),
+        (b'R', routine),
     ];
     message(out, b'E', |out| put_fields(out, &fields));
 }

@@ -4,7 +4,7 @@
 //! is filled exactly, because drivers take less for the end. A DECLAREd cursor is a portal too: it can be
 //! described, executed and closed by its name. Leaves out rows (`pump`) and Sync (`connection`).
 
-use crate::engine::{Outcome, Param, Prepared, SqlError, SqlState, Via, types};
+use crate::engine::{Outcome, Param, Prepared, ResultColumn, SqlError, SqlState, Via, check_columns, types};
 use crate::env;
 use crate::server::pg::cancel::Signals;
 use crate::server::pg::connection::{Connection, step};
@@ -102,7 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             ))
             .into());
         }
-        let columns = prepared.as_ref().and_then(|prepared| prepared.columns()).map(|columns| columns.len());
+        let columns = prepared.as_ref().and_then(|prepared| self.columns_now(prepared)).map(|columns| columns.len());
         let formats = Formats::new(bind.result_formats);
         if formats.len() > 1 && columns.is_some_and(|columns| columns != formats.len()) {
             return Err(violation(format!(
@@ -121,7 +121,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         let params = bind.params.into_iter().enumerate().map(param).collect();
         let (state, savepoints) = (State::Bound(params), self.session.savepoints());
-        self.portals.open(&bind.portal, Portal { prepared, formats, state, savepoints, _held: held })?;
+        self.portals.open(&bind.portal, Portal { prepared, formats, told: None, state, savepoints, _held: held })?;
         reply::bare(self.wire.out(), Bare::BindComplete);
         Ok(())
     }
@@ -141,8 +141,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             }
             Target::Portal => match self.portals.find(name) {
                 Some(portal) => {
-                    let columns = portal.prepared.as_ref().and_then(|prepared| prepared.columns().cloned());
-                    (columns, portal.formats.clone())
+                    let columns = portal.prepared.as_ref().and_then(|prepared| self.columns_now(prepared));
+                    let formats = portal.formats.clone();
+                    columns.iter().for_each(|columns| self.portals.tell(name, columns));
+                    (columns, formats)
                 }
                 None => {
                     let columns = self.session.cursor_columns(name).ok_or_else(|| portal::missing(name))?;
@@ -221,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         };
         let mut signals = self.signals(prepared.text());
         let timer = self.meters.statement();
-        let (formats, savepoints) = (portal.formats, portal.savepoints);
+        let (formats, told, savepoints) = (portal.formats, portal.told, portal.savepoints);
         let (source, is_first) = match portal.state {
             State::Open(source) => {
                 signals = self.settled(signals, prepared.text()).await?;
@@ -261,7 +263,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 // Boxed: a subscription need not hold what it needed to begin.
                 let execution = Box::pin(self.session.execute(&prepared, params, via));
                 let outcome = step(self.wire, &signals, execution).await??;
-                (self.begin(outcome, &signals).await?, true)
+                let told = told.as_ref().or(prepared.columns());
+                (self.begin(outcome, told, &signals).await?, true)
             }
         };
         let state = match source {
@@ -274,7 +277,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         if is_first {
             timer.succeeded();
         }
-        self.portals.put_back(name, Portal { prepared: Some(prepared), formats, state, savepoints, _held: None });
+        self.portals.put_back(name, Portal { prepared: Some(prepared), formats, told, state, savepoints, _held: None });
         Ok(())
     }
 
@@ -288,10 +291,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         !input.is_empty() || is_last
     }
 
-    /// Completes an outcome without rows; gives back the rows of one with.
-    async fn begin(&mut self, outcome: Outcome, signals: &Signals) -> Result<Option<Box<Source>>, Stop> {
+    /// Completes an outcome without rows; gives back the rows of one with, which have the columns the client was `told` of.
+    async fn begin(
+        &mut self,
+        outcome: Outcome,
+        told: Option<&Arc<[ResultColumn]>>,
+        signals: &Signals,
+    ) -> Result<Option<Box<Source>>, Stop> {
         let tag = match outcome {
             Outcome::Rows(rows) => {
+                told.map_or(Ok(()), |told| check_columns(told, &rows.columns))?;
                 self.send_messages();
                 return Ok(Some(Box::new(Source::new(rows))));
             }

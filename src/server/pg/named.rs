@@ -4,12 +4,13 @@
 //! cursor of the session, CLOSE ends it, DECLARE finds its name taken. The other way round, messages that name cursors, is
 //! `extended`. Leaves out what the statements do (engine).
 
-use crate::engine::{Outcome, Parsed, TransactionStatus, Via};
+use crate::engine::{Outcome, Parsed, Prepared, ResultColumn, TransactionStatus, Via};
 use crate::server::pg::cancel::Signals;
 use crate::server::pg::connection::{Connection, step};
 use crate::server::pg::error::Stop;
 use crate::server::pg::portal::{self, Portal, State};
 use std::pin::pin;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
@@ -50,6 +51,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         if let Some(columns) = prepared.and_then(|prepared| prepared.columns()) {
             self.session.know_portal(name, columns);
         }
+    }
+
+    /// The columns that a statement's rows have now: those of a FETCH are its cursor's.
+    pub(super) fn columns_now(&self, prepared: &Prepared) -> Option<Arc<[ResultColumn]>> {
+        let columns = prepared.columns()?;
+        let of_cursor = || {
+            let parsed = prepared.parsed().ok()?;
+            let name = parsed.cursor()?;
+            let portal = || self.portals.find(name)?.prepared.as_ref()?.columns().cloned();
+            self.session.cursor_columns(name).or_else(portal)
+        };
+        let now = if prepared.is_own() { None } else { of_cursor() };
+        Some(now.unwrap_or_else(|| Arc::clone(columns)))
     }
 
     /// Whether a portal of this name was not ended by its block, and no cursor of the session has the name.

@@ -17,6 +17,8 @@ pub(super) struct Portal {
     /// `None` for a statement without text.
     pub(super) prepared: Option<Arc<Prepared>>,
     pub(super) formats: Formats,
+    /// The columns that a Describe of it told the client of, which may be others than the statement's.
+    pub(super) told: Option<Arc<[ResultColumn]>>,
     pub(super) state: State,
     /// Savepoints of the session that were set before it was bound.
     pub(super) savepoints: u64,
@@ -27,7 +29,7 @@ pub(super) struct Portal {
 impl Portal {
     /// One that was executed to its end, without rows.
     pub(super) fn done(prepared: Arc<Prepared>, formats: Formats, savepoints: u64) -> Self {
-        Self { prepared: Some(prepared), formats, state: State::Done, savepoints, _held: None }
+        Self { prepared: Some(prepared), formats, told: None, state: State::Done, savepoints, _held: None }
     }
 }
 
@@ -86,6 +88,11 @@ impl Portals {
         self.cursors.retain(|name, _| is_open(name));
     }
 
+    /// A Describe told the client of these columns of a portal.
+    pub(super) fn tell(&mut self, name: &str, columns: &Arc<[ResultColumn]>) {
+        self.open.get_mut(name).into_iter().for_each(|portal| portal.told = Some(Arc::clone(columns)));
+    }
+
     /// The portal of this name.
     pub(super) fn find(&self, name: &str) -> Option<&Portal> {
         self.open.get(name)
@@ -139,7 +146,8 @@ mod tests {
     use super::*;
 
     fn portal() -> Portal {
-        Portal { prepared: None, formats: Formats::default(), state: State::Done, savepoints: 0, _held: None }
+        let (formats, state) = (Formats::default(), State::Done);
+        Portal { prepared: None, formats, told: None, state, savepoints: 0, _held: None }
     }
 
     #[test]

@@ -68,10 +68,11 @@ pub(super) fn backend_key(out: &mut Vec<u8>, pid: i32, secret: i32) {
     });
 }
 
-/// `A`: there is news on a channel, without a payload; `pid` is the connection's own.
-pub(super) fn notification(out: &mut Vec<u8>, pid: i32, channel: &str) {
+/// `A`: there is news on a channel, without a payload. Of process 0, which is nobody's: whoever takes no notice of its own
+/// would miss what others wrote.
+pub(super) fn notification(out: &mut Vec<u8>, channel: &str) {
     message(out, b'A', |out| {
-        out.extend_from_slice(&pid.to_be_bytes());
+        out.extend_from_slice(&0_i32.to_be_bytes());
         put_text(out, channel);
         put_text(out, "");
     });
@@ -218,10 +219,10 @@ mod tests {
         };
         assert_eq!((copy.format, copy.columns), (0, 3));
         assert!(matches!(read(|out| bare(out, Bare::PortalSuspended)), PgWireBackendMessage::PortalSuspended(_)));
-        let PgWireBackendMessage::NotificationResponse(news) = read(|out| notification(out, 7, "Orders")) else {
+        let PgWireBackendMessage::NotificationResponse(news) = read(|out| notification(out, "Orders")) else {
             unreachable!()
         };
-        assert_eq!((news.pid, news.channel.as_str(), news.payload.as_str()), (7, "Orders", ""));
+        assert_eq!((news.pid, news.channel.as_str(), news.payload.as_str()), (0, "Orders", ""));
         assert!(matches!(read(|out| ready_for_query(out, b'T')), PgWireBackendMessage::ReadyForQuery(_)));
         assert!(matches!(read(|out| backend_key(out, 7, 9)), PgWireBackendMessage::BackendKeyData(_)));
     }

@@ -89,8 +89,14 @@ impl Consumer {
     /// SE004 when the member was removed, or another has one of its partitions; when the log cannot be written.
     pub(crate) async fn commit_handed(&self) -> Result<()> {
         if self.seat().is_some_and(|seat| !seat.is_current()) {
+            // It is told now, and not again when it is back.
+            let mut progress = self.progress.lock();
+            progress.clear(self.joining.auto_commit);
+            progress.has_uncommitted = false;
+            drop(progress);
             return Err(self.removed());
         }
+        self.check_uncommitted()?;
         self.commit_now(true).await
     }
 
@@ -116,6 +122,7 @@ impl Consumer {
                     if let Some(seat) = self.seat() {
                         self.release(&seat);
                     }
+                    self.leave_if_done();
                     return Ok(());
                 }
                 Err(ReplicationError::Fenced { topic, partition, .. }) => {
