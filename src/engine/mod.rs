@@ -328,5 +328,10 @@ pub(crate) fn read_error(name: &impl fmt::Display, error: StorageError) -> SqlEr
 
 /// What a client is told of a failed write.
 pub(crate) fn replication_error(error: ReplicationError) -> SqlError {
-    SqlError::new(error.sqlstate(), error.to_string())
+    let message = match error {
+        // Of which the statement knew when it began.
+        ReplicationError::NoTopic(_) => "a relation that the statement uses was dropped meanwhile".to_owned(),
+        _ => error.to_string(),
+    };
+    SqlError::new(error.sqlstate(), message)
 }
