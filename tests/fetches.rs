@@ -525,3 +525,61 @@ async fn a_prepared_fetch_has_the_columns_that_its_cursor_has_now() {
         }
     }
 }
+
+/// Bind of a statement into the portal without a name, with a format for each column.
+fn bind_with_formats(statement: &str, formats: &[u8]) -> Vec<u8> {
+    let count = u8::try_from(formats.len()).unwrap();
+    let formats: Vec<u8> = formats.iter().flat_map(|format| [0, *format]).collect();
+    frame(b'B', &[b"\0", statement.as_bytes(), b"\0\0\0\0\0\0", &[count], &formats].concat())
+}
+
+#[tokio::test]
+async fn what_drivers_prepare_again_was_not_done() {
+    let (_server, mut raw) = begun().await;
+    raw.run("CREATE TABLE keyed (k bigint PRIMARY KEY)").await;
+    raw.run("CLOSE c").await;
+    raw.run(&format!("{CURSOR} LIMIT 0").replace("SELECT n FROM", "SELECT n, n AS m FROM")).await;
+    let inserts = [
+        ("a", "INSERT INTO t VALUES (100) RETURNING *"),
+        ("b", "INSERT INTO t SELECT 100 RETURNING *"),
+        ("c", "INSERT INTO keyed VALUES (1) ON CONFLICT DO NOTHING RETURNING *"),
+    ];
+    for (name, sql) in
+        inserts.into_iter().chain([("f", "FETCH 1 FROM c"), ("d", "DESCRIBE EXTENDED millstream.topics")])
+    {
+        raw.send(&[&parse(name, sql), &sync()]).await;
+        assert!(errors(&raw.messages().await).is_empty());
+    }
+    for sql in ["ALTER STREAM t ADD COLUMN more int", "ALTER TABLE keyed ADD COLUMN more int", "CLOSE c"] {
+        assert!(errors(&raw.run(sql).await).is_empty());
+    }
+    raw.run(&CURSOR.replace("SELECT n FROM", "SELECT n, n AS m, n AS o FROM")).await;
+    for (name, _) in inserts {
+        raw.send(&[&bind("", name), &execute("", 0), &sync()]).await;
+        let messages = raw.messages().await;
+        assert_eq!(errors(&messages), ["0A000"], "{name}");
+        assert!(messages.iter().any(|(_, body)| body.contains("RRevalidateCachedQuery")));
+    }
+    assert_eq!(raw.value("SELECT count(*) FROM t").await, "100");
+    assert_eq!(raw.value("SELECT count(*) FROM keyed").await, "0");
+    // As many formats as there were columns, and as there are; others are nobody's.
+    for (formats, expected) in [([0; 2].as_slice(), ["0A000"].as_slice()), (&[0; 3], &[]), (&[0; 4], &["08P01"])] {
+        raw.send(&[&bind_with_formats("f", formats), &frame(b'D', b"P\0"), &execute("", 0), &sync()]).await;
+        assert_eq!(errors(&raw.messages().await), expected);
+    }
+    raw.send(&[&bind("", "d"), &execute("", 0), &sync()]).await;
+    assert!(errors(&raw.messages().await).is_empty());
+}
+
+#[tokio::test]
+async fn offsets_are_committed_by_hand_within_a_pipeline() {
+    let (_server, mut raw) = begun().await;
+    raw.run("CLOSE c").await;
+    raw.run(&CURSOR.replace("'earliest'", "'earliest', auto_commit = false")).await;
+    assert_eq!(fetch(&mut raw, 5).await, [0, 1, 2, 3, 4]);
+    let commit = [parse("", "COMMIT OFFSETS FOR CURSOR c"), bind("", ""), execute("", 0)].concat();
+    let select = [parse("", "SELECT 1"), bind("", ""), execute("", 0)].concat();
+    raw.send(&[&commit, &select, &sync()]).await;
+    assert!(errors(&raw.messages().await).is_empty());
+    assert_eq!(raw.value("SELECT committed_offset FROM millstream.consumer_group_offsets").await, "5");
+}

@@ -472,6 +472,23 @@ async fn who_commits_by_hand_hears_that_others_have_its_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_removed_with_its_last_rows_does_not_come_back() {
+    let server = Server::start().await;
+    let (client, slow, other) = (server.client().await, server.client().await, server.client().await);
+    topic(&client, "t", 1).await;
+    fill(&client, "t", 0..10).await;
+    run(&slow, "SET max_poll_interval = '300ms'").await;
+    run(&slow, &format!("{} LIMIT 2", declare("g", "t", "earliest"))).await;
+    assert_eq!(read(&slow, 2).await, all(0..2));
+    until_it_is(&client, &members("g"), "0").await;
+    assert_eq!(ready(&slow).await, NONE);
+    assert_eq!(scalar(&client, &members("g")).await.as_deref(), Some("0"));
+    run(&other, &declare("g", "t", "earliest")).await;
+    let rest = ready(&other).await;
+    assert!(rest == all(0..10) || rest == all(2..10), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_of_groups_without_members_expire() {
     let dir = tempfile::tempdir().unwrap();
     let process = Process::start_with(dir.path(), &["--offsets-retention", "2s"]);

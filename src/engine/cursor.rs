@@ -3,7 +3,7 @@
 //! A cursor over a subscription waits until a FETCH is full, because drivers take a short answer for the
 //! end. Leaves out portals of the extended protocol, which the server holds. A crash forgets cursors.
 
-use crate::engine::group::{Asked, FetchReceipts, Receipts};
+use crate::engine::group::{Asked, FetchReceipts, Receipts, is_final};
 use crate::engine::{Idle, ResultColumn, RowBatch, RowStream, Rows, RowsTag};
 use crate::env;
 use futures::StreamExt;
@@ -284,15 +284,7 @@ impl Source {
             Ok(asked) => self.asked = asked,
             Err(error) => {
                 let is_in_block = receipts.consumer().is_some_and(|consumer| consumer.is_in_transaction());
-                let is_final = !is_in_block
-                    && matches!(
-                        error.sqlstate,
-                        SqlState::UndefinedTable | SqlState::GroupMemberFenced | SqlState::NoCommittedOffset
-                    );
-                if is_final {
-                    if let Some(consumer) = receipts.consumer() {
-                        Box::pin(consumer.quit()).await;
-                    }
+                if !is_in_block && is_final(&error) {
                     self.fail(&error);
                 }
                 return Err(error);

@@ -290,7 +290,7 @@ fn describe_view(describe: &Describe) -> Result<Option<Outcome>> {
         text(fields.iter().map(|_| None)),
         text(fields.iter().map(|_| None)),
     ];
-    fixed_rows(describe_columns(false), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows).map(Some)
+    fixed_rows(describe_columns(describe.extended), arrays, RowsTag::Plain("DESCRIBE")).map(Outcome::Rows).map(Some)
 }
 
 type Shown = (&'static str, &'static [&'static str], Vec<ResultColumn>);

@@ -5,7 +5,7 @@
 
 use crate::engine::bulk::Bulk;
 use crate::engine::change::has_conflicts;
-use crate::engine::prepare::{Arguments, InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
+use crate::engine::prepare::{InsertTarget, Plan, Planned, Prepared, Returned, ReturnedSource};
 use crate::engine::producer::Numbered;
 use crate::engine::session::Session;
 use crate::engine::transaction::Leaving;
@@ -100,15 +100,15 @@ impl Session {
         }
         if let InsertSource::Select(select) = &insert.source {
             let sequence = insert.sequence.map(|sequence| sequence_value(sequence, &prepared.params, &params));
-            return Box::pin(self.insert_select(insert, select, prepared.arguments(&params)?, sequence.transpose()?))
-                .await;
+            return Box::pin(self.insert_select(insert, select, (prepared, &params), sequence.transpose()?)).await;
         }
         let is_current = prepared
             .insert_relation()
             .is_some_and(|it| self.engine.catalog().relation(insert.name.as_str()).is_some_and(|r| Arc::ptr_eq(r, it)));
         if !is_current {
             let declared: Vec<Option<SqlType>> = prepared.params.iter().cloned().map(Some).collect();
-            let (_, _, plan) = self.plan_insert(insert, &declared).await?;
+            let (_, columns, plan) = self.plan_insert(insert, &declared).await?;
+            prepared.check_columns(columns.as_deref())?;
             return self.insert_planned(&plan, &params).await;
         }
         self.insert_planned(&prepared.plan, &params).await
@@ -192,12 +192,14 @@ impl Session {
         &mut self,
         insert: &Insert,
         select: &Select,
-        arguments: Arguments,
+        (prepared, params): (&Prepared, &[Param]),
         sequence: Option<Sequence>,
     ) -> Result<Outcome> {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
-        let mut rows = self.run_select(select, arguments).await?;
+        let columns: Vec<ResultColumn> = returning.iter().map(|r| r.column.clone()).collect();
+        prepared.check_columns((!returning.is_empty()).then_some(columns.as_slice()))?;
+        let mut rows = self.run_select(select, prepared.arguments(params)?).await?;
         let mut binding = {
             let context = self.plan_context();
             let mut eval = |expr: &ast::Expr, sql_type: &SqlType| eval_constant(&context, expr, sql_type, &[]);

@@ -42,7 +42,6 @@ pub(crate) struct MemberSubscription {
     seen: (u64, u64),
     /// Rows that were made and not taken.
     ready: VecDeque<RecordBatch>,
-    limit: Option<RowCount>,
     versions: watch::Receiver<u64>,
     /// A topic may have partitions that the shard does not have yet.
     is_growing: bool,
@@ -87,7 +86,6 @@ impl MemberSubscription {
         consumer: &Arc<Consumer>,
         query: Arc<SharedQuery>,
         are_tables: Vec<bool>,
-        limit: Option<RowCount>,
     ) -> Self {
         let joins_tables = are_tables.contains(&true);
         Self {
@@ -97,7 +95,6 @@ impl MemberSubscription {
             tables: joins_tables.then(|| Box::new(Tables { pipeline: None, positions: Vec::new(), are_tables })),
             seen: (0, 0),
             ready: VecDeque::new(),
-            limit,
             versions: engine.replication().catalog().subscribe(),
             is_growing: true,
             committing: None,
@@ -127,7 +124,7 @@ impl MemberSubscription {
             if self.consumer.era() != self.seen.0 {
                 self.ready.clear();
             }
-            let left = self.limit.map_or(u64::MAX, |limit| limit.value().saturating_sub(self.rows_given()));
+            let left = self.consumer.limit().map_or(u64::MAX, |limit| limit.value().saturating_sub(self.rows_given()));
             if left == 0 {
                 break None;
             }

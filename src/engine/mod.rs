@@ -65,7 +65,7 @@ pub use millstream_sql::{copy as formats, types};
 pub use outcome::{
     Form, Forms, Idle, Notice, Outcome, Result, RowBatch, RowStream, Rows, RowsTag, TransactionStatus, Via,
 };
-pub use prepare::{COLUMNS_CHANGED, Prepared, check_columns};
+pub use prepare::{Prepared, check_columns, has_other_columns};
 pub use registry::{Handed, SessionId, SessionRow};
 pub use session::{Session, SessionOptions};
 pub use settings::SERVER_VERSION;
@@ -330,7 +330,9 @@ pub(crate) fn read_error(name: &impl fmt::Display, error: StorageError) -> SqlEr
 pub(crate) fn replication_error(error: ReplicationError) -> SqlError {
     let message = match error {
         // Of which the statement knew when it began.
-        ReplicationError::NoTopic(_) => "a relation that the statement uses was dropped meanwhile".to_owned(),
+        ReplicationError::NoTopic(_) | ReplicationError::NoPartition(..) => {
+            "a relation that the statement uses was dropped meanwhile".to_owned()
+        }
         _ => error.to_string(),
     };
     SqlError::new(error.sqlstate(), message)

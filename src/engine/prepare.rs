@@ -121,8 +121,12 @@ pub(crate) enum ReturnedSource {
     Offset,
 }
 
-/// What a client reads that prepares the statement again when its result has other columns.
-pub const COLUMNS_CHANGED: &str = "cached plan must not change result type";
+const COLUMNS_CHANGED: &str = "cached plan must not change result type";
+
+/// Whether a statement failed in [`check_columns`], before it did anything: prepared again it may run.
+pub fn has_other_columns(error: &SqlError) -> bool {
+    error.sqlstate == SqlState::FeatureNotSupported && error.message == COLUMNS_CHANGED
+}
 
 /// Whether rows of these columns can be sent to a client that was told of others.
 ///
@@ -207,8 +211,8 @@ impl Prepared {
     }
 
     /// 0A000 when a new plan gives other columns than the client was told of.
-    pub(crate) fn check_columns(&self, columns: &[ResultColumn]) -> Result<()> {
-        self.columns.iter().try_for_each(|told| check_columns(told, columns))
+    pub(crate) fn check_columns(&self, columns: Option<&[ResultColumn]>) -> Result<()> {
+        self.columns.as_deref().zip(columns).map_or(Ok(()), |(told, columns)| check_columns(told, columns))
     }
 
     /// The relation an INSERT plan was made for.

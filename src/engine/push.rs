@@ -250,7 +250,7 @@ impl Session {
         let are_tables = readers.iter().map(|reader| pipeline.keeps_rows_of(reader.source)).collect();
         let query = self.engine.shared().get(plan, pipeline, readers);
         let columns = Arc::clone(query.columns());
-        let subscription = MemberSubscription::new(&self.engine, &consumer, query, are_tables, limit);
+        let subscription = MemberSubscription::new(&self.engine, &consumer, query, are_tables);
         let idle = subscription.idle();
         let stream = Box::pin(subscription.into_stream());
         let receipts = Some(Receipts::new(consumer));

@@ -98,7 +98,7 @@ impl Session {
                 self.plan_pull(select, &declared).await?
             }
         };
-        prepared.check_columns(&planned.columns)?;
+        prepared.check_columns(Some(&planned.columns))?;
         self.run_planned(planned, arguments.values).await
     }
 

@@ -10,7 +10,7 @@ use crate::engine::cursor::Cursors;
 use crate::engine::listen::Listening;
 use crate::engine::pin::Pin;
 use crate::engine::registry::{Handed, SessionEntry, SessionId};
-use crate::engine::settings::{Ending, SetScope, Settings, is_list, quote_name};
+use crate::engine::settings::{Ending, SetScope, Settings, check_count, quote_name};
 use crate::engine::system_view::SessionView;
 use crate::engine::transaction::{Pending, Transaction};
 use crate::engine::{Engine, Held, Notice, Outcome, Param, Prepared, Result, ResultColumn, TransactionStatus, Via};
@@ -511,11 +511,8 @@ impl Session {
                 let names: Vec<String> = values.iter().map(|name| quote_name(name)).collect();
                 self.settings.set(&set.name, &names.join(", "), scope)
             }
-            dialect::SetValue::Values(values) if values.len() > 1 && !is_list(&set.name) => {
-                let message = format!("SET {} takes only one argument", set.name);
-                Err(SqlError::new(SqlState::InvalidParameterValue, message))
-            }
-            dialect::SetValue::Values(values) => self.settings.set(&set.name, &values.join(", "), scope),
+            dialect::SetValue::Values(values) => check_count(&set.name, values.len())
+                .and_then(|()| self.settings.set(&set.name, &values.join(", "), scope)),
         };
         let report = report.map_err(|error| error.at(set.position))?;
         match kept {

@@ -210,9 +210,19 @@ fn parse_time(text: &str) -> Option<Span> {
     (micros <= 2_147_483_647_000.0).then(|| Span::from_micros(micros as i64))
 }
 
-/// Whether `SET` may give a setting several values.
-pub(crate) fn is_list(name: &str) -> bool {
-    matches!(name, "datestyle" | "search_path")
+/// Whether `SET` may give a setting so many values.
+///
+/// # Errors
+/// 42704 for an unknown name, 22023 for more than one value of a setting that has one.
+pub(crate) fn check_count(name: &str, count: usize) -> Result<(), SqlError> {
+    let is_list = matches!(find(name)?.name, "datestyle" | "search_path");
+    match is_list || count <= 1 {
+        true => Ok(()),
+        false => {
+            let message = format!("SET {name} takes only one argument");
+            Err(SqlError::new(SqlState::InvalidParameterValue, message))
+        }
+    }
 }
 
 /// A time as PostgreSQL shows it: in the largest unit that it is a whole number of.

@@ -181,8 +181,8 @@ impl Session {
         let Arguments { types, values } = arguments;
         let update = Update::bind(&relation, change)?;
         let plans = self.plans_now(change, &update, kept, types).await?;
-        if let (Some(prepared), Some(returning)) = (prepared, &plans.returning) {
-            prepared.check_columns(&returning.columns)?;
+        if let Some(prepared) = prepared {
+            prepared.check_columns(plans.returning.as_ref().map(|returning| &*returning.columns))?;
         }
         let work = Work::Update(update.by(&plans.find));
         let done = self.carry_out(&work, &plans.source, &values, plans.returning.as_ref()).await?;

@@ -164,6 +164,7 @@ impl Session {
         let declared: Vec<Option<SqlType>> = types.iter().cloned().map(Some).collect();
         let (source, now) = (self.target_source(&relation), self.engine.clock().now());
         let returning = Returning::plan(self, (&source, now), (&target, &insert.returning), &declared).await?;
+        prepared.check_columns(returning.as_ref().map(|returning| &*returning.columns))?;
         let update = Pairs::bind(&relation, &target, conflict)?;
         let mut held = self.engine.holding.share();
         let proposed = match &insert.source {

@@ -240,7 +240,7 @@ impl Session {
                 .hint("declare it FOR SELECT … EMIT CHANGES WITH (group = '…')")
                 .at(cursor.position));
         };
-        match self.transaction.is_open() {
+        match self.is_consumed(true) {
             true => self.fetch_more(Some(&receipts)).await?,
             false => {
                 if let Some(consumer) = receipts.consumer() {

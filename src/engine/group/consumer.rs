@@ -269,8 +269,8 @@ impl Consumer {
         self.leave_if_done();
     }
 
-    /// Its subscription failed: it leaves, once what its client has taken is committed. Unless a transaction has rows of it:
-    /// then it leaves with that.
+    /// Its subscription failed: it leaves, once what its client has taken is committed. In a transaction that it is part of it
+    /// stays until it is closed, or that ends.
     pub(crate) async fn quit(&self) {
         if !self.is_in_transaction() {
             self.commit_rest().await;
@@ -339,6 +339,10 @@ impl Consumer {
             return Err(self.removed());
         }
         self.progress.lock().clear(self.joining.auto_commit);
+        self.leave_if_done();
+        if self.seat().is_none() {
+            return Ok(());
+        }
         Box::pin(self.begin_topics()).await?;
         let seat = Arc::new(self.take_seat());
         *self.membership.lock() = Some(seat);
@@ -368,7 +372,7 @@ impl Consumer {
             let is_there = read == taken.position.offset;
             let handed = if is_there { taken.position } else { read.into() };
             let (epoch, committed) = (taken.epoch, taken.position);
-            Ok((*place, Held { epoch, begun: handed, read, handed, asked: handed, committed, is_revoked: false }))
+            Ok((*place, Held { epoch, clean: handed, read, handed, asked: handed, committed, is_revoked: false }))
         };
         let held = granted.iter().zip(taken).map(held).collect::<Result<Vec<_>>>()?;
         {
@@ -501,7 +505,7 @@ impl Consumer {
             return Ok(());
         }
         let group = &self.joining.group;
-        let message = format!("another member of consumer group \"{group}\" has a partition that was not committed");
+        let message = format!("a partition of consumer group \"{group}\" was given up before its rows were committed");
         let hint = match self.is_in_transaction() {
             true => "roll back, then fetch and work on the rows again",
             false => {
@@ -509,7 +513,7 @@ impl Consumer {
             }
         };
         Err(SqlError::new(SqlState::GroupMemberFenced, message)
-            .detail("rows that were fetched of it since the last commit are delivered again")
+            .detail("rows that were fetched of it since the last commit are delivered again, to whoever reads it now")
             .hint(hint))
     }
 
@@ -546,13 +550,17 @@ impl Consumer {
     /// Gives up every partition: they are taken anew, if they are still the member's.
     pub(crate) fn give_up(&self) {
         let mut progress = self.progress.lock();
-        let held = std::mem::take(&mut progress.held);
-        held.keys().for_each(|place| progress.forget(*place));
-        progress.void();
+        let places = progress.clear(self.joining.auto_commit);
+        places.iter().for_each(|place| progress.forget(*place));
         drop(progress);
         if let Some(seat) = self.seat() {
-            seat.release(held.into_keys());
+            seat.release(places);
         }
+    }
+
+    /// How many rows it reads, if not without end.
+    pub(crate) fn limit(&self) -> Option<RowCount> {
+        self.joining.limit
     }
 
     /// The shard of its topics.
@@ -663,6 +671,7 @@ impl Consumer {
         if let Some(seat) = self.seat() {
             self.release(&seat);
         }
+        self.leave_if_done();
         Ok(())
     }
 }

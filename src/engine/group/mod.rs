@@ -20,7 +20,7 @@ pub(crate) use coordinator::{Coordinator, MemberInfo};
 pub(crate) use fetched::{Fetched, FetchedMark};
 pub(crate) use progress::position_of;
 pub use receipts::{Asked, Receipts};
-pub(crate) use receipts::{FetchReceipts, commit_died};
+pub(crate) use receipts::{FetchReceipts, commit_died, is_final};
 
 use millstream_catalog::model::{PartitionId, TopicId};
 

@@ -16,8 +16,8 @@ use tokio::sync::{Notify, oneshot};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Held {
     pub(super) epoch: GroupEpoch,
-    /// Where it was taken over.
-    pub(super) begun: GroupPosition,
+    /// Up to here no row was handed over that is not committed.
+    pub(super) clean: GroupPosition,
     /// The next event to read.
     pub(super) read: Offset,
     /// Up to here rows were handed over.
@@ -38,7 +38,7 @@ impl Held {
 
     /// Whether rows were handed over that are not committed.
     fn is_uncommitted(&self) -> bool {
-        self.handed != self.committed && self.handed != self.begun
+        self.handed > self.clean
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Progress {
     pub(super) begun: Option<Begun>,
     /// The client wants no more.
     pub(super) is_closed: bool,
-    /// Rows that the client is to commit itself went to another member before it did: it is told when it commits.
+    /// Partitions went with rows that the client is to commit itself, before it did: it is told when it commits.
     pub(super) has_uncommitted: bool,
     /// Whether the subscription reads what it was last told.
     pub(super) is_reading: bool,
@@ -126,22 +126,25 @@ impl Progress {
                 self.of_first += rows;
                 let (place, next) = (first.place, position_of(&first.origins, first.start + self.of_first));
                 if let Some(next) = next {
-                    self.advance(place, next, is_taken);
+                    self.advance(place, next, is_taken, true);
                 }
                 return true;
             }
             rows -= left;
-            let (place, after) = (first.place, first.after);
+            let (place, after, has_rows) = (first.place, first.after, first.rows > 0);
             self.of_first = 0;
             self.marks.pop_front();
-            self.advance(place, after, is_taken);
+            self.advance(place, after, is_taken, has_rows);
         }
         true
     }
 
-    pub(super) fn advance(&mut self, place: TopicPartition, to: GroupPosition, is_taken: bool) {
+    fn advance(&mut self, place: TopicPartition, to: GroupPosition, is_taken: bool, has_rows: bool) {
         let in_transaction = self.begun.is_some();
         if let Some(held) = self.held.get_mut(&place) {
+            if !has_rows && !held.is_uncommitted() {
+                held.clean = held.clean.max(to);
+            }
             held.handed = held.handed.max(to);
             if is_taken && !in_transaction {
                 held.asked = held.handed;
@@ -164,11 +167,12 @@ impl Progress {
         self.begun.is_none() && self.rows >= limit.value() && self.each().all(|(_, held)| held.handed == held.committed)
     }
 
-    /// Forgets every partition: others have them.
-    pub(super) fn clear(&mut self, auto_commit: bool) {
+    /// Forgets every partition, and says which they were.
+    pub(super) fn clear(&mut self, auto_commit: bool) -> Vec<TopicPartition> {
         self.has_uncommitted |= !auto_commit && self.each().any(|(_, held)| held.is_uncommitted());
-        self.held.clear();
+        let held = std::mem::take(&mut self.held);
         self.void();
+        held.into_keys().collect()
     }
 
     /// Whether a transaction has rows to commit, or to give back.
@@ -220,6 +224,7 @@ impl Progress {
                 && Some(held.epoch) == commit.epoch
             {
                 held.committed = commit.position;
+                held.clean = held.clean.max(commit.position);
                 held.asked = held.asked.max(commit.position);
             }
         }

@@ -5,6 +5,7 @@
 use super::consumer::{Consumer, Delivery};
 use crate::engine::Result;
 use crate::env;
+use millstream_catalog::model::SqlState;
 use millstream_sql::SqlError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -98,6 +99,12 @@ impl Drop for FetchReceipts {
     }
 }
 
+/// Whether a member that fails so can never go on.
+pub(crate) fn is_final(error: &SqlError) -> bool {
+    use SqlState::{GroupMemberFenced, NoCommittedOffset, UndefinedTable};
+    matches!(error.sqlstate, UndefinedTable | GroupMemberFenced | NoCommittedOffset)
+}
+
 /// The commit of rows that the client has taken, while the next ones are on their way.
 #[derive(Debug, Default)]
 pub struct Asked {
@@ -179,6 +186,9 @@ impl Receipts {
         if let Err(error) = consumer.ask().await {
             // It has no other answer, and others wait for what it had.
             let _ = asked.done().await;
+            if is_final(&error) {
+                Box::pin(consumer.quit()).await;
+            }
             return Err(error);
         }
         asking.is_done = true;

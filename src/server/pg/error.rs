@@ -3,7 +3,7 @@
 //! Owns ErrorResponse and NoticeResponse, and the choice between going on and closing. Leaves out which
 //! error a statement gives: the engine's `SqlError` comes with its code. No state.
 
-use crate::engine::{COLUMNS_CHANGED, Notice, SqlError, SqlState};
+use crate::engine::{Notice, SqlError, SqlState, has_other_columns};
 use crate::server::pg::cancel::Interrupt;
 use crate::server::pg::message::Malformed;
 use crate::server::pg::reply::{message, put_text};
@@ -80,7 +80,7 @@ pub(super) fn error_response(out: &mut Vec<u8>, severity: Severity, error: &SqlE
     };
     let position = error.position.map(|position| position.to_string());
     // asyncpg and pgjdbc prepare again when they are told that this failed.
-    let routine = (error.message == COLUMNS_CHANGED).then_some("RevalidateCachedQuery");
+    let routine = has_other_columns(error).then_some("RevalidateCachedQuery");
     let fields = [
         (b'S', Some(severity)),
         (b'V', Some(severity)),

@@ -102,16 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             ))
             .into());
         }
-        let columns = prepared.as_ref().and_then(|prepared| self.columns_now(prepared)).map(|columns| columns.len());
         let formats = Formats::new(bind.result_formats);
-        if formats.len() > 1 && columns.is_some_and(|columns| columns != formats.len()) {
-            return Err(violation(format!(
-                "bind message has {} result formats but query has {} columns",
-                formats.len(),
-                columns.unwrap_or(0)
-            ))
-            .into());
-        }
+        self.check_formats(prepared.as_deref(), &formats)?;
         let param_formats = Formats::new(bind.param_formats);
         let param = |(index, value)| Param { is_binary: param_formats.of(index) == Format::Binary, value };
         let bytes: usize = bind.params.iter().flatten().map(|value| value.len()).sum();
@@ -124,6 +116,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         self.portals.open(&bind.portal, Portal { prepared, formats, told: None, state, savepoints, _held: held })?;
         reply::bare(self.wire.out(), Bare::BindComplete);
         Ok(())
+    }
+
+    /// Whether there are as many formats as columns. A cursor may have others by now than when its FETCH was prepared.
+    fn check_formats(&self, prepared: Option<&Prepared>, formats: &Formats) -> Result<(), SqlError> {
+        let Some((told, now)) = prepared.and_then(|prepared| Some((prepared.columns()?, self.columns_now(prepared)?)))
+        else {
+            return Ok(());
+        };
+        if formats.len() <= 1 || now.len() == formats.len() {
+            return Ok(());
+        }
+        if told.len() == formats.len() {
+            return check_columns(told, &now);
+        }
+        let (formats, columns) = (formats.len(), now.len());
+        Err(violation(format!("bind message has {formats} result formats but query has {columns} columns")))
     }
 
     /// Describe: parameters and columns of a statement, or columns of a portal or cursor.
@@ -141,7 +149,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             }
             Target::Portal => match self.portals.find(name) {
                 Some(portal) => {
-                    let columns = portal.prepared.as_ref().and_then(|prepared| self.columns_now(prepared));
+                    let columns = match &portal.state {
+                        State::Open(source) => Some(Arc::clone(&source.columns)),
+                        _ => portal.prepared.as_ref().and_then(|prepared| self.columns_now(prepared)),
+                    };
                     let formats = portal.formats.clone();
                     columns.iter().for_each(|columns| self.portals.tell(name, columns));
                     (columns, formats)
@@ -263,7 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 // Boxed: a subscription need not hold what it needed to begin.
                 let execution = Box::pin(self.session.execute(&prepared, params, via));
                 let outcome = step(self.wire, &signals, execution).await??;
-                let told = told.as_ref().or(prepared.columns());
+                let told = told.as_ref().or(prepared.columns()).filter(|_| !prepared.is_own());
                 (self.begin(outcome, told, &signals).await?, true)
             }
         };
@@ -291,7 +302,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         !input.is_empty() || is_last
     }
 
-    /// Completes an outcome without rows; gives back the rows of one with, which have the columns the client was `told` of.
+    /// Completes an outcome without rows; gives back the rows of one with. Those of a cursor have the columns that the client was
+    /// `told` of.
     async fn begin(
         &mut self,
         outcome: Outcome,

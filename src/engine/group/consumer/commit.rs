@@ -111,6 +111,7 @@ impl Consumer {
                 progress.commits(&self.joining.group, is_all)
             };
             if commits.is_empty() {
+                self.leave_if_done();
                 return Ok(());
             }
             let now = self.engine.clock().now();
