@@ -539,13 +539,13 @@ async fn what_drivers_prepare_again_was_not_done() {
     raw.run("CREATE TABLE keyed (k bigint PRIMARY KEY)").await;
     raw.run("CLOSE c").await;
     raw.run(&format!("{CURSOR} LIMIT 0").replace("SELECT n FROM", "SELECT n, n AS m FROM")).await;
-    let inserts = [
+    let stale = [
         ("a", "INSERT INTO t VALUES (100) RETURNING *"),
         ("b", "INSERT INTO t SELECT 100 RETURNING *"),
         ("c", "INSERT INTO keyed VALUES (1) ON CONFLICT DO NOTHING RETURNING *"),
+        ("s", "SELECT * FROM t EMIT CHANGES WITH (auto_offset_reset = 'earliest') LIMIT 1"),
     ];
-    for (name, sql) in
-        inserts.into_iter().chain([("f", "FETCH 1 FROM c"), ("d", "DESCRIBE EXTENDED millstream.topics")])
+    for (name, sql) in stale.into_iter().chain([("f", "FETCH 1 FROM c"), ("d", "DESCRIBE EXTENDED millstream.topics")])
     {
         raw.send(&[&parse(name, sql), &sync()]).await;
         assert!(errors(&raw.messages().await).is_empty());
@@ -554,7 +554,7 @@ async fn what_drivers_prepare_again_was_not_done() {
         assert!(errors(&raw.run(sql).await).is_empty());
     }
     raw.run(&CURSOR.replace("SELECT n FROM", "SELECT n, n AS m, n AS o FROM")).await;
-    for (name, _) in inserts {
+    for (name, _) in stale {
         raw.send(&[&bind("", name), &execute("", 0), &sync()]).await;
         let messages = raw.messages().await;
         assert_eq!(errors(&messages), ["0A000"], "{name}");

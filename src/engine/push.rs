@@ -11,7 +11,7 @@ use crate::engine::member::MemberSubscription;
 use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::shared::{Next, Seat};
-use crate::engine::{Engine, Idle, Outcome, Result, ResultColumn, RowBatch, Rows, RowsTag, Via};
+use crate::engine::{Engine, Idle, Outcome, Param, Prepared, Result, ResultColumn, RowBatch, Rows, RowsTag, Via};
 use crate::storage::batch::batch_bytes;
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -91,7 +91,12 @@ impl Session {
     }
 
     /// A push query as a statement.
-    pub(crate) async fn push_query(&mut self, select: &Select, arguments: Arguments, via: Via) -> Result<Outcome> {
+    pub(crate) async fn push_query(
+        &mut self,
+        select: &Select,
+        (prepared, params): (&Prepared, &[Param]),
+        via: Via,
+    ) -> Result<Outcome> {
         if self.transaction.is_implicit() && self.transaction.has_writes() {
             return Err(SqlError::unsupported(
                 "a subscription behind writes in one text or pipeline",
@@ -99,7 +104,8 @@ impl Session {
             ));
         }
         let delivery = if via == Via::Portal { Delivery::Asked } else { Delivery::Written };
-        let rows = self.subscribe(select, arguments, delivery).await?;
+        let rows = self.subscribe(select, prepared.arguments(params)?, delivery).await?;
+        prepared.check_columns(Some(&rows.columns))?;
         // What has no end is no part of a text that ends.
         let ends = select.limit.is_some() || via == Via::Portal;
         self.consume(rows.receipts.as_ref(), ends);

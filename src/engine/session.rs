@@ -383,14 +383,12 @@ impl Session {
     ) -> Result<Outcome> {
         match statement {
             Statement::Select(select) => {
-                let arguments = prepared.arguments(&params)?;
-                match select.emit {
-                    Some(_) => {
-                        prepared.fold();
-                        self.push_query(select, arguments, via).await
-                    }
-                    None => self.pull_query(select, prepared, arguments).await.map(Outcome::Rows),
+                if select.emit.is_some() {
+                    prepared.fold();
+                    return self.push_query(select, (prepared, &params), via).await;
                 }
+                let arguments = prepared.arguments(&params)?;
+                self.pull_query(select, prepared, arguments).await.map(Outcome::Rows)
             }
             Statement::Change(change) => {
                 let arguments = prepared.arguments(&params)?;
