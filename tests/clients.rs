@@ -165,6 +165,27 @@ async fn parameters_reach_subscriptions_cursors_and_inserted_selects() {
         assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [1]);
     }
     transaction.rollback().await.unwrap();
+    let commit = "COMMIT OFFSETS (GROUP $1, TOPIC $2, PARTITION $3, OFFSET $4)";
+    let prepared = client.prepare(commit).await.unwrap();
+    assert_eq!(prepared.params(), [Type::TEXT, Type::TEXT, Type::INT4, Type::INT8]);
+    client.execute(&prepared, &[&"A group", &"s", &0_i32, &1_i64]).await.unwrap();
+    let committed = "SELECT group_name || committed_offset::text FROM millstream.consumer_group_offsets";
+    assert_eq!(client.query_one(committed, &[]).await.unwrap().get::<_, &str>(0), "A group1");
+    let no_name: Option<&str> = None;
+    let refused: [(Option<&str>, &str, i32, i64, &str); 6] = [
+        (no_name, "s", 0, 1, "22004"),
+        (Some(""), "s", 0, 1, "22023"),
+        (Some("g"), "nothing", 0, 1, "42P01"),
+        (Some("g"), "s", -1, 1, "22023"),
+        (Some("g"), "s", 0, -1, "22023"),
+        (Some("g"), "s", 0, 9, "SE002"),
+    ];
+    for (group, topic, partition, offset, code) in refused {
+        let error = client.execute(&prepared, &[&group, &topic, &partition, &offset]).await.unwrap_err();
+        assert_eq!(error.code().map(|code| code.code()), Some(code), "{group:?} {topic} {partition} {offset}");
+    }
+    let none = client.simple_query(commit).await.unwrap_err();
+    assert_eq!(none.code().map(|code| code.code()), Some("42P02"));
     let none = client.simple_query("SELECT v FROM s WHERE v = $1").await.unwrap_err();
     assert_eq!(none.code().map(|code| code.code()), Some("42P02"));
     server.node.stop().await;

@@ -13,7 +13,7 @@ use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use millstream_catalog::SqlType;
 use millstream_catalog::model::SqlState;
-use millstream_sql::dialect::{self, Declare, Explain, Fetch, Parsed, Prepare, Select, Statement};
+use millstream_sql::dialect::{self, CommitOffsets, Declare, Explain, Fetch, Parsed, Prepare, Select, Statement};
 use millstream_sql::plan::{PlanContext, PlannedSelect, eval_constant, plan_select};
 use millstream_sql::{SqlError, exec, types};
 use parking_lot::Mutex;
@@ -64,6 +64,7 @@ impl Session {
                 };
                 (params, self.columns_of(statement)?, Plan::Late)
             }
+            Statement::CommitOffsets(CommitOffsets::Position(commit)) => (commit.params(declared), None, Plan::Late),
             Statement::Insert(insert) => self.plan_insert(insert, declared).await?,
             Statement::Change(change) => Box::pin(self.plan_change(change, declared)).await?,
             other => (Vec::new(), self.columns_of(other)?, Plan::Late),

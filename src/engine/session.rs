@@ -407,7 +407,7 @@ impl Session {
             Statement::Refresh(name) => self.refresh(name).await,
             Statement::Explain(explain) => self.explain(explain, prepared.arguments(&params)?).await,
             Statement::ExplainQuery(name) => self.explain_query(name).await,
-            Statement::CommitOffsets(commit) => self.commit_offsets(commit).await,
+            Statement::CommitOffsets(commit) => self.commit_offsets(commit, prepared.arguments(&params)?).await,
             Statement::AlterGroup(alter) => self.alter_group(alter).await,
             Statement::DropGroups(drop) => self.drop_groups(drop).await,
             Statement::DescribeGroup(group) => self.describe_group(group),

@@ -207,6 +207,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// `$n`, if it is next: its index, from 0.
+    pub(super) fn param(&mut self) -> Result<Option<usize>, SqlError> {
+        let Some(Token::Placeholder(name)) = self.peek() else { return Ok(None) };
+        let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+        let number = number.filter(|number| (1..=limit::PARAMETERS_MAX).contains(number));
+        let number = number.ok_or_else(|| self.unexpected())?;
+        self.at += 1;
+        Ok(Some(number - 1))
+    }
+
     /// A number with an optional sign, as written.
     pub(super) fn number(&mut self) -> Result<String, SqlError> {
         let start = self.at;

@@ -3,7 +3,8 @@
 //! Leaves out what they do (engine), and the options of a subscription (`bind::options`). A crash does nothing to it.
 
 use super::ast::{
-    AlterGroup, CommitOffsets, CommitPosition, DropGroups, GroupRef, Ident, Position, QualifiedName, ResetTo, Statement,
+    AlterGroup, CommitOffsets, CommitPosition, DropGroups, Given, GroupRef, Ident, Position, QualifiedName, ResetTo,
+    Statement,
 };
 use super::cursor::Cursor;
 use super::keywords::is_reserved;
@@ -26,10 +27,10 @@ pub(super) fn commit(cursor: &mut Cursor<'_>) -> Result<Statement, SqlError> {
 /// The items of `COMMIT OFFSETS (…)` read so far.
 #[derive(Default)]
 struct Items {
-    group: Option<GroupRef>,
-    topic: Option<QualifiedName>,
-    partition: Option<PartitionId>,
-    offset: Option<(Offset, Position)>,
+    group: Option<Given<GroupRef>>,
+    topic: Option<Given<QualifiedName>>,
+    partition: Option<Given<PartitionId>>,
+    offset: Option<(Given<Offset>, Position)>,
 }
 
 /// `(GROUP g, TOPIC t, PARTITION n, OFFSET n)`, in any order.
@@ -59,15 +60,27 @@ fn item(cursor: &mut Cursor<'_>, items: &mut Items) -> Result<(), SqlError> {
     cursor.at += 1;
     let position = cursor.position();
     let is_twice = match word {
-        "group" => items.group.replace(group_ref(cursor)?).is_some(),
-        "topic" => items.topic.replace(topic(cursor)?).is_some(),
-        "partition" => items.partition.replace(partition(cursor)?).is_some(),
-        _ => items.offset.replace((offset(cursor)?, position)).is_some(),
+        "group" => items.group.replace(given(cursor, group_ref)?).is_some(),
+        "topic" => items.topic.replace(given(cursor, topic)?).is_some(),
+        "partition" => items.partition.replace(given(cursor, partition)?).is_some(),
+        _ => items.offset.replace((given(cursor, offset)?, position)).is_some(),
     };
     if is_twice {
         return Err(SqlError::syntax(format!("parameter \"{word}\" specified more than once")).at(place));
     }
     Ok(())
+}
+
+/// A value, or a parameter for it.
+fn given<T>(
+    cursor: &mut Cursor<'_>,
+    value: impl FnOnce(&mut Cursor<'_>) -> Result<T, SqlError>,
+) -> Result<Given<T>, SqlError> {
+    let position = cursor.position();
+    match cursor.param()? {
+        Some(index) => Ok(Given::Param(index, position)),
+        None => value(cursor).map(Given::Value),
+    }
 }
 
 /// `ALTER CONSUMER GROUP g RESET OFFSETS [FOR TOPIC t [PARTITION n]] TO EARLIEST | LATEST | TIMESTAMP '…' | OFFSET n`.

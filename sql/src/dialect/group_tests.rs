@@ -3,6 +3,7 @@
 use super::ast::*;
 use super::parse;
 use crate::error::SqlError;
+use millstream_catalog::SqlType;
 use millstream_catalog::model::{GroupName, Name, Offset, PartitionId, Timestamp, limit};
 
 fn one(text: &str) -> Statement {
@@ -34,10 +35,10 @@ fn topic(name: &str) -> QualifiedName {
 
 fn position(group_name: &str, topic_name: &str, partition: u32, offset: u64) -> Statement {
     Statement::CommitOffsets(CommitOffsets::Position(CommitPosition {
-        group: group(group_name),
-        topic: topic(topic_name),
-        partition: PartitionId::new(partition),
-        offset: Offset::new(offset),
+        group: Given::Value(group(group_name)),
+        topic: Given::Value(topic(topic_name)),
+        partition: Given::Value(PartitionId::new(partition)),
+        offset: Given::Value(Offset::new(offset)),
         position: Position::UNKNOWN,
     }))
 }
@@ -136,7 +137,16 @@ fn places_are_kept() {
     else {
         panic!()
     };
-    assert_eq!((commit.group.position.get(), commit.topic.position.get(), commit.position.get()), (23, 34, 57));
+    let (Given::Value(group), Given::Value(topic)) = (commit.group, commit.topic) else { panic!() };
+    assert_eq!((group.position.get(), topic.position.get(), commit.position.get()), (23, 34, 57));
+    let Statement::CommitOffsets(CommitOffsets::Position(commit)) =
+        one("COMMIT OFFSETS (GROUP $2, TOPIC t, PARTITION $4, OFFSET $1)")
+    else {
+        panic!()
+    };
+    assert!(matches!(commit.group, Given::Param(1, place) if place.get() == 23));
+    let declared = [Some(SqlType::SmallInt)];
+    assert_eq!(commit.params(&declared), [SqlType::SmallInt, SqlType::Text, SqlType::Text, SqlType::Integer]);
     let Statement::DropGroups(drop) = one("DROP CONSUMER GROUP IF EXISTS a, 'B'") else { panic!() };
     assert_eq!(drop.groups.iter().map(|group| group.position.get()).collect::<Vec<_>>(), [31, 34]);
     let Statement::Listen(channel) = one("LISTEN public.t") else { panic!() };
@@ -166,10 +176,10 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("COMMIT OFFSETS (GROUP '')", "22023", 23),
     ("COMMIT OFFSETS (GROUP select)", "42601", 23),
     ("COMMIT OFFSETS (GROUP 1)", "42601", 23),
-    ("COMMIT OFFSETS (GROUP $1)", "0A000", 23),
+    ("COMMIT OFFSETS (GROUP $1)", "42601", 25),
     ("COMMIT OFFSETS (TOPIC '')", "42601", 23),
     ("COMMIT OFFSETS (TOPIC public.t)", "42601", 29),
-    ("COMMIT OFFSETS (TOPIC $1)", "0A000", 23),
+    ("COMMIT OFFSETS (TOPIC $1)", "42601", 25),
     ("COMMIT OFFSETS (PARTITION -1)", "22023", 27),
     ("COMMIT OFFSETS (PARTITION 2147483648)", "22003", 27),
     ("COMMIT OFFSETS (PARTITION '0')", "42601", 27),
@@ -179,7 +189,7 @@ const REFUSED: &[(&str, &str, usize)] = &[
     ("COMMIT OFFSETS (OFFSET 9223372036854775808)", "22003", 24),
     ("COMMIT OFFSETS (OFFSET 99999999999999999999999)", "22003", 24),
     ("COMMIT OFFSETS (OFFSET)", "42601", 23),
-    ("COMMIT OFFSETS (OFFSET $1)", "0A000", 24),
+    ("COMMIT OFFSETS (OFFSET $1)", "42601", 26),
     ("ALTER CONSUMER g RESET OFFSETS TO LATEST", "42601", 16),
     ("ALTER CONSUMER GROUP", "42601", 21),
     ("ALTER CONSUMER GROUP g", "42601", 23),

@@ -7,7 +7,6 @@ use super::ast::{Ident, Insert, InsertQuery, InsertSource, SequenceValue, Statem
 use super::cursor::Cursor;
 use super::{change, options, select, vet};
 use crate::error::SqlError;
-use millstream_catalog::model::limit::PARAMETERS_MAX;
 use millstream_catalog::model::{Name, Sequence, SqlState};
 use millstream_catalog::query::OnError;
 use sqlparser::ast::{Expr, SelectItem};
@@ -143,14 +142,10 @@ fn sequence(cursor: &mut Cursor<'_>) -> Result<Option<SequenceValue>, SqlError> 
             return Err(cursor.unsupported("this option of INSERT", "the options are sequence"));
         }
         cursor.expect_token(&Token::Eq)?;
-        if let Some(Token::Placeholder(name)) = cursor.peek() {
-            let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
-            let index = number.filter(|number| (1..=PARAMETERS_MAX).contains(number));
-            let index = index.ok_or_else(|| cursor.unexpected())? - 1;
-            cursor.at += 1;
-            return Ok(SequenceValue::Param(index));
+        match cursor.param()? {
+            Some(index) => Ok(SequenceValue::Param(index)),
+            None => sequence_number(cursor).map(SequenceValue::Number),
         }
-        sequence_number(cursor).map(SequenceValue::Number)
     })?;
     let value = values.pop();
     if values.is_empty() { Ok(value) } else { Err(SqlError::syntax("sequence specified more than once")) }

@@ -7,19 +7,22 @@ use super::coordinator::GroupRow;
 use super::{Receipts, TopicPartition};
 use crate::engine::describe::fixed_rows;
 use crate::engine::insert::{PREPARED_WAITS_MAX, wait_for_prepared};
+use crate::engine::prepare::Arguments;
 use crate::engine::session::Session;
 use crate::engine::{Engine, Outcome, Result, ResultColumn, RowsTag, read_error, replication_error};
 use crate::replication::{Append, GroupCommit, GroupOffset, GroupTake, ReplicationError, TakePartition, Taking};
 use crate::storage::{PartitionView, ScanRequest};
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, StringArray};
-use arrow::datatypes::TimestampMicrosecondType;
-use millstream_catalog::model::{GroupName, Offset, PartitionId, RowCount, SqlState, Timestamp, TopicId};
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
+use datafusion::common::ScalarValue;
+use millstream_catalog::model::{GroupName, Name, Offset, PartitionId, RowCount, SqlState, Timestamp, TopicId};
 use millstream_catalog::{Relation, SqlType};
 use millstream_sql::SqlError;
 use millstream_sql::dialect::{
-    AlterGroup, CommitOffsets, CommitPosition, DropGroups, GroupRef, Ident, QualifiedName, ResetTo,
+    AlterGroup, CommitOffsets, CommitPosition, DropGroups, Given, GroupRef, Ident, Position, QualifiedName, ResetTo,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::Arc;
 
 /// A group as it is.
@@ -224,10 +227,10 @@ impl Session {
     }
 
     /// `COMMIT OFFSETS`
-    pub(crate) async fn commit_offsets(&mut self, commit: &CommitOffsets) -> Result<Outcome> {
+    pub(crate) async fn commit_offsets(&mut self, commit: &CommitOffsets, arguments: Arguments) -> Result<Outcome> {
         match commit {
             CommitOffsets::Cursor(cursor) => self.commit_cursor(cursor).await?,
-            CommitOffsets::Position(position) => self.commit_position(position).await?,
+            CommitOffsets::Position(position) => self.commit_position(Place::of(position, &arguments)?).await?,
         }
         Ok(Outcome::Command { tag: "COMMIT OFFSETS".to_owned() })
     }
@@ -262,7 +265,7 @@ impl Session {
         self.relation(name)
     }
 
-    async fn commit_position(&mut self, commit: &CommitPosition) -> Result<()> {
+    async fn commit_position(&mut self, commit: Place) -> Result<()> {
         let topic = self.topic(&commit.topic)?;
         let place = (topic.id, commit.partition);
         let shard = Arc::clone(self.engine.shard_of(&topic)?);
@@ -274,8 +277,7 @@ impl Session {
                 .hint("OFFSET is the next to read: at most the end, where nothing is read until more is written")
                 .at(commit.position));
         }
-        let group = commit.group.name.clone();
-        let position = commit.offset.into();
+        let (group, position) = (commit.group, commit.offset.into());
         let mut commit = GroupCommit { group, topic: place.0, partition: place.1, epoch: None, position };
         if self.transaction.is_open() {
             // Refused at the end if another member took the partition meanwhile.
@@ -425,6 +427,79 @@ impl Session {
             false => self.transaction.is_open() && ends,
         };
         self.transaction.is_explicit() || is_part
+    }
+}
+
+/// What `COMMIT OFFSETS (…)` says, with its parameters.
+struct Place {
+    group: GroupName,
+    topic: QualifiedName,
+    partition: PartitionId,
+    offset: Offset,
+    /// Where the offset stands.
+    position: Position,
+}
+
+impl Place {
+    /// # Errors
+    /// 22004 for NULL, 22023 for what is no name or number of its kind, 42P02 where there is no such parameter.
+    fn of(commit: &CommitPosition, arguments: &Arguments) -> Result<Self> {
+        let invalid = |what: &dyn Display, place: &Position| {
+            SqlError::new(SqlState::InvalidParameterValue, what.to_string()).at(*place)
+        };
+        let group = match &commit.group {
+            Given::Value(group) => group.name.clone(),
+            Given::Param(index, place) => {
+                GroupName::new(text_of(arguments, *index, *place)?).map_err(|error| invalid(&error, place))?
+            }
+        };
+        let topic = match &commit.topic {
+            Given::Value(topic) => topic.clone(),
+            Given::Param(index, place) => {
+                let name = Name::new(text_of(arguments, *index, *place)?).map_err(|error| invalid(&error, place))?;
+                QualifiedName { schema: None, name, position: *place }
+            }
+        };
+        let number = |index: &usize, place: &Position, last: u64| {
+            let value = value_of(arguments, *index, *place, &DataType::Int64)?;
+            let ScalarValue::Int64(Some(number)) = value else { return Err(invalid(&"not a number", place)) };
+            let number = u64::try_from(number).ok().filter(|number| *number <= last);
+            number
+                .ok_or_else(|| invalid(&format!("parameter ${} is a whole number from 0 to {last}", index + 1), place))
+        };
+        let partition = match &commit.partition {
+            Given::Value(partition) => *partition,
+            Given::Param(index, place) => {
+                let number = number(index, place, i32::MAX.unsigned_abs().into())?;
+                PartitionId::new(u32::try_from(number).unwrap_or(u32::MAX))
+            }
+        };
+        let offset = match &commit.offset {
+            Given::Value(offset) => *offset,
+            Given::Param(index, place) => Offset::new(number(index, place, i64::MAX.unsigned_abs())?),
+        };
+        Ok(Self { group, topic, partition, offset, position: commit.position })
+    }
+}
+
+fn value_of(arguments: &Arguments, index: usize, place: Position, data_type: &DataType) -> Result<ScalarValue> {
+    let number = index + 1;
+    let missing = || SqlError::new(SqlState::UndefinedParameter, format!("there is no parameter ${number}")).at(place);
+    let value = arguments.values.get(index).ok_or_else(missing)?;
+    if value.is_null() {
+        let message = format!("parameter ${number} is NULL");
+        return Err(SqlError::new(SqlState::NullValueNotAllowed, message).at(place));
+    }
+    value.cast_to(data_type).map_err(|error| {
+        let message = format!("parameter ${number} has another type");
+        SqlError::new(SqlState::InvalidParameterValue, message).detail(error.strip_backtrace()).at(place)
+    })
+}
+
+fn text_of(arguments: &Arguments, index: usize, place: Position) -> Result<String> {
+    match value_of(arguments, index, place, &DataType::Utf8)? {
+        ScalarValue::Utf8(Some(text)) => Ok(text),
+        other => Err(SqlError::internal(format!("a text is {}", other.data_type()))),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Leaves out what they do (engine). Built by `dialect::parse`; a crash does nothing to it.
 
 use super::{Ident, Position, QualifiedName};
+use millstream_catalog::SqlType;
 use millstream_catalog::model::{GroupName, Offset, PartitionId, Timestamp};
 
 /// `COMMIT OFFSETS …`.
@@ -18,15 +19,52 @@ pub enum CommitOffsets {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitPosition {
     /// Whose offset.
-    pub group: GroupRef,
+    pub group: Given<GroupRef>,
     /// Of what.
-    pub topic: QualifiedName,
+    pub topic: Given<QualifiedName>,
     /// Of which partition.
-    pub partition: PartitionId,
+    pub partition: Given<PartitionId>,
     /// The next offset to read.
-    pub offset: Offset,
+    pub offset: Given<Offset>,
     /// Where the offset stands.
     pub position: Position,
+}
+
+/// A value of a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given<T> {
+    /// As written.
+    Value(T),
+    /// The parameter with this index, from 0, which stands there.
+    Param(usize, Position),
+}
+
+impl<T> Given<T> {
+    /// The parameter's index, if it is one.
+    fn param(&self) -> Option<usize> {
+        match self {
+            Self::Value(_) => None,
+            Self::Param(index, _) => Some(*index),
+        }
+    }
+}
+
+impl CommitPosition {
+    /// The types of its parameters, `$1` first, where they are not `declared`.
+    pub fn params(&self, declared: &[Option<SqlType>]) -> Vec<SqlType> {
+        let used = [
+            (self.group.param(), SqlType::Text),
+            (self.topic.param(), SqlType::Text),
+            (self.partition.param(), SqlType::Integer),
+            (self.offset.param(), SqlType::BigInt),
+        ];
+        let mut types = declared.to_vec();
+        for (index, sql_type) in used.into_iter().filter_map(|(index, sql_type)| Some((index?, sql_type))) {
+            types.resize(types.len().max(index + 1), None);
+            types[index].get_or_insert(sql_type);
+        }
+        types.into_iter().map(|sql_type| sql_type.unwrap_or(SqlType::Text)).collect()
+    }
 }
 
 /// A consumer group as named in a statement.
