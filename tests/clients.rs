@@ -184,6 +184,9 @@ async fn parameters_reach_subscriptions_cursors_and_inserted_selects() {
         let error = client.execute(&prepared, &[&group, &topic, &partition, &offset]).await.unwrap_err();
         assert_eq!(error.code().map(|code| code.code()), Some(code), "{group:?} {topic} {partition} {offset}");
     }
+    let declared = client.prepare_typed(commit, &[Type::TEXT, Type::TEXT, Type::FLOAT8]).await.unwrap();
+    let error = client.execute(&declared, &[&"g", &"s", &0.5_f64, &1_i64]).await.unwrap_err();
+    assert_eq!(error.code().map(|code| code.code()), Some("22023"));
     let none = client.simple_query(commit).await.unwrap_err();
     assert_eq!(none.code().map(|code| code.code()), Some("42P02"));
     let none = client.simple_query("SELECT v FROM s WHERE v = $1").await.unwrap_err();

@@ -482,6 +482,7 @@ impl Place {
     }
 }
 
+/// The value of a parameter that stands at `place`, as a number or a text.
 fn value_of(arguments: &Arguments, index: usize, place: Position, data_type: &DataType) -> Result<ScalarValue> {
     let number = index + 1;
     let missing = || SqlError::new(SqlState::UndefinedParameter, format!("there is no parameter ${number}")).at(place);
@@ -490,9 +491,12 @@ fn value_of(arguments: &Arguments, index: usize, place: Position, data_type: &Da
         let message = format!("parameter ${number} is NULL");
         return Err(SqlError::new(SqlState::NullValueNotAllowed, message).at(place));
     }
-    value.cast_to(data_type).map_err(|error| {
-        let message = format!("parameter ${number} has another type");
-        SqlError::new(SqlState::InvalidParameterValue, message).detail(error.strip_backtrace()).at(place)
+    let given = value.data_type();
+    let is_fit = given.is_integer() || matches!(given, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    let cast = if is_fit { value.cast_to(data_type).ok().filter(|value| !value.is_null()) } else { None };
+    cast.ok_or_else(|| {
+        let wanted = if data_type.is_integer() { "whole number" } else { "name" };
+        SqlError::new(SqlState::InvalidParameterValue, format!("parameter ${number} is no {wanted}")).at(place)
     })
 }
 
