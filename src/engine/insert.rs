@@ -70,8 +70,7 @@ impl Session {
         }
         let returning = returning(&relation, &insert.returning)?;
         let declared = &with_sequence(declared, insert.sequence);
-        let columns: Option<Arc<[ResultColumn]>> =
-            (!returning.is_empty()).then(|| returning.iter().map(|r| r.column.clone()).collect());
+        let columns = returned_columns(&returning);
         let rows = match &insert.source {
             InsertSource::Values(rows) => rows.as_slice(),
             InsertSource::DefaultValues => &[],
@@ -197,8 +196,7 @@ impl Session {
     ) -> Result<Outcome> {
         let relation = self.target(&insert.name)?;
         let returning = returning(&relation, &insert.returning)?;
-        let columns: Vec<ResultColumn> = returning.iter().map(|r| r.column.clone()).collect();
-        prepared.check_columns((!returning.is_empty()).then_some(columns.as_slice()))?;
+        prepared.check_columns(returned_columns(&returning).as_deref())?;
         let mut rows = self.run_select(select, prepared.arguments(params)?).await?;
         let mut binding = {
             let context = self.plan_context();
@@ -263,17 +261,16 @@ impl Session {
         } else {
             self.append(relation, parts, claim).await?
         };
-        if returning.is_empty() {
+        let Some(columns) = returned_columns(returning) else {
             let count: usize = routed.iter().map(|routed| routed.row_count).sum();
             return Ok(Outcome::Command { tag: format!("INSERT 0 {count}") });
-        }
+        };
         let mut bases = bases.into_iter();
         let mut batches = Vec::with_capacity(routed.len());
         for routed in &routed {
             let own: Vec<Offset> = bases.by_ref().take(routed.parts.len()).collect();
             batches.extend(returned_rows(routed, returning, &own)?);
         }
-        let columns: Arc<[ResultColumn]> = returning.iter().map(|r| r.column.clone()).collect();
         let stream = Box::pin(futures::stream::iter(batches.into_iter().map(|batch| Ok(batch.into()))));
         Ok(Outcome::Rows(Rows {
             columns,
@@ -420,6 +417,11 @@ impl Session {
 pub(crate) async fn wait_for_prepared(waits: &mut u32) {
     tokio::time::sleep(Duration::from_millis(1 << (*waits).min(16)).min(PREPARED_WAIT_MAX)).await;
     *waits += 1;
+}
+
+/// The columns of what an INSERT returns; `None` when that is nothing.
+fn returned_columns(returning: &[Returned]) -> Option<Arc<[ResultColumn]>> {
+    (!returning.is_empty()).then(|| returning.iter().map(|it| it.column.clone()).collect())
 }
 
 fn has_guards(append: &Append) -> bool {

@@ -120,13 +120,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     /// Whether there are as many formats as columns. A cursor may have others by now than when its FETCH was prepared.
     fn check_formats(&self, prepared: Option<&Prepared>, formats: &Formats) -> Result<(), SqlError> {
-        let Some((told, now)) = prepared.and_then(|prepared| Some((prepared.columns()?, self.columns_now(prepared)?)))
-        else {
-            return Ok(());
-        };
-        if formats.len() <= 1 || now.len() == formats.len() {
+        // Most bring one for all.
+        if formats.len() <= 1 {
             return Ok(());
         }
+        let of = prepared.and_then(|prepared| Some((prepared.columns()?, self.columns_now(prepared)?)));
+        let Some((told, now)) = of.filter(|(_, now)| now.len() != formats.len()) else { return Ok(()) };
         if told.len() == formats.len() {
             return check_columns(told, &now);
         }
